@@ -1,0 +1,51 @@
+"""satstore: layer saturation, linear probes and receptive fields of image classifiers, out of core.
+
+The names below are imported from their modules when they are first used: ``import satstore`` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from satstore.analysis.logistic import LogisticProbe
+    from satstore.config import ExperimentConfig, read_config
+    from satstore.errors import SatstoreError
+    from satstore.logs import find_runs, list_runs, open_run
+    from satstore.pipeline import run_experiments
+    from satstore.run import Run
+    from satstore.store import open_latents
+
+_MODULES = {
+    "ExperimentConfig": "satstore.config",
+    "LogisticProbe": "satstore.analysis.logistic",
+    "Run": "satstore.run",
+    "SatstoreError": "satstore.errors",
+    "find_runs": "satstore.logs",
+    "list_runs": "satstore.logs",
+    "open_latents": "satstore.store",
+    "open_run": "satstore.logs",
+    "read_config": "satstore.config",
+    "run_experiments": "satstore.pipeline",
+}
+
+__all__ = [
+    "ExperimentConfig",
+    "LogisticProbe",
+    "Run",
+    "SatstoreError",
+    "__version__",
+    "find_runs",
+    "list_runs",
+    "open_latents",
+    "open_run",
+    "read_config",
+    "run_experiments",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'satstore' has no attribute {name!r}")
+    return getattr(import_module(_MODULES[name]), name)

@@ -1,0 +1,106 @@
+"""The commit log: which files of a run's stores are whole, and what they must hold."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from satstore.errors import CorruptError
+from satstore.files import Digest, append_file
+
+
+@dataclass
+class Committed:
+    """What is committed to one store: each file's digest, and the rows written of each group."""
+
+    files: dict[str, Digest] = field(default_factory=dict)
+    n_rows: dict[str, int] = field(default_factory=dict)
+
+    def under(self, group: str) -> dict[str, Digest]:
+        """Return the files that lie under a group."""
+        return {key: digest for key, digest in self.files.items() if is_under(key, group)}
+
+    def check(self, root: Path, group: str, remedy: str) -> None:
+        """Check that a group's files are there, each of its size, and its metadata of its content.
+
+        Raises
+        ------
+        CorruptError
+            Naming the first file that is not as committed, and the remedy.
+        """
+        for key, digest in self.under(group).items():
+            path = root / key
+            try:
+                size_bytes = path.stat().st_size
+            except OSError:
+                raise CorruptError(f"{path} is committed but not there; {remedy}") from None
+            if size_bytes != digest.size_bytes:
+                raise CorruptError(
+                    f"{path} has {size_bytes} bytes, {digest.size_bytes} were committed; {remedy}"
+                )
+            if path.name == "zarr.json" and Digest.of_file(path) != digest:
+                raise CorruptError(f"{path} is not what was committed: its metadata changed; {remedy}")
+
+
+class CommitLog:
+    """The log of what was committed to a run's stores, one JSON object per line; later lines win.
+
+    Each commit is one append: the files' lines, then one that counts the group's rows. Lines torn by a power
+    loss are passed over, as are those that are no such objects, and what they named counts as not written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(
+        self, store: str, written: Mapping[str, Digest], n_rows: Mapping[str, int] | None = None
+    ) -> None:
+        """Commit files, and for each group the number of rows that it holds with them."""
+        lines: list[dict[str, Any]] = [
+            {"store": store, "key": key, **asdict(digest)} for key, digest in written.items()
+        ]
+        lines += [{"store": store, "group": group, "n_rows": n} for group, n in (n_rows or {}).items()]
+        self._append(lines)
+
+    def remove(self, store: str, group: str = "") -> None:
+        """Say that what lies under a group is no longer there; no group means the whole store."""
+        self._append([{"store": store, "removed": group}])
+
+    def read(self, store: str) -> Committed:
+        """Return what is committed to a store."""
+        committed = Committed()
+        for line in self._lines():
+            if line.get("store") != store:
+                continue
+            if {"key", "size_bytes", "sha256"} <= line.keys():
+                committed.files[line["key"]] = Digest(line["size_bytes"], line["sha256"])
+            elif {"group", "n_rows"} <= line.keys():
+                committed.n_rows[line["group"]] = line["n_rows"]
+            elif "removed" in line:
+                gone = line["removed"]
+                committed.files = {k: d for k, d in committed.files.items() if not is_under(k, gone)}
+                committed.n_rows = {k: n for k, n in committed.n_rows.items() if not is_under(k, gone)}
+        return committed
+
+    def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        # The first newline ends a line that a crash may have torn, so that it can't swallow the next.
+        text = "\n" + "".join(json.dumps(line) + "\n" for line in lines)
+        append_file(self.path, text.encode())
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            for line in file:
+                try:
+                    content = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(content, dict):
+                    yield content
+
+
+def is_under(key: str, group: str) -> bool:
+    """Tell whether a key is a group, or lies under it; no group means the whole store."""
+    return not group or key == group or key.startswith(f"{group}/")

@@ -1,0 +1,214 @@
+"""Configs: read a JSON file, check it, and expand its lists into the experiments of a grid."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from satstore.errors import ConfigError, NotFoundError
+from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, Registry, load_plugins, suggest
+
+Pooling = Annotated[str, Field(pattern=r"^([1-9][0-9]{0,3}|full)$")]
+"""An adaptive average pooling of the latents: a number n for n × n, or ``full`` for unpooled maps."""
+
+
+def pooling_key(pooling: str) -> str:
+    """Return the name that a pooling has on disk: ``pool4`` for ``"4"``, ``full`` for ``"full"``."""
+    return f"pool{pooling}" if pooling.isdecimal() else pooling
+
+
+CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
+"""Where the shipped configs lie: inside an installed wheel, and in a checkout."""
+
+
+class ExperimentConfig(BaseModel):
+    """What one experiment is: one point of a config's grid, every default filled in."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: str = "resnet18"
+    epoch: int = Field(30, ge=1, description="number of epochs to train")
+    batch_size: int = Field(128, ge=1)
+    dataset: str = "Cifar10"
+    resolution: int = Field(32, ge=1, description="height and width of the model's input, in pixels")
+    optimizer: str = "adam"
+    metrics: tuple[str, ...] = ("Accuracy", "Top5Accuracy")
+    logs_dir: str = "./logs/"
+    device: str | None = Field(None, description="cpu or cuda:N; null: cuda:0 where there is one, else cpu")
+    conv_method: Literal["channelwise", "mean", "max", "median", "flatten"] = "channelwise"
+    delta: float = Field(0.99, gt=0, le=1)
+    data_parallel: bool = False
+    downsampling: int | None = Field(None, ge=1, description="positions kept per axis of a map, for spectra")
+    cache_dir: str | None = Field(None, description="data folder; null: $TORCH_DATADIR, else tmp")
+    seed: int = Field(0, ge=0, lt=2**63)
+    amp: bool = Field(True, description="bfloat16 autocast where the device is a GPU")
+    augment: bool = Field(True, description="the dataset's own augmentation of the training images")
+    workers: int | None = Field(None, ge=0, description="loader processes; null: chosen for the machine")
+    stop_at_accuracy: float | None = Field(
+        None, gt=0, le=1, description="stop after the epoch that reaches it"
+    )
+    layers: str | None = Field(None, description="regular expression of the layers to record; null: all")
+    exclude_layers: str | None = Field(None, description="regular expression of the layers to leave out")
+    pooling: tuple[Pooling, ...] = Field(("4",), min_length=1)
+    stages: tuple[str, ...] = ("train", "extract", "saturation", "probe")
+    plugins: tuple[str, ...] = ()
+    note: str = ""
+
+    @property
+    def experiment(self) -> str:
+        """The name of the experiment's folder: what people look for, and a digest over all that matters."""
+        parts = (
+            self.model,
+            self.dataset,
+            f"r{self.resolution}",
+            f"bs{self.batch_size}",
+            f"e{self.epoch}",
+            self.optimizer,
+        )
+        readable = "-".join(re.sub(r"[^A-Za-z0-9_.]+", "_", part)[-48:] for part in parts)
+        return f"{readable}-{self.digest[:6]}"
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 digest over all that training depends on, as hexadecimal digits."""
+        trained = self.model_dump(mode="json", exclude=set(NOT_TRAINING))
+        return hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder that holds the datasets."""
+        return Path(self.cache_dir or os.environ.get("TORCH_DATADIR") or "tmp").expanduser()
+
+
+NOT_TRAINING = frozenset(
+    {"logs_dir", "device", "delta", "cache_dir", "workers", "pooling", "stages", "plugins", "note"}
+)
+"""Keys that an experiment's weights, metrics and spectra don't depend on: they are not in its digest."""
+
+LIST_KEYS = frozenset({"metrics", "pooling", "stages", "plugins"})
+"""Keys whose value is one list; a list under any other key multiplies out."""
+
+NAMED_KEYS: Mapping[str, Registry] = {
+    "model": MODELS,
+    "dataset": DATASETS,
+    "optimizer": OPTIMIZERS,
+    "metrics": METRICS,
+    "stages": STAGES,
+}
+
+
+def find_config(name: str) -> Path:
+    """Return the path of a config: a file, or the name of a shipped one such as ``demo``.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such file and no such shipped config.
+    """
+    with suppress(OSError):  # a name that is too long for a file, or in a folder that can't be entered
+        if Path(name).is_file():
+            return Path(name)
+    shipped = list_configs()
+    if name.removesuffix(".json") in shipped:
+        return shipped[name.removesuffix(".json")]
+    raise NotFoundError(
+        f"no config file {name!r}, and no shipped config of that name{suggest(name, shipped)}"
+    )
+
+
+def list_configs() -> dict[str, Path]:
+    """Return the shipped configs: name, such as ``section3.3/figure3``, to path."""
+    folder = next((f for f in CONFIG_FOLDERS if f.is_dir()), CONFIG_FOLDERS[0])
+    return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.json"))}
+
+
+def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig]:
+    """Read a config and expand its lists into the grid of experiments.
+
+    Parameters
+    ----------
+    source
+        A path, the name of a shipped config, or the config's content.
+
+    Returns
+    -------
+    list of ExperimentConfig
+        In the order of the config's keys, the last list varying fastest; equal points once.
+
+    Raises
+    ------
+    ConfigError
+        If it is no JSON object, or has an unknown key, name or value.
+    NotFoundError
+        If there is no such file.
+    """
+    if isinstance(source, Mapping):
+        return expand(dict(source))
+    path = find_config(str(source))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} can't be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} holds a JSON {type(content).__name__}; expected an object of config keys")
+    try:
+        return expand(content)
+    except ConfigError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def expand(content: dict[str, Any]) -> list[ExperimentConfig]:
+    """Multiply a config's lists out; see :func:`read_config`."""
+    known = ExperimentConfig.model_fields
+    for key in content:
+        if key not in known:
+            raise ConfigError(f"unknown config key {key!r}{suggest(key, known)}")
+    for key in LIST_KEYS & content.keys():
+        if not isinstance(content[key], list | tuple):
+            raise ConfigError(f"{key!r} takes a list, found {content[key]!r}")
+    for key, value in content.items():
+        if key not in LIST_KEYS and isinstance(value, list) and not value:
+            raise ConfigError(f"{key!r} is an empty list; give one value at least")
+    load_plugins(map(str, content.get("plugins", ())))
+    axes = [
+        [(key, value)] if key in LIST_KEYS or not isinstance(value, list) else [(key, v) for v in value]
+        for key, value in content.items()
+    ]
+    points = [_make_config(dict(point)) for point in itertools.product(*axes)]
+    return list(dict.fromkeys(points))
+
+
+def _make_config(content: dict[str, Any]) -> ExperimentConfig:
+    if "pooling" in content:  # numbers are as good as digits in a config
+        content["pooling"] = [str(p) for p in content["pooling"]]
+    try:
+        config = ExperimentConfig.model_validate(content)
+    except ValidationError as error:
+        raise ConfigError(describe(error)) from error
+    for key, registry in NAMED_KEYS.items():
+        value = getattr(config, key)
+        for name in (value,) if isinstance(value, str) else value:
+            registry.entry(name)
+    if config.data_parallel:
+        raise ConfigError("'data_parallel': true is not supported by this version; set it to false")
+    return config
+
+
+def describe(error: ValidationError) -> str:
+    """Return what pydantic found wrong, in one line: the key, what was found and what was expected."""
+    parts = []
+    for item in error.errors():
+        key = ".".join(str(place) for place in item["loc"])
+        parts.append(f"{key!r}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}")
+    return "; ".join(parts)

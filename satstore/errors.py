@@ -1,0 +1,45 @@
+"""The errors that satstore raises on purpose.
+
+Each says in one line what was found, what was expected and what to do, and is also the built-in
+exception that a caller would expect, so that ``except FileNotFoundError`` works as it should.
+"""
+
+
+class SatstoreError(Exception):
+    """The base of every error that satstore raises on purpose."""
+
+    def __str__(self) -> str:
+        # KeyError and OSError format their arguments in their own ways; one line of text is wanted.
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class ConfigError(SatstoreError, ValueError):
+    """A config, a parameter or a name that can't be used."""
+
+
+class UnknownNameError(ConfigError, LookupError):
+    """A name that no registry entry, layer, split, run or experiment has."""
+
+
+class NotFoundError(SatstoreError, FileNotFoundError):
+    """A run, a dataset, a store or a table that isn't there."""
+
+
+class MissingStageError(SatstoreError, RuntimeError):
+    """A stage that needs another stage's results, which are not there yet."""
+
+
+class LockedError(SatstoreError, BlockingIOError):
+    """An experiment that another process is writing."""
+
+
+class CorruptError(SatstoreError, OSError):
+    """Stored data that is not what was committed."""
+
+
+class DeviceError(SatstoreError, RuntimeError):
+    """A device that isn't there or can't be used."""
+
+
+class NumericsError(SatstoreError, ArithmeticError):
+    """NaN, infinities or overflow where finite numbers are needed."""

@@ -1,0 +1,106 @@
+"""Events: what a stage tells those who watch it, one JSON object per line of ``events.jsonl``."""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from satstore.files import append_file
+
+Kind = Literal["started", "progress", "message", "warning", "done", "failed"]
+
+Listener = Callable[["Event"], None]
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened in a stage.
+
+    Attributes
+    ----------
+    stage
+        The stage's name.
+    kind
+        What happened.
+    text
+        One line for people.
+    done, total
+        Units of work done and to do; None where nothing is counted.
+    values
+        Numbers that belong to it, such as ``{"loss": 0.31}``.
+    time
+        Seconds since the epoch.
+    """
+
+    stage: str
+    kind: Kind
+    text: str = ""
+    done: int | None = None
+    total: int | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+    time: float = field(default_factory=time.time)
+
+
+class EventLog:
+    """Appends events to a file and hands them to a listener.
+
+    Progress is written a few times a second at most: the file is for watching, not for accounting.
+    """
+
+    PROGRESS_INTERVAL_S = 0.25
+
+    def __init__(self, path: Path, listener: Listener | None = None) -> None:
+        self.path = path
+        self.listener = listener
+        self._last_progress = -math.inf
+
+    def is_due(self) -> bool:
+        """Tell whether it is time for the next progress, for those to whom measuring it costs something."""
+        return time.monotonic() - self._last_progress >= self.PROGRESS_INTERVAL_S
+
+    def emit(self, event: Event) -> None:
+        """Append one event; progress that isn't due is left out, but never the last (``done == total``)."""
+        if event.kind == "progress":
+            is_last = event.total is not None and event.done == event.total
+            if not is_last and not self.is_due():
+                return
+            self._last_progress = time.monotonic()
+        line = json.dumps(asdict(event), ensure_ascii=True) + "\n"
+        # One write to a file opened for appending: lines of two processes never mix.
+        append_file(self.path, line.encode(), durable=False)
+        if self.listener is not None:
+            self.listener(event)
+
+
+def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
+    """Read the whole lines of an event log from a byte offset on.
+
+    Returns
+    -------
+    events
+        Lines that are no events (torn by a crash, or of a newer version) are passed over.
+    offset
+        Where to go on reading.
+    """
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        # A log that shrank was started anew.
+        offset = offset if os.fstat(file.fileno()).st_size >= offset else 0
+        file.seek(offset)
+        content = file.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    return list(_parse(whole.splitlines())), offset + len(whole)
+
+
+def _parse(lines: list[bytes]) -> Iterator[Event]:
+    for line in lines:
+        try:
+            item: dict[str, Any] = json.loads(line)
+            yield Event(**item)
+        except (ValueError, TypeError):
+            continue

@@ -1,0 +1,109 @@
+"""Durable files: what is written is whole or not there, also after a power loss."""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from satstore.errors import SatstoreError
+
+FORMAT_VERSION = 1
+"""The version of all that satstore writes to disk: manifests and stores."""
+
+
+class WriteError(SatstoreError, OSError):
+    """A file that can't be written: no space, no permission, a bad disk."""
+
+
+@dataclass(frozen=True)
+class Digest:
+    """What a file must hold: its size in bytes and its SHA-256 as hexadecimal digits."""
+
+    size_bytes: int
+    sha256: str
+
+    @classmethod
+    def of(cls, content: bytes | memoryview) -> Self:
+        """Return the digest of some bytes."""
+        return cls(memoryview(content).nbytes, hashlib.sha256(content).hexdigest())
+
+    @classmethod
+    def of_file(cls, path: Path) -> Self:
+        """Return the digest of a file's content, read in pieces."""
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return cls(file.tell(), sha256)
+
+
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Replace a file's content: temporary file, fsync, rename, fsync of the folder.
+
+    Raises
+    ------
+    WriteError
+        If the disk refuses; the old content stays.
+    """
+    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")
+    with _refusals(path):
+        _make_folder(path.parent)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+
+
+def append_file(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Append to a file, in one write where the disk takes it whole, and fsync it if it is to be durable.
+
+    Raises
+    ------
+    WriteError
+        If the disk refuses.
+    """
+    with _refusals(path):
+        is_new = not path.exists()
+        with path.open("ab", buffering=0) as file:
+            rest = memoryview(content)
+            while rest:  # a disk that fills up takes a part and says so only when asked for more
+                rest = rest[file.write(rest) :]
+            if durable:
+                os.fsync(file.fileno())
+        if is_new and durable:
+            sync_folder(path.parent)
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder and its parents, each of them to survive a power loss."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a folder's entries (renames, new files) survive a power loss."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _refusals(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, SatstoreError):
+            raise
+        raise WriteError(f"{path} can't be written: {error.strerror or error}") from error

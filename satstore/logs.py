@@ -1,0 +1,138 @@
+"""The logs folder: how experiments are made, found and listed in it."""
+
+import json
+import os
+import platform
+import re
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from satstore.config import ExperimentConfig
+from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
+from satstore.events import Listener
+from satstore.files import Digest, write_file
+from satstore.manifest import FileRecord, Manifest
+from satstore.registry import suggest
+from satstore.run import Run
+
+RUN_ID = re.compile(r"\w[\w.+=@-]{0,99}")
+
+
+def check_run_id(run_id: str) -> str:
+    """Return a run id if it can be a folder's name.
+
+    Raises
+    ------
+    ConfigError
+        If it is empty or too long, or has ``..`` or characters other than letters, digits and _.+=@-
+    """
+    if not RUN_ID.fullmatch(run_id) or ".." in run_id:
+        raise ConfigError(
+            f"run id {run_id[:120]!r} can't be used, it names a folder: use letters, digits and _ . + = @ -, "
+            "at most 100, the first a letter or digit, no '..'"
+        )
+    return run_id
+
+
+def find_logs_dir(logs_dir: str | Path | None = None, config: ExperimentConfig | None = None) -> Path:
+    """Return the folder of all runs: the one given, else SATSTORE_LOGS_DIR, the config's, ``./logs``."""
+    default = config.logs_dir if config else "./logs"
+    return Path(logs_dir or os.environ.get("SATSTORE_LOGS_DIR") or default).expanduser()
+
+
+def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Listener | None = None) -> Run:
+    """Open the experiment of a config under a run id; make its folder if it isn't there.
+
+    Raises
+    ------
+    ConfigError
+        If the run id can't be used.
+    """
+    path = logs_dir / check_run_id(run_id) / config.experiment
+    if not (path / "manifest.json").exists():
+        content = config.model_dump(mode="json")
+        manifest = Manifest(
+            run_id=run_id,
+            experiment=config.experiment,
+            created=time.time(),
+            config=content,
+            config_sha256=config.digest,
+            environment={
+                "satstore": version("satstore"),
+                "python": platform.python_version(),
+                "platform": sys.platform,
+            },
+        )
+        write_file(path / "config.json", (json.dumps(content, indent=2) + "\n").encode())
+        digest = Digest.of_file(path / "config.json")
+        manifest.files["config.json"] = FileRecord(size_bytes=digest.size_bytes, sha256=digest.sha256)
+        write_file(path / "manifest.json", manifest.model_dump_json(indent=1).encode())
+    run = Run(path, listener)
+    if run.manifest.config_sha256 != config.digest:
+        raise CorruptError(f"{path} holds an experiment of another config; choose another run id")
+    return run
+
+
+def list_runs(logs_dir: str | Path | None = None, unreadable: list[CorruptError] | None = None) -> list[Run]:
+    """Return every experiment under a logs folder, by run id and name; folders without a manifest are none.
+
+    Parameters
+    ----------
+    unreadable
+        Where given, manifests that can't be read are passed over, and their errors appended here.
+
+    Raises
+    ------
+    CorruptError
+        If a manifest can't be read.
+    """
+    runs = []
+    for path in sorted(find_logs_dir(logs_dir).glob("*/*/manifest.json")):
+        try:
+            runs.append(Run(path.parent))
+        except CorruptError as error:
+            if unreadable is None:
+                raise
+            unreadable.append(error)
+    return runs
+
+
+def find_runs(name: str, logs_dir: str | Path | None = None, listener: Listener | None = None) -> list[Run]:
+    """Return the experiments of a run id (``RES``), or the one named (``RES/<experiment>``).
+
+    Raises
+    ------
+    NotFoundError
+        If there is none; the message says where it was looked for.
+    """
+    root = find_logs_dir(logs_dir)
+    run_id, _, experiment = name.strip("/").partition("/")
+    check_run_id(run_id)
+    found = sorted((root / run_id).glob("*/manifest.json"))
+    if experiment:
+        found = [path for path in found if path.parent.name == experiment]
+    if not found:
+        known = sorted({p.parent.parent.name for p in root.glob("*/*/manifest.json")})
+        if experiment and run_id in known:
+            known = [f"{run_id}/{p.parent.name}" for p in (root / run_id).glob("*/manifest.json")]
+        raise NotFoundError(f"no run {name!r} in {root.absolute()}{suggest(name, known)}")
+    return [Run(path.parent, listener) for path in found]
+
+
+def open_run(name: str, logs_dir: str | Path | None = None) -> Run:
+    """Return one experiment, by ``RES/<experiment>``, or by ``RES`` where it is the only one.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    UnknownNameError
+        If there are several; the message lists them.
+    """
+    runs = find_runs(name, logs_dir)
+    if len(runs) > 1:
+        names = ", ".join(run.name for run in runs)
+        raise UnknownNameError(f"{name!r} has {len(runs)} experiments; name one: {names}")
+    return runs[0]

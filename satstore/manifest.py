@@ -1,0 +1,95 @@
+"""The run manifest: what an experiment is, what was done and what it must hold."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from satstore.files import FORMAT_VERSION
+
+StageStatus = Literal["done", "running", "failed", "missing"]
+
+STAGE_KEYS = ("train", "extract", "saturation", "probe", "receptive_field", "project", "flops")
+"""The stages that a manifest knows, in the order in which they are run."""
+
+
+class _Record(BaseModel):
+    # A newer version of the same format may add fields; what is read here is written back with them.
+    model_config = ConfigDict(extra="allow")
+
+
+class FileRecord(_Record):
+    """A committed file of the run folder: its size in bytes and SHA-256."""
+
+    size_bytes: int
+    sha256: str
+
+
+class LayerRecord(_Record):
+    """A recorded layer: its PyTorch name, place in forward order, kind, features and output shape."""
+
+    layer: str
+    index: int
+    kind: str
+    n_features: int
+    output_shape: list[int]
+
+
+class DatasetRecord(_Record):
+    """The data that an experiment was trained on; the fingerprint tells other data of the same name apart."""
+
+    name: str
+    n_train: int
+    n_eval: int
+    classes: list[str]
+    fingerprint: str
+
+
+class LatentsRecord(_Record):
+    """One pooling of stored latents; the digests say of which checkpoint and what was written."""
+
+    checkpoint_sha256: str
+    digest: str
+    size_bytes: int
+    n_train: int
+    n_eval: int
+
+
+class StageRecord(_Record):
+    """How a stage's last start went."""
+
+    status: StageStatus
+    started: float
+    ended: float | None = None
+    error: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+
+
+class Summary(_Record):
+    """What lists show of an experiment, so that they need no other file; accuracies are fractions."""
+
+    epochs_done: int = 0
+    test_accuracy: float | None = None
+    intrinsic_dimension: dict[str, int | None] = Field(default_factory=dict)
+    saturation: dict[str, float | None] = Field(default_factory=dict)
+    probe_accuracy: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+
+
+class Manifest(_Record):
+    """The content of ``manifest.json``."""
+
+    format_version: int = FORMAT_VERSION
+    run_id: str
+    experiment: str
+    created: float
+    config: dict[str, Any]
+    config_sha256: str
+    environment: dict[str, Any] = Field(default_factory=dict)
+    dataset: DatasetRecord | None = None
+    layers: list[LayerRecord] = Field(default_factory=list)
+    stages: dict[str, StageRecord] = Field(default_factory=dict)
+    files: dict[str, FileRecord] = Field(default_factory=dict)
+    latents_path: str = "latents.zarr"
+    latents: dict[str, LatentsRecord] = Field(default_factory=dict)
+    probes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)
+    summary: Summary = Field(default_factory=Summary)

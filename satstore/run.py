@@ -1,0 +1,356 @@
+"""Runs: an experiment's folder, its manifest and its tables.
+
+The run folder is the only channel between processes. A file of it counts when the manifest, written last,
+holds its digest.
+"""
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from satstore.commits import CommitLog
+from satstore.config import ExperimentConfig, describe
+from satstore.errors import CorruptError, NotFoundError
+from satstore.events import Event, EventLog, Listener
+from satstore.files import FORMAT_VERSION, Digest, sync_folder, write_file
+from satstore.lock import WriteLock
+from satstore.manifest import STAGE_KEYS, FileRecord, Manifest, StageRecord, StageStatus
+from satstore.registry import suggest
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from satstore.analysis.spectrum import Definition
+    from satstore.store import LatentSplit
+
+
+class Run:
+    """One experiment's folder.
+
+    Attributes
+    ----------
+    path
+        The folder.
+    manifest
+        Its manifest, as it was when the run was opened or last committed to; :meth:`reload` reads it anew.
+    """
+
+    def __init__(self, path: Path, listener: Listener | None = None) -> None:
+        self.path = path
+        self.manifest = read_manifest(path)
+        self.events = EventLog(path / "events.jsonl", listener)
+        self.commits = CommitLog(path / "commits.jsonl")
+        self._lock = WriteLock(path)
+
+    def __repr__(self) -> str:
+        return f"<Run {self.name}>"
+
+    @property
+    def run_id(self) -> str:
+        """The run id that the experiment is under."""
+        return self.path.parent.name
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name, which is its folder's."""
+        return self.path.name
+
+    @property
+    def name(self) -> str:
+        """Run id and experiment, as commands take them."""
+        return f"{self.run_id}/{self.experiment}"
+
+    @property
+    def config(self) -> ExperimentConfig:
+        """The config that the experiment was made with."""
+        return ExperimentConfig.model_validate(self.manifest.config)
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the recorded layers, in forward order."""
+        return [record.layer for record in self.manifest.layers]
+
+    @property
+    def latents_path(self) -> Path:
+        """The folder of the store of latents."""
+        return self.path / self.manifest.latents_path
+
+    @property
+    def analysis_path(self) -> Path:
+        """The folder of the store of spectra and probes."""
+        return self.path / "analysis.zarr"
+
+    # Reading
+
+    def reload(self) -> None:
+        """Read the manifest anew."""
+        self.manifest = read_manifest(self.path)
+
+    def status(self, stage: str) -> StageStatus:
+        """Return a stage's state; one whose process died without a word has failed."""
+        record = self.manifest.stages.get(stage)
+        if record is None:
+            return "missing"
+        if record.status == "running" and self._lock.holder() is None:
+            return "failed"
+        return record.status
+
+    def statuses(self) -> dict[str, StageStatus]:
+        """Return every stage's state, by its key in the manifest."""
+        return {stage: self.status(stage) for stage in STAGE_KEYS}
+
+    def table(self, name: str) -> "pd.DataFrame":
+        """Return a table of the run, such as ``"metrics"``, ``"saturation"`` or ``"probe-pool4"``.
+
+        Raises
+        ------
+        NotFoundError
+            If the run has no such table (yet).
+        CorruptError
+            If the file isn't what was committed.
+        """
+        import pandas as pd
+
+        return pd.read_csv(io.BytesIO(self.read_file(f"{name}.csv")))
+
+    def has_file(self, name: str) -> bool:
+        """Tell whether a file of that name was committed."""
+        return name in self.manifest.files
+
+    def read_file(self, name: str) -> bytes:
+        """Return the content of a committed file, checked against its digest.
+
+        Raises
+        ------
+        NotFoundError
+            If no such file was committed.
+        CorruptError
+            If the file isn't what was committed.
+        """
+        record = self.manifest.files.get(name)
+        if record is None:
+            known = sorted(self.manifest.files)
+            raise NotFoundError(f"{self.name} has no {name!r}{suggest(name, known)}")
+        for path in (self.path / name, self.path / f"{name}.new"):  # the rename may be still to come
+            if path.exists():
+                content = path.read_bytes()
+                if Digest.of(content) == Digest(record.size_bytes, record.sha256):
+                    return content
+        found = "is not there" if not (self.path / name).exists() else "is not what was committed"
+        raise CorruptError(f"{self.path / name} {found}; restore it, or write it again with --overwrite")
+
+    def latents(self, pooling: str, split: str) -> "LatentSplit":
+        """Return the latents of one pooling (``pool4``) and split (``train``, ``eval``): layer to array.
+
+        Raises
+        ------
+        NotFoundError
+            If they aren't there.
+        CorruptError
+            If what is there isn't what was committed.
+        """
+        from satstore.store import open_latents
+
+        if pooling not in self.manifest.latents:
+            digits = pooling.removeprefix("pool")
+            stored = ", ".join(self.manifest.latents) or "none"
+            raise NotFoundError(
+                f"{self.name} has no latents {pooling!r} (stored: {stored}); "
+                f"write them with: satstore extract --run {self.name} -d {digits}"
+            )
+        remedy = f"write it again with: satstore extract --run {self.name} --overwrite"
+        self.commits.read(self.latents_path.name).check(self.latents_path, f"{pooling}/{split}", remedy)
+        return open_latents(self.latents_path).split(pooling, split)
+
+    def saturation(
+        self, delta: float | None = None, definition: "Definition" = "exact", split: str | None = None
+    ) -> "pd.DataFrame":
+        """Return saturation and intrinsic dimension at any delta, from the stored spectra.
+
+        Parameters
+        ----------
+        delta
+            Share of the variance to explain, in (0, 1]; the config's by default.
+        definition
+            ``exact`` or ``delve``; see :func:`satstore.analysis.spectrum.intrinsic_dimension`.
+        split
+            ``train``, ``eval``, or None for both.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row per epoch, split and layer, layers in forward order.
+
+        Raises
+        ------
+        NotFoundError
+            If no spectra are there yet.
+        """
+        import pandas as pd
+
+        from satstore.analysis.spectrum import intrinsic_dimension
+        from satstore.store import AnalysisStore
+
+        delta = self.config.delta if delta is None else delta
+        store = AnalysisStore(self.analysis_path)
+        index = {record.layer: record.index for record in self.manifest.layers}
+        frames = []
+        for name in ("train", "eval") if split is None else (split,):
+            for layer, eigenvalues in store.spectra(name).items():
+                eigenvalues = eigenvalues[: self.manifest.summary.epochs_done]
+                n_features = eigenvalues.shape[1]
+                dimension = intrinsic_dimension(eigenvalues, delta, definition)
+                frames.append(
+                    pd.DataFrame(
+                        {
+                            "delta": delta,
+                            "definition": definition,
+                            "epoch": range(len(eigenvalues)),
+                            "split": name,
+                            "layer": layer,
+                            "index": index[layer],
+                            "n_features": n_features,
+                            "intrinsic_dimension": dimension,
+                            "saturation": dimension / n_features,
+                        }
+                    )
+                )
+        if not frames:
+            raise NotFoundError(f"{self.name} has no spectra yet; train it first")
+        table = pd.concat(frames)
+        order = pd.Categorical(table["split"], ["train", "eval"])
+        return (
+            table.assign(order=order)
+            .sort_values(["epoch", "order", "index"], ignore_index=True)
+            .drop(columns="order")
+        )
+
+    def plot(self) -> "Figure":
+        """Draw saturation and probe accuracy over the layers; see :func:`satstore.plots.plot_layers`."""
+        from satstore.plots import plot_layers
+
+        return plot_layers(self)
+
+    # Writing
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the experiment for writing, and mend first what a crash left half done.
+
+        Raises
+        ------
+        LockedError
+            At once, if another process holds it; the message names it.
+        """
+        with self._lock.hold(self.name):
+            self._recover()
+            yield
+
+    def commit(
+        self, files: Mapping[str, bytes] | None = None, change: Callable[[Manifest], None] | None = None
+    ) -> None:
+        """Replace files and change the manifest, all or nothing.
+
+        The files are written beside their old versions; the manifest, written next, is the commit; then they
+        are renamed. A crash before the manifest leaves the old state; one after it, the next lock mends.
+
+        Parameters
+        ----------
+        files
+            Name to content.
+        change
+            Changes a copy of the manifest in place.
+        """
+        manifest = self.manifest.model_copy(deep=True)
+        for name, content in (files or {}).items():
+            write_file(self.path / f"{name}.new", content)
+            digest = Digest.of(content)
+            manifest.files[name] = FileRecord(size_bytes=digest.size_bytes, sha256=digest.sha256)
+        if change is not None:
+            change(manifest)
+        write_file(self.path / "manifest.json", manifest.model_dump_json(indent=1).encode())
+        self.manifest = manifest
+        for name in files or {}:
+            (self.path / f"{name}.new").replace(self.path / name)
+        sync_folder(self.path)
+
+    def _recover(self) -> None:
+        """Finish or undo what a crash left half done: renames after a commit, and files never committed."""
+        self.reload()
+        for staged in self.path.glob("*.new"):
+            name = staged.name.removesuffix(".new")
+            record = self.manifest.files.get(name)
+            if record and Digest.of_file(staged) == Digest(record.size_bytes, record.sha256):
+                staged.replace(self.path / name)
+            else:
+                staged.unlink()
+        for partial in self.path.glob(".*.partial"):
+            partial.unlink()
+
+    def emit(self, stage: str, kind: Any, text: str = "", **fields: Any) -> None:
+        """Tell those who watch what happens; see :class:`satstore.events.Event`."""
+        self.events.emit(Event(stage, kind, text, **fields))
+
+    @contextmanager
+    def stage(self, stage: str, parameters: Mapping[str, Any]) -> Iterator[None]:
+        """Mark a stage as running, then done or failed, in manifest and events. The lock must be held."""
+        started = time.time()
+
+        def mark(status: StageStatus, error: str | None = None) -> None:
+            record = StageRecord(
+                status=status,
+                started=started,
+                ended=None if status == "running" else time.time(),
+                error=error,
+                parameters=dict(parameters),
+            )
+            self.commit(change=lambda manifest: manifest.stages.__setitem__(stage, record))
+
+        mark("running")
+        self.emit(stage, "started")
+        try:
+            yield
+        except BaseException as error:
+            text = str(error) or type(error).__name__
+            mark("failed", text)
+            self.emit(stage, "failed", text)
+            raise
+        mark("done")
+        self.emit(stage, "done")
+
+    def warn(self, stage: str, text: str) -> None:
+        """Record a warning in the manifest and tell those who watch."""
+        self.commit(change=lambda manifest: manifest.warnings.append(f"{stage}: {text}"))
+        self.emit(stage, "warning", text)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a run folder's manifest.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    CorruptError
+        If it is no manifest, or of a format version that is not known here.
+    """
+    file = path / "manifest.json"
+    try:
+        content = json.loads(file.read_bytes())
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CorruptError(f"{file} has format version {version}; this satstore reads {FORMAT_VERSION}")
+        return Manifest.model_validate(content)
+    except FileNotFoundError:
+        raise NotFoundError(f"no run at {path}: it has no manifest.json") from None
+    except ValidationError as error:
+        raise CorruptError(f"{file} is not a manifest: {describe(error)}") from error
+    except (ValueError, AttributeError) as error:
+        raise CorruptError(f"{file} is not a manifest: {error}") from error

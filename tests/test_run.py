@@ -1,0 +1,207 @@
+"""Run folders: commits, locks, tables, and how runs are found."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from satstore.config import ExperimentConfig
+from satstore.errors import ConfigError, CorruptError, LockedError, NotFoundError, UnknownNameError
+from satstore.logs import check_run_id, find_logs_dir, find_runs, list_runs, make_run, open_run
+from satstore.run import Run
+
+CONFIG = ExperimentConfig(model="vgg5", dataset="Digits")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_run(tmp_path, "res", CONFIG)
+
+
+def test_make_run__writes_a_manifest_and_a_config_that_repeats_it(run: Run) -> None:
+    from satstore.config import read_config
+
+    assert run.path.name == CONFIG.experiment
+    assert read_config(run.path / "config.json") == [CONFIG]
+    assert run.config == CONFIG
+    assert set(run.statuses().values()) == {"missing"}
+
+
+def test_make_run__opens_the_experiment_that_is_there(run: Run, tmp_path: Path) -> None:
+    run.commit({"metrics.csv": b"epoch\n0\n"})
+
+    assert make_run(tmp_path, "res", CONFIG.model_copy(update={"delta": 0.9})).has_file("metrics.csv")
+
+
+def test_commit__replaces_files_and_their_digests(run: Run) -> None:
+    run.commit({"metrics.csv": b"epoch\n0\n"})
+    run.commit({"metrics.csv": b"epoch\n0\n1\n"})
+
+    assert list(Run(run.path).table("metrics")["epoch"]) == [0, 1]
+    assert not list(run.path.glob("*.new"))
+
+
+@pytest.mark.parametrize("step", ["first file", "second file", "manifest", "first rename", "second rename"])
+def test_commit__killed_at_any_step_leaves_the_old_state_or_the_new(
+    run: Run, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import satstore.run as module
+
+    old = {"a.csv": b"a\n1\n", "b.csv": b"b\n1\n"}
+    new = {"a.csv": b"a\n2\n", "b.csv": b"b\n2\n"}
+    run.commit(old)
+    writes = ["first file", "second file", "manifest"]
+    left = {"writes": writes.index(step) if step in writes else 9, "renames": int(step == "second rename")}
+    write_file, replace = module.write_file, Path.replace
+
+    def die_writing(path: Path, content: bytes) -> None:
+        if left["writes"] == 0:
+            raise KeyboardInterrupt
+        left["writes"] -= 1
+        write_file(path, content)
+
+    def die_renaming(self: Path, target: Path) -> Path:
+        if self.suffix == ".new" and step.endswith("rename"):
+            if left["renames"] == 0:
+                raise KeyboardInterrupt
+            left["renames"] -= 1
+        return replace(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_file", die_writing)
+        patch.setattr(Path, "replace", die_renaming)
+        with pytest.raises(KeyboardInterrupt):
+            run.commit(new)
+
+    expected = new if step.endswith("rename") else old
+    reader = Run(run.path)
+    assert {name: reader.read_file(name) for name in old} == expected, "before the next lock"
+    with reader.lock():
+        pass
+    assert {name: (run.path / name).read_bytes() for name in old} == expected
+    assert not list(run.path.glob("*.new"))
+
+
+def test_read_file__refuses_what_was_not_committed(run: Run) -> None:
+    run.commit({"metrics.csv": b"epoch\n0\n"})
+    (run.path / "metrics.csv").write_bytes(b"epoch\n9\n")
+    with pytest.raises(CorruptError, match=r"metrics\.csv is not what was committed"):
+        run.table("metrics")
+
+    (run.path / "metrics.csv").unlink()
+    with pytest.raises(CorruptError, match="is not there"):
+        run.table("metrics")
+    with pytest.raises(NotFoundError, match=r"did you mean 'metrics\.csv'"):
+        run.table("metric")
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from satstore.run import Run
+with Run(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_lock__names_the_holder_and_dies_with_it(run: Run) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        held = rf"is being written by process {holder.pid} on \S+ since 20"
+        with pytest.raises(LockedError, match=held), run.lock():
+            pass
+        holder.kill()
+        holder.wait()
+
+    with run.lock():
+        assert json.loads((run.path / ".holder.json").read_text())["pid"] == os.getpid()
+    assert not (run.path / ".holder.json").exists()
+
+
+def test_status__of_a_dead_process_is_failed(run: Run) -> None:
+    with run.lock():
+        with run.stage("train", {}):
+            assert Run(run.path).status("train") == "running"
+            manifest = (run.path / "manifest.json").read_bytes()
+        assert Run(run.path).status("train") == "done"
+    (run.path / "manifest.json").write_bytes(manifest)
+
+    assert Run(run.path).status("train") == "failed"
+
+
+def test_stage__that_raises_is_failed_and_says_why(run: Run) -> None:
+    with run.lock(), pytest.raises(ZeroDivisionError), run.stage("probe", {"C": 1.0}):
+        1 / 0  # noqa: B018
+
+    record = Run(run.path).manifest.stages["probe"]
+    assert (record.status, record.error, record.parameters) == ("failed", "division by zero", {"C": 1.0})
+
+
+@pytest.mark.parametrize(
+    "run_id",
+    ["", "..", "a/b", "/abs", "a..b", "a\nb", "a\x00b", "a\x1b[31m", "-x", ".hidden", "a‮b", "x" * 101],
+)
+def test_check_run_id__refuses_what_names_no_folder(run_id: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="run id"):
+        check_run_id(run_id)
+    with pytest.raises(ConfigError, match="run id"):
+        make_run(tmp_path, run_id, CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("run_id", ["RES", "2026-11-23_a", "a.b", "größe"])
+def test_check_run_id__takes_plain_names(run_id: str) -> None:
+    assert check_run_id(run_id) == run_id
+
+
+def test_find_logs_dir__has_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.model_copy(update={"logs_dir": "/c"})
+    assert find_logs_dir() == Path("logs")
+    assert find_logs_dir(None, config) == Path("/c")
+    monkeypatch.setenv("SATSTORE_LOGS_DIR", "/e")
+    assert find_logs_dir(None, config) == Path("/e")
+    assert find_logs_dir("/x", config) == Path("/x")
+
+
+def test_find_runs__says_where_it_looked(run: Run, tmp_path: Path) -> None:
+    make_run(tmp_path, "res", CONFIG.model_copy(update={"seed": 1}))
+
+    assert len(find_runs("res", tmp_path)) == 2
+    assert [found.name for found in find_runs(run.name, tmp_path)] == [run.name]
+    with pytest.raises(NotFoundError, match=rf"no run 'rse' in {tmp_path}; did you mean 'res'\?"):
+        find_runs("rse", tmp_path)
+    with pytest.raises(UnknownNameError, match=f"has 2 experiments; name one: .*{run.experiment}"):
+        open_run("res", tmp_path)
+    assert open_run(run.name, tmp_path).path == run.path
+
+
+def test_list_runs__passes_over_folders_without_a_manifest(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "res" / "notes").mkdir()
+    (tmp_path / "empty").mkdir()
+
+    assert [found.name for found in list_runs(tmp_path)] == [run.name]
+    assert list_runs(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"{", "is not a manifest"),
+        (b"[]", "is not a manifest"),
+        (b'{"format_version": 99}', "has format version 99; this satstore reads 1"),
+        (b'{"format_version": 1}', "'run_id': field required"),
+        (b"\xff\xfe", "is not a manifest"),
+    ],
+)
+def test_read_manifest__refuses_what_is_none(run: Run, content: bytes, reason: str) -> None:
+    (run.path / "manifest.json").write_bytes(content)
+
+    with pytest.raises(CorruptError, match=reason):
+        Run(run.path)
