@@ -1,0 +1,190 @@
+"""Residual networks with torchvision's module names, and what becomes of them when skips are taken away.
+
+torchvision's own class knows neither other widths of basic blocks, nor other numbers of stages, nor blocks
+without a skip; so this is one class for all of them, and torchvision's state dicts load into it.
+"""
+
+from collections.abc import Collection, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+Shortcut = Literal["downsample", "conv", "identity", "none"]
+"""Which blocks have a skip, and what is on it.
+
+``downsample``, the usual: all, with a 1 x 1 conv where the shape changes. ``conv``: all, with a 1 x 1 conv on
+each. ``identity``: only those that keep the shape. ``none``: none.
+"""
+
+
+class Block(nn.Module):
+    """What both kinds of block share: the skip.
+
+    Attributes
+    ----------
+    expansion
+        Output channels per channel of the 3 x 3 convs.
+    downsample
+        What is on the skip; None for nothing.
+    skip
+        Whether there is one.
+    """
+
+    expansion: ClassVar[int] = 1
+    relu: nn.ReLU
+    downsample: nn.Module | None
+    skip: bool
+
+    def merge(self, out: Tensor, x: Tensor) -> Tensor:
+        """Return the block's output from that of its last batch norm and the block's input."""
+        if self.skip:
+            out += x if self.downsample is None else self.downsample(x)
+        merged: Tensor = self.relu(out)
+        return merged
+
+
+class BasicBlock(Block):
+    """Two 3 x 3 convs."""
+
+    def __init__(self, n_in: int, width: int, stride: int, downsample: nn.Module | None, skip: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+        self.skip = skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, width, height / stride, width / stride)."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        return self.merge(self.bn2(self.conv2(out)), x)
+
+
+class Bottleneck(Block):
+    """A 1 x 1, a 3 x 3 (which has the stride) and a 1 x 1 conv."""
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(self, n_in: int, width: int, stride: int, downsample: nn.Module | None, skip: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(n_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(width * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+        self.skip = skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, 4 * width, height / stride, width / stride)."""
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        return self.merge(self.bn3(self.conv3(out)), x)
+
+
+class ResNet(nn.Module):
+    """A stem, stages of residual blocks, global average pooling and a Linear layer.
+
+    Takes (batch, 3, height, width) of any size from 32 x 32 on.
+
+    Parameters
+    ----------
+    n_blocks
+        Blocks of each stage. The first stage keeps the map's size, each later one halves it and doubles the
+        channels, up to 8 * width.
+    bottleneck
+        Bottleneck blocks instead of basic ones.
+    width
+        Channels of the stem and of the first stage's 3 x 3 convs.
+    stem_kernel_size, stem_stride
+        Of the first conv.
+    stem_pool
+        Whether a 3 x 3 max-pool of stride 2 follows it.
+    shortcut
+        Which blocks have a skip, and what is on it; see :data:`Shortcut`.
+    plain_stages
+        The stages, counted from 1, that have no skips whatever ``shortcut`` says.
+    num_classes
+        Size of the output.
+    """
+
+    def __init__(
+        self,
+        n_blocks: Sequence[int],
+        *,
+        bottleneck: bool = False,
+        width: int = 64,
+        stem_kernel_size: int = 7,
+        stem_stride: int = 2,
+        stem_pool: bool = True,
+        shortcut: Shortcut = "downsample",
+        plain_stages: Collection[int] = (),
+        num_classes: int = 1000,
+    ) -> None:
+        super().__init__()
+        block = Bottleneck if bottleneck else BasicBlock
+        self.conv1 = nn.Conv2d(3, width, stem_kernel_size, stem_stride, stem_kernel_size // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem_pool else nn.Identity()
+        n_features = width
+        self.stage_names = [f"layer{number}" for number in range(1, len(n_blocks) + 1)]
+        for number, (name, n) in enumerate(zip(self.stage_names, n_blocks, strict=True), start=1):
+            channels = width * min(2 ** (number - 1), 8)
+            stride = 1 if number == 1 else 2
+            kind: Shortcut = "none" if number in plain_stages else shortcut
+            self.add_module(name, build_stage(block, n_features, channels, n, stride, kind))
+            n_features = channels * block.expansion
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(n_features, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.register_load_state_dict_pre_hook(rename_keys)  # type: ignore[no-untyped-call]  # torch has no hints here
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, (batch, num_classes)."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for name in self.stage_names:
+            x = self.get_submodule(name)(x)
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(x), 1))
+        return logits
+
+
+def build_stage(
+    block: type[BasicBlock] | type[Bottleneck],
+    n_in: int,
+    width: int,
+    n_blocks: int,
+    stride: int,
+    shortcut: Shortcut,
+) -> nn.Sequential:
+    """Build the blocks of one stage, the first of which has the stride and changes the channels."""
+    n_out = width * block.expansion
+    blocks: list[nn.Module] = []
+    for _ in range(n_blocks):
+        changes = stride != 1 or n_in != n_out
+        has_conv = shortcut == "conv" or (shortcut == "downsample" and changes)
+        skip = has_conv or (shortcut != "none" and not changes)
+        downsample = None
+        if has_conv:
+            downsample = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+        blocks.append(block(n_in, width, stride, downsample, skip))
+        n_in, stride = n_out, 1
+    return nn.Sequential(*blocks)
+
+
+def rename_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Rename the original ``ResNet18_PC``'s own keys to those of this class, in place."""
+    for key in list(state):
+        name = key.removeprefix(prefix)
+        known = name.replace(".shortcut.", ".downsample.")
+        if name.startswith("linear."):
+            known = name.replace("linear.", "fc.", 1)
+        if key.startswith(prefix) and known != name:
+            state[prefix + known] = state.pop(key)
