@@ -1,0 +1,225 @@
+"""ImageFolder:PATH: any folder of class folders.
+
+``PATH/train/CLASS/…`` and ``PATH/val/CLASS/…`` (or ``PATH/test/…``), PATH relative to the working directory,
+else to the data folder. Classes are sorted by name, images by their path below the class folder; hidden files
+and folders are passed over. An image is decoded when it is asked for, scaled so that its shorter side is the
+resolution, and cut to the square in its middle. Pixels are taken as stored: no EXIF orientation is applied.
+"""
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from satstore.datasets.images import ImageData, ImageSplit, Update, assemble
+from satstore.datasets.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalize,
+    RandomCrop,
+    RandomFlip,
+    Resize,
+)
+from satstore.errors import CorruptError, NotFoundError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+class FileSource:
+    """Images in files, decoded when they are read, all to one size.
+
+    Parameters
+    ----------
+    folder
+        What the file names are relative to.
+    names
+        The files, as POSIX paths below ``folder``.
+    resolution
+        Pixels of a side.
+    """
+
+    in_memory = False
+
+    def __init__(self, folder: Path, names: Sequence[str], resolution: int) -> None:
+        self.folder = folder
+        self.names = tuple(names)
+        self.resolution = resolution
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Return the images at some indices, uint8 (B, 3, r, r), in their order."""
+        images = [decode(self.folder / self.names[index], self.resolution) for index in indices]
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
+
+    def identify(self, update: Update) -> None:
+        """Feed the relative names and the sizes in bytes of the files to a digest."""
+        for name in self.names:
+            update(f"{name}\0{(self.folder / name).stat().st_size}\0".encode(errors="surrogateescape"))
+
+
+def decode(path: Path, resolution: int) -> npt.NDArray[np.uint8]:
+    """Return an image as RGB, (resolution, resolution, 3): the shorter side scaled to it, the middle cut out.
+
+    Raises
+    ------
+    CorruptError
+        If the file is not an image of 8 or 16 bits that Pillow reads.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = _scaled(image.size, resolution)
+            # A JPEG can be decoded at a fraction of its size; at twice the target or more the pixels differ
+            # by less than one level of 256 in the mean, and a photo for 32 px takes a quarter of the time.
+            drafted = image.draft(None, (2 * width, 2 * height))
+            rgb = _to_rgb(image)
+        scaled = rgb.resize((width, height), Image.Resampling.BILINEAR, box=drafted[1] if drafted else None)
+        left, top = round((width - resolution) / 2), round((height - resolution) / 2)
+        return np.asarray(scaled.crop((left, top, left + resolution, top + resolution)))
+    # Pillow's readers raise all of these for damaged files, SyntaxError for a broken PNG.
+    except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
+        reason = str(error).split("\n")[0]
+        raise CorruptError(
+            f"{path} can't be decoded ({reason}); expected an image: replace it or remove it"
+        ) from error
+
+
+def _scaled(size: tuple[int, int], shorter: int) -> tuple[int, int]:
+    """Return an image's width and height, its shorter side scaled to some pixels, as torchvision does it."""
+    width, height = size
+    return (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow would clip 16 bits to 255, which turns nearly all of the image white.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of 32 bits, mode {image.mode}")
+    if "transparency" in image.info:
+        # Pillow warns where a palette holds transparencies, unless it is expanded first.
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def image_folder(
+    resolution: int = 32,
+    data_dir: str | os.PathLike[str] = "tmp",
+    augment: bool = True,
+    seed: int = 0,
+    *,
+    path: str,
+) -> ImageData:
+    """Return the images of a folder with ``train/`` and ``val/`` (or ``test/``), each with class folders.
+
+    Augmentation is a random crop after padding by an eighth of the resolution, as Cifar10 and TinyImageNet
+    have it, and a flip. Mean and standard deviation are ImageNet's.
+
+    Parameters
+    ----------
+    data_dir
+        Where ``path`` is looked for if it is not below the working directory.
+    seed
+        Unused: nothing but the augmentation is random.
+    path
+        The folder.
+
+    Raises
+    ------
+    NotFoundError
+        If the folder, a split, a class of a split, or the images of a class are missing.
+    """
+    root = find_folder(path, data_dir)
+    names = [split for split in ("train", "val", "test") if (root / split).is_dir()]
+    if "train" not in names or len(names) < 2:
+        found = f"only {names[0]}/" if names else "neither"
+        raise NotFoundError(
+            f"{root} has {found}; expected train/ and val/ (or test/), each with one folder per class"
+        )
+    classes = class_names(root / "train")
+    for name in set(classes) ^ set(class_names(root / names[1])):
+        has, lacks = ("train", names[1]) if name in classes else (names[1], "train")
+        raise NotFoundError(
+            f"class {name!r} is in {root / has} but not in {root / lacks}; give both the same class folders"
+        )
+    return assemble(
+        f"ImageFolder:{path}",
+        classes,
+        read_split(root / "train", classes, resolution),
+        read_split(root / names[1], classes, resolution),
+        augmentation=(RandomCrop(resolution, padding=resolution // 8), RandomFlip()),
+        # The images are read at this size already; the resize is for its check of the resolution.
+        preparation=(Resize(resolution), Normalize(IMAGENET_MEAN, IMAGENET_STD)),
+        augment=augment,
+    )
+
+
+def find_folder(path: str, data_dir: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a folder in the working directory or else in the data folder.
+
+    Raises
+    ------
+    NotFoundError
+        If it is in neither.
+    """
+    places = [Path(path).expanduser().absolute(), Path(data_dir).absolute() / path]
+    for place in places:
+        if place.is_dir():
+            return place
+    looked = " or ".join(dict.fromkeys(map(str, places)))
+    raise NotFoundError(f"no folder {looked}; expected one with train/ and val/ (or test/): check the path")
+
+
+def class_names(split: Path) -> list[str]:
+    """Return the names of the class folders of a split, sorted.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    """
+    names = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and _is_visible(entry.name))
+    if not names:
+        raise NotFoundError(f"{split} has no class folders; expected one folder of images per class")
+    return names
+
+
+def read_split(split: Path, classes: Sequence[str], resolution: int) -> ImageSplit:
+    """Return the images below the class folders of a split, class by class.
+
+    Raises
+    ------
+    NotFoundError
+        If a class has no images.
+    """
+    names: list[str] = []
+    labels: list[int] = []
+    for label, name in enumerate(classes):
+        found = sorted(_image_names(split, split / name))
+        if not found:
+            raise NotFoundError(
+                f"{split / name} has no images; expected files that end in {', '.join(SUFFIXES)}: "
+                "add some or remove the folder from every split"
+            )
+        names += found
+        labels += [label] * len(found)
+    return ImageSplit(FileSource(split, names, resolution), labels)
+
+
+def _image_names(split: Path, folder: Path) -> Iterator[str]:
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = filter(_is_visible, folders)
+        for file in files:
+            if _is_visible(file) and file.lower().endswith(SUFFIXES):
+                yield (Path(parent) / file).relative_to(split).as_posix()
+
+
+def _is_visible(name: str) -> bool:
+    return not name.startswith(".")

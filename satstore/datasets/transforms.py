@@ -1,0 +1,131 @@
+"""Transforms of whole batches of images, uint8 (B, C, H, W) until :class:`Normalize` makes them float32.
+
+One image at a time costs more in Python than in arithmetic, so every transform handles the batch at once.
+What is random is drawn per image, from torch's global generator and nothing else: in a loader's worker the
+DataLoader seeds that generator, in the main process a checkpoint holds it, so a resumed run repeats it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torchvision.transforms.v2.functional as vision
+from torch import Tensor
+from torch.nn.functional import pad
+
+from satstore.errors import ConfigError
+
+Transform = Callable[[Tensor], Tensor]
+
+# The experiments use Cifar10's figures for MNIST too.
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def crop_each(images: Tensor, tops: Tensor, lefts: Tensor, size: int) -> Tensor:
+    """Cut a square window out of each image.
+
+    Parameters
+    ----------
+    images
+        (B, C, H, W).
+    tops, lefts
+        (B,): the window's first row and column in each image.
+    size
+        The window's height and width, at most H and W.
+
+    Returns
+    -------
+    Tensor
+        (B, C, size, size), a copy.
+    """
+    # A view of every window, of which one per image is copied: 0.2 ms for 128 images of 32 px,
+    # where indexing by rows and columns takes 1.0 ms and a loop over the images 0.6 ms.
+    windows = images.unfold(2, size, 1).unfold(3, size, 1)
+    return windows[torch.arange(len(images)), :, tops, lefts]
+
+
+def flip_each(images: Tensor, chosen: Tensor) -> Tensor:
+    """Mirror the chosen images, a bool (B,), left to right."""
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """Cut a square window at a random place of each image, padded with black; every place is as likely.
+
+    Attributes
+    ----------
+    size
+        The window's height and width in pixels.
+    padding
+        The pixels added on each side first.
+    """
+
+    size: int
+    padding: int = 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch."""
+        padded = pad(images, (self.padding,) * 4)
+        n_images, _, height, width = padded.shape
+        tops = torch.randint(height - self.size + 1, (n_images,))
+        lefts = torch.randint(width - self.size + 1, (n_images,))
+        return crop_each(padded, tops, lefts, self.size)
+
+
+@dataclass(frozen=True)
+class RandomFlip:
+    """Mirror each image left to right with a probability of one half."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch."""
+        return flip_each(images, torch.rand(len(images)) < 0.5)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Scale the images to a square, bilinear and antialiased; images of that size are left as they are."""
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ConfigError(f"resolution {self.size} can't be used; give the pixels of a side, at least 1")
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch."""
+        if images.shape[-2:] == (self.size, self.size):
+            return images
+        resized: Tensor = vision.resize(images, [self.size, self.size], antialias=True)
+        return resized
+
+
+@dataclass(frozen=True)
+class ToRGB:
+    """Repeat a grey channel three times; images of three channels are left as they are."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch."""
+        return images.expand(-1, 3, -1, -1)
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """Turn 0..255 into float32 0..1, then take off each channel's mean and divide by its standard deviation.
+
+    Attributes
+    ----------
+    mean, std
+        One value per channel, for pixels in 0..1.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch."""
+        std = torch.tensor(self.std)[:, None, None]
+        mean = torch.tensor(self.mean)[:, None, None]
+        # In place: at 224 px a second buffer of the batch costs three times the arithmetic.
+        return images.to(torch.float32, copy=True).mul_(1 / (255 * std)).sub_(mean / std)

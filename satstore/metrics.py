@@ -1,0 +1,137 @@
+"""Metrics of a classifier over one pass: ``METRICS[name]()`` returns a fresh one.
+
+A metric counts samples on the device of the logits and divides once, in ``compute``: unequal batches weigh
+what they hold, and a CUDA device is waited for once per pass, not once per batch.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import TYPE_CHECKING, Protocol
+
+from satstore.errors import NumericsError
+from satstore.registry import Entry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Metric(Protocol):
+    """What the training loop asks of a metric.
+
+    Attributes
+    ----------
+    column
+        The metric's name in tables.
+    """
+
+    column: str
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits (B, k), labels int64 (B,), on one device."""
+        ...
+
+    def compute(self) -> float:
+        """Return the metric over all batches so far; NumericsError if there was none."""
+        ...
+
+
+class TopAccuracy:
+    """The fraction of samples whose label is among the largest logits.
+
+    Parameters
+    ----------
+    column
+        The metric's name in tables.
+    n_guesses
+        How many of the largest logits count, all if there are fewer.
+    """
+
+    def __init__(self, column: str, n_guesses: int) -> None:
+        self.column = column
+        self._n_guesses = n_guesses
+        self._n_samples = 0
+        self._n_correct: Tensor | int = 0
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits (B, k), labels int64 (B,), on one device."""
+        guesses = logits.detach().topk(min(self._n_guesses, logits.shape[1]), dim=1).indices
+        self._n_correct = self._n_correct + (guesses == labels[:, None]).sum()
+        self._n_samples += len(labels)
+
+    def compute(self) -> float:
+        """Return the fraction, in [0, 1], over all batches so far; NumericsError if there was none."""
+        return int(self._n_correct) / _at_least_one(self._n_samples, self.column)
+
+
+class MCC:
+    """The Matthews correlation coefficient of several classes, in [-1, 1].
+
+    With s samples, c of them right, and t and p the true and predicted counts of each class, it is
+    (c·s − Σ t·p) / √((s² − Σ p²)(s² − Σ t²)), and 0 where one class takes all labels or all predictions
+    (Gorodkin 2004, "Comparing two K-category assignments by a K-category correlation coefficient"). The
+    confusion matrix enters by its trace and its two margins alone, so only these are kept.
+    """
+
+    column = "mcc"
+
+    def __init__(self) -> None:
+        self._n_samples = 0
+        self._n_correct: Tensor | int = 0
+        self._true: Tensor | None = None
+        self._predicted: Tensor | None = None
+
+    def update(self, logits: Tensor, labels: Tensor) -> None:
+        """Count a batch: logits (B, k), labels int64 (B,), on one device."""
+        if self._true is None or self._predicted is None:
+            self._true = labels.new_zeros(logits.shape[1])
+            self._predicted = labels.new_zeros(logits.shape[1])
+        predictions = logits.detach().argmax(dim=1)
+        # Not bincount, which waits for the device to learn the largest class.
+        ones = labels.new_ones(labels.shape)
+        self._true.index_add_(0, labels, ones)
+        self._predicted.index_add_(0, predictions, ones)
+        self._n_correct = self._n_correct + (predictions == labels).sum()
+        self._n_samples += len(labels)
+
+    def compute(self) -> float:
+        """Return the coefficient over all batches so far; NumericsError if there was none."""
+        n = _at_least_one(self._n_samples, self.column)
+        assert self._true is not None
+        assert self._predicted is not None
+        # Python's integers: the product of the two variances passes int64 from some 60,000 samples on.
+        true: list[int] = self._true.tolist()
+        predicted: list[int] = self._predicted.tolist()
+        covariance = int(self._n_correct) * n - sum(t * p for t, p in zip(true, predicted, strict=True))
+        variances = (n * n - sum(p * p for p in predicted)) * (n * n - sum(t * t for t in true))
+        return covariance / sqrt(variances) if variances else 0.0
+
+
+def _at_least_one(n_samples: int, column: str) -> int:
+    if n_samples == 0:
+        raise NumericsError(f"{column} of no samples; update the metric with a batch first")
+    return n_samples
+
+
+ROWS = (
+    Entry(
+        "Accuracy",
+        "satstore.metrics:TopAccuracy",
+        {"column": "accuracy", "n_guesses": 1},
+        family="classification",
+        description="fraction of samples classified correctly",
+    ),
+    Entry(
+        "Top5Accuracy",
+        "satstore.metrics:TopAccuracy",
+        {"column": "top5_accuracy", "n_guesses": 5},
+        family="classification",
+        description="fraction of samples whose class is among the five likeliest, or all if there are fewer",
+    ),
+    Entry(
+        "MCC",
+        "satstore.metrics:MCC",
+        family="classification",
+        description="Matthews correlation coefficient of several classes",
+    ),
+)

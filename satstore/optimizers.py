@@ -1,0 +1,74 @@
+"""Optimizers: ``OPTIMIZERS[name](model)`` returns the optimizer and its scheduler, or None.
+
+The scheduler is stepped once per epoch. torch is imported when an optimizer is made, not to list the names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from satstore.registry import Entry
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
+
+
+def sgd(
+    model: nn.Module, *, lr: float = 0.01, step_epochs: int | None = None
+) -> tuple[Optimizer, LRScheduler | None]:
+    """Return SGD with momentum 0.9 and weight decay 5e-4, its rate divided by 10 every ``step_epochs``."""
+    from torch.optim import SGD
+    from torch.optim.lr_scheduler import StepLR
+
+    optimizer = SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    return optimizer, StepLR(optimizer, step_epochs, gamma=0.1) if step_epochs else None
+
+
+def adaptive(model: nn.Module, *, algorithm: str) -> tuple[Optimizer, None]:
+    """Return an optimizer of ``torch.optim`` at torch's defaults."""
+    import torch.optim
+
+    optimizer: Optimizer = getattr(torch.optim, algorithm)(model.parameters())
+    return optimizer, None
+
+
+ROWS = (
+    Entry(
+        "lrs",
+        "satstore.optimizers:sgd",
+        {"lr": 0.1, "step_epochs": 10},
+        family="SGD",
+        description="SGD at 0.1, divided by 10 every 10 epochs: for 30 epochs",
+    ),
+    Entry(
+        "lrs60",
+        "satstore.optimizers:sgd",
+        {"lr": 0.1, "step_epochs": 20},
+        family="SGD",
+        description="SGD at 0.1, divided by 10 every 20 epochs: for 60 epochs",
+    ),
+    Entry("sgd", "satstore.optimizers:sgd", family="SGD", description="SGD at 0.01"),
+    Entry(
+        "adam",
+        "satstore.optimizers:adaptive",
+        {"algorithm": "Adam"},
+        family="adaptive",
+        description="Adam at torch's defaults",
+    ),
+    Entry(
+        "adamw",
+        "satstore.optimizers:adaptive",
+        {"algorithm": "AdamW"},
+        family="adaptive",
+        description="AdamW at torch's defaults",
+    ),
+    Entry(
+        "radam",
+        "satstore.optimizers:adaptive",
+        {"algorithm": "RAdam"},
+        family="adaptive",
+        description="RAdam at torch's defaults",
+    ),
+)

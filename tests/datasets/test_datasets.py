@@ -1,0 +1,675 @@
+"""The datasets, read with their real loaders from small files in the real formats."""
+
+import gzip
+import hashlib
+import io
+import logging
+import pickle
+import struct
+import tarfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision.datasets
+import torchvision.transforms.v2 as v2
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from satstore.datasets.image_folder import decode
+from satstore.datasets.images import ImageData, ImageSplit, PixelSource, make_loader
+from satstore.datasets.transforms import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Normalize,
+    RandomCrop,
+    RandomFlip,
+)
+from satstore.errors import ConfigError, CorruptError, NotFoundError
+from satstore.registry import DATASETS
+
+CLASSES10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+# ---- small files in the real formats
+
+
+class _OldPickler(pickle.Pickler):
+    """Pickles a dtype with the integer arguments that NumPy used when the CIFAR files were made."""
+
+    def reducer_override(self, thing: Any) -> Any:
+        if isinstance(thing, np.dtype):
+            kind, _, state = thing.__reduce__()
+            return kind, (thing.str[1:], 0, 1), state
+        return NotImplemented
+
+
+def pickled(entry: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    _OldPickler(buffer, protocol=2).dump(entry)
+    return buffer.getvalue()
+
+
+def cifar_files(n_classes: int) -> dict[str, bytes]:
+    """Return the files of the CIFAR-10 or CIFAR-100 archive by name, with 8 images in each batch."""
+    rng = np.random.default_rng(n_classes)
+
+    def batch(key: str) -> bytes:
+        data = rng.integers(0, 256, (8, 3072), dtype=np.uint8)
+        return pickled({key: rng.integers(0, n_classes, 8).tolist(), "data": data})
+
+    if n_classes == 10:
+        names = [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch"]
+        return {name: batch("labels") for name in names} | {
+            "batches.meta": pickled({"label_names": CLASSES10, "num_vis": 3072})
+        }
+    meta = {"fine_label_names": [f"fine {n:02}" for n in range(100)], "coarse_label_names": ["x"] * 20}
+    return {"train": batch("fine_labels"), "test": batch("fine_labels"), "meta": pickled(meta)}
+
+
+def expect_files(patch: pytest.MonkeyPatch, kind: Any, files: dict[str, bytes]) -> None:
+    """Let torchvision expect the checksums of these files, and no network."""
+    md5 = {name: hashlib.md5(data).hexdigest() for name, data in files.items()}
+    patch.setattr(kind, "train_list", [[name, md5[name]] for name, _ in kind.train_list])
+    patch.setattr(kind, "test_list", [[name, md5[name]] for name, _ in kind.test_list])
+    patch.setattr(kind, "meta", kind.meta | {"md5": md5[kind.meta["filename"]]})
+    patch.setattr(kind, "url", "http://127.0.0.1:9/nothing.tar.gz")
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True)
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+
+
+def idx(array: np.ndarray) -> bytes:
+    """Return an array of uint8 in MNIST's format."""
+    return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def mnist_files(seed: int) -> dict[str, bytes]:
+    rng = np.random.default_rng(seed)
+    return {
+        f"{split}-{kind}-ubyte": idx(rng.integers(0, high, (n_images, *shape), dtype=np.uint8))
+        for split, n_images in (("train", 24), ("t10k", 9))
+        for kind, high, shape in (("images-idx3", 256, (28, 28)), ("labels-idx1", 10, ()))
+    }
+
+
+def write_image(path: Path, seed: int, size: tuple[int, int] = (40, 30), mode: str = "RGB") -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    coarse.resize(size, Image.Resampling.BICUBIC).convert(mode).save(path)
+
+
+def write_folder(root: Path, evaluation: str = "val") -> Path:
+    for split, n_images in (("train", 5), (evaluation, 3)):
+        for label, name in enumerate(("bee", "ant", "cat")):
+            for image in range(n_images):
+                suffix = ("png", "jpg", "JPEG")[image % 3]
+                write_image(root / split / name / f"{image}.{suffix}", seed=10 * label + image)
+    return root
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A data folder with small files of every dataset that is read from files."""
+    folder = tmp_path_factory.mktemp("data")
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, n_classes in ((torchvision.datasets.CIFAR10, 10), (torchvision.datasets.CIFAR100, 100)):
+            files = cifar_files(n_classes)
+            expect_files(patch, kind, files)
+            write_files(folder / kind.base_folder, files)
+        write_files(folder / "MNIST" / "raw", mnist_files(1))
+        write_files(folder / "FashionMNIST" / "raw", mnist_files(2))
+        write_folder(folder / "insects")
+        yield folder
+
+
+OFFLINE = {"Digits", "Cifar10", "Cifar100", "MNIST", "FashionMNIST", "ImageFolder"}
+
+
+def build(name: str, data_dir: Path, **keywords: Any) -> ImageData:
+    full = f"{name}:insects" if name == "ImageFolder" else name
+    try:
+        data = DATASETS[full](data_dir=data_dir, **keywords)
+    except NotFoundError:
+        if name in OFFLINE:
+            raise
+        pytest.skip(f"{name} has no small files here")
+    assert isinstance(data, ImageData)
+    return data
+
+
+def everything(split: ImageSplit) -> tuple[torch.Tensor, torch.Tensor]:
+    return split.__getitems__(range(len(split)))
+
+
+# ---- the check that every dataset passes
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset__is_described(name: str) -> None:
+    [entry] = [entry for entry in DATASETS.entries() if entry.name == name]
+    assert entry.family
+    assert entry.description
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset__splits_are_consistent(name: str, data_dir: Path) -> None:
+    data = build(name, data_dir)
+    assert data.name.partition(":")[0] == name
+    assert len(set(data.classes)) == len(data.classes) >= 2
+    for split in (data.train, data.train_plain, data.eval):
+        n_images = len(split)
+        assert split.labels.dtype == split.sample_ids.dtype == np.int64
+        assert split.labels.shape == split.sample_ids.shape == (n_images,)
+        assert split.labels.min() >= 0
+        assert split.labels.max() < len(data.classes)
+        assert len(set(split.sample_ids.tolist())) == n_images
+        assert split.source.in_memory == data.in_memory
+    np.testing.assert_array_equal(data.train.labels, data.train_plain.labels)
+    np.testing.assert_array_equal(data.train.sample_ids, data.train_plain.sample_ids)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+@pytest.mark.parametrize("resolution", [24, 32])
+def test_dataset__batches_are_normalized_squares(name: str, resolution: int, data_dir: Path) -> None:
+    data = build(name, data_dir, resolution=resolution)
+    for split in (data.train, data.train_plain, data.eval):
+        images, labels = split.__getitems__([2, 0, 3])
+        assert images.shape == (3, 3, resolution, resolution)
+        assert images.dtype == torch.float32
+        assert images.is_contiguous()
+        # Black and white are some 2 to 3 standard deviations from the mean.
+        assert float(images.abs().max()) < 3.0
+        assert labels.dtype == torch.int64
+        assert labels.tolist() == split.labels[[2, 0, 3]].tolist()
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset__plain_images_depend_on_nothing_but_the_index(name: str, data_dir: Path) -> None:
+    data, without = build(name, data_dir), build(name, data_dir, augment=False)
+    for split, again in (
+        (data.train_plain, without.train_plain),
+        (data.train_plain, without.train),
+        (data.eval, without.eval),
+    ):
+        state = torch.get_rng_state()
+        images, labels = everything(split)
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.manual_seed(5)
+        image, label = again[3]
+        assert torch.equal(image, images[3])
+        assert int(label) == int(labels[3])
+        reverse, _ = again.__getitems__(range(len(again) - 1, -1, -1))
+        assert torch.equal(reverse.flip(0), images)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset__augmentation_repeats_with_the_generator(name: str, data_dir: Path) -> None:
+    data = build(name, data_dir)
+    torch.manual_seed(1)
+    first, labels = everything(data.train)
+    plain, plain_labels = everything(data.train_plain)
+    assert not torch.equal(first, plain)
+    assert torch.equal(labels, plain_labels)
+    assert not torch.equal(everything(data.train)[0], first)
+    torch.manual_seed(1)
+    assert torch.equal(everything(data.train)[0], first)
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset__fingerprint_identifies_the_data_alone(name: str, data_dir: Path) -> None:
+    first = build(name, data_dir)
+    assert len(bytes.fromhex(first.fingerprint)) == 32
+    assert build(name, data_dir, augment=False).fingerprint == first.fingerprint
+    if name in OFFLINE:
+        other = build(name, data_dir, resolution=48, seed=7)
+        assert other.fingerprint == first.fingerprint
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset__survives_pickling(name: str, data_dir: Path) -> None:
+    data = build(name, data_dir)
+    copy = pickle.loads(pickle.dumps(data))
+    assert copy.fingerprint == data.fingerprint
+    assert torch.equal(everything(copy.eval)[0], everything(data.eval)[0])
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_dataset__refuses_a_resolution_below_one(name: str, data_dir: Path) -> None:
+    build(name, data_dir)
+    with pytest.raises(ConfigError, match="resolution 0"):
+        build(name, data_dir, resolution=0)
+
+
+def test_fingerprints__differ_between_datasets(data_dir: Path) -> None:
+    assert len({build(name, data_dir).fingerprint for name in OFFLINE}) == len(OFFLINE)
+
+
+# ---- Digits
+
+
+def test_digits__split_is_stratified_and_fixed() -> None:
+    data, other = DATASETS["Digits"](), DATASETS["Digits"](seed=3)
+    assert (len(data.train), len(data.eval)) == (1437, 360)
+    ids = np.concatenate([data.train.sample_ids, data.eval.sample_ids])
+    assert sorted(ids.tolist()) == list(range(1797))
+    for split in (data.train, data.eval):
+        assert (np.diff(split.sample_ids) > 0).all()
+        np.testing.assert_array_equal(split.labels, load_digits().target[split.sample_ids])
+        share = np.bincount(split.labels) / len(split)
+        np.testing.assert_allclose(share, np.bincount(load_digits().target) / 1797, atol=1 / len(split))
+    # The split has to be the same on every machine and with every version of scikit-learn.
+    assert data.eval.sample_ids[:8].tolist() == [21, 24, 28, 34, 35, 37, 39, 42]
+    digest = "ffb9501f2f26c50c7086b700b48a0cdf22ccc84edbd872829c80cd804447202e"
+    assert data.fingerprint == other.fingerprint == digest
+
+
+def test_digits__pixels_are_the_original_grey_levels() -> None:
+    data = DATASETS["Digits"](resolution=8, augment=False)
+    images, _ = everything(data.eval)
+    levels = torch.from_numpy(load_digits().images[data.eval.sample_ids])[:, None] / 16
+    expected = (levels - torch.tensor(CIFAR_MEAN)[:, None, None]) / torch.tensor(CIFAR_STD)[:, None, None]
+    # Half of a level of 255, over the smallest standard deviation.
+    torch.testing.assert_close(images, expected.float(), rtol=0, atol=0.5 / 255 / 0.199 + 1e-5)
+    raw = data.eval.source.read(range(360))
+    assert raw.unique().tolist() == [round(level * 255 / 16 + 1e-9) for level in range(17)]
+
+
+def test_digits__are_cropped_and_not_flipped() -> None:
+    data = DATASETS["Digits"]()
+    assert data.train.transforms[0] == RandomCrop(8, padding=1)
+    assert not any(isinstance(transform, RandomFlip) for transform in data.train.transforms)
+
+
+# ---- torchvision's
+
+
+def compose(resolution: int, mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], torch.Tensor]:
+    """Return torchvision's own pipeline for one PIL image."""
+    pipeline: Callable[[Any], torch.Tensor] = v2.Compose(
+        [
+            v2.PILToTensor(),
+            v2.Resize((resolution, resolution), antialias=True),
+            v2.RGB(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )
+    return pipeline
+
+
+@pytest.mark.parametrize("resolution", [28, 32, 45])
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("Cifar10", torchvision.datasets.CIFAR10),
+        ("Cifar100", torchvision.datasets.CIFAR100),
+        ("MNIST", torchvision.datasets.MNIST),
+        ("FashionMNIST", torchvision.datasets.FashionMNIST),
+    ],
+)
+def test_downloaded__equals_torchvision(name: str, kind: Any, resolution: int, data_dir: Path) -> None:
+    data = DATASETS[name](resolution=resolution, data_dir=data_dir)
+    pipeline = compose(resolution, CIFAR_MEAN, CIFAR_STD)
+    for split, is_train in ((data.train_plain, True), (data.eval, False)):
+        original = kind(data_dir, train=is_train)
+        images, labels = everything(split)
+        expected = [pipeline(image) for image, _ in original]
+        torch.testing.assert_close(images, torch.stack(expected), rtol=0, atol=1e-5)
+        assert labels.tolist() == [label for _, label in original]
+        assert split.sample_ids.tolist() == list(range(len(original)))
+        assert data.classes == tuple(original.classes)
+    assert data.in_memory
+
+
+def test_downloaded__augmentations_are_those_of_the_experiments(data_dir: Path) -> None:
+    for name, crop in (("Cifar10", RandomCrop(32, 4)), ("MNIST", RandomCrop(28, 3))):
+        data = DATASETS[name](data_dir=data_dir)
+        assert data.train.transforms[:2] == (crop, RandomFlip())
+        assert data.train.transforms[2:] == data.train_plain.transforms == data.eval.transforms
+
+
+def test_downloaded__fingerprint_changes_with_a_pixel_and_with_a_label(tmp_path: Path) -> None:
+    files = mnist_files(1)
+    fingerprints = set()
+    for n, (name, place) in enumerate(
+        [("t10k-images-idx3-ubyte", -1), ("train-labels-idx1-ubyte", -1), ("", 0)]
+    ):
+        changed = dict(files)
+        if name:
+            data = bytearray(files[name])
+            data[place] = (data[place] + 1) % 10
+            changed[name] = bytes(data)
+        write_files(tmp_path / str(n) / "MNIST" / "raw", changed)
+        fingerprints.add(DATASETS["MNIST"](data_dir=tmp_path / str(n)).fingerprint)
+    assert len(fingerprints) == 3
+
+
+def test_mnist__reads_gzipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
+    kind = torchvision.datasets.MNIST
+    packed = {f"{name}.gz": gzip.compress(data) for name, data in mnist_files(1).items()}
+    md5 = [(name, hashlib.md5(packed[name]).hexdigest()) for name, _ in kind.resources]
+    monkeypatch.setattr(kind, "resources", md5)
+    write_files(tmp_path / "MNIST" / "raw", packed)
+    assert DATASETS["MNIST"](data_dir=tmp_path).fingerprint == build("MNIST", data_dir).fingerprint
+
+
+def test_cifar10__downloads_what_is_missing_and_says_so(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    kind = torchvision.datasets.CIFAR10
+    served = tmp_path / "served"
+    served.mkdir()
+    archive = served / kind.filename
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(data_dir / kind.base_folder, kind.base_folder)
+    handler = partial(_QuietHandler, directory=str(served))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        monkeypatch.setattr(kind, "url", f"http://127.0.0.1:{server.server_port}/{kind.filename}")
+        monkeypatch.setattr(kind, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
+        with caplog.at_level(logging.INFO):
+            data = DATASETS["Cifar10"](data_dir=tmp_path / "new")
+        server.shutdown()
+        thread.join()
+    assert data.fingerprint == build("Cifar10", data_dir).fingerprint
+    assert [record.getMessage() for record in caplog.records if "downloading" in record.getMessage()] == [
+        f"Cifar10 is not in {tmp_path / 'new'}; downloading it (https://www.cs.toronto.edu/~kriz/cifar.html)"
+    ]
+
+
+class _QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "page"),
+    [
+        ("Cifar10", "cifar-10-batches-py/", "https://www.cs.toronto.edu/~kriz/cifar.html"),
+        ("Cifar100", "cifar-100-python/", "https://www.cs.toronto.edu/~kriz/cifar.html"),
+        ("MNIST", "MNIST/raw/", "https://ossci-datasets.s3.amazonaws.com/mnist/"),
+        ("FashionMNIST", "FashionMNIST/raw/", "https://github.com/zalandoresearch/fashion-mnist"),
+    ],
+)
+def test_downloaded__missing_without_network_is_one_line(
+    name: str, layout: str, page: str, tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kind in (torchvision.datasets.MNIST, torchvision.datasets.FashionMNIST):
+        monkeypatch.setattr(kind, "mirrors", ["http://127.0.0.1:9/"])
+    with pytest.raises(NotFoundError) as caught:
+        DATASETS[name](data_dir=tmp_path)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in (name, str(tmp_path), layout, page):
+        assert part in message
+
+
+def test_cifar10__damaged_files_are_not_read(data_dir: Path, tmp_path: Path) -> None:
+    kind = torchvision.datasets.CIFAR10
+    files = {path.name: path.read_bytes() for path in (data_dir / kind.base_folder).iterdir()}
+    write_files(tmp_path / kind.base_folder, files | {"data_batch_3": files["data_batch_2"]})
+    with pytest.raises(NotFoundError, match="Cifar10"):
+        DATASETS["Cifar10"](data_dir=tmp_path)
+
+
+# ---- ImageFolder
+
+
+def test_image_folder__classes_and_files_are_sorted(tmp_path: Path) -> None:
+    root = tmp_path / "set"
+    for split in ("train", "val"):
+        for name in ("b", "a", "B"):
+            for file in ("2.png", "10.png", "sub/1.png", "é.png"):
+                write_image(root / split / name / file, seed=0)
+        write_image(root / split / ".cache" / "x.png", seed=0)
+        write_image(root / split / "a" / "._2.png", seed=0)
+        (root / split / "a" / "notes.txt").write_text("no image")
+    data = DATASETS[f"ImageFolder:{root}"]()
+    files = ["10.png", "2.png", "sub/1.png", "é.png"]
+    assert data.classes == ("B", "a", "b")
+    assert data.train.source.names == tuple(f"{name}/{file}" for name in ("B", "a", "b") for file in files)
+    assert data.train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert data.train.sample_ids.tolist() == list(range(12))
+    assert not data.in_memory
+
+
+@pytest.mark.parametrize("resolution", [16, 30, 50])
+def test_image_folder__equals_torchvision(resolution: int, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    for path in sorted(root.rglob("*.*")):
+        if path.suffix != ".png":
+            path.unlink()  # JPEG is decoded at a reduced size; its own test has a tolerance
+    data = DATASETS[f"ImageFolder:{root}"](resolution=resolution)
+    pipeline = v2.Compose(
+        [
+            v2.Resize(resolution),
+            v2.CenterCrop(resolution),
+            compose(resolution, IMAGENET_MEAN, IMAGENET_STD),
+        ]
+    )
+    for split, folder in ((data.train_plain, "train"), (data.eval, "val")):
+        original = torchvision.datasets.ImageFolder(root / folder, transform=pipeline)
+        images, labels = everything(split)
+        assert labels.tolist() == original.targets
+        assert data.classes == tuple(original.classes)
+        torch.testing.assert_close(images, torch.stack([image for image, _ in original]), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("resolution", [24, 64, 300])
+def test_decode__reduced_jpeg_is_close_to_the_whole(resolution: int, tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    write_image(path, seed=3, size=(500, 400))
+    with Image.open(path) as image:
+        whole = v2.Compose([v2.Resize(resolution), v2.CenterCrop(resolution)])(image.convert("RGB"))
+    difference = np.abs(decode(path, resolution).astype(int) - np.asarray(whole).astype(int))
+    assert difference.mean() < 1
+    assert difference.max() < 5
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK", "1"])
+def test_decode__any_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / ("image.tif" if mode == "CMYK" else "image.png")
+    write_image(path, seed=1, mode="L" if mode == "LA" else mode)
+    if mode == "LA":
+        with Image.open(path) as image:
+            image.convert("LA").save(path)
+    pixels = decode(path, 20)
+    assert pixels.shape == (20, 20, 3)
+    assert pixels.dtype == np.uint8
+    assert np.ptp(pixels) > 50
+
+
+def test_decode__palette_with_transparency(tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) // 22, mode=None).convert("P")
+    image.putpalette([200, 10, 20, 30, 220, 40, 50, 60, 240])
+    image.save(path, transparency=bytes([0, 128, 255]))
+    assert decode(path, 8)[0, 0].tolist() == [200, 10, 20]
+    assert decode(path, 8)[-1, -1].tolist() == [50, 60, 240]
+
+
+def test_decode__sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
+    path = tmp_path / "scan.png"
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels * 256 + 17).save(path)
+    np.testing.assert_array_equal(decode(path, 16), np.repeat(levels[:, :, None], 3, axis=2))
+
+
+@pytest.mark.parametrize("size", [(100, 10), (10, 100), (33, 32), (1, 7)])
+def test_decode__cuts_the_middle(size: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "image.png"
+    write_image(path, seed=0, size=size)
+    with Image.open(path) as image:
+        expected = v2.Compose([v2.Resize(8), v2.CenterCrop(8)])(image)
+    np.testing.assert_allclose(decode(path, 8).astype(int), np.asarray(expected).astype(int), atol=1)
+
+
+def test_image_folder__finds_the_folder_in_cwd_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "here" / "set")
+    write_folder(tmp_path / "data" / "set", evaluation="test")
+    write_folder(tmp_path / "data" / "other", evaluation="test")
+    monkeypatch.chdir(tmp_path / "here")
+    names = {
+        name: DATASETS[f"ImageFolder:{name}"](data_dir=tmp_path / "data").eval.source.folder
+        for name in ("set", "other")
+    }
+    assert names == {
+        "set": tmp_path / "here" / "set" / "val",
+        "other": tmp_path / "data" / "other" / "test",
+    }
+
+
+def test_image_folder__fingerprint_is_of_names_and_sizes(tmp_path: Path) -> None:
+    first = DATASETS[f"ImageFolder:{write_folder(tmp_path / 'a')}"]().fingerprint
+    copy = write_folder(tmp_path / "b")
+    assert DATASETS[f"ImageFolder:{copy}"]().fingerprint == first
+    file = copy / "val" / "cat" / "0.png"
+    file.rename(file.with_name("00.png"))
+    renamed = DATASETS[f"ImageFolder:{copy}"]().fingerprint
+    assert renamed != first
+    with file.with_name("00.png").open("ab") as end:
+        end.write(b"x")
+    assert DATASETS[f"ImageFolder:{copy}"]().fingerprint not in (first, renamed)
+
+
+def remove(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    folder.rmdir()
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected"),
+    [
+        (".", "no folder .*set or .*data/set"),
+        ("train", "only val/; expected train/ and val/"),
+        ("val", "only train/; expected train/ and val/"),
+        ("val/bee", r"class 'bee' is in .*/train but not in .*/val"),
+        ("train/bee", r"class 'bee' is in .*/val but not in .*/train"),
+        ("train/*", "has no class folders"),
+        ("val/bee/*", "val/bee has no images"),
+    ],
+)
+def test_image_folder__says_what_is_missing(missing: str, expected: str, tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    for path in [root] if missing == "." else sorted(root.glob(missing)):
+        remove(path) if path.is_dir() else path.unlink()
+    with pytest.raises(NotFoundError, match=expected) as caught:
+        DATASETS[f"ImageFolder:{root if missing != '.' else 'set'}"](data_dir=tmp_path / "data")
+    assert "\n" not in str(caught.value)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:200])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [truncate, lambda path: path.write_bytes(b"<html>"), lambda path: path.write_bytes(b""), Path.unlink],
+    ids=["truncated", "no image", "empty", "deleted"],
+)
+@pytest.mark.parametrize("file", ["0.png", "1.jpg"])
+def test_image_folder__corrupt_image_is_named(
+    damage: Callable[[Path], None], file: str, tmp_path: Path
+) -> None:
+    root = write_folder(tmp_path / "set")
+    data = DATASETS[f"ImageFolder:{root}"]()
+    damage(root / "train" / "bee" / file)
+    with pytest.raises(CorruptError, match=f"bee/{file} can't be decoded") as caught:
+        everything(data.train)
+    assert "\n" not in str(caught.value)
+
+
+# ---- the loader
+
+
+def make_split(n_images: int = 50, augmented: bool = True) -> ImageSplit:
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, (n_images, 3, 8, 8), dtype=np.uint8))
+    augmentation = (RandomCrop(8, padding=2), RandomFlip()) if augmented else ()
+    transforms = (*augmentation, Normalize(CIFAR_MEAN, CIFAR_STD))
+    return ImageSplit(PixelSource(pixels), np.arange(n_images), transforms=transforms)
+
+
+def epoch(loader: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    batches = list(loader)
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+def test_loader__keeps_order_and_the_last_partial_batch() -> None:
+    split = make_split(augmented=False)
+    loader = make_loader(split, 16, shuffle=False)
+    assert len(loader) == 4
+    assert [len(labels) for _, labels in loader] == [16, 16, 16, 2]
+    images, labels = epoch(loader)
+    assert torch.equal(images, everything(split)[0])
+    assert labels.tolist() == list(range(50))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader__epochs_repeat_and_resume_from_the_saved_generators(workers: int) -> None:
+    def make(generator: torch.Generator) -> Any:
+        return make_loader(make_split(), 16, shuffle=True, generator=generator, workers=workers)
+
+    generator = torch.Generator().manual_seed(4)
+    torch.manual_seed(8)
+    loader = make(generator)
+    first = epoch(loader)
+    states = generator.get_state(), torch.get_rng_state()
+    second = epoch(loader)
+    assert sorted(first[1].tolist()) == sorted(second[1].tolist()) == list(range(50))
+    assert first[1].tolist() != second[1].tolist() != list(range(50))
+
+    torch.manual_seed(8)
+    again = epoch(make(torch.Generator().manual_seed(4)))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+    resumed_generator = torch.Generator()
+    resumed_generator.set_state(states[0])
+    torch.set_rng_state(states[1])
+    resumed = epoch(make(resumed_generator))
+    assert all(torch.equal(a, b) for a, b in zip(second, resumed, strict=True))
+
+
+def test_loader__workers_give_the_same_plain_images_and_differ_in_augmentation() -> None:
+    split = make_split(augmented=False)
+    images, labels = epoch(make_loader(split, 16, shuffle=False, workers=2))
+    assert torch.equal(images, everything(split)[0])
+    assert labels.tolist() == list(range(50))
+    # The same image in every place: batches of different workers must not repeat each other's draws.
+    one = make_split()
+    repeated = ImageSplit(PixelSource(one.source.read([0] * 64)), np.arange(64), transforms=one.transforms)
+    images, _ = epoch(make_loader(repeated, 32, shuffle=False, workers=2))
+    assert not torch.equal(images[:32], images[32:])
+
+
+def test_loader__worker_reads_files_and_names_a_corrupt_one_in_one_line(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set")
+    data = DATASETS[f"ImageFolder:{root}"]()
+    images, _ = epoch(make_loader(data.eval, 4, shuffle=False, workers=1))
+    assert torch.equal(images, everything(data.eval)[0])
+    (root / "val" / "cat" / "1.jpg").write_bytes(b"no image")
+    with pytest.raises(CorruptError, match=r"^/.*val/cat/1.jpg can't be decoded") as caught:
+        epoch(make_loader(data.eval, 4, shuffle=False, workers=1))
+    assert "\n" not in str(caught.value)
+
+
+def test_loader__pins_nothing_without_a_device() -> None:
+    loader = make_loader(make_split(), 16, shuffle=False, pin_memory=True)
+    assert loader.pin_memory == torch.cuda.is_available()
+    epoch(loader)
