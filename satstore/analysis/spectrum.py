@@ -1,0 +1,119 @@
+"""From a covariance to its spectrum, and from spectra to intrinsic dimension and saturation.
+
+Spectra are what is stored, so that any delta and either definition can be asked for afterwards,
+for all epochs at once. NumPy only: `satstore saturation` need not wait for torch.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satstore.errors import ConfigError, NumericsError
+
+Float64 = NDArray[np.float64]
+Definition = Literal["exact", "delve"]
+
+
+def eigenvalues(covariance: Float64) -> Float64:
+    """Compute the spectrum of one covariance.
+
+    Parameters
+    ----------
+    covariance
+        (feature, feature), symmetric; only its lower triangle is read.
+
+    Returns
+    -------
+    ndarray
+        (feature,), descending, negatives set to 0. Values below about 1e-7 of the sum are rounding
+        if the moments came from float32 latents: they matter only for a delta that close to 1.
+
+    Raises
+    ------
+    ConfigError
+        The array isn't square.
+    NumericsError
+        The covariance holds NaN or infinities.
+    """
+    covariance = np.asarray(covariance, dtype=np.float64)
+    if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
+        raise ConfigError(f"a covariance has shape (features, features), but this one has {covariance.shape}")
+    if not np.isfinite(covariance).all():
+        bad = int((~np.isfinite(covariance)).sum())
+        raise NumericsError(
+            f"{bad} of {covariance.size} entries of the covariance are not finite: no spectrum"
+        )
+    # A covariance is positive semidefinite: what falls below 0 is rounding.
+    spectrum: Float64 = np.linalg.eigvalsh(covariance)[::-1].clip(min=0.0)
+    return spectrum
+
+
+def intrinsic_dimension(eigenvalues: Float64, delta: float, definition: Definition = "exact") -> Float64:
+    """Count the directions that hold the share `delta` of the variance.
+
+    Parameters
+    ----------
+    eigenvalues
+        (..., eigenvalue), descending and not negative, as `eigenvalues` returns them; the leading
+        axes (epochs, say) are kept.
+    delta
+        In (0, 1].
+    definition
+        "exact" is the smallest k with λ₁ + … + λ_k ≥ delta · Σλ: 1 for rank 1, and 0 only if Σλ is 0.
+        "delve" is what the `delve` package returns (0.1.50, ``compute_intrinsic_dimensionality``): the
+        number of cumulative shares strictly below delta, as a rule one less, and 0 for rank 1. (Its code
+        would add one back in two cases, but slices an array that holds no more columns by then.)
+
+    Returns
+    -------
+    ndarray
+        (...), whole numbers as float64, so that a spectrum with NaN or infinities can give NaN.
+
+    Raises
+    ------
+    ConfigError
+        `delta` is outside (0, 1], or the definition is neither of the two.
+    """
+    eigenvalues = np.asarray(eigenvalues, dtype=np.float64)
+    if not 0.0 < delta <= 1.0:
+        raise ConfigError(f"delta is {delta}, but has to be above 0 and at most 1")
+    if eigenvalues.ndim == 0 or eigenvalues.shape[-1] == 0:
+        raise ConfigError(f"a spectrum has shape (..., eigenvalues), but this one has {eigenvalues.shape}")
+    cumulative = np.cumsum(eigenvalues, axis=-1)
+    if definition == "exact":
+        count = _count_exact(cumulative, delta)
+    elif definition == "delve":
+        count = _count_delve(cumulative, delta)
+    else:
+        raise ConfigError(f"definition is {definition!r}, but has to be 'exact' or 'delve'")
+    return np.where(np.isfinite(cumulative[..., -1]), count.astype(np.float64), np.nan)
+
+
+def saturation(eigenvalues: Float64, delta: float, definition: Definition = "exact") -> Float64:
+    """Divide the intrinsic dimension by the number of features.
+
+    Parameters, shapes and errors are those of `intrinsic_dimension`.
+
+    Returns
+    -------
+    ndarray
+        (...), in [0, 1]; NaN where the spectrum holds NaN or infinities.
+    """
+    dimension: Float64 = intrinsic_dimension(eigenvalues, delta, definition)
+    return dimension / float(np.shape(eigenvalues)[-1])
+
+
+def _count_exact(cumulative: Float64, delta: float) -> NDArray[np.int64]:
+    # The total is the last cumulative sum, not a sum of its own: another order of additions could
+    # round to more than any cumulative sum reaches, and delta = 1 would find no k.
+    total = cumulative[..., -1:]
+    below: NDArray[np.int64] = (cumulative < delta * total).sum(axis=-1)
+    return np.where(total[..., 0] > 0, below + 1, 0)
+
+
+def _count_delve(cumulative: Float64, delta: float) -> NDArray[np.int64]:
+    with np.errstate(invalid="ignore"):  # 0 / 0 gives NaN, which is below nothing
+        shares = cumulative / cumulative[..., -1:]
+    below: NDArray[np.int64] = (shares < delta).sum(axis=-1)
+    return below

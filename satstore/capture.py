@@ -1,0 +1,293 @@
+"""Forward hooks: what every layer computes, turned into moments and into pooled latents.
+
+A layer is recorded at its own output, before norm and activation, and hooks leave no trace: they are gone
+when their context ends, and what they hand on shares no memory with the model.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from satstore.analysis.moments import Moments, NonFiniteError
+from satstore.errors import ConfigError
+from satstore.samples import LAYER_TYPES, ConvMethod, Pooling, batch_first_output, pool_latent, to_samples
+
+__all__ = [
+    "LatentRecorder",
+    "Layer",
+    "MomentRecorder",
+    "NonFinite",
+    "describe_layers",
+    "pool_latent",
+    "select_layers",
+    "to_samples",
+]
+
+Layers = Mapping[str, nn.Module]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of a model; `index` is its place in forward order, `output_shape` leaves the batch out."""
+
+    name: str
+    index: int
+    kind: str
+    n_features: int
+    output_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """`count` values of a layer's output were NaN or infinite, first in this batch (from 0) of the pass."""
+
+    layer: str
+    split: str
+    batch: int
+    count: int
+
+
+def select_layers(
+    model: nn.Module, include: str | None = None, exclude: str | None = None
+) -> dict[str, nn.Module]:
+    """Find the layers to record: Conv, ConvTranspose, Linear and LSTM, under their PyTorch names.
+
+    Parameters
+    ----------
+    model
+        A model; the order of the result is that of its definition (`describe_layers` gives forward order).
+    include, exclude
+        Regular expressions, found anywhere in a name; `exclude` wins.
+
+    Raises
+    ------
+    ConfigError
+        A pattern is no regular expression, or no layer is left.
+    """
+    kept, dropped = (_compile(key, text) for key, text in (("include", include), ("exclude", exclude)))
+    found = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
+    layers: dict[str, nn.Module] = {
+        name: module
+        for name, module in found.items()
+        if (kept is None or kept.search(name)) and not (dropped is not None and dropped.search(name))
+    }
+    if not layers:
+        close = get_close_matches(include or "", found, n=3) or list(found)[:3]
+        names = f"its layers are called {', '.join(close)}, …" if close else "it has none"
+        raise ConfigError(
+            f"no layer of the model is left by include={include!r}, exclude={exclude!r}: {names}"
+        )
+    return layers
+
+
+def describe_layers(model: nn.Module, sample_input: Any, layers: Layers) -> list[Layer]:
+    """List the layers in the order in which one forward pass first calls them.
+
+    The pass runs in eval mode without gradients; modes, buffers and random states stay as they were.
+
+    Parameters
+    ----------
+    model
+        The model that the layers are part of.
+    sample_input
+        What it is called with, on its device.
+    layers
+        From `select_layers`. Those that the pass doesn't call are left out, with a warning in the log.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def see(name: str, module: nn.Module, output: Any) -> None:
+        shapes.setdefault(name, tuple(batch_first_output(output, module).shape))
+
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    modes = {module: module.training for module in model.modules()}
+    try:
+        with torch.no_grad(), torch.random.fork_rng(list(devices)), _hooked(layers, see):
+            model.eval()(sample_input)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    if missing := [name for name in layers if name not in shapes]:
+        _log.warning("left out, as the forward pass doesn't call them: %s", ", ".join(missing))
+    return [
+        Layer(
+            name=name,
+            index=index,
+            kind=type(layers[name]).__name__,
+            n_features=shape[1 if isinstance(layers[name], nn.modules.conv._ConvNd) else -1],
+            output_shape=shape[1:],
+        )
+        for index, (name, shape) in enumerate(shapes.items())
+    ]
+
+
+class _Recorder:
+    """A context in which every call of a layer reaches `_record`, under no_grad and while `enabled`."""
+
+    def __init__(self, layers: Layers) -> None:
+        self.enabled = True
+        self._layers = dict(layers)
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> Self:
+        self._hooks.enter_context(_hooked(self._layers, self._see))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._hooks.close()
+
+    def _see(self, name: str, module: nn.Module, output: Any) -> None:
+        if self.enabled:
+            with torch.no_grad():
+                self._record(name, module, output)
+
+    def _record(self, name: str, module: nn.Module, output: Any) -> None:
+        raise NotImplementedError
+
+
+class MomentRecorder(_Recorder):
+    """Accumulates the moments of every layer over a pass; a module called several times counts each call.
+
+    Parameters
+    ----------
+    layers
+        From `select_layers`.
+    method, downsampling, options
+        As for `to_samples`.
+
+    Attributes
+    ----------
+    enabled
+        Whether calls are recorded: False until `begin`, and to be set to False after the pass.
+    non_finite
+        What was found since `begin`. A layer that gives NaN or infinities is dropped until the next.
+
+    Examples
+    --------
+    >>> with MomentRecorder(layers) as recorder:  # doctest: +SKIP
+    ...     recorder.begin("train")
+    ...     for images, labels in batches:
+    ...         recorder.next_batch()
+    ...         model(images)
+    ...     spectra = {name: m.covariance() for name, m in recorder.results().items()}
+    """
+
+    def __init__(
+        self,
+        layers: Layers,
+        method: ConvMethod = "channelwise",
+        downsampling: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(layers)
+        self._to_samples: Callable[[Any, nn.Module], Tensor] = partial(
+            to_samples, method=method, downsampling=downsampling, **options
+        )
+        self.begin("")
+        self.enabled = False
+
+    def begin(self, split: str) -> None:
+        """Forget what was recorded, and record a pass over this split from now on."""
+        self.non_finite: list[NonFinite] = []
+        # By device, too: replicas of a data-parallel model share the hooks.
+        self._moments: dict[str, dict[torch.device, Moments]] = {}
+        self._split, self._batch, self.enabled = split, -1, True
+
+    def next_batch(self) -> None:
+        """Count a batch; to be called before its forward pass."""
+        self._batch += 1
+
+    def results(self) -> dict[str, Moments]:
+        """Give the moments of the layers called since `begin`, in the order of calls, less those dropped."""
+        poisoned = {event.layer for event in self.non_finite}
+        return {name: _merged(parts) for name, parts in self._moments.items() if name not in poisoned}
+
+    def _record(self, name: str, module: nn.Module, output: Any) -> None:
+        if any(event.layer == name for event in self.non_finite):
+            return
+        samples = self._to_samples(output, module)
+        moments = self._moments.setdefault(name, {}).setdefault(samples.device, Moments())
+        try:
+            moments.update(samples)
+        except NonFiniteError as error:
+            event = NonFinite(name, self._split, max(self._batch, 0), error.count)
+            self.non_finite.append(event)
+            _log.debug("not recorded for the rest of the pass: %s, %s", event, error)
+
+
+class LatentRecorder(_Recorder):
+    """Collects the pooled latents of one batch, for all layers and poolings in one forward pass.
+
+    Pooling happens in the hook, on the layer's device, so that no full map is kept unless asked for.
+    Of a module called several times, the last call counts.
+
+    Parameters
+    ----------
+    layers
+        From `select_layers`.
+    poolings
+        Each as for `pool_latent`.
+    """
+
+    def __init__(self, layers: Layers, poolings: tuple[Pooling, ...]) -> None:
+        super().__init__(layers)
+        self._latents: dict[Pooling, dict[str, Tensor]] = {pooling: {} for pooling in poolings}
+
+    def pop(self) -> dict[Pooling, dict[str, Tensor]]:
+        """Hand over what was collected since the last call: pooling → layer → latent, on the CPU."""
+        latents = {key: {name: t.cpu() for name, t in part.items()} for key, part in self._latents.items()}
+        self._latents = {pooling: {} for pooling in self._latents}
+        return latents
+
+    def _record(self, name: str, module: nn.Module, output: Any) -> None:
+        for pooling, latents in self._latents.items():
+            latent = pool_latent(output, module, pooling).detach()
+            # An in-place activation may write over the layer's own output right after this hook.
+            shared = _share_memory(latent, batch_first_output(output, module))
+            latents[name] = latent.clone() if shared else latent
+
+
+@contextmanager
+def _hooked(layers: Layers, see: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
+    """Call `see` with name, module and output after every call of a layer."""
+    with ExitStack() as stack:
+        for name, layer in layers.items():
+
+            def hook(module: nn.Module, _: Any, output: Any, name: str = name) -> None:
+                see(name, module, output)
+
+            stack.callback(layer.register_forward_hook(hook).remove)
+        yield
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _merged(parts: dict[torch.device, Moments]) -> Moments:
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    merged = Moments()
+    for moments in parts.values():
+        merged.merge(moments)
+    return merged
+
+
+def _compile(key: str, pattern: str | None) -> re.Pattern[str] | None:
+    try:
+        return None if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{key} is {pattern!r}, which is no regular expression: {error}") from error

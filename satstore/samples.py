@@ -1,0 +1,158 @@
+"""A layer's output, arranged as samples × features for its moments, or pooled for the latent store."""
+
+from collections.abc import Callable
+from typing import Any, Literal, assert_never, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd
+
+from satstore.errors import ConfigError
+
+ConvMethod = Literal["channelwise", "mean", "max", "median", "flatten"]
+DownsamplingMethod = Literal["centred", "nearest", "average"]
+TimeseriesMethod = Literal["last", "every"]
+Pooling = int | Literal["full"]
+
+# _ConvNd is the base of Conv and ConvTranspose in one, two and three dimensions, and of nothing else.
+LAYER_TYPES = (_ConvNd, nn.Linear, nn.LSTM)
+_ADAPTIVE_POOLS: dict[int, Callable[..., Tensor]] = {
+    1: functional.adaptive_avg_pool1d,
+    2: functional.adaptive_avg_pool2d,
+    3: functional.adaptive_avg_pool3d,
+}
+
+
+def to_samples(
+    output: Any,
+    module: nn.Module,
+    method: ConvMethod = "channelwise",
+    downsampling: int | None = None,
+    *,
+    downsampling_method: DownsamplingMethod = "centred",
+    timeseries_method: TimeseriesMethod = "last",
+) -> Tensor:
+    """Arrange a layer's output as samples.
+
+    Parameters
+    ----------
+    output
+        What `module` returned: a tensor, or an LSTM's tuple.
+    module
+        A layer that `select_layers` can find.
+    method
+        For Conv. "channelwise": (batch · positions, channel), a view if channels are last in memory, and in
+        no particular order of rows. "mean", "max", "median" (of an even number the lower, as in `delve`):
+        over positions, (batch, channel). "flatten": (batch, channel · positions).
+    downsampling
+        Of a map with more than n positions along an axis, keep n along it.
+    downsampling_method
+        "centred": positions floor((i + ½) · size / n). "nearest": floor(i · size / n), what `delve` takes.
+        "average": adaptive average pooling, which changes the quantity.
+    timeseries_method
+        For LSTM: (batch, feature), or every step as a sample (batch · step, feature).
+
+    Returns
+    -------
+    Tensor
+        (sample, feature). Linear: one sample per row or token.
+
+    Raises
+    ------
+    ConfigError
+        A method doesn't exist, or the number of positions isn't positive.
+    """
+    _check("conv_method", method, ConvMethod)
+    tensor = batch_first_output(output, module)
+    if isinstance(module, nn.LSTM):
+        _check("timeseries_method", timeseries_method, TimeseriesMethod)
+        return tensor[:, -1] if timeseries_method == "last" else tensor.flatten(0, 1)
+    if isinstance(module, nn.Linear):
+        return tensor.reshape(-1, tensor.shape[-1])
+    if downsampling is not None:
+        tensor = _downsample(tensor, downsampling, downsampling_method)
+    match method:
+        case "channelwise" if tensor.stride(1) == 1:
+            return tensor.movedim(1, -1).reshape(-1, tensor.shape[1])
+        case "channelwise":
+            # Copies runs of positions: one to channels-last gathers single values and took 50 times as long.
+            return tensor.transpose(0, 1).flatten(1).T
+        case "mean":
+            return tensor.flatten(2).mean(2)
+        case "max":
+            return tensor.flatten(2).amax(2)
+        case "median":
+            return tensor.flatten(2).median(2).values
+        case "flatten":
+            return tensor.flatten(1)
+        case _:
+            assert_never(method)
+
+
+def pool_latent(output: Any, module: nn.Module, pooling: Pooling) -> Tensor:
+    """Pool a layer's output for the latent store.
+
+    Parameters
+    ----------
+    output, module
+        As for `to_samples`.
+    pooling
+        d: adaptive average pooling to d positions per axis, never up-sampled. "full": as it is.
+
+    Returns
+    -------
+    Tensor
+        In the output's dtype, features on axis 1. Conv: (batch, channel, y, x). Linear: (batch, feature);
+        tokens (batch, token, feature) count as a map of one axis, and channels-last maps as what they are:
+        (batch, feature, token) and (batch, feature, y, x), pooled in the same way. LSTM: the last step.
+        It may share memory with the output.
+
+    Raises
+    ------
+    ConfigError
+        `pooling` is neither "full" nor a positive integer.
+    """
+    if pooling != "full" and not (isinstance(pooling, int) and pooling > 0):
+        raise ConfigError(f"pooling is {pooling!r}, but has to be 'full' or a positive number of positions")
+    tensor = batch_first_output(output, module)
+    if isinstance(module, nn.LSTM):
+        return tensor[:, -1]
+    if isinstance(module, nn.Linear):
+        tensor = tensor.movedim(-1, 1)
+        tensor = tensor if tensor.ndim <= 5 else tensor.flatten(2)  # three axes can be pooled at most
+    sizes = list(tensor.shape[2:])
+    target = sizes if pooling == "full" else [min(pooling, size) for size in sizes]
+    return tensor if target == sizes else _ADAPTIVE_POOLS[len(sizes)](tensor, target)
+
+
+def batch_first_output(output: Any, module: nn.Module) -> Tensor:
+    """Detach an output and give it its batch axis, in front: (B, C, …), (B, …, F) or (B, T, F)."""
+    if isinstance(module, nn.LSTM):
+        sequence = output[0]
+        if not isinstance(sequence, Tensor):
+            raise ConfigError("an LSTM returned a packed sequence, which can't be recorded: exclude it")
+        if sequence.ndim == 2:
+            return sequence.detach().unsqueeze(0)
+        return sequence.detach() if module.batch_first else sequence.detach().transpose(0, 1)
+    tensor: Tensor = output.detach()
+    batched = tensor.ndim == 2 + len(module.kernel_size) if isinstance(module, _ConvNd) else tensor.ndim > 1
+    return tensor if batched else tensor.unsqueeze(0)
+
+
+def _downsample(maps: Tensor, n: int, method: DownsamplingMethod) -> Tensor:
+    if n < 1:
+        raise ConfigError(f"downsampling is {n}, but has to be a positive number of positions, or null")
+    _check("downsampling_method", method, DownsamplingMethod)
+    if method == "average":
+        return _ADAPTIVE_POOLS[maps.ndim - 2](maps, [min(n, size) for size in maps.shape[2:]])
+    for axis, size in enumerate(maps.shape[2:], start=2):
+        if size > n:
+            steps = torch.arange(n, device=maps.device) * 2 + (method == "centred")
+            maps = maps.index_select(axis, steps * size // (2 * n))
+    return maps
+
+
+def _check(key: str, value: object, allowed: Any) -> None:
+    if value not in get_args(allowed):
+        raise ConfigError(f"{key} is {value!r}, but has to be one of {', '.join(get_args(allowed))}")
