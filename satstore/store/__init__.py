@@ -1,0 +1,16 @@
+"""The disk format: stores of latents and of what was computed from them."""
+
+from satstore.store.analysis import AnalysisStore
+from satstore.store.latents import LatentArray, LatentSplit, LatentStore, open_latents
+from satstore.store.layout import choose_shard_rows
+from satstore.store.writer import LatentWriter
+
+__all__ = [
+    "AnalysisStore",
+    "LatentArray",
+    "LatentSplit",
+    "LatentStore",
+    "LatentWriter",
+    "choose_shard_rows",
+    "open_latents",
+]

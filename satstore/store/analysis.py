@@ -1,0 +1,167 @@
+"""The small store of what was computed: spectra, last moments, probe coefficients and confusion matrices."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from satstore.commits import CommitLog
+from satstore.errors import NotFoundError
+from satstore.files import FORMAT_VERSION
+from satstore.store.layout import (
+    DurableStore,
+    check_version,
+    create_array,
+    encode_layer,
+    get_array,
+    open_root,
+)
+
+
+class AnalysisStore:
+    """``analysis.zarr`` of one experiment.
+
+    Groups: ``spectra/<split>/<layer>`` with ``eigenvalues`` (epoch, eigenvalue) and, after the last epoch,
+    ``mean`` (feature) and ``covariance`` (feature, other_feature); ``probes/<pooling>/<layer>`` with ``coef``
+    (class, feature), ``intercept`` (class) and ``confusion`` (true_class, predicted_class).
+
+    Parameters
+    ----------
+    path
+        The store's folder.
+    log
+        The run's commit log; needed for writing.
+    """
+
+    def __init__(self, path: Path, log: CommitLog | None = None) -> None:
+        self.path = path
+        self._log = log
+
+    def write_spectra(
+        self, split: str, epoch: int, n_epochs: int, spectra: Mapping[str, NDArray[np.float64]]
+    ) -> None:
+        """Write one epoch's eigenvalues, descending, of each layer (NaN where the layer failed).
+
+        Parameters
+        ----------
+        split
+            ``train`` or ``eval``.
+        epoch
+            Counted from 0.
+        n_epochs
+            Epochs that the array has room for.
+        spectra
+            Layer to eigenvalues, shape (n_features,).
+        """
+        with _Writing(self) as root:
+            for layer, eigenvalues in spectra.items():
+                group = _layer_group(root, f"spectra/{split}", layer)
+                if "eigenvalues" not in group:
+                    shape = (n_epochs, len(eigenvalues))
+                    create_array(
+                        group, "eigenvalues", shape, np.float64, ("epoch", "eigenvalue"), chunks=(1, shape[1])
+                    )
+                get_array(group, "eigenvalues")[epoch] = eigenvalues
+
+    def finish_spectra(self, n_epochs: int) -> None:
+        """Cut the spectra to the epochs that were trained, where training stopped early."""
+        with _Writing(self) as root:
+            for split in ("train", "eval"):
+                for layer in self.spectra(split):
+                    array = get_array(_layer_group(root, f"spectra/{split}", layer), "eigenvalues")
+                    if array.shape[0] != n_epochs:
+                        array.resize((n_epochs, array.shape[1]))
+
+    def write_moments(
+        self, split: str, moments: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
+    ) -> None:
+        """Write each layer's mean (n_features,) and covariance (n_features, n_features) of the last epoch."""
+        with _Writing(self) as root:
+            for layer, (mean, covariance) in moments.items():
+                group = _layer_group(root, f"spectra/{split}", layer)
+                _put(group, "mean", mean, ("feature",))
+                _put(group, "covariance", covariance, ("feature", "other_feature"))
+
+    def write_probe(self, pooling: str, layer: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write a probe's ``coef``, ``intercept`` and ``confusion``; a probe that was there is replaced."""
+        dimensions = {
+            "coef": ("class", "feature"),
+            "intercept": ("class",),
+            "confusion": ("true_class", "predicted_class"),
+        }
+        with _Writing(self) as root:
+            group = _layer_group(root, f"probes/{pooling}", layer)
+            for name, values in arrays.items():
+                _put(group, name, values, dimensions[name])
+
+    def spectra(self, split: str) -> dict[str, NDArray[np.float64]]:
+        """Return each layer's eigenvalues (epoch, eigenvalue), descending; NaN where the layer failed."""
+        groups = self._layers(f"spectra/{split}")
+        return {layer: np.asarray(get_array(group, "eigenvalues")[...]) for layer, group in groups.items()}
+
+    def moments(self, split: str, layer: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return a layer's mean and covariance after the last epoch."""
+        group = self._layer(f"spectra/{split}", layer)
+        return np.asarray(get_array(group, "mean")[...]), np.asarray(get_array(group, "covariance")[...])
+
+    def probe(self, pooling: str, layer: str) -> dict[str, NDArray[Any]]:
+        """Return a probe's ``coef``, ``intercept`` and ``confusion``."""
+        group = self._layer(f"probes/{pooling}", layer)
+        return {name: np.asarray(array[...]) for name, array in sorted(group.arrays())}
+
+    def _layer(self, path: str, layer: str) -> zarr.Group:
+        groups = self._layers(path)
+        if layer not in groups:
+            raise NotFoundError(f"{self.path} has nothing of layer {layer!r} under {path}")
+        return groups[layer]
+
+    def _layers(self, path: str) -> dict[str, zarr.Group]:
+        if not (self.path / path).exists():
+            return {}
+        parent = open_root(self.path)[path]
+        assert isinstance(parent, zarr.Group)
+        groups = {str(group.attrs["layer"]): group for _, group in parent.groups()}
+        return dict(sorted(groups.items()))  # a folder's order is its file system's
+
+
+class _Writing:
+    """Opens a store for one write and commits what was written when it went well."""
+
+    def __init__(self, analysis: AnalysisStore) -> None:
+        if analysis._log is None:
+            raise NotFoundError(f"{analysis.path} is open for reading only")
+        self._store = DurableStore(analysis.path, analysis._log)
+
+    def __enter__(self) -> zarr.Group:
+        root = zarr.open_group(self._store, mode="a")
+        if not root.attrs:
+            root.attrs["format_version"] = FORMAT_VERSION
+        check_version(root, self._store.root)
+        return root
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._store.commit()
+
+
+def _layer_group(root: zarr.Group, path: str, layer: str) -> zarr.Group:
+    group = root.require_group(f"{path}/{encode_layer(layer)}")
+    if "layer" not in group.attrs:
+        group.attrs["layer"] = layer
+    return group
+
+
+def _put(group: zarr.Group, name: str, values: NDArray[Any], dimensions: tuple[str, ...]) -> None:
+    array = create_array(
+        group,
+        name,
+        values.shape,
+        values.dtype,
+        dimensions,
+        chunks=tuple(max(1, n) for n in values.shape),
+        overwrite=True,
+    )
+    array[...] = values

@@ -1,0 +1,163 @@
+"""Reading stores of latents."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from satstore.errors import UnknownNameError
+from satstore.registry import suggest
+from satstore.store.layout import Array, encode_layer, get_array, open_root
+
+
+class LatentArray:
+    """One layer's latents of one split: an array (sample, feature) or (sample, channel, y, x), on disk.
+
+    Attributes
+    ----------
+    layer
+        The layer's PyTorch name.
+    array
+        The zarr array, float16.
+    """
+
+    def __init__(self, group: zarr.Group) -> None:
+        self.layer = str(group.attrs["layer"])
+        self._group = group
+        self.array: Array = get_array(group, "latent")
+
+    def __repr__(self) -> str:
+        return f"<LatentArray {self.layer} {self.shape} {self.array.dtype}>"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Samples, then the latent's own axes."""
+        return tuple(self.array.shape)
+
+    @property
+    def n_features(self) -> int:
+        """Features of one sample, all of its axes flattened."""
+        return int(np.prod(self.shape[1:], dtype=np.int64))
+
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """Mean over the samples, of one sample's shape."""
+        return np.asarray(get_array(self._group, "mean")[...], dtype=np.float32)
+
+    @property
+    def std(self) -> NDArray[np.float32]:
+        """Standard deviation over the samples (divided by n), of one sample's shape."""
+        return np.asarray(get_array(self._group, "std")[...], dtype=np.float32)
+
+    def numpy(self) -> NDArray[np.float16]:
+        """Read all of it into memory."""
+        return np.asarray(self.array[...])
+
+    def dask(self, chunk_bytes: int = 64 * 2**20) -> Any:
+        """Return a dask array over it, in blocks of whole stored chunks of about ``chunk_bytes``."""
+        import dask.array as da
+
+        stored = self.array.chunks[0]
+        row_bytes = max(1, self.n_features * self.array.dtype.itemsize)
+        rows = max(1, chunk_bytes // row_bytes // stored) * stored
+        # from_zarr alone would take the inner chunks of the shards: thousands of tasks of 2 MiB.
+        return da.from_zarr(  # type: ignore[no-untyped-call]
+            self.array, chunks=(rows, *self.shape[1:])
+        )
+
+
+class LatentSplit(Mapping[str, LatentArray]):
+    """The latents of one pooling and split: layer name to :class:`LatentArray`, in forward order."""
+
+    def __init__(self, group: zarr.Group, layers: list[str]) -> None:
+        self._group = group
+        self._keys = {layer: encode_layer(layer) for layer in layers if encode_layer(layer) in group}
+
+    def __getitem__(self, layer: str) -> LatentArray:
+        if layer not in self._keys:
+            raise UnknownNameError(f"no latents of a layer {layer!r}{suggest(layer, self._keys)}")
+        item = self._group[self._keys[layer]]
+        assert isinstance(item, zarr.Group)
+        return LatentArray(item)
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._keys
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The class index of each sample."""
+        return np.asarray(get_array(self._group, "label")[...], dtype=np.int64)
+
+    @cached_property
+    def sample_ids(self) -> NDArray[np.int64]:
+        """The index of each sample in its dataset."""
+        return np.asarray(get_array(self._group, "sample_id")[...], dtype=np.int64)
+
+
+class LatentStore:
+    """A store of latents, open for reading.
+
+    Attributes
+    ----------
+    path
+        The store's folder.
+    attributes
+        Run, config, layers in forward order and class names.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._root = open_root(self.path)
+        self.attributes = dict(self._root.attrs)
+
+    def __repr__(self) -> str:
+        return f"<LatentStore {self.path}: {', '.join(self.poolings) or 'empty'}>"
+
+    @property
+    def layers(self) -> list[str]:
+        """Layer names, in forward order."""
+        return [str(layer) for layer in self.attributes["layers"]]  # type: ignore[union-attr]
+
+    @property
+    def poolings(self) -> list[str]:
+        """Names of the stored poolings, such as ``pool4``."""
+        return sorted(name for name, _ in self._root.groups())
+
+    def split(self, pooling: str, split: str) -> LatentSplit:
+        """Return one split, ``train`` or ``eval``, of one pooling, such as ``pool4``.
+
+        Raises
+        ------
+        UnknownNameError
+            If the store has no such pooling or split.
+        """
+        path = f"{pooling}/{split}"
+        group = self._root.get(path)
+        if not isinstance(group, zarr.Group):
+            groups = {p: self._root[p].groups() for p in self.poolings}  # type: ignore[union-attr]
+            known = [f"{p}/{s}" for p, splits in groups.items() for s, _ in splits]
+            raise UnknownNameError(f"{self.path} has no latents {path!r}{suggest(path, known)}")
+        return LatentSplit(group, self.layers)
+
+
+def open_latents(path: Path | str) -> LatentStore:
+    """Open a store of latents by its path; it needs nothing of its run.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no store.
+    CorruptError
+        If it is of an unknown format version.
+    """
+    return LatentStore(path)
