@@ -1,0 +1,191 @@
+"""Running stages on experiments: one stage, or all that a config names, over a grid or a run id."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from satstore.config import ExperimentConfig, describe, read_config
+from satstore.errors import ConfigError, MissingStageError, SatstoreError
+from satstore.events import Listener
+from satstore.logs import check_run_id, find_logs_dir, make_run
+from satstore.registry import STAGES
+from satstore.run import Run
+from satstore.stages.stage import Stage, StageParameters, record_parameters
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one stage of one experiment: ``skipped`` was found done; a failed one has its error."""
+
+    run: Run
+    stage: str
+    result: Literal["done", "skipped", "failed"]
+    error: SatstoreError | None = None
+
+
+def run_stage(run: Run, stage: Stage, parameters: StageParameters, *, with_needs: bool) -> list[Outcome]:
+    """Run one stage of one experiment, unless it is found done.
+
+    Parameters
+    ----------
+    with_needs
+        Run the earlier stages that are missing first, rather than refuse.
+
+    Returns
+    -------
+    list of Outcome
+        Of the stage and of those that had to run first.
+
+    Raises
+    ------
+    MissingStageError
+        If an earlier stage is missing and isn't to be run; the message names the command.
+    LockedError
+        If another process writes the experiment.
+    """
+    outcomes = []
+    with run.lock():
+        for name in stage.needs:
+            need: Stage = STAGES[name]
+            needed = need.adapt(parameters, latents=False)
+            missing = need.pending(run, needed)
+            if not missing:
+                continue
+            if not with_needs:
+                raise MissingStageError(
+                    f"{run.name}: {stage.name} needs {need.name} first (missing: {missing[0]}); "
+                    f"run: {need.command(run, needed)}"
+                )
+            _perform(run, need, needed)
+            outcomes.append(Outcome(run, name, "done"))
+        if stage.pending(run, parameters):
+            _perform(run, stage, parameters)
+            outcomes.append(Outcome(run, stage.name, "done"))
+        else:
+            outcomes.append(Outcome(run, stage.name, "skipped"))
+    return outcomes
+
+
+def _perform(run: Run, stage: Stage, parameters: StageParameters) -> None:
+    with run.stage(stage.key, record_parameters(parameters)):
+        stage.function(run, parameters)
+
+
+def run_stages(
+    runs: Iterable[Run], plan: Mapping[str, StageParameters], *, with_needs: bool
+) -> list[Outcome]:
+    """Run stages on experiments, one experiment after the other; one that fails does not stop the next.
+
+    Parameters
+    ----------
+    plan
+        Stage name to its parameters, in the order in which they are run.
+    """
+    outcomes = []
+    for run in runs:
+        for name, parameters in plan.items():
+            try:
+                outcomes += run_stage(run, STAGES[name], parameters, with_needs=with_needs)
+            except SatstoreError as error:
+                outcomes.append(Outcome(run, name, "failed", error))
+                break
+    return outcomes
+
+
+def make_plan(
+    stages: Iterable[str], parameters: Mapping[str, Any], *, strict: bool = True
+) -> dict[str, StageParameters]:
+    """Give every stage its share of some parameters.
+
+    Parameters
+    ----------
+    strict
+        Refuse parameters that are no stage's.
+
+    Raises
+    ------
+    ConfigError
+        If a parameter is no stage's, or has a value that it can't have.
+    """
+    plan: dict[str, StageParameters] = {}
+    used: set[str] = set()
+    for name in stages:
+        model = STAGES[name].parameters
+        share = {key: value for key, value in parameters.items() if key in model.model_fields}
+        used |= share.keys()
+        try:
+            plan[name] = model.model_validate(share)
+        except ValidationError as error:
+            raise ConfigError(describe(error)) from error
+    unused = [key for key, value in parameters.items() if key not in used and value is not None]
+    if unused and strict:
+        raise ConfigError(f"{unused[0]!r} is no parameter of the stages {', '.join(plan)}")
+    return plan
+
+
+def make_runs(
+    configs: Iterable[ExperimentConfig],
+    run_id: str,
+    logs_dir: str | Path | None = None,
+    listener: Listener | None = None,
+) -> list[Run]:
+    """Make the folders of a grid's experiments, or open those that are there.
+
+    Raises
+    ------
+    ConfigError
+        If the run id can't be a folder's name.
+    """
+    check_run_id(run_id)
+    return [make_run(find_logs_dir(logs_dir, config), run_id, config, listener) for config in configs]
+
+
+def run_experiments(
+    config: str | Path | Mapping[str, Any],
+    run_id: str,
+    stages: Iterable[str] | None = None,
+    *,
+    logs_dir: str | Path | None = None,
+    listener: Listener | None = None,
+    **parameters: Any,
+) -> list[Run]:
+    """Run the experiments of a config, as ``satstore run`` does.
+
+    Parameters
+    ----------
+    config
+        A path, the name of a shipped config, or a config's content; see ``docs/configuration.md``.
+    run_id
+        The name of the folder that the experiments get under the logs folder.
+    stages
+        Names of stages; by default those that the config names.
+    logs_dir
+        The logs folder; by default SATSTORE_LOGS_DIR, else the config's, else ``./logs``.
+    listener
+        Called with every event.
+    **parameters
+        Parameters of the stages, such as ``device="cpu"``, ``pooling=["4"]`` or ``workers=2``.
+
+    Returns
+    -------
+    list of Run
+        One per experiment of the grid.
+
+    Raises
+    ------
+    SatstoreError
+        The first error of a stage, after all other experiments have been run.
+    """
+    configs = read_config(config)
+    plans = [make_plan(stages or c.stages, parameters) for c in configs]
+    runs = make_runs(configs, run_id, logs_dir, listener)
+    outcomes = [
+        o for run, plan in zip(runs, plans, strict=True) for o in run_stages([run], plan, with_needs=True)
+    ]
+    for outcome in outcomes:
+        if outcome.error is not None:
+            raise outcome.error
+    return runs

@@ -1,0 +1,91 @@
+"""Figures: from a run's tables to matplotlib. Nothing is computed here that a stage computes."""
+
+import re
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from satstore.errors import NotFoundError
+from satstore.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Okabe and Ito's colours, which people with any colour vision tell apart; markers differ too.
+SATURATION = "#0072B2"
+PROBES = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("s", "^", "D", "v", "P")
+MODEL = "#000000"
+
+SHORTCUT = re.compile(r"(^|\.)(downsample|shortcut|skip)")
+
+
+def drawn_layers(run: Run, all_layers: bool = False) -> list[str]:
+    """Return the layers that figures show: those of the main path, and the Linears before the last."""
+    records = run.manifest.layers
+    if all_layers:
+        return [record.layer for record in records]
+    linears = [record.layer for record in records if record.kind == "Linear"]
+    return [r.layer for r in records if not SHORTCUT.search(r.layer) and r.layer not in linears[-1:]]
+
+
+def plot_layers(run: Run, all_layers: bool = False) -> Figure:
+    """Draw saturation and probe accuracy over the layers, and the model's accuracy as a dashed line.
+
+    Parameters
+    ----------
+    all_layers
+        Draw shortcut convolutions and the last Linear too.
+
+    Raises
+    ------
+    NotFoundError
+        If the run has neither saturation nor probes yet.
+    """
+    layers = drawn_layers(run, all_layers)
+    probes = {
+        key: run.table(f"probe-{key}") for key in run.manifest.probes if run.has_file(f"probe-{key}.csv")
+    }
+    saturation = _last_saturation(run)
+    if saturation is None and not probes:
+        raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
+    figure = Figure(figsize=(max(5.0, 1.6 + 0.32 * len(layers)), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    places = range(len(layers))
+    if saturation is not None:
+        axes.plot(
+            places, saturation.reindex(layers), color=SATURATION, marker="o", markersize=5, label="saturation"
+        )
+    for (key, table), color, marker in zip(probes.items(), PROBES, MARKERS, strict=False):
+        label = f"probe accuracy ({key})"
+        accuracy = table.set_index("layer")["eval_accuracy"].reindex(layers)
+        axes.plot(places, accuracy, color=color, marker=marker, markersize=5, label=label)
+    reached = run.manifest.summary.test_accuracy
+    if reached is not None:
+        axes.axhline(reached, color=MODEL, linestyle="--", linewidth=1, label=f"model accuracy {reached:.1%}")
+    axes.set_xticks(places, layers, rotation=90, fontsize=8)
+    axes.set_xlim(-0.5, len(layers) - 0.5)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("saturation, accuracy")
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    config = run.config
+    axes.set_title(f"{config.model} on {config.dataset} at {config.resolution} px", fontsize=11)
+    # Below the axes: inside, it would cover one curve or the other.
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _last_saturation(run: Run) -> "pd.Series[float] | None":
+    if not run.has_file("saturation.csv"):
+        return None
+    table = run.table("saturation")
+    chosen = (
+        (table["split"] == "train")
+        & (table["epoch"] == table["epoch"].max())
+        & (table["delta"] == run.config.delta)
+        & (table["definition"] == "exact")
+    )
+    found: pd.Series[float] = table[chosen].set_index("layer")["saturation"]
+    return found if len(found) else None

@@ -1,0 +1,206 @@
+"""A run in training: device, data, model, and everything that a checkpoint holds."""
+
+import io
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from satstore.capture import LatentRecorder, Layer, describe_layers, select_layers
+from satstore.config import ExperimentConfig
+from satstore.datasets.images import ImageData
+from satstore.errors import CorruptError, DeviceError
+from satstore.registry import DATASETS, MODELS, OPTIMIZERS
+from satstore.run import Run
+
+CHECKPOINT = "checkpoint.pt"
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the device of a name, or, of None, the first GPU if there is one, else the CPU.
+
+    Raises
+    ------
+    DeviceError
+        If the name is none, or no such device is there.
+    """
+    n_gpus = torch.cuda.device_count()
+    if name is None:
+        return torch.device("cuda:0" if n_gpus else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise DeviceError(f"no device named {name!r}; expected cpu or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= n_gpus:
+        found = f"the GPUs here are cuda:0 to cuda:{n_gpus - 1}" if n_gpus else "no GPU is here"
+        raise DeviceError(f"device {name!r} is not there: {found}; use --device cpu, or a GPU that is")
+    if device.type not in ("cpu", "cuda"):
+        raise DeviceError(f"device {name!r} is not supported; expected cpu or cuda:N")
+    return device
+
+
+def load_data(config: ExperimentConfig) -> ImageData:
+    """Build a config's dataset."""
+    data: ImageData = DATASETS[config.dataset](
+        resolution=config.resolution, data_dir=config.data_dir, augment=config.augment, seed=config.seed
+    )
+    return data
+
+
+def build_model(config: ExperimentConfig, n_classes: int, device: torch.device) -> nn.Module:
+    """Build a config's model on a device, its weights fixed by the config's seed."""
+    torch.manual_seed(config.seed)
+    model: nn.Module = MODELS[config.model](num_classes=n_classes)
+    # With channels last, a map's positions are rows of its memory: the samples of spectra without a copy.
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def recorded_layers(model: nn.Module, config: ExperimentConfig) -> dict[Layer, nn.Module]:
+    """Return the layers of a model that a config records, in forward order."""
+    layers = select_layers(model, config.layers, config.exclude_layers)
+    device = next(model.parameters()).device
+    image = torch.zeros(1, 3, config.resolution, config.resolution, device=device)
+    return {layer: layers[layer.name] for layer in describe_layers(model, image, layers)}
+
+
+def choose_workers(config: ExperimentConfig, in_memory: bool) -> int:
+    """Return the number of loader processes: the config's, else by the cores, but none for data in memory."""
+    if config.workers is not None:
+        return config.workers
+    return 0 if in_memory else min(8, os.cpu_count() or 1)
+
+
+def check_data(run: Run, data: ImageData) -> None:
+    """Check that data are those that a run was trained on.
+
+    Raises
+    ------
+    CorruptError
+        If the fingerprints differ.
+    """
+    known = run.manifest.dataset
+    if known and known.fingerprint != data.fingerprint:
+        raise CorruptError(
+            f"{run.name} was trained on other data than {data.name} in {run.config.data_dir} is now "
+            f"(fingerprint {known.fingerprint[:12]}, found {data.fingerprint[:12]}); use another run id"
+        )
+
+
+@contextmanager
+def recording(
+    model: nn.Module, config: ExperimentConfig, poolings: Sequence[str]
+) -> Iterator[LatentRecorder]:
+    """Record a model's latents, in eval mode, at some poolings."""
+    layers = {layer.name: module for layer, module in recorded_layers(model, config).items()}
+    model.eval()
+    sizes = tuple(int(p) if p.isdecimal() else p for p in poolings)
+    with LatentRecorder(layers, sizes) as recorder:  # type: ignore[arg-type]
+        yield recorder
+
+
+class Session:
+    """Everything that training changes: model, optimizer, scheduler, order of the data, history.
+
+    Attributes
+    ----------
+    epoch
+        Epochs done.
+    history
+        One row of metrics per epoch done.
+    """
+
+    def __init__(self, config: ExperimentConfig, data: ImageData, device: torch.device) -> None:
+        self.config = config
+        self.device = device
+        random.seed(config.seed)
+        np.random.seed(config.seed % 2**32)  # noqa: NPY002  # third parties' augmentations may draw from it
+        self.model = build_model(config, len(data.classes), device)
+        self.optimizer, self.scheduler = OPTIMIZERS[config.optimizer](self.model)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.epoch = 0
+        self.history: list[dict[str, float]] = []
+
+    def state(self) -> dict[str, Any]:
+        """Return all of it, in types that load with ``weights_only=True``."""
+        kind, keys, *numpy_rest = np.random.get_state()  # noqa: NPY002
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict() if self.scheduler else None,
+            "epoch": self.epoch,
+            "history": self.history,
+            "loader": self.generator.get_state(),
+            "rng": {
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+                "python": _as_lists(random.getstate()),
+                "numpy": [kind, np.asarray(keys).tolist(), *numpy_rest],
+            },
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take up a state of :meth:`state`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self.epoch = state["epoch"]
+        self.history = state["history"]
+        self.generator.set_state(state["loader"])
+        rng = state["rng"]
+        torch.set_rng_state(rng["torch"])
+        if rng["cuda"] is not None and self.device.type == "cuda":
+            torch.cuda.set_rng_state(rng["cuda"], self.device)
+        version, internal, gauss = rng["python"]
+        random.setstate((version, tuple(internal), gauss))
+        np.random.set_state(tuple(rng["numpy"]))  # noqa: NPY002
+
+
+def _as_lists(value: Any) -> Any:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def read_checkpoint(run: Run) -> dict[str, Any]:
+    """Return the state of a run's checkpoint, checked against the manifest's digest.
+
+    Raises
+    ------
+    CorruptError
+        If it isn't what was committed, or holds more than tensors, numbers, strings, lists and dicts.
+    """
+    content = run.read_file(CHECKPOINT)
+    try:
+        # Random states stay on the CPU whatever the device.
+        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises pickle's, zipfile's and its own errors here
+        raise CorruptError(f"{run.path / CHECKPOINT} can't be loaded: {error}") from error
+    return state
+
+
+def load_model(run: Run, n_classes: int, device: torch.device) -> nn.Module:
+    """Build a run's model and load its checkpoint's weights.
+
+    Raises
+    ------
+    CorruptError
+        If the checkpoint is of another model.
+    """
+    model = build_model(run.config, n_classes, device)
+    load_weights(model, read_checkpoint(run)["model"], run)
+    return model
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], run: Run) -> None:
+    """Load weights into a run's model; see :func:`load_model`."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1].strip()
+        raise CorruptError(
+            f"{run.path / CHECKPOINT} is of another model than {run.config.model}: {reason}"
+        ) from error

@@ -1,0 +1,10 @@
+"""The stages: a file each. A stage's module is light; it imports what it computes with in its function."""
+
+from satstore.registry import Entry
+
+ROWS = (
+    Entry("train", "satstore.stages.train:STAGE"),
+    Entry("extract", "satstore.stages.extract:STAGE"),
+    Entry("saturation", "satstore.stages.saturation:STAGE"),
+    Entry("probe", "satstore.stages.probe:STAGE"),
+)

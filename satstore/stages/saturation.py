@@ -1,0 +1,82 @@
+"""The stage ``saturation``: intrinsic dimension and saturation at any delta, from the stored spectra."""
+
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+from pydantic import Field
+
+from satstore.manifest import Manifest
+from satstore.run import Run
+from satstore.stages.stage import Overwrite, Stage, StageParameters
+
+
+class SaturationParameters(StageParameters):
+    """Parameters of ``saturation``."""
+
+    delta: Annotated[
+        tuple[Annotated[float, Field(gt=0, le=1)], ...] | None,
+        Parameter(negative=""),
+        Field(
+            description="share of the variance to explain; may be given several times; default: the config's"
+        ),
+    ] = None
+    definition: Annotated[
+        Literal["exact", "delve"],
+        Field(description="exact: the smallest dimension that explains delta; delve: as that package counts"),
+    ] = "exact"
+    overwrite: Overwrite = False
+
+
+def deltas_of(run: Run, parameters: SaturationParameters) -> tuple[float, ...]:
+    """Return the deltas that parameters ask for, else the config's."""
+    return parameters.delta or (run.config.delta,)
+
+
+def pending(run: Run, parameters: SaturationParameters) -> list[str]:
+    """Say which deltas are not in the table, or not for the last epoch."""
+    deltas = deltas_of(run, parameters)
+    if run.has_file("saturation.csv") and not parameters.overwrite:
+        table = run.table("saturation")
+        found = table[table["epoch"] == run.manifest.summary.epochs_done - 1]
+        known = set(zip(found["delta"], found["definition"], strict=True))
+        deltas = tuple(delta for delta in deltas if (delta, parameters.definition) not in known)
+    return [f"delta {delta}" for delta in deltas]
+
+
+def saturate(run: Run, parameters: SaturationParameters) -> None:
+    """Write the rows of the deltas asked for; rows of other deltas stay."""
+    import pandas as pd
+
+    asked = deltas_of(run, parameters)
+    tables = [run.saturation(delta, parameters.definition) for delta in asked]
+    if run.has_file("saturation.csv"):
+        old = run.table("saturation")
+        replaced = old["delta"].isin(asked) & (old["definition"] == parameters.definition)
+        # Rows of fewer epochs are from before training went on.
+        kept = old[~replaced & (old["epoch"].max() == run.manifest.summary.epochs_done - 1)]
+        tables = [kept, *tables] if len(kept) else tables
+    table = pd.concat(tables, ignore_index=True)
+    last = run.saturation(run.config.delta, split="train")
+    last = last[last["epoch"] == last["epoch"].max()]
+
+    def change(manifest: Manifest) -> None:
+        summary = manifest.summary
+        for layer, dimension, n_features in zip(
+            last["layer"], last["intrinsic_dimension"], last["n_features"], strict=True
+        ):
+            failed = dimension != dimension  # NaN
+            summary.intrinsic_dimension[layer] = None if failed else int(dimension)
+            summary.saturation[layer] = None if failed else float(dimension / n_features)
+
+    run.commit({"saturation.csv": table.to_csv(index=False).encode()}, change)
+
+
+STAGE = Stage(
+    name="saturation",
+    description="Compute layer saturation at any delta from the stored spectra, without a pass over data.",
+    function=saturate,
+    pending=pending,
+    parameters=SaturationParameters,
+    needs=("train",),
+    table="saturation",
+)

@@ -1,0 +1,104 @@
+"""What a stage is, and the parameters that stages share."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from cyclopts import Parameter, Token
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
+
+from satstore.config import Pooling
+from satstore.run import Run
+
+
+class StageParameters(BaseModel):
+    """A stage's parameters: its command's flags, its form in the terminal app, its record in the manifest."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _parse_bytes(_: Any, tokens: Any) -> int:
+    token: Token = tokens[0]
+    return int(TypeAdapter(ByteSize).validate_python(token.value))
+
+
+Device = Annotated[
+    str | None,
+    Field(description="cpu or cuda:N; by default the config's, else the first GPU, else the CPU"),
+]
+Poolings = Annotated[
+    tuple[Annotated[Pooling, BeforeValidator(str)], ...] | None,
+    Parameter(name=["--pooling", "-d"], negative=""),
+    Field(description="pool latents to n x n (a number), or not at all (full); may be given several times"),
+]
+Overwrite = Annotated[
+    bool, Parameter(negative=""), Field(description="do it again, in place of what is there")
+]
+MemoryLimit = Annotated[
+    ByteSize,
+    Parameter(converter=_parse_bytes, n_tokens=1, show_default=lambda size: ByteSize(size).human_readable()),
+    Field(description="memory that the stage may take, such as 2GiB"),
+]
+DEFAULT_MEMORY_LIMIT = ByteSize(2 * 2**30)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step of the work on an experiment.
+
+    Attributes
+    ----------
+    name
+        Its command's name.
+    description
+        One line on what it does.
+    function
+        Does what is pending; called with the run locked.
+    pending
+        Says what is still to do for some parameters, in a few words each; nothing means that it is done.
+    parameters
+        The model of its parameters.
+    needs
+        The stages whose results it reads.
+    table
+        Its output table.
+    """
+
+    name: str
+    description: str
+    function: Callable[[Run, Any], None]
+    pending: Callable[[Run, Any], list[str]]
+    parameters: type[StageParameters]
+    needs: tuple[str, ...] = ()
+    table: str = ""
+
+    @property
+    def key(self) -> str:
+        """The stage's name in manifests and JSON."""
+        return self.name.replace("-", "_")
+
+    def adapt(self, parameters: StageParameters | None, **changes: Any) -> Any:
+        """Return this stage's parameters with what another stage's have in common with them."""
+        known = self.parameters.model_fields
+        given = {} if parameters is None else {k: v for k, v in dict(parameters).items() if k in known}
+        given.pop("overwrite", None)  # what one stage is told to do again is no order to the one before it
+        return self.parameters.model_validate({**given, **{k: v for k, v in changes.items() if k in known}})
+
+    def command(self, run: Run, parameters: StageParameters) -> str:
+        """Return the command line that starts the stage on a run."""
+        words = ["satstore", self.name, "--run", run.name]
+        for pooling in getattr(parameters, "pooling", None) or ():
+            words += ["-d", pooling]
+        return " ".join(words)
+
+
+def record_parameters(parameters: StageParameters) -> dict[str, Any]:
+    """Return parameters as the manifest keeps them."""
+    content: dict[str, Any] = json.loads(parameters.model_dump_json())
+    return content
+
+
+def poolings_of(run: Run, parameters: Any) -> tuple[str, ...]:
+    """Return the poolings that parameters ask for, else the config's."""
+    return tuple(parameters.pooling or run.config.pooling)

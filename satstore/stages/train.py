@@ -1,0 +1,89 @@
+"""The stage ``train``: weights, metrics and spectra of every epoch, and at its end the latents."""
+
+import shutil
+from typing import Annotated
+
+from pydantic import Field
+
+from satstore.manifest import Manifest, Summary
+from satstore.run import Run
+from satstore.stages import extract
+from satstore.stages.stage import (
+    DEFAULT_MEMORY_LIMIT,
+    Device,
+    MemoryLimit,
+    Overwrite,
+    Poolings,
+    Stage,
+    StageParameters,
+    record_parameters,
+)
+
+
+class TrainParameters(StageParameters):
+    """Parameters of ``train``."""
+
+    device: Device = None
+    latents: Annotated[bool, Field(description="write the latents at the end, as extract does")] = True
+    pooling: Poolings = None
+    memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT
+    overwrite: Overwrite = False
+
+
+def is_trained(run: Run) -> bool:
+    """Tell whether a run's last epoch is committed."""
+    summary, config = run.manifest.summary, run.config
+    goal = config.stop_at_accuracy
+    stopped = bool(goal and summary.epochs_done and (summary.test_accuracy or 0) >= goal)
+    return summary.epochs_done >= config.epoch or stopped
+
+
+def pending(run: Run, parameters: TrainParameters) -> list[str]:
+    """Say which epochs and latents are missing."""
+    if parameters.overwrite or not is_trained(run):
+        done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
+        return [f"epochs {done + 1} to {run.config.epoch}"]
+    return extract.pending(run, extract.STAGE.adapt(parameters)) if parameters.latents else []
+
+
+def train(run: Run, parameters: TrainParameters) -> None:
+    """Train to the last epoch, then write the latents."""
+    from satstore import session, training
+
+    device = session.choose_device(parameters.device or run.config.device)
+    if parameters.overwrite:
+        forget(run)
+    if not is_trained(run):
+        training.train(run, device)
+    latents = extract.STAGE.adapt(parameters)
+    if parameters.latents and extract.pending(run, latents):
+        with run.stage(extract.STAGE.key, record_parameters(latents)):
+            extract.extract(run, latents)
+
+
+def forget(run: Run) -> None:
+    """Remove all that was made of a run but its config."""
+
+    def change(manifest: Manifest) -> None:
+        manifest.files = {name: f for name, f in manifest.files.items() if name == "config.json"}
+        manifest.summary, manifest.latents, manifest.probes = Summary(), {}, {}
+        manifest.stages = {"train": manifest.stages["train"]}
+        manifest.warnings = []
+
+    gone = [run.path / name for name in run.manifest.files if name != "config.json"]
+    run.commit(change=change)
+    for path in gone:
+        path.unlink(missing_ok=True)
+    for store in (run.analysis_path, run.latents_path):
+        run.commits.remove(store.name)
+        shutil.rmtree(store, ignore_errors=True)
+
+
+STAGE = Stage(
+    name="train",
+    description="Train the models of a config, record their layers' spectra, and store their latents.",
+    function=train,
+    pending=pending,
+    parameters=TrainParameters,
+    table="metrics",
+)

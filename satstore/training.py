@@ -1,0 +1,312 @@
+"""Training: the loop, its checkpoints, and the spectra that it records on the way."""
+
+import io
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torchvision
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from satstore.analysis.spectrum import eigenvalues
+from satstore.capture import Layer, MomentRecorder, to_samples
+from satstore.config import ExperimentConfig
+from satstore.datasets.images import ImageData, ImageSplit, make_loader
+from satstore.errors import ConfigError, NumericsError
+from satstore.manifest import DatasetRecord, LayerRecord, Manifest
+from satstore.registry import METRICS
+from satstore.run import Run
+from satstore.session import (
+    CHECKPOINT,
+    Session,
+    check_data,
+    choose_workers,
+    load_data,
+    load_weights,
+    read_checkpoint,
+    recorded_layers,
+)
+from satstore.store import AnalysisStore
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What one pass over a split gave: the mean loss, the metrics, and each layer's moments."""
+
+    loss: float
+    metrics: dict[str, float]
+
+
+def train(run: Run, device: torch.device) -> None:
+    """Train a run's model to its last epoch, going on from its checkpoint if there is one.
+
+    After each epoch, the spectra, the checkpoint, the table of metrics and the manifest are committed.
+
+    Raises
+    ------
+    NumericsError
+        If the loss is not finite.
+    CorruptError
+        If the checkpoint can't be gone on with.
+    """
+    config = run.config
+    data = load_data(config)
+    check_batches(config, data)
+    session = Session(config, data, device)
+    if run.has_file(CHECKPOINT):
+        state = read_checkpoint(run)
+        load_weights(session.model, state["model"], run)
+        session.restore(state)
+    layers = recorded_layers(session.model, config)
+    describe_run(run, session, data, layers)
+    analysis = AnalysisStore(run.analysis_path, run.commits)
+    workers = choose_workers(config, data.in_memory)
+
+    def loader(split: ImageSplit, shuffle: bool) -> DataLoader[tuple[Tensor, Tensor]]:
+        generator = session.generator if shuffle else None
+        return make_loader(
+            split, config.batch_size, shuffle=shuffle, generator=generator, workers=workers, pin_memory=True
+        )
+
+    progress = Progress(run, session, len(data.train), len(data.eval))
+    modules = {layer.name: module for layer, module in layers.items()}
+    with MomentRecorder(modules, config.conv_method, config.downsampling) as recorder:
+        while session.epoch < config.epoch and not is_good_enough(session):
+            row: dict[str, float] = {"epoch": session.epoch, "lr": session.optimizer.param_groups[0]["lr"]}
+            spectra = {}
+            for split, images in (("train", data.train), ("eval", data.eval)):
+                recorder.begin(split)
+                result = run_pass(session, loader(images, split == "train"), split, recorder, progress)
+                row |= {f"{split}_loss": result.loss}
+                row |= {f"{split}_{name}": value for name, value in result.metrics.items()}
+                spectra[split] = take_spectra(run, session, recorder, layers, split)
+            if session.scheduler:
+                session.scheduler.step()
+            session.epoch += 1
+            session.history.append(row)
+            last = session.epoch == config.epoch or is_good_enough(session)
+            for split, found in spectra.items():
+                analysis.write_spectra(split, session.epoch - 1, config.epoch, found.eigenvalues)
+                if last:
+                    analysis.write_moments(split, found.moments)
+            if last:
+                analysis.finish_spectra(session.epoch)
+            commit_epoch(run, session)
+
+
+def is_good_enough(session: Session) -> bool:
+    """Tell whether the last epoch reached the accuracy at which the config wants to stop."""
+    goal = session.config.stop_at_accuracy
+    return bool(goal and session.history and session.history[-1]["eval_accuracy"] >= goal)
+
+
+def run_pass(
+    session: Session,
+    loader: DataLoader[tuple[Tensor, Tensor]],
+    split: str,
+    recorder: MomentRecorder,
+    progress: "Progress",
+) -> Pass:
+    """Pass once over a split, training on it if it is the training split.
+
+    Raises
+    ------
+    NumericsError
+        If the loss is not finite; the message names the first batch.
+    """
+    training = split == "train"
+    model, optimizer, device = session.model, session.optimizer, session.device
+    # Accuracy is always among them: lists, plots and stopping early need it.
+    metrics = [METRICS[name]() for name in dict.fromkeys(("Accuracy", *session.config.metrics))]
+    losses, n_samples = [], 0
+    autocast = torch.autocast(
+        device.type, torch.bfloat16, enabled=session.config.amp and device.type == "cuda"
+    )
+    model.train(training)
+    with torch.set_grad_enabled(training):
+        for images, labels in loader:
+            images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+            labels = labels.to(device, non_blocking=True)
+            recorder.next_batch()
+            with autocast:
+                logits = model(images)
+            loss = F.cross_entropy(logits.float(), labels)
+            if training:
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            for metric in metrics:
+                metric.update(logits.detach(), labels)
+            # The mean over a batch weighs what the batch holds: the last one is smaller as a rule.
+            losses.append(loss.detach().double() * len(labels))
+            n_samples += len(labels)
+            progress.advance(len(labels), lambda: (float(losses[-1]) / len(labels), metrics[0].compute()))  # noqa: B023
+    found = torch.stack(losses)
+    if not bool(torch.isfinite(found).all()):
+        batch = int(torch.nonzero(~torch.isfinite(found))[0])
+        raise NumericsError(
+            f"the {split} loss is {float(found[batch])} in batch {batch} of epoch {session.epoch}; "
+            "try a smaller learning rate or another seed; the last whole epoch is kept"
+        )
+    values = {metric.column: metric.compute() for metric in metrics}
+    return Pass(float(found.sum()) / n_samples, values)
+
+
+class Progress:
+    """Reports how far a run's training is, in samples over all epochs."""
+
+    def __init__(self, run: Run, session: Session, n_train: int, n_eval: int) -> None:
+        self._run = run
+        self._session = session
+        self._total = session.config.epoch * (n_train + n_eval)
+        self._done = session.epoch * (n_train + n_eval)
+
+    def advance(self, n_samples: int, measure: Callable[[], tuple[float, float]]) -> None:
+        """Count samples; ``measure`` gives loss and accuracy, called only when it is time to report."""
+        self._done += n_samples
+        if not self._run.events.is_due():
+            return
+        loss, accuracy = measure()
+        self._run.emit(
+            "train",
+            "progress",
+            f"epoch {self._session.epoch + 1}/{self._session.config.epoch}",
+            done=self._done,
+            total=self._total,
+            values={"loss": loss, "accuracy": accuracy},
+        )
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """Each layer's eigenvalues of one pass (NaN where it failed), and mean and covariance where it didn't."""
+
+    eigenvalues: dict[str, Float64]
+    moments: dict[str, tuple[Float64, Float64]]
+
+
+def take_spectra(
+    run: Run, session: Session, recorder: MomentRecorder, layers: Mapping[Layer, nn.Module], split: str
+) -> Spectra:
+    """Compute the spectra of a pass; layers whose output was not finite are reported and get NaN."""
+    for bad in recorder.non_finite:
+        run.warn(
+            "train",
+            f"layer {bad.layer}: {bad.count} values are NaN or infinite in batch {bad.batch} of the {split} "
+            f"pass of epoch {session.epoch}; it has no spectrum there",
+        )
+    moments = {
+        layer: (found.mean.cpu().numpy(), found.covariance().cpu().numpy())
+        for layer, found in recorder.results().items()
+    }
+    spectra = {
+        layer.name: eigenvalues(moments[layer.name][1])
+        if layer.name in moments
+        else np.full(count_features(layer, module, session.config), np.nan)
+        for layer, module in layers.items()
+    }
+    return Spectra(spectra, moments)
+
+
+def count_features(layer: Layer, module: nn.Module, config: ExperimentConfig) -> int:
+    """Return the features of a layer's samples, which for ``flatten`` are more than its channels."""
+    if len(layer.output_shape) < 2 or isinstance(module, nn.Linear | nn.LSTM):
+        return layer.n_features
+    blank = torch.zeros(1, *layer.output_shape)
+    return to_samples(blank, module, config.conv_method, config.downsampling).shape[1]
+
+
+def commit_epoch(run: Run, session: Session) -> None:
+    """Commit checkpoint, metrics and manifest after an epoch."""
+    import pandas as pd
+
+    checkpoint = io.BytesIO()
+    torch.save(session.state(), checkpoint)
+    metrics = pd.DataFrame(session.history).to_csv(index=False).encode()
+
+    def change(manifest: Manifest) -> None:
+        manifest.summary.epochs_done = session.epoch
+        manifest.summary.test_accuracy = session.history[-1]["eval_accuracy"]
+
+    run.commit({CHECKPOINT: checkpoint.getvalue(), "metrics.csv": metrics}, change)
+    row = session.history[-1]
+    run.emit(
+        "train",
+        "message",
+        f"epoch {session.epoch}/{session.config.epoch}: test accuracy {row['eval_accuracy']:.2%}",
+        values=row,
+    )
+
+
+def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[Layer, nn.Module]) -> None:
+    """Record layers, data and environment in the manifest; say so if the data or the machine changed.
+
+    Raises
+    ------
+    CorruptError
+        If the run was trained on other data.
+    """
+    config = session.config
+    check_data(run, data)
+    environment = {
+        **run.manifest.environment,
+        "host": platform.node(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "device": str(session.device),
+        "n_threads": torch.get_num_threads(),
+        "n_workers": choose_workers(config, data.in_memory),
+    }
+    if session.epoch:
+        for key in ("device", "n_threads", "n_workers"):
+            if run.manifest.environment.get(key) != environment[key]:
+                run.warn(
+                    "train",
+                    f"gone on from epoch {session.epoch} with {key} {environment[key]}, begun with "
+                    f"{run.manifest.environment.get(key)}: bits may differ from an undisturbed run",
+                )
+
+    def change(manifest: Manifest) -> None:
+        manifest.environment = environment
+        manifest.layers = [
+            LayerRecord(
+                layer=layer.name,
+                index=layer.index,
+                kind=layer.kind,
+                n_features=layer.n_features,
+                output_shape=list(layer.output_shape),
+            )
+            for layer in layers
+        ]
+        manifest.dataset = DatasetRecord(
+            name=config.dataset,
+            n_train=len(data.train),
+            n_eval=len(data.eval),
+            classes=list(data.classes),
+            fingerprint=data.fingerprint,
+        )
+
+    run.commit(change=change)
+
+
+def check_batches(config: ExperimentConfig, data: ImageData) -> None:
+    """Refuse a batch size that leaves one image for the last batch.
+
+    Raises
+    ------
+    ConfigError
+        Because batch normalisation after the last pooling can't train on a batch of one.
+    """
+    n_train = len(data.train)
+    if n_train % config.batch_size == 1 or config.batch_size == 1:
+        raise ConfigError(
+            f"batch_size {config.batch_size} leaves a batch of one of {n_train} training images, on which "
+            "batch normalisation can't train; choose another"
+        )

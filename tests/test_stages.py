@@ -1,0 +1,255 @@
+"""Stages on a small real run: what is done again, what is kept, and what is refused."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from satstore.config import read_config
+from satstore.errors import ConfigError, MissingStageError, SatstoreError
+from satstore.logs import open_run
+from satstore.pipeline import make_plan, make_runs, run_experiments, run_stages
+from satstore.registry import STAGES
+from satstore.run import Run
+from satstore.stages import extract
+from satstore.store import AnalysisStore, LatentWriter
+
+CONFIG: dict[str, Any] = {
+    "model": "vgg7_S",
+    "dataset": "Digits",
+    "epoch": 1,
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "device": "cpu",
+    "augment": False,
+}
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    logs = tmp_path_factory.mktemp("logs")
+    run_experiments(CONFIG, "res", ["train"], logs_dir=logs)
+    return logs
+
+
+@pytest.fixture
+def trained(logs: Path, tmp_path: Path) -> Run:
+    """A copy of a trained run, for a test of its own."""
+    shutil.copytree(logs / "res", tmp_path / "res")
+    return open_run("res", tmp_path)
+
+
+def start(run: Run, stage: str, **parameters: Any) -> Run:
+    """Run one stage as `satstore <stage> --run` does, and return the run anew."""
+    [outcome] = run_stages([Run(run.path)], make_plan([stage], parameters), with_needs=False)
+    if outcome.error is not None:
+        raise outcome.error
+    return Run(run.path)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_train__ends_with_the_latents(trained: Run) -> None:
+    assert trained.statuses() | {"train": "done", "extract": "done", "probe": "missing"} == trained.statuses()
+    latents = trained.latents("pool4", "eval")
+    assert list(latents) == trained.layers
+    assert latents["features.0"].shape == (360, 32, 4, 4)
+
+
+def test_train__overwrite_lets_go_of_all_that_came_of_the_old_weights(trained: Run) -> None:
+    start(trained, "saturation")
+    start(trained, "probe")
+    before = Run(trained.path)
+    after = start(trained, "train", overwrite=True, latents=False)
+
+    assert before.read_file("checkpoint.pt") == after.read_file("checkpoint.pt"), (
+        "the same seed, the same bits"
+    )
+    assert not after.latents_path.exists()
+    assert not after.has_file("saturation.csv")
+    assert not after.has_file("probe-pool4.csv")
+    assert after.statuses()["probe"] == "missing"
+    assert after.manifest.summary.epochs_done == 1
+
+
+def test_extract__several_poolings_at_once_are_what_they_are_alone(trained: Run) -> None:
+    both = start(trained, "extract", pooling=["2", "full"])
+    assert sorted(both.manifest.latents) == ["full", "pool2", "pool4"]
+    assert both.latents("full", "train")["features.0"].shape == (1437, 32, 32, 32)
+    together = {split: both.latents("pool2", split)["features.4"].numpy() for split in ("train", "eval")}
+    alone = start(trained, "extract", pooling=["2"], overwrite=True)
+    for split, latents in together.items():
+        np.testing.assert_array_equal(alone.latents("pool2", split)["features.4"].numpy(), latents)
+
+
+def test_extract__memory_limit_makes_smaller_shards_of_the_same_latents(trained: Run) -> None:
+    large = trained.latents("pool4", "train")["features.4"]
+    values = large.numpy()
+    small = start(trained, "extract", memory_limit=2**21, overwrite=True).latents("pool4", "train")[
+        "features.4"
+    ]
+
+    assert small.array.shards is not None
+    assert small.array.shards[0] < 1437 <= (large.array.shards or (0,))[0]
+    np.testing.assert_array_equal(small.numpy(), values)
+    with pytest.raises(ConfigError, match="raise --memory-limit"):
+        start(trained, "extract", memory_limit=1000, overwrite=True)
+
+
+def test_extract__killed_goes_on_at_the_last_shard_and_ends_bit_equal(
+    trained: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(trained, "extract", memory_limit=2**21, overwrite=True)
+    whole = contents(trained.latents_path)
+    append, left = LatentWriter.append, [7]
+    forwarded: list[int] = []
+
+    def die(self: LatentWriter, latents: Any, labels: Any, sample_ids: Any) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        forwarded.append(len(labels))
+        append(self, latents, labels, sample_ids)
+
+    monkeypatch.setattr(LatentWriter, "append", die)
+    with pytest.raises(KeyboardInterrupt):
+        start(trained, "extract", memory_limit=2**21, overwrite=True)
+    killed = Run(trained.path)
+    assert killed.status("extract") == "failed"
+    assert "pool4" not in killed.manifest.latents
+    committed = killed.commits.read("latents.zarr").n_rows["pool4/train"]
+    assert 0 < committed < 1437
+
+    left[0] = 99
+    forwarded.clear()
+    done = start(killed, "extract", memory_limit=2**21)
+    assert sum(forwarded) == 1437 - committed + 360, "what was committed is not computed again"
+    assert contents(done.latents_path) == whole
+
+
+def test_probe__fits_a_layer_once_and_again_when_its_latents_change(trained: Run) -> None:
+    first = start(trained, "probe").read_file("probe-pool4.csv")
+    assert STAGES["probe"].pending(Run(trained.path), STAGES["probe"].parameters()) == []
+    assert start(trained, "probe").read_file("probe-pool4.csv") == first
+
+    run = Run(trained.path)
+    with run.lock():
+        record = run.manifest.latents["pool4"].model_copy(update={"digest": "0" * 64})
+        run.commit(change=lambda manifest: manifest.latents.update(pool4=record))
+    assert len(STAGES["probe"].pending(Run(trained.path), STAGES["probe"].parameters())) == len(run.layers)
+
+
+def test_probe__killed_loses_no_layer_that_was_done(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from satstore.stages import probe
+
+    fit, fitted = probe.fit, []
+
+    def die(job: probe.Fit) -> probe.Fitted:
+        if len(fitted) == 2:
+            raise KeyboardInterrupt
+        fitted.append(job.layer)
+        return fit(job)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe, "fit", die)
+        with pytest.raises(KeyboardInterrupt):
+            start(trained, "probe")
+    assert list(Run(trained.path).table("probe-pool4")["layer"]) == fitted == trained.layers[:2]
+    done = start(trained, "probe")
+    assert list(done.table("probe-pool4")["layer"]) == trained.layers
+
+
+def test_probe__that_stops_early_says_so(trained: Run) -> None:
+    run = start(trained, "probe", max_iter=1)
+    table = run.table("probe-pool4").set_index("layer")
+    assert not table.loc["features.0", "converged"]
+    assert any("layer features.0 at pool4 did not converge" in warning for warning in run.manifest.warnings)
+
+
+def test_probe__confusion_matrices_add_up_to_the_accuracy(trained: Run) -> None:
+    run = start(trained, "probe")
+    table = run.table("probe-pool4").set_index("layer")
+    for layer in run.layers:
+        confusion = AnalysisStore(run.analysis_path).probe("pool4", layer)["confusion"]
+        np.testing.assert_array_equal(confusion.sum(1), np.bincount(run.latents("pool4", "eval").labels))
+        assert np.trace(confusion) / confusion.sum() == pytest.approx(
+            table.loc[layer, "eval_accuracy"], abs=1e-12
+        )
+
+
+def test_saturation__keeps_the_rows_of_other_deltas(trained: Run) -> None:
+    start(trained, "saturation")
+    start(trained, "saturation", delta=[0.5, 0.9])
+    run = start(trained, "saturation", delta=[0.9], definition="delve")
+    table = run.table("saturation")
+    found = table.groupby(["delta", "definition"]).size()
+    assert list(found.index) == [(0.5, "exact"), (0.9, "delve"), (0.9, "exact"), (0.99, "exact")]
+    assert found.nunique() == 1
+    spectra = AnalysisStore(run.analysis_path).spectra("eval")
+    rows = table[(table["split"] == "eval") & (table["delta"] == 0.9)].set_index(["definition", "layer"])
+    for layer, [spectrum] in spectra.items():
+        shares = np.cumsum(spectrum) / spectrum.sum()
+        assert rows.loc[("exact", layer), "intrinsic_dimension"] == 1 + (shares < 0.9).sum()
+        assert rows.loc[("delve", layer), "intrinsic_dimension"] == (shares < 0.9).sum()
+
+
+def test_run_stage__with_a_run_names_the_missing_stage(trained: Run) -> None:
+    with pytest.raises(MissingStageError, match=rf"run: satstore extract --run {trained.name} -d 3$"):
+        start(trained, "probe", pooling=["3"])
+
+
+def test_run_stages__one_failed_experiment_does_not_stop_the_next(tmp_path: Path) -> None:
+    configs = read_config({**CONFIG, "batch_size": [1436, 128]})
+    runs = make_runs(configs, "res", tmp_path)
+    outcomes = run_stages(runs, make_plan(["train", "saturation"], {"latents": False}), with_needs=True)
+
+    assert [(outcome.stage, outcome.result) for outcome in outcomes] == [
+        ("train", "failed"),
+        ("train", "done"),
+        ("saturation", "done"),
+    ]
+    assert "batch of one" in str(outcomes[0].error)
+    with pytest.raises(SatstoreError, match="batch of one"):
+        run_experiments(
+            {**CONFIG, "batch_size": [1436, 128]}, "res", ["train"], logs_dir=tmp_path, latents=False
+        )
+
+
+def test_run_experiments__repeats_from_an_experiments_own_config(trained: Run, tmp_path: Path) -> None:
+    [again] = run_experiments(
+        trained.path / "config.json", "again", ["train"], logs_dir=tmp_path, latents=False
+    )
+    again.reload()
+    assert again.experiment == trained.experiment
+    assert again.read_file("checkpoint.pt") == trained.read_file("checkpoint.pt")
+
+
+def test_run_experiments__refuses_a_parameter_of_no_stage(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'poling' is no parameter of the stages train"):
+        run_experiments(CONFIG, "res", ["train"], logs_dir=tmp_path, poling=["4"])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", list(STAGES))
+def test_stages__have_what_commands_and_forms_need(name: str) -> None:
+    stage = STAGES[name]
+    assert stage.name == name
+    assert stage.description
+    assert all(need in STAGES for need in stage.needs)
+    assert stage.parameters() == stage.parameters.model_validate_json(stage.parameters().model_dump_json())
+    for field, info in stage.parameters.model_fields.items():
+        assert info.description or field in ("device", "pooling"), field
+
+
+def test_layers__filter_is_kept_everywhere(tmp_path: Path) -> None:
+    config = {**CONFIG, "layers": "^features", "exclude_layers": r"\.0$"}
+    [run] = run_experiments(config, "res", ["train", "saturation", "probe"], logs_dir=tmp_path)
+    run.reload()
+    assert run.layers
+    assert all(layer.startswith("features.") and layer != "features.0" for layer in run.layers)
+    assert list(run.latents("pool4", "train")) == run.layers == list(run.table("probe-pool4")["layer"])
+    assert extract.pending(run, extract.ExtractParameters()) == []

@@ -1,0 +1,319 @@
+"""Training: what an epoch records, exact resuming, and what is refused."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLEAN, satstore
+from sklearn.metrics import accuracy_score, log_loss
+from torch import nn
+
+from satstore import session, training
+from satstore.errors import ConfigError, CorruptError, DeviceError, NumericsError
+from satstore.logs import make_run, open_run
+from satstore.pipeline import run_experiments
+from satstore.registry import MODELS
+from satstore.run import Run
+from satstore.store import AnalysisStore
+
+# Small, with dropout, batch normalisation and augmentation: everything that draws random numbers.
+CONFIG: dict[str, Any] = {
+    "model": "vgg5",
+    "dataset": "Digits",
+    "epoch": 4,
+    "batch_size": 128,
+    "optimizer": "lrs",
+    "device": "cpu",
+    "metrics": ["Accuracy", "Top5Accuracy", "MCC"],
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    logs = tmp_path_factory.mktemp("trained")
+    [run] = run_experiments({**CONFIG, "epoch": 2, "augment": False}, "res", ["train"], logs_dir=logs)
+    run.reload()
+    return run
+
+
+def test_train__metrics_are_those_of_the_whole_split(trained: Run) -> None:
+    config = trained.config
+    data = session.load_data(config)
+    model = session.load_model(trained, 10, torch.device("cpu")).eval()
+    with torch.no_grad():
+        logits = model(data.eval.__getitems__(range(len(data.eval)))[0])
+    row = trained.table("metrics").iloc[-1]
+
+    assert len(data.eval) % config.batch_size, "the last batch has to be smaller for this to show anything"
+    assert row["eval_accuracy"] == accuracy_score(data.eval.labels, logits.argmax(1))
+    expected = log_loss(data.eval.labels, logits.double().softmax(1))
+    np.testing.assert_allclose(row["eval_loss"], expected, rtol=1e-5)
+    assert trained.manifest.summary.test_accuracy == row["eval_accuracy"]
+
+
+def test_train__eval_spectra_are_numpys_on_the_concatenated_activations(trained: Run) -> None:
+    data = session.load_data(trained.config)
+    model = session.load_model(trained, 10, torch.device("cpu")).eval()
+    seen: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(
+                lambda _m, _i, output, name=name: seen.update({name: output.double()})
+            )
+    with torch.no_grad():
+        model(data.eval.__getitems__(range(len(data.eval)))[0])
+    table = trained.saturation(delta=0.99, split="eval")
+    found = table[table["epoch"] == 1].set_index("layer")["intrinsic_dimension"]
+
+    assert list(found.index) == [record.layer for record in trained.manifest.layers] == list(seen)
+    for name, output in seen.items():
+        features = output.movedim(1, -1).reshape(-1, output.shape[1]).numpy()
+        spectrum = np.sort(np.linalg.eigvalsh(np.cov(features.T, bias=True)))[::-1]
+        stored = AnalysisStore(trained.analysis_path).spectra("eval")[name][1]
+        np.testing.assert_allclose(stored, spectrum, rtol=1e-4, atol=1e-6 * spectrum.sum())
+        smallest = next(k for k in range(1, len(spectrum) + 1) if spectrum[:k].sum() >= 0.99 * spectrum.sum())
+        assert found[name] == smallest, name
+
+
+def test_train__checkpoint_holds_plain_types_only(trained: Run) -> None:
+    state = torch.load(io.BytesIO(trained.read_file("checkpoint.pt")), weights_only=True)
+
+    assert {"model", "optimizer", "scheduler", "epoch", "history", "loader", "rng"} == set(state)
+    assert state["epoch"] == 2
+
+
+def test_train__last_moments_belong_to_the_last_spectra(trained: Run) -> None:
+    analysis = AnalysisStore(trained.analysis_path)
+    for layer, spectra in analysis.spectra("train").items():
+        _, covariance = analysis.moments("train", layer)
+        np.testing.assert_allclose(np.trace(covariance), spectra[-1].sum(), rtol=1e-6)
+
+
+def kill_in_epoch(run_id: str, logs: Path, config: Path, epoch: int) -> Run:
+    """Start training in a process of its own and kill it in the middle of an epoch (counted from 1)."""
+    words = ["train", "--config", config, "--run-id", run_id, "--logs-dir", logs, "--no-latents"]
+    command = [sys.executable, "-m", "satstore", *map(str, words)]
+    with subprocess.Popen(
+        command, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    ) as process:
+        wanted = f'"kind": "progress", "text": "epoch {epoch}/'
+        for _ in range(6000):
+            if any(wanted in path.read_text() for path in logs.glob(f"{run_id}/*/events.jsonl")):
+                break
+            assert process.poll() is None, process.stdout and process.stdout.read()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    wait_for_the_end_of(process.pid)
+    return open_run(run_id, logs)
+
+
+def wait_for_the_end_of(process_group: int) -> None:
+    """Wait until no process of a group is left: workers have to end with the process that was killed."""
+    for _ in range(1000):
+        try:
+            os.killpg(process_group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.01)
+    pytest.fail("workers outlived the process that they worked for")
+
+
+def test_train__killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**CONFIG, "model": "vgg6_S", "workers": 2}))
+    killed = kill_in_epoch("killed", tmp_path, config, epoch=3)
+    assert killed.manifest.summary.epochs_done == 2
+    assert killed.status("train") == "failed"
+
+    for run_id in ("killed", "whole"):
+        words = ["train", "--config", config, "--run-id", run_id, "--logs-dir", tmp_path, "--no-latents"]
+        result = satstore(*words)
+        assert result.returncode == 0, result.stderr
+
+    killed, whole = (open_run(run_id, tmp_path) for run_id in ("killed", "whole"))
+    assert killed.read_file("metrics.csv") == whole.read_file("metrics.csv")
+    states = [
+        torch.load(io.BytesIO(run.read_file("checkpoint.pt")), weights_only=True) for run in (killed, whole)
+    ]
+    assert_equal(*states)
+    for split in ("train", "eval"):
+        spectra = [AnalysisStore(run.analysis_path).spectra(split) for run in (killed, whole)]
+        assert spectra[0].keys() == spectra[1].keys()
+        for layer in spectra[0]:
+            np.testing.assert_array_equal(spectra[0][layer], spectra[1][layer])
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_equal(a, b)
+    else:
+        assert one == other
+
+
+def test_train__second_start_of_a_running_run_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(CONFIG))
+    words = ["train", "--config", config, "--run-id", "res", "--logs-dir", tmp_path, "--no-latents"]
+    with subprocess.Popen([sys.executable, "-m", "satstore", *map(str, words)], env=CLEAN) as first:
+        while not list(tmp_path.glob("res/*/.holder.json")):
+            assert first.poll() is None
+            time.sleep(0.01)
+        second = satstore(*words)
+        first.kill()
+
+    assert second.returncode == 1
+    assert f"is being written by process {first.pid}" in second.stderr
+    assert second.stderr.count("\n") == 1
+
+
+class OneBadLayer(nn.Module):
+    """A net with a side branch whose output is NaN and goes nowhere."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, stride=4)
+        self.bad = nn.Conv2d(4, 2, 1)
+        self.fc = nn.Linear(4, num_classes)
+        nn.init.constant_(self.bad.weight, float("nan"))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(x)
+        self.bad(maps.detach())
+        return self.fc(maps.mean((2, 3)))
+
+
+@pytest.fixture
+def _bad_models() -> Any:
+    if "OneBadLayer" not in MODELS:
+        MODELS.register("OneBadLayer")(OneBadLayer)
+
+
+@pytest.mark.usefixtures("_bad_models")
+def test_train__a_layer_with_nan_is_named_and_the_others_go_on(tmp_path: Path) -> None:
+    config = {**CONFIG, "model": "OneBadLayer", "epoch": 1, "optimizer": "sgd"}
+    [run] = run_experiments(config, "res", ["train", "saturation", "extract", "probe"], logs_dir=tmp_path)
+    run.reload()
+
+    values = 128 * 2 * 8 * 8
+    assert (
+        f"train: layer bad: {values} values are NaN or infinite in batch 0 of the train pass of epoch 0; "
+        "it has no spectrum there" in run.manifest.warnings
+    )
+    table = run.table("saturation").set_index(["split", "layer"])["saturation"]
+    assert np.isnan(table["train", "bad"])
+    assert table["train", "conv"] > 0
+    assert run.manifest.summary.saturation["bad"] is None
+    probes = run.table("probe-pool4").set_index("layer")
+    assert list(probes.index) == ["conv", "bad", "fc"]
+    assert "NaN" in probes.loc["bad", "error"] or "finite" in probes.loc["bad", "error"]
+    assert probes.loc["conv", "eval_accuracy"] > 0.3
+
+
+def test_train__a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
+    class Diverging(nn.Module):
+        def __init__(self, num_classes: int) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, num_classes)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.fc(x.mean((2, 3))) * float("inf")
+
+    if "Diverging" not in MODELS:
+        MODELS.register("Diverging")(Diverging)
+    config = {**CONFIG, "model": "Diverging", "epoch": 1}
+    with pytest.raises(NumericsError, match="the train loss is nan in batch 0 of epoch 0"):
+        run_experiments(config, "res", ["train"], logs_dir=tmp_path)
+    [run] = [open_run("res", tmp_path)]
+    assert run.status("train") == "failed"
+
+
+def test_train__stops_at_the_accuracy_asked_for(tmp_path: Path) -> None:
+    config = {**CONFIG, "stop_at_accuracy": 0.05}
+    [run] = run_experiments(config, "res", ["train"], logs_dir=tmp_path, latents=False)
+    run.reload()
+
+    assert run.manifest.summary.epochs_done == 1
+    assert (run.manifest.summary.test_accuracy or 0) >= 0.05
+    assert run.status("train") == "done"
+    spectra = AnalysisStore(run.analysis_path).spectra("eval")["features.0"]
+    assert len(spectra) == 1
+    assert np.isfinite(spectra).all()
+
+
+def test_train__checkpoint_of_another_model_is_refused(trained: Run, tmp_path: Path) -> None:
+    run = make_run(tmp_path, "res", trained.config.model_copy(update={"model": "vgg6"}))
+    run.commit({"checkpoint.pt": trained.read_file("checkpoint.pt")})
+    with pytest.raises(CorruptError, match=r"checkpoint\.pt is of another model than vgg6: size mismatch"):
+        training.train(run, torch.device("cpu"))
+
+    (run.path / "checkpoint.pt").write_bytes(b"PK\x03\x04 something else")
+    with pytest.raises(CorruptError, match=r"checkpoint\.pt is not what was committed"):
+        training.train(run, torch.device("cpu"))
+
+
+def test_train__a_checkpoint_that_would_run_code_is_refused(trained: Run, tmp_path: Path) -> None:
+    class Payload:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    content = io.BytesIO()
+    torch.save({"model": Payload()}, content)
+    run = make_run(tmp_path, "res", trained.config)
+    run.commit({"checkpoint.pt": content.getvalue()})
+    with pytest.raises(CorruptError, match="can't be loaded"):
+        session.load_model(run, 10, torch.device("cpu"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_train__other_data_under_the_same_name_is_refused(trained: Run, tmp_path: Path) -> None:
+    run = make_run(tmp_path, "res", trained.config)
+    assert trained.manifest.dataset is not None
+    other = trained.manifest.dataset.model_copy(update={"fingerprint": "0" * 64})
+    run.commit(change=lambda manifest: setattr(manifest, "dataset", other))
+    with pytest.raises(CorruptError, match="was trained on other data than Digits"):
+        training.train(run, torch.device("cpu"))
+
+
+def test_train__batch_of_one_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="batch_size 1436 leaves a batch of one of 1437 training images"):
+        run_experiments({**CONFIG, "batch_size": 1436}, "res", ["train"], logs_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta", "cuda:x"])
+def test_choose_device__refuses_what_is_not_there(name: str) -> None:
+    with pytest.raises(DeviceError, match=name):
+        session.choose_device(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_train__on_a_gpu_gives_the_cpus_spectra(trained: Run, tmp_path: Path) -> None:
+    config = {**trained.config.model_dump(), "amp": False, "device": None}
+    [run] = run_experiments(config, "gpu", ["train", "probe"], logs_dir=tmp_path)
+    run.reload()
+
+    assert run.manifest.environment["device"] == "cuda:0"
+    assert (run.manifest.summary.test_accuracy or 0) > 0.5
+    state = torch.load(io.BytesIO(trained.read_file("checkpoint.pt")), weights_only=True)
+    # The same weights on both devices: the eval spectra are the same but for float32 rounding.
+    other = make_run(tmp_path, "cpu-weights", run.config)
+    other.commit({"checkpoint.pt": trained.read_file("checkpoint.pt")})
+    model = session.load_model(other, 10, torch.device("cuda:0")).eval()
+    assert all(torch.equal(v.cpu(), state["model"][k]) for k, v in model.state_dict().items())
