@@ -1,0 +1,48 @@
+"""The command line: a command per stage, its flags made from the stage's parameters, and those that look."""
+
+import os
+import sys
+
+from satstore.cli.app import app
+from satstore.errors import SatstoreError
+
+
+def main(tokens: list[str] | None = None) -> None:
+    """Run a command line and exit: 0 if all went well, 1 on an error, 2 on a wrong usage, 130 on Ctrl-C."""
+    words = sys.argv[1:] if tokens is None else tokens
+    debug = "--debug" in words
+    sys.exit(_run([word for word in words if word != "--debug"], debug))
+
+
+def _run(words: list[str], debug: bool) -> int:
+    from cyclopts import CycloptsError
+    from pydantic import ValidationError
+
+    from satstore.config import describe
+
+    try:
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except CycloptsError as error:
+        return _say(str(error), 2, debug)
+    except ValidationError as error:
+        return _say(describe(error), 2, debug)
+    except SatstoreError as error:
+        return _say(str(error), 1, debug)
+    except KeyboardInterrupt:
+        return _say("stopped; the same command goes on where this one was", 130, debug)
+    except BrokenPipeError:
+        # Who read our output has had enough; Python would complain once more when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _say(text: str, code: int, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print("satstore:", " ".join(text.split()), file=sys.stderr)  # noqa: T201
+    return code

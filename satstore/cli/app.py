@@ -1,0 +1,189 @@
+"""The commands."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+from pydantic import create_model
+
+from satstore import __version__
+from satstore.registry import STAGES
+
+app = App(
+    name="satstore",
+    version=__version__,
+    help="Layer saturation, linear probes and receptive fields of image classifiers, out of core. "
+    "With --debug, errors show their traceback.",
+    help_format="plaintext",
+)
+
+LogsDir = Annotated[
+    Path | None, Parameter(help="logs folder; by default SATSTORE_LOGS_DIR, else the config's, else ./logs")
+]
+RunName = Annotated[str, Parameter(help="a run id (RES), or one experiment of it (RES/<experiment>)")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Target:
+    """What a stage works on: a config under a run id, or a run that is there."""
+
+    config: Annotated[
+        str | None,
+        Parameter(help="a JSON config, or a shipped one's name; with --run-id; see: satstore list configs"),
+    ] = None
+    run_id: Annotated[
+        str | None, Parameter(help="the name of the run's folder; missing stages run first")
+    ] = None
+    run: Annotated[str | None, Parameter(help="a run that is there: RES, or RES/<experiment>")] = None
+    logs_dir: LogsDir = None
+
+
+def add_stage(name: str) -> None:
+    """Make a command of a stage."""
+    stage = STAGES[name]
+
+    def command(*, target: Target = Target(), parameters: Any = None) -> None:  # it is frozen
+        from satstore.cli.work import work
+
+        work(target, lambda _: {name: parameters or stage.parameters()})
+
+    command.__doc__ = stage.description
+    command.__annotations__["parameters"] = Annotated[stage.parameters | None, Parameter(name="*")]
+    command.__annotations__["target"] = Target
+    app.command(command, name=name)
+
+
+def join_parameters(stages: list[str]) -> Any:
+    """Return a model with the parameters of all stages, for the command that runs them all."""
+    fields: dict[str, Any] = {}
+    for name in stages:
+        model = STAGES[name].parameters
+        for field, info in model.model_fields.items():
+            fields.setdefault(field, (Annotated[(info.annotation, *info.metadata, info)], info.default))
+    return create_model("RunParameters", **fields)
+
+
+for _name in STAGES:
+    add_stage(_name)
+
+
+def add_run() -> None:
+    """Make the command that runs several stages."""
+    model = join_parameters(list(STAGES))
+
+    def run(
+        *,
+        target: Target = Target(),  # it is frozen
+        stages: Annotated[
+            tuple[str, ...] | None, Parameter(help="the stages to run; by default the config's", negative="")
+        ] = None,
+        parameters: Any = None,
+    ) -> None:
+        from satstore.cli.work import work
+        from satstore.pipeline import make_plan
+
+        for name in stages or ():
+            STAGES.entry(name)
+        given = dict(parameters or model())
+        work(target, lambda config: make_plan(stages or config.stages, given, strict=False))
+
+    run.__doc__ = "Run all stages that a config names, each experiment of its grid; what is done is skipped."
+    run.__annotations__["parameters"] = Annotated[model | None, Parameter(name="*")]
+    run.__annotations__["target"] = Target
+    app.command(run)
+
+
+add_run()
+
+
+@app.command
+def demo(
+    *,
+    run_id: Annotated[str, Parameter(help="the name of the run's folder")] = "demo",
+    device: Annotated[str | None, Parameter(help="cpu or cuda:N")] = None,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Train a small VGG on handwritten digits, probe its layers and show what they do, in a minute or two."""
+    from satstore.cli.demo import run_demo
+
+    run_demo(run_id, device, logs_dir)
+
+
+@app.command
+def ls(
+    *, json: Annotated[bool, Parameter(negative="", help="print JSON")] = False, logs_dir: LogsDir = None
+) -> None:
+    """List the experiments of the logs folder."""
+    from satstore.cli.look import list_experiments
+
+    list_experiments(logs_dir, json)
+
+
+@app.command
+def show(
+    run: RunName,
+    *,
+    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Show what is known of an experiment, layer by layer."""
+    from satstore.cli.look import show_experiment
+
+    show_experiment(run, logs_dir, json)
+
+
+@app.command
+def plot(
+    run: RunName,
+    *,
+    out: Annotated[
+        Path | None, Parameter(help="PNG, SVG or PDF; by default layers.png in the run's folder")
+    ] = None,
+    all_layers: Annotated[
+        bool, Parameter(negative="", help="draw shortcuts and the last Linear too")
+    ] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Draw saturation and probe accuracy over the layers."""
+    from satstore.cli.look import plot_experiment
+
+    print(plot_experiment(run, logs_dir, out, all_layers))  # noqa: T201
+
+
+@app.command(name="list")
+def list_names(
+    what: Literal["models", "datasets", "optimizers", "metrics", "stages", "configs"],
+) -> None:
+    """List the names that configs can use."""
+    from satstore.cli.look import list_entries
+
+    list_entries(what)
+
+
+config_app = App(name="config", help="Look at configs.", help_format="plaintext")
+app.command(config_app)
+
+
+@config_app.command
+def defaults() -> None:
+    """Print the config that an empty one stands for, as JSON."""
+    from satstore.config import ExperimentConfig
+
+    print(ExperimentConfig().model_dump_json(indent=2))  # noqa: T201
+
+
+@app.command
+def tui(*, logs_dir: LogsDir = None) -> None:
+    """Open the terminal app on the logs folder."""
+    import sys
+
+    from satstore.errors import ConfigError
+    from satstore.logs import find_logs_dir
+
+    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # it draws on stderr
+        raise ConfigError("the terminal app needs a terminal; without one, list the runs with: satstore ls")
+    from tui.app import SatstoreApp
+
+    SatstoreApp(find_logs_dir(logs_dir)).run()

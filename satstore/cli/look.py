@@ -1,0 +1,215 @@
+"""Commands that look: they read manifests and tables and print."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from satstore.config import list_configs
+from satstore.errors import CorruptError
+from satstore.logs import find_logs_dir, list_runs, open_run
+from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES
+from satstore.run import Run
+
+MARKS = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
+
+
+def make_console() -> Console:
+    """Return a console on stdout; where that is no terminal, lines are as long as they need to be."""
+    width = None if sys.stdout.isatty() else 10_000
+    return Console(markup=False, highlight=False, width=width)
+
+
+def list_experiments(logs_dir: Path | None, as_json: bool) -> None:
+    """Print the experiments of a logs folder."""
+    unreadable: list[CorruptError] = []
+    runs = list_runs(logs_dir, unreadable)
+    for error in unreadable:
+        print(f"warning: {error}", file=sys.stderr)  # noqa: T201
+    if as_json:
+        print(json.dumps([summarize(run) for run in runs], indent=1))  # noqa: T201
+        return
+    if not runs:
+        print(f"no runs in {find_logs_dir(logs_dir).absolute()}; try: satstore demo")  # noqa: T201
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("run", "epoch", "accuracy", "stages", "age"):
+        table.add_column(
+            name, justify="right" if name in ("epoch", "accuracy", "age") else "left", no_wrap=True
+        )
+    for run in runs:
+        summary = run.manifest.summary
+        accuracy = "" if summary.test_accuracy is None else f"{summary.test_accuracy:.2%}"
+        marks = " ".join(
+            f"{MARKS[status]}{stage}" for stage, status in run.statuses().items() if status != "missing"
+        )
+        epochs = f"{summary.epochs_done}/{run.config.epoch}"
+        table.add_row(run.name, epochs, accuracy, marks, describe_age(time.time() - run.manifest.created))
+    make_console().print(table)
+
+
+def describe_age(seconds: float) -> str:
+    """Return an age in its largest unit: ``3 h``."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} s"
+
+
+def summarize(run: Run) -> dict[str, Any]:
+    """Return an experiment's row of ``ls --json``."""
+    config, summary = run.config, run.manifest.summary
+    return {
+        "run_id": run.run_id,
+        "experiment": run.experiment,
+        "path": str(run.path.absolute()),
+        "model": config.model,
+        "dataset": config.dataset,
+        "resolution": config.resolution,
+        "epochs": config.epoch,
+        "epochs_done": summary.epochs_done,
+        "test_accuracy": summary.test_accuracy,
+        "stages": run.statuses(),
+    }
+
+
+def describe_layers(run: Run) -> list[dict[str, Any]]:
+    """Return an experiment's layers, in forward order, with what was measured after the last epoch."""
+    summary = run.manifest.summary
+    layers = []
+    for record in run.manifest.layers:
+        saturation = summary.saturation.get(record.layer)
+        layers.append(
+            {
+                "layer": record.layer,
+                "index": record.index,
+                "kind": record.kind,
+                "n_features": record.n_features,
+                "intrinsic_dimension": summary.intrinsic_dimension.get(record.layer),
+                "saturation": saturation,
+                "probe_accuracy": {
+                    key: found[record.layer]
+                    for key, found in summary.probe_accuracy.items()
+                    if record.layer in found
+                },
+            }
+        )
+    return layers
+
+
+def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
+    """Print an experiment's manifest and layers."""
+    run = open_run(name, logs_dir)
+    if as_json:
+        content = run.manifest.model_dump(mode="json") | {
+            "stages": run.statuses(),
+            "layers": describe_layers(run),
+        }
+        print(json.dumps(content, indent=1))  # noqa: T201
+        return
+    console = make_console()
+    config, manifest = run.config, run.manifest
+    console.print(f"{run.name}")
+    console.print(f"  {config.model} on {config.dataset} at {config.resolution} px, {config.optimizer}")
+    console.print(f"  epochs {manifest.summary.epochs_done}/{config.epoch}", end="")
+    accuracy = manifest.summary.test_accuracy
+    console.print("" if accuracy is None else f", test accuracy {accuracy:.2%}")
+    console.print("  " + "  ".join(f"{MARKS[s]} {stage}" for stage, s in run.statuses().items()))
+    console.print(f"  {run.path.absolute()}")
+    if manifest.layers:
+        console.print()
+        console.print(layer_table(run))
+    for warning in manifest.warnings:
+        console.print(f"warning: {warning}")
+
+
+def layer_table(run: Run) -> Table:
+    """Return the table of an experiment's layers, each number with a small bar."""
+    keys = list(run.manifest.summary.probe_accuracy)
+    layers = describe_layers(run)
+    widest = max(layer["n_features"] for layer in layers)
+    deepest = max((layer["intrinsic_dimension"] or 0 for layer in layers), default=0) or 1
+    unconverged = find_unconverged(run, keys)
+    table = Table(box=None, pad_edge=False, caption="* did not converge" if unconverged else None)
+    table.add_column("layer", no_wrap=True)
+    for name in ("features", "dimension", "saturation", *(f"probe {key}" for key in keys)):
+        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("", no_wrap=True)  # its bars
+    for layer in layers:
+        dimension = layer["intrinsic_dimension"]
+        cells = [f"{layer['n_features']}", draw_bar(layer["n_features"] / widest)]
+        cells += as_cells(dimension, None if dimension is None else dimension / deepest, "{:d}")
+        cells += as_cells(layer["saturation"], layer["saturation"])
+        for key in keys:
+            accuracy = layer["probe_accuracy"].get(key)
+            mark = "*" if (key, layer["layer"]) in unconverged else ""
+            cells += as_cells(accuracy, accuracy, "{:.1%}" + mark)
+        table.add_row(layer["layer"], *cells)
+    return table
+
+
+def find_unconverged(run: Run, keys: list[str]) -> set[tuple[str, str]]:
+    """Return pooling and layer of the probes that stopped before they converged."""
+    found = set()
+    for key in keys:
+        if run.has_file(f"probe-{key}.csv"):
+            table = run.table(f"probe-{key}")
+            found |= {(key, layer) for layer in table.loc[~table["converged"].astype(bool), "layer"]}
+    return found
+
+
+def as_cells(value: float | None, share: float | None, form: str = "{:.1%}") -> list[str]:
+    """Return a number and the bar of a share in [0, 1]; a dash where there is none."""
+    return ["–", ""] if value is None or share is None else [form.format(value), draw_bar(share)]
+
+
+def draw_bar(share: float, width: int = 8) -> str:
+    """Return a bar, in eighths of a block, for a share in [0, 1]."""
+    eighths = round(max(0.0, min(1.0, share)) * width * 8)
+    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
+
+
+def plot_experiment(name: str, logs_dir: Path | None, out: Path | None, all_layers: bool) -> Path:
+    """Draw an experiment's layers to a file, and return its path."""
+    from satstore.plots import plot_layers
+
+    run = open_run(name, logs_dir)
+    path = out or run.path / "layers.png"
+    save_figure(plot_layers(run, all_layers), path)
+    return path.absolute()
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure whole or not at all."""
+    import io
+
+    from satstore.errors import ConfigError
+    from satstore.files import write_file
+
+    content = io.BytesIO()
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    if kind not in ("png", "svg", "pdf"):
+        raise ConfigError(f"can't draw {path}: expected a name that ends in .png, .svg or .pdf")
+    figure.savefig(content, format=kind, dpi=150)
+    write_file(path, content.getvalue())
+
+
+def list_entries(what: str) -> None:
+    """Print the names of a registry, or of the shipped configs."""
+    registries = {"models": MODELS, "datasets": DATASETS, "optimizers": OPTIMIZERS, "metrics": METRICS}
+    table = Table(box=None, pad_edge=False, show_header=False)
+    if what == "configs":
+        for name, path in list_configs().items():
+            table.add_row(name, str(json.loads(path.read_text(encoding="utf-8")).get("note", "")))
+    elif what == "stages":
+        for name in STAGES:
+            table.add_row(name, STAGES[name].description)
+    else:
+        for entry in registries[what].entries():
+            argument = f":{entry.argument.upper()}" if entry.argument else ""
+            table.add_row(entry.name + argument, entry.family, entry.description)
+    make_console().print(table)

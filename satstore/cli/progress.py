@@ -1,0 +1,83 @@
+"""The progress bar: a listener of a run's events."""
+
+import logging
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from satstore.events import Event
+
+_log = logging.getLogger("satstore")
+
+
+class _Announcements(logging.Handler):
+    """Shows what the library logs, such as a download that is about to start."""
+
+    def __init__(self, bar: "Bar") -> None:
+        super().__init__(logging.INFO)
+        self._bar = bar
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record."""
+        self._bar.say(record.getMessage())
+
+
+class Bar:
+    """Shows events on stderr: a bar that moves on a terminal, a line per message elsewhere."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.fields[stage]:<10}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("left", markup=False),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> Self:
+        self._handler = _Announcements(self)
+        _log.addHandler(self._handler)
+        _log.setLevel(logging.INFO)
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        _log.removeHandler(self._handler)
+
+    def listen(self, event: Event) -> None:
+        """Show one event."""
+        if event.kind == "progress":
+            if self._task is None:
+                self._task = self._progress.add_task("", stage=event.stage, total=event.total)
+            values = "  ".join(f"{name} {value:.3f}" for name, value in event.values.items())
+            self._progress.update(
+                self._task,
+                stage=event.stage,
+                completed=event.done,
+                total=event.total,
+                description=f"{event.text}  {values}",
+            )
+        elif event.kind in ("started", "done", "failed"):
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = None
+        elif event.kind == "warning":
+            self.say(f"warning: {event.stage}: {event.text}")
+        else:
+            self.say(event.text)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        self._console.print(text)

@@ -1,0 +1,315 @@
+"""The command line: what it prints, what it imports, and how it fails."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import satstore
+
+from satstore.cli import main
+from satstore.config import ExperimentConfig, read_config
+from satstore.logs import make_run
+from satstore.run import Run
+
+SLOW = ("torch", "torchvision", "dask", "sklearn", "matplotlib", "zarr", "pandas", "numpy", "scipy", "xarray")
+LIGHT = (
+    ["--help"],
+    ["ls"],
+    ["list", "models"],
+    ["list", "configs"],
+    ["probe", "--help"],
+    ["config", "defaults"],
+)
+
+
+@pytest.mark.parametrize("words", LIGHT, ids=" ".join)
+def test_light_commands__import_nothing_slow(words: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from satstore.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        f"loaded = sorted(set({SLOW!r}) & set(sys.modules)); assert not loaded, loaded"
+    )
+    make_run(tmp_path / "logs", "res", ExperimentConfig())
+    command = [sys.executable, "-c", code, *words]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+def test_light_commands__start_quickly(tmp_path: Path) -> None:
+    def seconds(*words: str) -> float:
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *words], capture_output=True, check=True, cwd=tmp_path)
+        return time.perf_counter() - started
+
+    seconds("-m", "satstore", "ls")  # compiles what a new installation hasn't yet
+    for words in (("--help",), ("ls",), ("list", "models")):
+        # Interleaved, and the smallest difference: other processes can only add to it.
+        more = [seconds("-m", "satstore", *words) - seconds("-c", "pass") for _ in range(5)]
+        assert min(more) < 0.5, f"{words}: {statistics.median(more):.2f} s more than python -c pass"
+
+
+def fails(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    """Run a command line that fails, and return its exit code and its one line."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("satstore: ")
+    assert err.count("\n") == 1, err
+    assert isinstance(stop.value.code, int)
+    return stop.value.code, err.removeprefix("satstore: ").strip()
+
+
+BAD_CONFIGS = [
+    ("{", "config.json is not JSON: Expecting property name"),
+    ("[]", "config.json holds a JSON list; expected an object of config keys"),
+    ('{"modle": "vgg11"}', "unknown config key 'modle'; did you mean 'model'?"),
+    ('{"model": "resnet81"}', "no model named 'resnet81'; did you mean 'resnet18'?"),
+    ('{"dataset": "cifar10"}', "no dataset named 'cifar10'; did you mean 'Cifar10'?"),
+    ('{"optimizer": "adamm"}', "no optimizer named 'adamm'; did you mean 'adam'?"),
+    ('{"metrics": ["Acuracy"]}', "no metric named 'Acuracy'; did you mean 'Accuracy'?"),
+    ('{"metrics": "Accuracy"}', "'metrics' takes a list, found 'Accuracy'"),
+    ('{"stages": ["trian"]}', "no stage named 'trian'; did you mean 'train'?"),
+    ('{"epoch": 0}', "'epoch': input should be greater than or equal to 1, found 0"),
+    ('{"delta": 1.5}', "'delta': input should be less than or equal to 1, found 1.5"),
+    ('{"plugins": ["no_such_module_"]}', "plugin 'no_such_module_' can't be imported"),
+    ('{"data_parallel": true}', "'data_parallel': true is not supported"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_CONFIGS)
+def test_train__refuses_a_bad_config(
+    content: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(content)
+    code, error = fails(
+        capsys, "train", "--config", config, "--run-id", "res", "--logs-dir", tmp_path / "logs"
+    )
+    assert code == 1
+    assert message in error
+    assert not (tmp_path / "logs").exists()
+
+
+def test_train__refuses_a_bad_run_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for run_id in ("a/b", "..", "a\x1bb"):
+        code, error = fails(capsys, "train", "--config", "demo", "--run-id", run_id, "--logs-dir", tmp_path)
+        assert (code, "can't be used" in error, "\x1b" in error) == (1, True, False)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--config", "nowhere.json", "--run-id", "a"], "no config file 'nowhere.json'"),
+        (["train", "--config", "dem", "--run-id", "a"], "did you mean 'demo'?"),
+        (["train", "--config", "demo"], "--config needs --run-id"),
+        (["train", "--config", "demo", "--run", "a", "--run-id", "a"], "exclude each other"),
+        (["probe"], "nothing to work on"),
+        (["probe", "--run", "res"], "no run 'res' in "),
+        (["show", "res"], "no run 'res' in "),
+        (["plot", "res"], "no run 'res' in "),
+    ],
+)
+def test_commands__say_what_is_missing(
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, error = fails(capsys, *words)
+    assert code == 1
+    assert message in error
+    if message == "no run 'res' in ":
+        assert str(tmp_path / "logs") in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["probe", "--run", "res", "--poling", "4"], "--poling"),
+        (["prob", "--run", "res"], "probe"),
+        (["probe", "--run", "res", "-mp", "0"], "greater than or equal to 1"),
+        (["probe", "--run", "res", "-d", "four"], "four"),
+        (["saturation", "--run", "res", "--delta", "1.5"], "less than or equal to 1"),
+        (["extract", "--run", "res", "--memory-limit", "much"], "much"),
+        (["list", "cats"], "cats"),
+    ],
+)
+def test_commands__exit_with_2_on_a_wrong_usage(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, error = fails(capsys, *words)
+    assert code == 2
+    assert message in error
+
+
+def test_commands__show_the_traceback_with_debug(tmp_path: Path) -> None:
+    result = satstore("show", "res", "--debug", "--logs-dir", tmp_path)
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("satstore: no run 'res'")
+
+
+def test_train__names_the_device_that_is_not_there(tmp_path: Path) -> None:
+    result = satstore(
+        "train", "--config", "demo", "--run-id", "a", "--device", "cuda:99", "--logs-dir", tmp_path
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("satstore: device 'cuda:99' is not there")
+    assert result.stderr.count("\n") == 1
+
+
+def test_train__names_the_dataset_folder_that_is_not_there(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps({"dataset": "ImageFolder:birds", "model": "vgg5", "cache_dir": str(tmp_path)})
+    )
+    result = satstore("train", "--config", config, "--run-id", "a", "--device", "cpu", "--logs-dir", tmp_path)
+    assert result.returncode == 1
+    assert str(tmp_path / "birds") in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_probe__names_the_command_that_is_to_run_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = make_run(tmp_path, "res", ExperimentConfig(model="vgg5", dataset="Digits"))
+    code, error = fails(capsys, "probe", "--run", "res", "--logs-dir", tmp_path)
+    assert code == 1
+    missing = "probe needs train first (missing: epochs 1 to 30)"
+    assert error == f"{run.name}: {missing}; run: satstore train --run {run.name}"
+
+
+def test_config_defaults__is_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["config", "defaults"])
+    assert read_config(json.loads(capsys.readouterr().out)) == [ExperimentConfig()]
+
+
+@pytest.mark.parametrize("what", ["models", "datasets", "optimizers", "metrics", "stages", "configs"])
+def test_list__prints_every_name(what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from satstore import registry
+
+    with pytest.raises(SystemExit):
+        main(["list", what])
+    lines = capsys.readouterr().out.splitlines()
+    names = [line.split()[0].split(":")[0] for line in lines]
+    expected = ["demo"] if what == "configs" else list(getattr(registry, what.upper()))
+    assert set(expected) <= set(names)
+
+
+# The demo, end to end
+
+
+def test_demo__shows_every_layer_and_says_where_things_are(demo_logs: Path, demo_run: Run) -> None:
+    text = (demo_logs / "stdout").read_text()
+    shown = [line.split()[0] for line in text.splitlines() if line.startswith(("features.", "classifier."))]
+    assert shown == demo_run.layers
+    assert demo_run.manifest.summary.test_accuracy is not None
+    assert demo_run.manifest.summary.test_accuracy >= 0.95
+    assert f"test accuracy  {demo_run.manifest.summary.test_accuracy:.2%}" in text
+    assert str(demo_run.path) in text
+    assert (demo_run.path / "layers.png").read_bytes().startswith(b"\x89PNG")
+    assert text.count("\n  satstore ") == 3
+
+
+def test_demo__split_is_that_of_the_digits(demo_run: Run) -> None:
+    dataset = demo_run.manifest.dataset
+    assert dataset is not None
+    assert (dataset.n_train, dataset.n_eval, dataset.classes) == (1437, 360, list("0123456789"))
+
+
+def test_demo__commands_to_try_next_work(demo_logs: Path) -> None:
+    lines = (demo_logs / "stdout").read_text().splitlines()
+    commands = [line.split()[1:] for line in lines if line.startswith("  satstore ")]
+    assert len(commands) == 3
+    for words in commands:
+        result = satstore(*words)
+        assert result.returncode == 0, (words, result.stderr)
+
+
+def test_demo__second_run_finds_all_done(demo_logs: Path, demo_run: Run) -> None:
+    before = demo_run.read_file("checkpoint.pt")
+    started = time.perf_counter()
+    result = satstore("demo", "--logs-dir", demo_logs)
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[1:] for line in result.stderr.splitlines()] == [
+        [f"{stage}:", "found", "done"] for stage in ("train", "extract", "saturation", "probe")
+    ]
+    assert time.perf_counter() - started < 10
+    assert Run(demo_run.path).read_file("checkpoint.pt") == before
+
+
+def test_ls__json_has_the_documented_form(demo_logs: Path, demo_run: Run) -> None:
+    result = satstore("ls", "--json", "--logs-dir", demo_logs)
+    [row] = [row for row in json.loads(result.stdout) if row["run_id"] == "demo"]
+    assert row == {
+        "run_id": "demo",
+        "experiment": demo_run.experiment,
+        "path": str(demo_run.path),
+        "model": "vgg11_XS",
+        "dataset": "Digits",
+        "resolution": 32,
+        "epochs": 10,
+        "epochs_done": demo_run.manifest.summary.epochs_done,
+        "test_accuracy": demo_run.table("metrics")["eval_accuracy"].iloc[-1],
+        "stages": {
+            **dict.fromkeys(("train", "extract", "saturation", "probe"), "done"),
+            **dict.fromkeys(("receptive_field", "project", "flops"), "missing"),
+        },
+    }
+
+
+def test_show__json_has_a_row_per_layer(demo_logs: Path, demo_run: Run) -> None:
+    result = satstore("show", "demo", "--json", "--logs-dir", demo_logs)
+    content = json.loads(result.stdout)
+    table = demo_run.table("probe-pool4").set_index("layer")
+    saturation = demo_run.saturation(delta=0.99, split="train").groupby("layer").last()
+    assert content["config"] == demo_run.config.model_dump(mode="json")
+    for index, row in enumerate(content["layers"]):
+        assert row["index"] == index
+        assert row["kind"] in ("Conv2d", "Linear")
+        assert row["probe_accuracy"]["pool4"] == table.loc[row["layer"], "eval_accuracy"]
+        assert row["intrinsic_dimension"] == saturation.loc[row["layer"], "intrinsic_dimension"]
+        assert row["saturation"] == row["intrinsic_dimension"] / row["n_features"]
+
+
+def test_probe__with_other_settings_needs_overwrite(
+    demo_logs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, error = fails(capsys, "probe", "--run", "demo", "-C", "0.1", "--logs-dir", demo_logs)
+    assert code == 1
+    assert "were fitted with C 1.0" in error
+    assert "--overwrite" in error
+
+
+def test_run__stages_and_workers_from_the_command_line(tmp_path: Path, demo_logs: Path) -> None:
+    """Two experiments of one grid, probes in two processes: the same numbers as in one."""
+    config = tmp_path / "config.json"
+    config.write_text(
+        json.dumps({"model": "vgg5", "dataset": "Digits", "epoch": 1, "delta": [0.9, 0.99], "seed": [0, 1]})
+    )
+    words = ["run", "--config", config, "--logs-dir", tmp_path, "--device", "cpu", "-d", "2"]
+    result = satstore(*words, "--run-id", "two", "-mp", "2")
+    assert result.returncode == 0, result.stderr
+    one = satstore(*words, "--run-id", "one", "-mp", "1")
+    assert one.returncode == 0, one.stderr
+
+    runs = [Run(path.parent) for path in sorted(tmp_path.glob("two/*/manifest.json"))]
+    assert len(runs) == 2, "delta is no part of what an experiment is"
+    for run in runs:
+        assert sorted(run.table("saturation")["delta"].unique()) == [0.9, 0.99]
+        assert list(run.manifest.latents) == ["pool2"]
+        other = Run(tmp_path / "one" / run.experiment)
+        columns = ["layer", "eval_accuracy", "objective", "n_iter"]
+        assert run.table("probe-pool2")[columns].equals(other.table("probe-pool2")[columns])
+    assert result.stderr.count("train: found done") == 2

@@ -1,0 +1,62 @@
+"""What a wheel holds, and what `import satstore` brings."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import satstore
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_wheel__holds_both_packages_and_the_configs(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    [wheel] = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "site")
+    for source in [*ROOT.glob("satstore/**/*.py"), *ROOT.glob("tui/**/*.py"), *ROOT.glob("tui/**/*.tcss")]:
+        assert str(source.relative_to(ROOT)) in names
+    for config in ROOT.glob("configs/**/*.json"):
+        assert f"satstore/{config.relative_to(ROOT)}" in names
+    assert not [name for name in names if name.startswith(("tests", "benchmarks", "docs"))]
+
+    # What is installed finds its configs without the checkout.
+    code = "import satstore.config as c; print(c.__file__); print(c.list_configs()['demo'])"
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            f"import sys; sys.path[:0] = {[str(tmp_path / 'site'), *sys.path]!r}; {code}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    ).stdout.splitlines()
+    assert found == [f"{tmp_path}/site/satstore/config.py", f"{tmp_path}/site/satstore/configs/demo.json"]
+
+
+def test_public_names__all_load() -> None:
+    for name in satstore.__all__:
+        assert getattr(satstore, name) is not None
+
+
+def test_import__loads_nothing_slow() -> None:
+    code = (
+        "import sys, satstore; assert not {'torch', 'numpy', 'zarr', 'pandas', 'sklearn'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

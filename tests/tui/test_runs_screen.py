@@ -1,0 +1,425 @@
+"""The runs screen, through Textual's pilot on real logs folders."""
+
+import json
+import os
+import platform
+import pty
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Static
+
+from satstore.cli import look
+from satstore.config import ExperimentConfig
+from satstore.logs import make_run
+from satstore.manifest import STAGE_KEYS, Manifest, StageRecord, StageStatus
+from satstore.run import Run
+from tui.app import SatstoreApp
+from tui.reader import Reader
+from tui.screens.runs import COLUMNS, MARKS, RunsScreen, RunsTable, shorten
+
+SIZES = [(80, 24), (120, 40)]
+DAY_S = 86400
+
+
+def make(
+    logs_dir: Path,
+    run_id: str,
+    epochs_done: int = 0,
+    accuracy: float | None = None,
+    stages: dict[str, StageStatus] | None = None,
+    age_s: float = 3 * DAY_S,
+    **config: Any,
+) -> Run:
+    run = make_run(logs_dir, run_id, ExperimentConfig(**config))
+
+    def change(manifest: Manifest) -> None:
+        manifest.created = time.time() - age_s - 60
+        manifest.summary.epochs_done = epochs_done
+        manifest.summary.test_accuracy = accuracy
+        for stage, status in (stages or {}).items():
+            error = "out of memory" if status == "failed" else None
+            manifest.stages[stage] = StageRecord(status=status, started=1.0, error=error)
+
+    run.commit(change=change)
+    return run
+
+
+def make_app(logs_dir: Path) -> SatstoreApp:
+    return SatstoreApp(logs_dir, poll_interval_s=0.02)
+
+
+async def wait_for(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in 5 s"
+        await pilot.pause(0.01)
+    await pilot.pause()
+
+
+async def wait_for_rows(pilot: Pilot[None], n_rows: int) -> RunsTable:
+    app = pilot.app
+    assert isinstance(app, SatstoreApp)
+    table = app.screen.query_one(RunsTable)
+    await wait_for(pilot, lambda: app.snapshot is not None and table.row_count == n_rows)
+    return table
+
+
+def read_row(table: RunsTable, row: int) -> dict[str, str]:
+    return dict(zip(COLUMNS, (str(cell.plain).strip() for cell in table.get_row_at(row)), strict=True))
+
+
+def read_static(pilot: Pilot[None], selector: str) -> str:
+    return str(pilot.app.screen.query_one(selector, Static).content)
+
+
+def read_screen(pilot: Pilot[None]) -> list[str]:
+    """What a user sees, line by line."""
+    return [
+        "".join(segment.text for segment in strip) for strip in pilot.app.screen._compositor.render_strips()
+    ]
+
+
+def test_marks__are_those_of_ls() -> None:
+    assert look.MARKS == MARKS
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("size", SIZES)
+async def test_runs_screen__names_the_folder_and_the_demo_when_empty(
+    tmp_path: Path, size: tuple[int, int], exists: bool
+) -> None:
+    logs_dir = tmp_path / "logs"
+    if exists:
+        logs_dir.mkdir()
+    async with make_app(logs_dir).run_test(size=size) as pilot:
+        await wait_for_rows(pilot, 0)
+        text = read_static(pilot, "#empty")
+        assert str(logs_dir) in text
+        assert f"satstore demo --logs-dir {logs_dir}" in text
+        assert any("No runs yet" in line for line in read_screen(pilot))
+        assert not pilot.app.screen.query_one(RunsTable).display
+
+
+async def test_runs_screen__names_the_plain_demo_for_the_default_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SATSTORE_LOGS_DIR", str(tmp_path))
+    async with make_app(tmp_path).run_test() as pilot:
+        await wait_for_rows(pilot, 0)
+        assert "--logs-dir" not in read_static(pilot, "#empty")
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_runs_screen__lists_experiments_by_run_id(tmp_path: Path, size: tuple[int, int]) -> None:
+    make(tmp_path, "b", 12, None, {"train": "failed"}, model="vgg16", epoch=60)
+    run = make(tmp_path, "a", 30, 0.9321, {"train": "done", "probe": "done"}, age_s=2 * DAY_S, resolution=224)
+    make(tmp_path, "c")
+    async with make_app(tmp_path).run_test(size=size) as pilot:
+        table = await wait_for_rows(pilot, 3)
+        row = read_row(table, 0)
+        assert row.pop("experiment").endswith(run.experiment[-6:])
+        assert row == {
+            "run": "a",
+            "model": "resnet18",
+            "dataset": "Cifar10",
+            "px": "224",
+            "epoch": "30/30",
+            "accuracy": "93.21%",
+            "stages": "✓··✓···",
+            "age": "2 d",
+        }
+        assert [read_row(table, i)["run"] for i in range(3)] == ["a", "b", "c"]
+        assert read_static(pilot, "#detail").splitlines()[0] == str(run.path)
+        assert "3 experiments · 1 failed" in read_static(pilot, "#counts")
+        await pilot.press("j")
+        assert read_static(pilot, "#detail").splitlines()[2] == "train: out of memory"
+
+
+@pytest.mark.parametrize("size", [(80, 24), (99, 24), (100, 24), (101, 24), (120, 40), (200, 60)])
+async def test_runs_screen__fits_long_names_in_the_width(tmp_path: Path, size: tuple[int, int]) -> None:
+    make(tmp_path, "a-rather-long-run-id-of-someone-careful", 7, 0.5, model="resnet34_noskip", epoch=100)
+    make(tmp_path, "b", dataset="TinyImageNet", model="m" * 60)
+    async with make_app(tmp_path).run_test(size=size) as pilot:
+        table = await wait_for_rows(pilot, 2)
+        assert table.virtual_size.width <= table.scrollable_content_region.width
+        assert not table.show_horizontal_scrollbar
+        header = next(line for line in read_screen(pilot) if "accuracy" in line)
+        assert header.split() == list(COLUMNS)
+
+
+async def test_runs_screen__fits_anew_when_resized(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    async with make_app(tmp_path).run_test(size=(200, 40)) as pilot:
+        table = await wait_for_rows(pilot, 1)
+        assert read_row(table, 0)["experiment"] == run.experiment
+        await pilot.resize_terminal(80, 24)
+        await wait_for(pilot, lambda: read_row(table, 0)["experiment"].startswith("…"))
+        assert table.virtual_size.width <= table.scrollable_content_region.width
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_runs_screen__shows_a_run_that_appears(tmp_path: Path, size: tuple[int, int]) -> None:
+    async with make_app(tmp_path).run_test(size=size) as pilot:
+        await wait_for_rows(pilot, 0)
+        make(tmp_path, "m")
+        table = await wait_for_rows(pilot, 1)
+        assert table.display
+        assert table.has_focus
+        make(tmp_path, "a")
+        await wait_for_rows(pilot, 2)
+        assert [read_row(table, i)["run"] for i in range(2)] == ["a", "m"]
+        assert table.cursor_row == 1, "the cursor stays on its experiment"
+        assert "/m/" in read_static(pilot, "#detail")
+
+
+async def test_runs_screen__updates_only_the_row_that_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = [make(tmp_path, run_id) for run_id in "abc"]
+    async with make_app(tmp_path).run_test() as pilot:
+        table = await wait_for_rows(pilot, 3)
+        touched: list[Any] = []
+        update_cell = table.update_cell
+        monkeypatch.setattr(
+            table,
+            "update_cell",
+            lambda row, column, *args: (touched.append(row), update_cell(row, column, *args)),
+        )
+        monkeypatch.setattr(table, "clear", lambda **_: pytest.fail("the table was filled anew"))
+
+        def change(manifest: Manifest) -> None:
+            manifest.summary.epochs_done = 7
+            manifest.summary.test_accuracy = 1.0
+
+        runs[1].commit(change=change)
+        await wait_for(pilot, lambda: read_row(table, 1)["epoch"] == "7/30")
+        assert read_row(table, 1)["accuracy"] == "100.00%"
+        assert set(touched) == {runs[1].name}
+
+
+async def test_runs_screen__lets_experiments_grow_older(tmp_path: Path) -> None:
+    make(tmp_path, "a", age_s=-60)
+    async with make_app(tmp_path).run_test() as pilot:
+        table = await wait_for_rows(pilot, 1)
+        first = read_row(table, 0)["age"]
+        await wait_for(pilot, lambda: read_row(table, 0)["age"] != first)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"format_version": 1, "run_id": "b', "manifest.json is not a manifest: Unterminated string"),
+        ("", "manifest.json is not a manifest"),
+        ("[]", "manifest.json is not a manifest"),
+        ('{"format_version": 99}', "manifest.json has format version 99"),
+        ('{"format_version": 1}', "manifest.json is not a manifest: 'run_id'"),
+        (
+            '{"format_version": 1, "run_id": "b", "experiment": "x", "created": 0, "config_sha256": "",'
+            ' "config": {"epoch": 0}}',
+            "manifest.json has a config with 'epoch'",
+        ),
+        ("[" * 100_000, "recursion"),
+        (b"\xff\x00", "manifest.json is not a manifest"),
+    ],
+    ids=["torn", "empty", "list", "newer", "fields", "config", "deep", "bytes"],
+)
+async def test_runs_screen__warns_of_a_corrupt_manifest(
+    tmp_path: Path, size: tuple[int, int], content: str | bytes, reason: str
+) -> None:
+    make(tmp_path, "a")
+    broken = make(tmp_path, "b")
+    async with make_app(tmp_path).run_test(size=size) as pilot:
+        table = await wait_for_rows(pilot, 2)
+        (broken.path / "manifest.json").write_bytes(content.encode() if isinstance(content, str) else content)
+        await wait_for(pilot, lambda: read_row(table, 1)["experiment"].startswith("⚠"))
+        assert read_row(table, 0)["model"] == "resnet18"
+        await pilot.press("j")
+        assert reason in read_static(pilot, "#detail")
+        assert "1 unreadable" in read_static(pilot, "#counts")
+        broken.commit()
+        await wait_for(pilot, lambda: read_row(table, 1)["model"] == "resnet18")
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_runs_screen__forgets_a_run_that_is_deleted(tmp_path: Path, size: tuple[int, int]) -> None:
+    runs = [make(tmp_path, run_id) for run_id in "abc"]
+    async with make_app(tmp_path).run_test(size=size) as pilot:
+        table = await wait_for_rows(pilot, 3)
+        await pilot.press("end", "down", "down")
+        shutil.rmtree(runs[2].path.parent)
+        await wait_for_rows(pilot, 2)
+        assert str(runs[1].path) in read_static(pilot, "#detail")
+        shutil.rmtree(tmp_path)
+        await wait_for_rows(pilot, 0)
+        assert not table.display
+        assert "satstore demo" in read_static(pilot, "#empty")
+        make(tmp_path, "d")
+        await wait_for_rows(pilot, 1)
+        assert table.display
+
+
+async def test_runs_screen__keeps_its_place_when_others_come_and_go(tmp_path: Path) -> None:
+    for i in range(60):
+        make(tmp_path, f"r{i:02}")
+    async with make_app(tmp_path).run_test(size=(80, 24)) as pilot:
+        table = await wait_for_rows(pilot, 60)
+        await pilot.press(*["pagedown"] * 2, *["k"] * 3)
+        await pilot.pause(0.3)
+        place, cursor = table.scroll_offset.y, table.cursor_row
+        assert place > 0
+        make(tmp_path, "r99")
+        await wait_for_rows(pilot, 61)
+        assert (table.scroll_offset.y, table.cursor_row) == (place, cursor)
+        shutil.rmtree(tmp_path / "r00")
+        await wait_for_rows(pilot, 60)
+        assert table.cursor_row == cursor - 1
+
+
+async def test_runs_screen__holds_still_while_paused(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    app = make_app(tmp_path)
+    async with app.run_test() as pilot:
+        table = await wait_for_rows(pilot, 1)
+        await pilot.press("full_stop")
+        assert "paused" in read_static(pilot, "#counts")
+        make(tmp_path, "b")
+        await wait_for(pilot, lambda: app.snapshot is not None and len(app.snapshot.experiments) == 2)
+        assert table.row_count == 1
+        assert "1 experiment " in read_static(pilot, "#counts")
+        await pilot.press("full_stop")
+        await wait_for_rows(pilot, 2)
+        assert "paused" not in read_static(pilot, "#counts")
+
+
+async def test_runs_screen__sees_a_stage_whose_process_died(tmp_path: Path) -> None:
+    run = make(tmp_path, "a", 3, None, {"train": "running"})
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    holder = {"pid": process.pid, "host": platform.node(), "since": 1.0}
+    (run.path / ".holder.json").write_text(json.dumps(holder))
+    async with make_app(tmp_path).run_test() as pilot:
+        table = await wait_for_rows(pilot, 1)
+        assert read_row(table, 0)["stages"][0] == "…"
+        assert "1 running" in read_static(pilot, "#counts")
+        process.communicate()
+        await wait_for(pilot, lambda: read_row(table, 0)["stages"][0] == "✗")
+        assert "without a word" in read_static(pilot, "#detail")
+
+
+async def test_runs_screen__shows_names_that_no_terminal_could(tmp_path: Path) -> None:
+    run = make(tmp_path, "a")
+    shutil.move(run.path.parent, os.fsencode(tmp_path) + b"/\x1b[31m\xff [red]\n")
+    async with make_app(tmp_path).run_test() as pilot:
+        table = await wait_for_rows(pilot, 1)
+        assert read_row(table, 0)["run"] == "�[31m� [red]"
+        assert "\n".join(read_screen(pilot)).encode()
+
+
+async def test_runs_screen__says_when_the_logs_folder_is_none(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("")
+    async with make_app(tmp_path / "logs").run_test() as pilot:
+        await wait_for_rows(pilot, 0)
+        assert "Not a directory" in read_static(pilot, "#empty")
+
+
+async def test_app__quits_and_stops_to_read(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    app = make_app(tmp_path)
+    async with app.run_test() as pilot:
+        await wait_for_rows(pilot, 1)
+        assert isinstance(app.screen, RunsScreen)
+        footer = read_screen(pilot)[-1]
+        assert all(word in footer for word in (". Pause", "q Quit", "^p palette"))
+        await pilot.press("ctrl+p")
+        await wait_for(pilot, lambda: not isinstance(app.screen, RunsScreen))
+        await pilot.press("escape", "q")
+    assert app.return_code == 0
+    assert not app._reader.is_alive()
+
+
+def test_reader__reads_only_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [make(tmp_path, run_id) for run_id in "abc"]
+    (tmp_path / "notes.txt").write_text("no run")
+    (tmp_path / "a" / "empty").mkdir()
+    reader = Reader(tmp_path)
+    first = reader.poll()
+    assert [experiment.path for experiment in first.experiments] == [run.path for run in runs]
+    opened: list[Path] = []
+    monkeypatch.setattr("tui.reader.Run", lambda path: (opened.append(path), Run(path))[1])
+    assert reader.poll() is first
+    assert not opened
+    runs[1].commit(change=lambda manifest: setattr(manifest.summary, "epochs_done", 5))
+    second = reader.poll()
+    assert opened == [runs[1].path]
+    assert [a is b for a, b in zip(first.experiments, second.experiments, strict=True)] == [True, False, True]
+    assert second.experiments[1].epochs_done == 5
+    assert list(second.experiments[1].stages) == list(STAGE_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("width", "n_last", "expected"), [(8, 3, "abcdefgh"), (7, 3, "abc…fgh"), (4, 9, "…fgh"), (4, 0, "abc…")]
+)
+def test_shorten__cuts_out_of_the_middle(width: int, n_last: int, expected: str) -> None:
+    assert shorten("abcdefgh", width, n_last) == expected
+
+
+def test_tui__loads_nothing_heavy(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    code = f"""
+import asyncio, pathlib, sys
+from tui.app import SatstoreApp
+async def main():
+    async with SatstoreApp(pathlib.Path({str(tmp_path)!r}), 0.01).run_test() as pilot:
+        while not pilot.app.snapshot:
+            await pilot.pause(0.01)
+        await pilot.press("j", "full_stop")
+asyncio.run(main())
+heavy = {{"torch", "torchvision", "dask", "sklearn", "scipy", "matplotlib", "zarr", "pandas", "xarray"}}
+print(sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_tui__needs_a_terminal(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "satstore", "tui", "--logs-dir", str(tmp_path)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines() == [
+        "satstore: the terminal app needs a terminal; without one, list the runs with: satstore ls"
+    ]
+
+
+def test_tui__runs_in_a_terminal(tmp_path: Path) -> None:
+    make(tmp_path, "some-run")
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "satstore", "tui", "--logs-dir", str(tmp_path)]
+    environment = os.environ | {"TERM": "xterm-256color"}
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment)
+    os.close(slave)
+    seen, deadline = b"", time.monotonic() + 15
+    try:
+        while process.poll() is None and time.monotonic() < deadline:
+            if select.select([master], [], [], 0.05)[0]:
+                try:
+                    seen += os.read(master, 65536)
+                except OSError:  # its last end was closed
+                    break
+            if b"some-run" in seen:
+                os.write(master, b"q")
+        assert process.wait(5) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+    assert b"some-run" in seen
+    assert b"Traceback" not in seen

@@ -1,0 +1,1 @@
+"""The terminal app: it reads logs folders and starts commands; it computes nothing."""

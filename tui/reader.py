@@ -1,0 +1,216 @@
+"""The reader: a thread that polls the manifests of a logs folder and hands over frozen snapshots.
+
+It knows nothing of the app. A poll costs one ``stat`` per experiment; only a manifest that changed is read.
+"""
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from satstore.config import describe
+from satstore.errors import NotFoundError
+from satstore.manifest import StageStatus
+from satstore.run import Run
+
+Stamp = tuple[int, int, int]
+"""Modification time in nanoseconds, size in bytes, and inode: another one, another content."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment as lists show it.
+
+    Attributes
+    ----------
+    path
+        Its folder.
+    test_accuracy
+        A fraction.
+    created
+        Seconds since the epoch.
+    stages
+        Every stage's state, in the order in which they are run.
+    failure
+        What the first failed stage said, in one line.
+    problem
+        Why the experiment can't be read, in one line; where there is one, only the path is known.
+    """
+
+    path: Path
+    model: str = ""
+    dataset: str = ""
+    resolution: int | None = None
+    epochs_done: int | None = None
+    epochs: int | None = None
+    test_accuracy: float | None = None
+    created: float | None = None
+    stages: Mapping[str, StageStatus] = field(default_factory=dict)
+    failure: str = ""
+    problem: str = ""
+
+    @property
+    def run_id(self) -> str:
+        """The run id that it is under."""
+        return self.path.parent.name
+
+    @property
+    def name(self) -> str:
+        """Run id and experiment, as commands take them."""
+        return f"{self.run_id}/{self.path.name}"
+
+    def has(self, status: StageStatus) -> bool:
+        """Tell whether any stage is in that state."""
+        return status in self.stages.values()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A logs folder at one moment.
+
+    Attributes
+    ----------
+    experiments
+        By run id and name. One that did not change is the same object as in the snapshot before.
+    problem
+        Why the folder can't be read, in one line; a folder that isn't there is merely empty.
+    """
+
+    experiments: tuple[Experiment, ...] = ()
+    problem: str = ""
+
+
+@dataclass
+class _Known:
+    stamp: Stamp
+    experiment: Experiment
+    running: Run | None = None  # kept while a stage runs: its process may die without a word
+
+
+class Reader:
+    """Reads a logs folder again and again, and only what changed in it."""
+
+    def __init__(self, logs_dir: Path) -> None:
+        self.logs_dir = logs_dir
+        self._known: dict[str, _Known] = {}
+        self._last = Snapshot()
+
+    def poll(self) -> Snapshot:
+        """Return what the folder holds now: the same object as before if nothing changed."""
+        try:
+            stamps = find_manifests(self.logs_dir)
+        except OSError as error:
+            snapshot = Snapshot(self._last.experiments, f"can't be read: {error.strerror or error}")
+        else:
+            known = {folder: self._look(folder, stamp) for folder, stamp in stamps.items()}
+            self._known = {folder: found for folder, found in known.items() if found is not None}
+            snapshot = Snapshot(tuple(found.experiment for found in self._known.values()))
+        if snapshot != self._last:
+            self._last = snapshot
+        return self._last
+
+    def _look(self, folder: str, stamp: Stamp) -> _Known | None:
+        known = self._known.get(folder)
+        if known is None or known.stamp != stamp:
+            return read_experiment(Path(folder), stamp)
+        if known.running is not None:
+            found = read_experiment(Path(folder), stamp, known.running)
+            return found if found is not None and found.experiment != known.experiment else known
+        return known
+
+
+def find_manifests(logs_dir: Path) -> dict[str, Stamp]:
+    """Return the folders of all experiments under a logs folder, by run id and name, each with its stamp.
+
+    Raises
+    ------
+    OSError
+        If the logs folder can't be listed.
+    """
+    found = {}
+    for run_folder in _list_folders(str(logs_dir)):
+        try:
+            folders = _list_folders(run_folder)
+        except OSError:
+            continue  # no folder of ours
+        for folder in folders:
+            try:
+                stat = os.stat(f"{folder}/manifest.json")  # noqa: PTH116 - Path's takes several times as long
+            except OSError:
+                continue
+            found[folder] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    return found
+
+
+def _list_folders(folder: str) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return [e.path for e in sorted(entries, key=lambda entry: entry.name) if e.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def read_experiment(path: Path, stamp: Stamp, run: Run | None = None) -> _Known | None:
+    """Return what lists show of an experiment, from its manifest or the run given; None if it is gone."""
+    try:
+        run = Run(path) if run is None else run
+        experiment = summarize(run)
+    except NotFoundError:
+        return None
+    except ValidationError as error:
+        return _Known(stamp, Experiment(path, problem=f"manifest.json has a config with {describe(error)}"))
+    except Exception as error:  # whatever a file may hold, the others must still be listed
+        reason = str(error) or type(error).__name__
+        return _Known(stamp, Experiment(path, problem=reason.replace(f"{path}/", "")))
+    return _Known(stamp, experiment, run if experiment.has("running") else None)
+
+
+def summarize(run: Run) -> Experiment:
+    """Return what lists show of a run."""
+    config, manifest = run.config, run.manifest
+    stages = run.statuses()
+    failed = next((stage for stage, status in stages.items() if status == "failed"), None)
+    failure = ""
+    if failed is not None:
+        failure = f"{failed}: {manifest.stages[failed].error or 'its process ended without a word'}"
+    return Experiment(
+        path=run.path,
+        model=config.model,
+        dataset=config.dataset,
+        resolution=config.resolution,
+        epochs_done=manifest.summary.epochs_done,
+        epochs=config.epoch,
+        test_accuracy=manifest.summary.test_accuracy,
+        created=manifest.created,
+        stages=stages,
+        failure=failure,
+    )
+
+
+class ReaderThread(threading.Thread):
+    """Polls a logs folder until it is stopped, and posts each snapshot that differs from the one before."""
+
+    def __init__(self, logs_dir: Path, post: Callable[[Snapshot], object], interval_s: float) -> None:
+        super().__init__(name="reader", daemon=True)  # a hanging network disk must not keep the app alive
+        self._reader = Reader(logs_dir)
+        self._post = post
+        self._interval_s = interval_s
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        """Poll, post, wait."""
+        posted: Snapshot | None = None
+        while not self._stopped.is_set():
+            snapshot = self._reader.poll()
+            if snapshot is not posted and not self._stopped.is_set():
+                self._post(snapshot)
+                posted = snapshot
+            self._stopped.wait(self._interval_s)
+
+    def stop(self) -> None:
+        """Stop, and wait a moment for a poll that is under way."""
+        self._stopped.set()
+        self.join(timeout=2)
