@@ -58,17 +58,16 @@ class WriteLock:
         """Return pid, host and since (seconds since the epoch) of the holder; None if no process holds it."""
         try:
             holder: dict[str, Any] = json.loads(self._holder_path.read_text())
-        except (OSError, ValueError):
-            return None
-        if holder.get("host") == platform.node() and not _is_alive(int(holder.get("pid", 0))):
-            return None
-        return holder
+            on_this_host, pid = holder.get("host") == platform.node(), int(holder["pid"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None  # there is none, or what is there is no note of ours
+        return None if on_this_host and not _is_alive(pid) else holder
 
 
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True  # alive, and someone else's

@@ -69,7 +69,7 @@ def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Li
         digest = Digest.of_file(path / "config.json")
         manifest.files["config.json"] = FileRecord(size_bytes=digest.size_bytes, sha256=digest.sha256)
         write_file(path / "manifest.json", manifest.model_dump_json(indent=1).encode())
-    run = Run(path, listener)
+    run = Run(path, listener, config)
     if run.manifest.config_sha256 != config.digest:
         raise CorruptError(f"{path} holds an experiment of another config; choose another run id")
     return run

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from satstore.files import FORMAT_VERSION
 
@@ -80,7 +80,7 @@ class Manifest(_Record):
     format_version: int = FORMAT_VERSION
     run_id: str
     experiment: str
-    created: float
+    created: FiniteFloat
     config: dict[str, Any]
     config_sha256: str
     environment: dict[str, Any] = Field(default_factory=dict)

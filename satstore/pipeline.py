@@ -1,6 +1,6 @@
 """Running stages on experiments: one stage, or all that a config names, over a grid or a run id."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -96,7 +96,7 @@ def run_stages(
 
 
 def make_plan(
-    stages: Iterable[str], parameters: Mapping[str, Any], *, strict: bool = True
+    stages: Collection[str], parameters: Mapping[str, Any], *, strict: bool = True
 ) -> dict[str, StageParameters]:
     """Give every stage its share of some parameters.
 
@@ -115,6 +115,8 @@ def make_plan(
     for name in stages:
         model = STAGES[name].parameters
         share = {key: value for key, value in parameters.items() if key in model.model_fields}
+        if name == "train" and "extract" in stages:
+            share["latents"] = False  # extract writes them, and says so
         used |= share.keys()
         try:
             plan[name] = model.model_validate(share)
@@ -146,7 +148,7 @@ def make_runs(
 def run_experiments(
     config: str | Path | Mapping[str, Any],
     run_id: str,
-    stages: Iterable[str] | None = None,
+    stages: Collection[str] | None = None,
     *,
     logs_dir: str | Path | None = None,
     listener: Listener | None = None,

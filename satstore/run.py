@@ -34,17 +34,28 @@ if TYPE_CHECKING:
 class Run:
     """One experiment's folder.
 
-    Attributes
+    Parameters
     ----------
     path
         The folder.
+    listener
+        Called with every event that the run emits.
+    config
+        The config that the run is opened with, where it is not the manifest's: they agree in what training
+        depends on, not in device, delta, pooling and the like.
+
+    Attributes
+    ----------
     manifest
         Its manifest, as it was when the run was opened or last committed to; :meth:`reload` reads it anew.
     """
 
-    def __init__(self, path: Path, listener: Listener | None = None) -> None:
+    def __init__(
+        self, path: Path, listener: Listener | None = None, config: ExperimentConfig | None = None
+    ) -> None:
         self.path = path
         self.manifest = read_manifest(path)
+        self._config = config
         self.events = EventLog(path / "events.jsonl", listener)
         self.commits = CommitLog(path / "commits.jsonl")
         self._lock = WriteLock(path)
@@ -69,8 +80,8 @@ class Run:
 
     @property
     def config(self) -> ExperimentConfig:
-        """The config that the experiment was made with."""
-        return ExperimentConfig.model_validate(self.manifest.config)
+        """The config that the run was opened with, else the one that the experiment was made with."""
+        return self._config or ExperimentConfig.model_validate(self.manifest.config)
 
     @property
     def layers(self) -> list[str]:
@@ -352,5 +363,5 @@ def read_manifest(path: Path) -> Manifest:
         raise NotFoundError(f"no run at {path}: it has no manifest.json") from None
     except ValidationError as error:
         raise CorruptError(f"{file} is not a manifest: {describe(error)}") from error
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CorruptError(f"{file} is not a manifest: {error}") from error

@@ -14,8 +14,7 @@ from satstore.errors import CorruptError
 from satstore.logs import find_logs_dir, list_runs, open_run
 from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES
 from satstore.run import Run
-
-MARKS = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
+from satstore.words import MARKS, describe_age
 
 
 def make_console() -> Console:
@@ -50,14 +49,6 @@ def list_experiments(logs_dir: Path | None, as_json: bool) -> None:
         epochs = f"{summary.epochs_done}/{run.config.epoch}"
         table.add_row(run.name, epochs, accuracy, marks, describe_age(time.time() - run.manifest.created))
     make_console().print(table)
-
-
-def describe_age(seconds: float) -> str:
-    """Return an age in its largest unit: ``3 h``."""
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{int(seconds // length)} {unit}"
-    return f"{int(seconds)} s"
 
 
 def summarize(run: Run) -> dict[str, Any]:

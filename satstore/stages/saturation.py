@@ -56,7 +56,8 @@ def saturate(run: Run, parameters: SaturationParameters) -> None:
         kept = old[~replaced & (old["epoch"].max() == run.manifest.summary.epochs_done - 1)]
         tables = [kept, *tables] if len(kept) else tables
     table = pd.concat(tables, ignore_index=True)
-    last = run.saturation(run.config.delta, split="train")
+    # What lists show is at the delta of the config that the experiment was made with, whatever is asked for.
+    last = run.saturation(run.manifest.config["delta"], split="train")
     last = last[last["epoch"] == last["epoch"].max()]
 
     def change(manifest: Manifest) -> None:

@@ -17,14 +17,13 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from satstore.cli import look
 from satstore.config import ExperimentConfig
 from satstore.logs import make_run
 from satstore.manifest import STAGE_KEYS, Manifest, StageRecord, StageStatus
 from satstore.run import Run
 from tui.app import SatstoreApp
 from tui.reader import Reader
-from tui.screens.runs import COLUMNS, MARKS, RunsScreen, RunsTable, shorten
+from tui.screens.runs import COLUMNS, RunsScreen, RunsTable, shorten
 
 SIZES = [(80, 24), (120, 40)]
 DAY_S = 86400
@@ -86,10 +85,6 @@ def read_screen(pilot: Pilot[None]) -> list[str]:
     return [
         "".join(segment.text for segment in strip) for strip in pilot.app.screen._compositor.render_strips()
     ]
-
-
-def test_marks__are_those_of_ls() -> None:
-    assert look.MARKS == MARKS
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -266,6 +261,7 @@ async def test_runs_screen__forgets_a_run_that_is_deleted(tmp_path: Path, size: 
         make(tmp_path, "d")
         await wait_for_rows(pilot, 1)
         assert table.display
+        assert table.has_focus
 
 
 async def test_runs_screen__keeps_its_place_when_others_come_and_go(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """The screen of all runs, with which the app starts."""
 
-import math
 import shlex
 import time
 from collections.abc import Iterable, Sequence
@@ -18,9 +17,9 @@ from textual.widgets import DataTable, Footer, Static
 
 from satstore.logs import find_logs_dir
 from satstore.manifest import STAGE_KEYS, StageStatus
+from satstore.words import MARKS, describe_age
 from tui.reader import Experiment, Snapshot
 
-MARKS: dict[StageStatus, str] = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
 STYLES: dict[StageStatus, str] = {
     "done": "green",
     "running": "bold cyan",
@@ -91,7 +90,7 @@ class RunsTable(DataTable[Text]):
         """Let the experiments grow older: only those whose age reads differently now."""
         now = time.time()
         for name, experiment in self._shown.items():
-            age = describe_age(experiment, now)
+            age = experiment_age(experiment, now)
             if self.get_cell(name, "age").plain.lstrip() != age:
                 self.update_cell(name, "age", Text(align("age", age, self._widths["age"])))
 
@@ -191,7 +190,7 @@ def describe_row(experiment: Experiment) -> dict[str, str]:
         "epoch": "" if epochs is None else f"{experiment.epochs_done}/{epochs}",
         "accuracy": "" if accuracy is None else f"{accuracy:.2%}",
         "stages": "".join(MARKS[status] for status in experiment.stages.values()),
-        "age": describe_age(experiment, time.time()),
+        "age": experiment_age(experiment, time.time()),
         "experiment": clean(
             f"⚠ {experiment.problem.removeprefix('manifest.json ')}"
             if experiment.problem
@@ -243,15 +242,9 @@ def clean(text: str) -> str:
     return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
 
 
-def describe_age(experiment: Experiment, now: float) -> str:
-    """Return an experiment's age in its largest unit: ``3 h``."""
-    if experiment.created is None or not math.isfinite(experiment.created):
-        return ""
-    seconds = max(0.0, now - experiment.created)  # clocks of two machines differ
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{int(seconds // length)} {unit}"
-    return f"{int(seconds)} s"
+def experiment_age(experiment: Experiment, now: float) -> str:
+    """Return an experiment's age; nothing where it isn't known."""
+    return "" if experiment.created is None else describe_age(now - experiment.created)
 
 
 def describe_counts(snapshot: Snapshot, paused: bool) -> Text:
