@@ -1,5 +1,7 @@
 """``satstore demo``: the main job, end to end, on scikit-learn's handwritten digits."""
 
+import shutil
+import sys
 from pathlib import Path
 
 from satstore.cli.look import layer_table, make_console, save_figure
@@ -29,6 +31,7 @@ def run_demo(run_id: str, device: str | None, logs_dir: Path | None) -> None:
     console.print()
     console.print(layer_table(run))
     logs = f" --logs-dir {logs_dir}" if logs_dir else ""
+    command = own_command()
     console.print(
         f"""
 test accuracy  {run.manifest.summary.test_accuracy:.2%}
@@ -36,7 +39,17 @@ files          {run.path.absolute()}
 figure         {figure.absolute()}
 
 try next:
-  satstore show {run.run_id}{logs}
-  satstore saturation --run {run.run_id} --delta 0.9 --delta 0.999{logs}
-  satstore probe --config demo --run-id {run.run_id} -d 2{logs}"""
+  {command} show {run.run_id}{logs}
+  {command} saturation --run {run.run_id} --delta 0.9 --delta 0.999{logs}
+  {command} probe --config demo --run-id {run.run_id} -d 2{logs}"""
     )
+
+
+def own_command() -> str:
+    """Return how to call this program from here: its name where the shell finds it, else its path."""
+    if shutil.which("satstore"):
+        return "satstore"
+    script = Path(sys.argv[0])
+    if script.name != "satstore":
+        return f"{sys.executable} -m satstore"
+    return str(script.relative_to(Path.cwd()) if script.is_relative_to(Path.cwd()) else script)

@@ -114,6 +114,15 @@ class DurableStore(LocalStore):
         self._drop(path)
         shutil.rmtree(self.root / path, ignore_errors=True)
 
+    def remove_uncommitted(self, path: str) -> None:
+        """Remove the files under a path that are not committed: a killed process left them, torn maybe.
+
+        Zarr reads a shard that is there before it writes it, even where it replaces all of it.
+        """
+        for file in (self.root / path).rglob("*"):
+            if file.is_file() and file.relative_to(self.root).as_posix() not in self._committed:
+                file.unlink()
+
     def _drop(self, path: str) -> bool:
         # Zarr writes from several threads: the keys are copied at once, and may be gone by now.
         for key in [key for key in list(self._written) if is_under(key, path)]:

@@ -128,6 +128,9 @@ class LatentWriter:
         self.n_rows = self._find_committed(root)
         if self.n_rows == 0:
             self._create(root_group, shard_rows)
+        elif self.n_rows < n_samples:
+            for path in self._groups.values():
+                self._store.remove_uncommitted(path)
         groups = {pooling: root_group[path] for pooling, path in self._groups.items()}
         self._labels = {p: get_array(g, "label") for p, g in groups.items()}  # type: ignore[arg-type]
         self._sample_ids = {p: get_array(g, "sample_id") for p, g in groups.items()}  # type: ignore[arg-type]
