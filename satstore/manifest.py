@@ -1,9 +1,13 @@
 """The run manifest: what an experiment is, what was done and what it must hold."""
 
+import json
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
+from satstore.config import describe
+from satstore.errors import CorruptError, NotFoundError
 from satstore.files import FORMAT_VERSION
 
 StageStatus = Literal["done", "running", "failed", "missing"]
@@ -93,3 +97,28 @@ class Manifest(_Record):
     probes: dict[str, dict[str, Any]] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
     summary: Summary = Field(default_factory=Summary)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a run folder's manifest.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    CorruptError
+        If it is no manifest, or of a format version that is not known here.
+    """
+    file = path / "manifest.json"
+    try:
+        content = json.loads(file.read_bytes())
+        version = content.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CorruptError(f"{file} has format version {version}; this satstore reads {FORMAT_VERSION}")
+        return Manifest.model_validate(content)
+    except FileNotFoundError:
+        raise NotFoundError(f"no run at {path}: it has no manifest.json") from None
+    except ValidationError as error:
+        raise CorruptError(f"{file} is not a manifest: {describe(error)}") from error
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CorruptError(f"{file} is not a manifest: {error}") from error

@@ -5,22 +5,19 @@ holds its digest.
 """
 
 import io
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from satstore.commits import CommitLog
-from satstore.config import ExperimentConfig, describe
+from satstore.config import ExperimentConfig
 from satstore.errors import CorruptError, NotFoundError
 from satstore.events import Event, EventLog, Listener
-from satstore.files import FORMAT_VERSION, Digest, sync_folder, write_file
+from satstore.files import Digest, sync_folder, write_file
 from satstore.lock import WriteLock
-from satstore.manifest import STAGE_KEYS, FileRecord, Manifest, StageRecord, StageStatus
+from satstore.manifest import STAGE_KEYS, FileRecord, Manifest, StageRecord, StageStatus, read_manifest
 from satstore.registry import suggest
 
 if TYPE_CHECKING:
@@ -204,44 +201,19 @@ class Run:
         NotFoundError
             If no spectra are there yet.
         """
-        import pandas as pd
-
-        from satstore.analysis.spectrum import intrinsic_dimension
+        from satstore.analysis.spectrum import tabulate_saturation
         from satstore.store import AnalysisStore
 
-        delta = self.config.delta if delta is None else delta
         store = AnalysisStore(self.analysis_path)
-        index = {record.layer: record.index for record in self.manifest.layers}
-        frames = []
-        for name in ("train", "eval") if split is None else (split,):
-            for layer, eigenvalues in store.spectra(name).items():
-                eigenvalues = eigenvalues[: self.manifest.summary.epochs_done]
-                n_features = eigenvalues.shape[1]
-                dimension = intrinsic_dimension(eigenvalues, delta, definition)
-                frames.append(
-                    pd.DataFrame(
-                        {
-                            "delta": delta,
-                            "definition": definition,
-                            "epoch": range(len(eigenvalues)),
-                            "split": name,
-                            "layer": layer,
-                            "index": index[layer],
-                            "n_features": n_features,
-                            "intrinsic_dimension": dimension,
-                            "saturation": dimension / n_features,
-                        }
-                    )
-                )
-        if not frames:
+        n_epochs = self.manifest.summary.epochs_done
+        spectra = {
+            name: {layer: found[:n_epochs] for layer, found in store.spectra(name).items()}
+            for name in (("train", "eval") if split is None else (split,))
+        }
+        if not any(spectra.values()):
             raise NotFoundError(f"{self.name} has no spectra yet; train it first")
-        table = pd.concat(frames)
-        order = pd.Categorical(table["split"], ["train", "eval"])
-        return (
-            table.assign(order=order)
-            .sort_values(["epoch", "order", "index"], ignore_index=True)
-            .drop(columns="order")
-        )
+        delta = self.config.delta if delta is None else delta
+        return tabulate_saturation(spectra, self.layers, delta, definition)
 
     def plot(self) -> "Figure":
         """Draw saturation and probe accuracy over the layers; see :func:`satstore.plots.plot_layers`."""
@@ -340,28 +312,3 @@ class Run:
         """Record a warning in the manifest and tell those who watch."""
         self.commit(change=lambda manifest: manifest.warnings.append(f"{stage}: {text}"))
         self.emit(stage, "warning", text)
-
-
-def read_manifest(path: Path) -> Manifest:
-    """Read and check a run folder's manifest.
-
-    Raises
-    ------
-    NotFoundError
-        If there is none.
-    CorruptError
-        If it is no manifest, or of a format version that is not known here.
-    """
-    file = path / "manifest.json"
-    try:
-        content = json.loads(file.read_bytes())
-        version = content.get("format_version")
-        if version != FORMAT_VERSION:
-            raise CorruptError(f"{file} has format version {version}; this satstore reads {FORMAT_VERSION}")
-        return Manifest.model_validate(content)
-    except FileNotFoundError:
-        raise NotFoundError(f"no run at {path}: it has no manifest.json") from None
-    except ValidationError as error:
-        raise CorruptError(f"{file} is not a manifest: {describe(error)}") from error
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise CorruptError(f"{file} is not a manifest: {error}") from error

@@ -2,6 +2,7 @@
 
 import io
 import os
+import platform
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from satstore.capture import LatentRecorder, Layer, describe_layers, select_layers
 from satstore.config import ExperimentConfig
 from satstore.datasets.images import ImageData
-from satstore.errors import CorruptError, DeviceError
+from satstore.errors import ConfigError, CorruptError, DeviceError
+from satstore.manifest import DatasetRecord, LayerRecord, Manifest
 from satstore.registry import DATASETS, MODELS, OPTIMIZERS
 from satstore.run import Run
 
@@ -204,3 +207,70 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], run: Run) -> N
         raise CorruptError(
             f"{run.path / CHECKPOINT} is of another model than {run.config.model}: {reason}"
         ) from error
+
+
+def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[Layer, nn.Module]) -> None:
+    """Record layers, data and environment in the manifest; say so if the data or the machine changed.
+
+    Raises
+    ------
+    CorruptError
+        If the run was trained on other data.
+    """
+    config = session.config
+    check_data(run, data)
+    environment = {
+        **run.manifest.environment,
+        "host": platform.node(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "device": str(session.device),
+        "n_threads": torch.get_num_threads(),
+        "n_workers": choose_workers(config, data.in_memory),
+    }
+    if session.epoch:
+        for key in ("device", "n_threads", "n_workers"):
+            if run.manifest.environment.get(key) != environment[key]:
+                run.warn(
+                    "train",
+                    f"gone on from epoch {session.epoch} with {key} {environment[key]}, begun with "
+                    f"{run.manifest.environment.get(key)}: bits may differ from an undisturbed run",
+                )
+
+    def change(manifest: Manifest) -> None:
+        manifest.environment = environment
+        manifest.layers = [
+            LayerRecord(
+                layer=layer.name,
+                index=layer.index,
+                kind=layer.kind,
+                n_features=layer.n_features,
+                output_shape=list(layer.output_shape),
+            )
+            for layer in layers
+        ]
+        manifest.dataset = DatasetRecord(
+            name=config.dataset,
+            n_train=len(data.train),
+            n_eval=len(data.eval),
+            classes=list(data.classes),
+            fingerprint=data.fingerprint,
+        )
+
+    run.commit(change=change)
+
+
+def check_batches(config: ExperimentConfig, data: ImageData) -> None:
+    """Refuse a batch size that leaves one image for the last batch.
+
+    Raises
+    ------
+    ConfigError
+        Because batch normalisation after the last pooling can't train on a batch of one.
+    """
+    n_train = len(data.train)
+    if n_train % config.batch_size == 1 or config.batch_size == 1:
+        raise ConfigError(
+            f"batch_size {config.batch_size} leaves a batch of one of {n_train} training images, on which "
+            "batch normalisation can't train; choose another"
+        )

@@ -1,13 +1,11 @@
 """Training: the loop, its checkpoints, and the spectra that it records on the way."""
 
 import io
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torchvision
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,16 +14,17 @@ from torch.utils.data import DataLoader
 from satstore.analysis.spectrum import eigenvalues
 from satstore.capture import Layer, MomentRecorder, to_samples
 from satstore.config import ExperimentConfig
-from satstore.datasets.images import ImageData, ImageSplit, make_loader
-from satstore.errors import ConfigError, NumericsError
-from satstore.manifest import DatasetRecord, LayerRecord, Manifest
+from satstore.datasets.images import ImageSplit, make_loader
+from satstore.errors import NumericsError
+from satstore.manifest import Manifest
 from satstore.registry import METRICS
 from satstore.run import Run
 from satstore.session import (
     CHECKPOINT,
     Session,
-    check_data,
+    check_batches,
     choose_workers,
+    describe_run,
     load_data,
     load_weights,
     read_checkpoint,
@@ -243,70 +242,3 @@ def commit_epoch(run: Run, session: Session) -> None:
         f"epoch {session.epoch}/{session.config.epoch}: test accuracy {row['eval_accuracy']:.2%}",
         values=row,
     )
-
-
-def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[Layer, nn.Module]) -> None:
-    """Record layers, data and environment in the manifest; say so if the data or the machine changed.
-
-    Raises
-    ------
-    CorruptError
-        If the run was trained on other data.
-    """
-    config = session.config
-    check_data(run, data)
-    environment = {
-        **run.manifest.environment,
-        "host": platform.node(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
-        "device": str(session.device),
-        "n_threads": torch.get_num_threads(),
-        "n_workers": choose_workers(config, data.in_memory),
-    }
-    if session.epoch:
-        for key in ("device", "n_threads", "n_workers"):
-            if run.manifest.environment.get(key) != environment[key]:
-                run.warn(
-                    "train",
-                    f"gone on from epoch {session.epoch} with {key} {environment[key]}, begun with "
-                    f"{run.manifest.environment.get(key)}: bits may differ from an undisturbed run",
-                )
-
-    def change(manifest: Manifest) -> None:
-        manifest.environment = environment
-        manifest.layers = [
-            LayerRecord(
-                layer=layer.name,
-                index=layer.index,
-                kind=layer.kind,
-                n_features=layer.n_features,
-                output_shape=list(layer.output_shape),
-            )
-            for layer in layers
-        ]
-        manifest.dataset = DatasetRecord(
-            name=config.dataset,
-            n_train=len(data.train),
-            n_eval=len(data.eval),
-            classes=list(data.classes),
-            fingerprint=data.fingerprint,
-        )
-
-    run.commit(change=change)
-
-
-def check_batches(config: ExperimentConfig, data: ImageData) -> None:
-    """Refuse a batch size that leaves one image for the last batch.
-
-    Raises
-    ------
-    ConfigError
-        Because batch normalisation after the last pooling can't train on a batch of one.
-    """
-    n_train = len(data.train)
-    if n_train % config.batch_size == 1 or config.batch_size == 1:
-        raise ConfigError(
-            f"batch_size {config.batch_size} leaves a batch of one of {n_train} training images, on which "
-            "batch normalisation can't train; choose another"
-        )

@@ -4,12 +4,16 @@ Spectra are what is stored, so that any delta and either definition can be asked
 for all epochs at once. NumPy only: `satstore saturation` need not wait for torch.
 """
 
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from satstore.errors import ConfigError, NumericsError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Float64 = NDArray[np.float64]
 Definition = Literal["exact", "delve"]
@@ -102,6 +106,50 @@ def saturation(eigenvalues: Float64, delta: float, definition: Definition = "exa
     """
     dimension: Float64 = intrinsic_dimension(eigenvalues, delta, definition)
     return dimension / float(np.shape(eigenvalues)[-1])
+
+
+def tabulate_saturation(
+    spectra: Mapping[str, Mapping[str, Float64]],
+    layers: Sequence[str],
+    delta: float,
+    definition: Definition = "exact",
+) -> "pd.DataFrame":
+    """Tabulate intrinsic dimension and saturation of many layers, epochs and splits.
+
+    Parameters
+    ----------
+    spectra
+        Split to layer to (epoch, eigenvalue).
+    layers
+        All layers in forward order.
+    delta, definition
+        Those of `intrinsic_dimension`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per epoch, split and layer, in this order; layers in forward order.
+    """
+    import pandas as pd
+
+    frames = []
+    recorded = [(split, layer) for split in spectra for layer in layers if layer in spectra[split]]
+    for place, (split, layer) in enumerate(recorded):
+        dimension = intrinsic_dimension(spectra[split][layer], delta, definition)
+        n_features = spectra[split][layer].shape[-1]
+        columns = {
+            "delta": delta,
+            "definition": definition,
+            "epoch": range(len(dimension)),
+            "split": split,
+            "layer": layer,
+            "index": layers.index(layer),
+            "n_features": n_features,
+            "intrinsic_dimension": dimension,
+            "saturation": dimension / n_features,
+        }
+        frames.append(pd.DataFrame(columns).assign(place=place))
+    return pd.concat(frames).sort_values(["epoch", "place"], ignore_index=True).drop(columns="place")
 
 
 def _count_exact(cumulative: Float64, delta: float) -> NDArray[np.int64]:

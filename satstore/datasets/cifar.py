@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import torchvision.datasets
 
-from satstore.datasets.images import ImageData, ImageSplit, PixelSource, assemble, open_or_download
+from satstore.datasets.downloads import open_or_download
+from satstore.datasets.images import ImageData, ImageSplit, PixelSource, assemble
 from satstore.datasets.transforms import CIFAR_MEAN, CIFAR_STD, Normalize, RandomCrop, RandomFlip, Resize
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"

@@ -5,14 +5,12 @@ A split is a source of uint8 images, their labels, and the transforms of a batch
 """
 
 import hashlib
-import logging
 import multiprocessing
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,13 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from satstore.datasets.transforms import Transform
-from satstore.errors import NotFoundError, SatstoreError
-
-logger = logging.getLogger(__name__)
+from satstore.errors import SatstoreError
 
 Batch = tuple[Tensor, Tensor]
 Update = Callable[[bytes | memoryview], None]
-T = TypeVar("T")
 
 
 class ImageSource(Protocol):
@@ -281,37 +276,3 @@ class _Loader(DataLoader[Batch]):
             last = str(error).strip().splitlines()[-1]
             kind = f"{type(error).__module__}.{type(error).__qualname__}: "
             raise type(error)(last.removeprefix(kind)) from error
-
-
-def open_or_download(
-    name: str, read: Callable[[bool], T], *, data_dir: str | os.PathLike[str], layout: str, page: str
-) -> T:
-    """Read a dataset through torchvision, which downloads it if it isn't there.
-
-    Parameters
-    ----------
-    read
-        Called with False, then, if that finds nothing, with True, which allows the download.
-    layout
-        The files that are expected below ``data_dir``, for the message.
-    page
-        Where people get them, for the message.
-
-    Raises
-    ------
-    NotFoundError
-        If it is neither there nor downloadable.
-    """
-    folder = Path(data_dir).absolute()
-    try:
-        return read(False)
-    except RuntimeError:  # all that torchvision says of a missing or damaged file
-        logger.info("%s is not in %s; downloading it (%s)", name, folder, page)
-    try:
-        return read(True)
-    except (RuntimeError, OSError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise NotFoundError(
-            f"{name} is not in {folder} and can't be downloaded ({reason}); "
-            f"expected {layout} there: get them from {page}, or name another data_dir"
-        ) from error

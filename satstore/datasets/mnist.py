@@ -10,7 +10,8 @@ from typing import Any
 
 import torchvision.datasets
 
-from satstore.datasets.images import ImageData, ImageSplit, PixelSource, assemble, open_or_download
+from satstore.datasets.downloads import open_or_download
+from satstore.datasets.images import ImageData, ImageSplit, PixelSource, assemble
 from satstore.datasets.transforms import (
     CIFAR_MEAN,
     CIFAR_STD,
