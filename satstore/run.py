@@ -310,5 +310,7 @@ class Run:
 
     def warn(self, stage: str, text: str) -> None:
         """Record a warning in the manifest and tell those who watch."""
-        self.commit(change=lambda manifest: manifest.warnings.append(f"{stage}: {text}"))
+        line = f"{stage}: {text}"
+        if line not in self.manifest.warnings:  # what is done again may have the same to say
+            self.commit(change=lambda manifest: manifest.warnings.append(line))
         self.emit(stage, "warning", text)

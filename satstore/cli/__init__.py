@@ -25,7 +25,8 @@ def _run(words: list[str], debug: bool) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except CycloptsError as error:
-        return _say(str(error), 2, debug)
+        cause = error.__cause__
+        return _say(describe(cause) if isinstance(cause, ValidationError) else str(error), 2, debug)
     except ValidationError as error:
         return _say(describe(error), 2, debug)
     except SatstoreError as error:
