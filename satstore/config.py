@@ -78,7 +78,8 @@ class ExperimentConfig(BaseModel):
     @property
     def digest(self) -> str:
         """The SHA-256 digest over all that training depends on, as hexadecimal digits."""
-        trained = self.model_dump(mode="json", exclude=set(NOT_TRAINING))
+        # Without what is at its default, so that a key that a later version adds moves no digest of today.
+        trained = self.model_dump(mode="json", exclude=set(NOT_TRAINING), exclude_defaults=True)
         return hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -191,7 +192,7 @@ def expand(content: dict[str, Any]) -> list[ExperimentConfig]:
 
 def _make_config(content: dict[str, Any]) -> ExperimentConfig:
     if "pooling" in content:  # numbers are as good as digits in a config
-        content["pooling"] = [str(p) for p in content["pooling"]]
+        content["pooling"] = list(dict.fromkeys(str(p) for p in content["pooling"]))
     try:
         config = ExperimentConfig.model_validate(content)
     except ValidationError as error:
@@ -200,6 +201,13 @@ def _make_config(content: dict[str, Any]) -> ExperimentConfig:
         value = getattr(config, key)
         for name in (value,) if isinstance(value, str) else value:
             registry.entry(name)
+    for key in ("layers", "exclude_layers"):
+        try:
+            re.compile(getattr(config, key) or "")
+        except re.error as error:
+            raise ConfigError(
+                f"{key!r}: {getattr(config, key)!r} is no regular expression: {error}"
+            ) from error
     if config.data_parallel:
         raise ConfigError("'data_parallel': true is not supported by this version; set it to false")
     return config

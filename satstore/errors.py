@@ -17,7 +17,7 @@ class ConfigError(SatstoreError, ValueError):
     """A config, a parameter or a name that can't be used."""
 
 
-class UnknownNameError(ConfigError, LookupError):
+class UnknownNameError(ConfigError, KeyError):
     """A name that no registry entry, layer, split, run or experiment has."""
 
 

@@ -79,6 +79,7 @@ BAD_CONFIGS = [
     ('{"epoch": 0}', "'epoch': input should be greater than or equal to 1, found 0"),
     ('{"delta": 1.5}', "'delta': input should be less than or equal to 1, found 1.5"),
     ('{"plugins": ["no_such_module_"]}', "plugin 'no_such_module_' can't be imported"),
+    ('{"layers": "("}', "'layers': '(' is no regular expression"),
     ('{"data_parallel": true}', "'data_parallel': true is not supported"),
 ]
 

@@ -371,3 +371,10 @@ def test_read_config__names_the_file_that_is_missing(name: str, hint: str) -> No
         read_config(name)
     assert hint in str(caught.value)
     assert isinstance(caught.value, FileNotFoundError)
+
+
+def test_digest__stays_what_it_was() -> None:
+    """An experiment's folder has to be found again by later versions, whatever keys they add."""
+    assert ExperimentConfig().digest.startswith("44136f")
+    figure1 = ExperimentConfig(model="vgg16", batch_size=64, epoch=30, optimizer="lrs60", downsampling=1)
+    assert figure1.experiment == "vgg16-Cifar10-r32-bs64-e30-lrs60-6cf387"

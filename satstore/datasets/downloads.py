@@ -43,5 +43,6 @@ def open_or_download(
         reason = str(error).strip().splitlines()[-1]
         raise NotFoundError(
             f"{name} is not in {folder} and can't be downloaded ({reason}); "
-            f"expected {layout} there: get them from {page}, or name their folder by the config key cache_dir or by TORCH_DATADIR"
+            f"expected {layout} there: get them from {page}, or name "
+            "the folder that holds them with the config key cache_dir or with TORCH_DATADIR"
         ) from error
