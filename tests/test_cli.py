@@ -274,6 +274,9 @@ def test_show__json_has_a_row_per_layer(demo_logs: Path, demo_run: Run) -> None:
     table = demo_run.table("probe-pool4").set_index("layer")
     saturation = demo_run.saturation(delta=0.99, split="train").groupby("layer").last()
     assert content["config"] == demo_run.config.model_dump(mode="json")
+    assert {stage: record["status"] for stage, record in content["stages"].items()} == dict.fromkeys(
+        ("train", "extract", "saturation", "probe"), "done"
+    )
     for index, row in enumerate(content["layers"]):
         assert row["index"] == index
         assert row["kind"] in ("Conv2d", "Linear")

@@ -1,12 +1,16 @@
 """Stages on a small real run: what is done again, what is kept, and what is refused."""
 
+import io
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
+from satstore.cli.look import layer_table
 from satstore.config import read_config
 from satstore.errors import ConfigError, MissingStageError, SatstoreError
 from satstore.logs import open_run
@@ -168,6 +172,11 @@ def test_probe__that_stops_early_says_so(trained: Run) -> None:
     table = run.table("probe-pool4").set_index("layer")
     assert not table.loc["features.0", "converged"]
     assert any("layer features.0 at pool4 did not converge" in warning for warning in run.manifest.warnings)
+    console = Console(width=200, file=io.StringIO())
+    console.print(layer_table(run))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"features\.0 .*\d\.\d%\*", shown)
+    assert "* did not converge" in shown
 
 
 def test_probe__confusion_matrices_add_up_to_the_accuracy(trained: Run) -> None:

@@ -96,10 +96,9 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
     """Print an experiment's manifest and layers."""
     run = open_run(name, logs_dir)
     if as_json:
-        content = run.manifest.model_dump(mode="json") | {
-            "stages": run.statuses(),
-            "layers": describe_layers(run),
-        }
+        content = run.manifest.model_dump(mode="json") | {"layers": describe_layers(run)}
+        for stage, record in content["stages"].items():
+            record["status"] = run.status(stage)  # a process that died could not say so
         print(json.dumps(content, indent=1))  # noqa: T201
         return
     console = make_console()

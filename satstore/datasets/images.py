@@ -6,10 +6,9 @@ A split is a source of uint8 images, their labels, and the transforms of a batch
 
 import hashlib
 import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from satstore.datasets.transforms import Transform
 from satstore.errors import SatstoreError
+from satstore.processes import deaf_children, follow_main_process
 
 Batch = tuple[Tensor, Tensor]
 Update = Callable[[bytes | memoryview], None]
@@ -230,6 +230,8 @@ def make_loader(
         # imports it once: 3.2 s in the first epoch, 0.05 s in the others, as with fork.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
+        with deaf_children():
+            forkserver.ensure_running()
     return _Loader(
         split,
         batch_size,
@@ -238,25 +240,9 @@ def make_loader(
         num_workers=workers,
         collate_fn=_as_is,
         multiprocessing_context=context,
-        worker_init_fn=_end_with_the_main_process if workers else None,
+        worker_init_fn=follow_main_process if workers else None,
         pin_memory=pin_memory and torch.cuda.is_available(),
     )
-
-
-def _end_with_the_main_process(_: int) -> None:
-    """End a worker whose main process was killed.
-
-    torch's own watch asks whether the worker's parent changed; under a fork server that is the server, which
-    lives as long as its workers do: all of them would stay for ever.
-    """
-
-    def wait() -> None:
-        main = multiprocessing.parent_process()
-        if main is not None:
-            main.join()
-            os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _as_is(batch: Any) -> Any:

@@ -18,13 +18,15 @@ from pydantic import Field
 from satstore.config import pooling_key
 from satstore.errors import ConfigError, SatstoreError
 from satstore.manifest import Manifest
+from satstore.processes import deaf_children, follow_main_process
 from satstore.run import Run
-from satstore.stages.stage import Overwrite, Poolings, Stage, StageParameters, poolings_of
+from satstore.stages.stage import DeviceOfNeeds, Overwrite, Poolings, Stage, StageParameters, poolings_of
 
 
 class ProbeParameters(StageParameters):
     """Parameters of ``probe``."""
 
+    device: DeviceOfNeeds = None
     pooling: Poolings = None
     workers: Annotated[
         int,
@@ -133,8 +135,9 @@ def fit_all(todo: list[Fit], workers: int) -> Iterator[tuple[Fit, Fitted]]:
         return
     # Not fork: zarr's readers may hang in forked children.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), mp_context=context) as pool:
-        futures = {pool.submit(fit, job): job for job in todo}
+    with ProcessPoolExecutor(min(workers, len(todo)), context, initializer=follow_main_process) as pool:
+        with deaf_children():
+            futures = {pool.submit(fit, job): job for job in todo}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()

@@ -7,12 +7,13 @@ from pydantic import Field
 
 from satstore.manifest import Manifest
 from satstore.run import Run
-from satstore.stages.stage import Overwrite, Stage, StageParameters
+from satstore.stages.stage import DeviceOfNeeds, Overwrite, Stage, StageParameters
 
 
 class SaturationParameters(StageParameters):
     """Parameters of ``saturation``."""
 
+    device: DeviceOfNeeds = None
     delta: Annotated[
         tuple[Annotated[float, Field(gt=0, le=1)], ...] | None,
         Parameter(negative=""),

@@ -27,6 +27,10 @@ Device = Annotated[
     str | None,
     Field(description="cpu or cuda:N; by default the config's, else the first GPU, else the CPU"),
 ]
+DeviceOfNeeds = Annotated[
+    str | None,
+    Field(description="cpu or cuda:N, for the stages that have to run first"),
+]
 Poolings = Annotated[
     tuple[Annotated[Pooling, BeforeValidator(str)], ...] | None,
     Parameter(name=["--pooling", "-d"], negative=""),

@@ -1,0 +1,41 @@
+"""Worker processes that end when the process that they work for does."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Start processes in here that don't hear Ctrl-C, not even while they are still importing.
+
+    Ctrl-C reaches every process of the terminal; one of them has to say what becomes of it.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def follow_main_process(_: int = 0) -> None:
+    """Make this worker end with its main process, however that ends.
+
+    A worker that waits for work does not notice that nobody is left to send any. torch's own watch asks
+    whether the worker's parent changed; under a fork server that is the server, which lives as long as its
+    workers do: all of them would stay for ever.
+    """
+
+    def wait() -> None:
+        main = multiprocessing.parent_process()
+        if main is not None:
+            main.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
