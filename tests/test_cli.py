@@ -19,7 +19,7 @@ SLOW = ("torch", "torchvision", "dask", "sklearn", "matplotlib", "zarr", "pandas
 LIGHT = (
     ["--help"],
     ["ls"],
-    ["list", "models"],
+    *(["list", what] for what in ("models", "datasets", "optimizers", "metrics")),
     ["list", "configs"],
     ["probe", "--help"],
     ["config", "defaults"],

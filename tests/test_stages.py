@@ -12,7 +12,7 @@ from rich.console import Console
 
 from satstore.cli.look import layer_table
 from satstore.config import read_config
-from satstore.errors import ConfigError, MissingStageError, SatstoreError
+from satstore.errors import ConfigError, CorruptError, MissingStageError, SatstoreError
 from satstore.logs import open_run
 from satstore.pipeline import make_plan, make_runs, run_experiments, run_stages
 from satstore.registry import STAGES
@@ -177,6 +177,29 @@ def test_probe__that_stops_early_says_so(trained: Run) -> None:
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"features\.0 .*\d\.\d%\*", shown)
     assert "* did not converge" in shown
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_probe__a_flipped_bit_is_an_error_and_the_other_layers_go_on(trained: Run, workers: int) -> None:
+    shard = next(
+        path
+        for path in (trained.latents_path / "pool4/train/features.4/latent/c").rglob("*")
+        if path.is_file()
+    )
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:999] + bytes([whole[999] ^ 16]) + whole[1000:])
+    with pytest.raises(
+        CorruptError, match=r"of layer features\.4 can't be read .*satstore extract --overwrite"
+    ):
+        start(trained, "probe", workers=workers)
+    run = Run(trained.path)
+    others = [layer for layer in run.layers if layer != "features.4"]
+    assert list(run.table("probe-pool4")["layer"]) == others
+    assert run.status("probe") == "failed"
+
+    start(trained, "extract", overwrite=True)
+    assert shard.read_bytes() == whole
+    assert list(start(trained, "probe").table("probe-pool4")["layer"]) == run.layers
 
 
 def test_probe__confusion_matrices_add_up_to_the_accuracy(trained: Run) -> None:

@@ -16,7 +16,7 @@ from cyclopts import Parameter
 from pydantic import Field
 
 from satstore.config import pooling_key
-from satstore.errors import ConfigError, SatstoreError
+from satstore.errors import ConfigError, CorruptError, NumericsError
 from satstore.manifest import Manifest
 from satstore.processes import deaf_children, follow_main_process
 from satstore.run import Run
@@ -111,9 +111,15 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
         if layers == run.layers:
             begin(run, key, parameters)
         todo += [Fit(run.path, key, layer, parameters, n_threads) for layer in layers]
+    errors = []
     for done, (job, fitted) in enumerate(fit_all(todo, parameters.workers), start=1):
-        commit(run, job, fitted)
+        if isinstance(fitted, Fitted):
+            commit(run, job, fitted)
+        else:
+            errors.append(fitted)
         run.emit("probe", "progress", f"{job.layer} at {job.key}", done=done, total=len(todo))
+    if errors:  # after all other layers were fitted; these are pending until what is wrong is mended
+        raise errors[0]
 
 
 def begin(run: Run, key: str, parameters: ProbeParameters) -> None:
@@ -127,17 +133,17 @@ def begin(run: Run, key: str, parameters: ProbeParameters) -> None:
     run.commit(change=change)
 
 
-def fit_all(todo: list[Fit], workers: int) -> Iterator[tuple[Fit, Fitted]]:
+def fit_all(todo: list[Fit], workers: int) -> Iterator[tuple[Fit, "Fitted | CorruptError"]]:
     """Fit layers, here or in processes side by side, and hand each on as it is done."""
     if workers == 1 or len(todo) < 2:
         for job in todo:
-            yield job, fit(job)
+            yield job, try_fit(job)
         return
     # Not fork: zarr's readers may hang in forked children.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(todo)), context, initializer=follow_main_process) as pool:
         with deaf_children():
-            futures = {pool.submit(fit, job): job for job in todo}
+            futures = {pool.submit(try_fit, job): job for job in todo}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -145,8 +151,22 @@ def fit_all(todo: list[Fit], workers: int) -> Iterator[tuple[Fit, Fitted]]:
             pool.shutdown(cancel_futures=True)
 
 
+def try_fit(job: Fit) -> "Fitted | CorruptError":
+    """Fit one layer, or return why its latents can't be read."""
+    try:
+        return fit(job)
+    except CorruptError as error:
+        return error
+
+
 def fit(job: Fit) -> Fitted:
-    """Fit one layer's probe and evaluate it on both splits; a layer that can't be fitted says why."""
+    """Fit one layer's probe and evaluate it on both splits; the row of latents that allow no probe says why.
+
+    Raises
+    ------
+    CorruptError
+        If the latents can't be read.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from threadpoolctl import threadpool_limits
 
@@ -162,10 +182,10 @@ def fit(job: Fit) -> Fitted:
         probe = LogisticProbe(C=parameters.C, tol=parameters.tol, max_iter=parameters.max_iter)
         with threadpool_limits(job.n_threads), warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # the table says it, and the parent warns
-            probe.fit(train[job.layer].array, train.labels)
-            seen = evaluate(probe, train[job.layer].array, train.labels)
-            unseen = evaluate(probe, held_out[job.layer].array, held_out.labels)
-    except SatstoreError as error:
+            probe.fit(train[job.layer].rows(), train.labels)
+            seen = evaluate(probe, train[job.layer].rows(), train.labels)
+            unseen = evaluate(probe, held_out[job.layer].rows(), held_out.labels)
+    except (NumericsError, ConfigError) as error:
         return Fitted({**row, "converged": False, "error": str(error)})
     row |= {
         "train_accuracy": seen.accuracy,

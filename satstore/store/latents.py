@@ -9,7 +9,8 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from satstore.errors import UnknownNameError
+from satstore.analysis.rows import BlockRows
+from satstore.errors import CorruptError, UnknownNameError
 from satstore.registry import suggest
 from satstore.store.layout import Array, encode_layer, get_array, open_root
 
@@ -54,8 +55,31 @@ class LatentArray:
         return np.asarray(get_array(self._group, "std")[...], dtype=np.float32)
 
     def numpy(self) -> NDArray[np.float16]:
-        """Read all of it into memory."""
-        return np.asarray(self.array[...])
+        """Read all of it into memory.
+
+        Raises
+        ------
+        CorruptError
+            If a stored chunk isn't what was written.
+        """
+        return self._read(0, self.shape[0])
+
+    def rows(self) -> BlockRows:
+        """Return the samples as rows of features, for a LogisticProbe; they are read block by block.
+
+        Reading raises CorruptError where a stored chunk isn't what was written.
+        """
+        edges = [*range(0, self.shape[0], self.array.chunks[0]), self.shape[0]]
+        return BlockRows(self._read, self.shape, self.array.dtype, edges)
+
+    def _read(self, start: int, stop: int) -> NDArray[np.float16]:
+        try:
+            return np.asarray(self.array[start:stop])
+        except (ValueError, RuntimeError, OSError) as error:  # a checksum, Blosc, the disk
+            raise CorruptError(
+                f"{self._group.store_path}: samples {start} to {stop - 1} of layer {self.layer} can't be "
+                f"read ({error}); write them again with: satstore extract --overwrite"
+            ) from error
 
     def dask(self, chunk_bytes: int = 64 * 2**20) -> Any:
         """Return a dask array over it, in blocks of whole stored chunks of about ``chunk_bytes``."""
