@@ -6,8 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from satstore.run import Run
+
+# A busy machine makes any example slow; that is no failure.
+settings.register_profile("satstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("satstore")
 
 CLEAN = {k: v for k, v in os.environ.items() if k not in ("SATSTORE_LOGS_DIR", "TORCH_DATADIR")}
 

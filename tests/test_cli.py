@@ -179,6 +179,10 @@ def test_train__names_the_dataset_folder_that_is_not_there(tmp_path: Path) -> No
     assert str(tmp_path / "birds") in result.stderr
     assert result.stderr.count("\n") == 1
 
+    shown = satstore("show", "a", "--logs-dir", tmp_path)
+    assert "✗ train" in shown.stdout
+    assert f"train failed: {result.stderr.removeprefix('satstore: ').strip()}" in shown.stdout
+
 
 def test_probe__names_the_command_that_is_to_run_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

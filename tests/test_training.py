@@ -132,16 +132,19 @@ def wait_for_the_end_of(process_group: int) -> None:
 def test_train__killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps({**CONFIG, "model": "vgg6_S", "workers": 2}))
-    killed = kill_in_epoch("killed", tmp_path, config, epoch=3)
+    for attempt in range(3):  # on a busy machine, the epoch may end before the signal arrives
+        killed = kill_in_epoch(f"killed{attempt}", tmp_path, config, epoch=3)
+        if killed.manifest.summary.epochs_done == 2:
+            break
     assert killed.manifest.summary.epochs_done == 2
     assert killed.status("train") == "failed"
 
-    for run_id in ("killed", "whole"):
+    for run_id in (killed.run_id, "whole"):
         words = ["train", "--config", config, "--run-id", run_id, "--logs-dir", tmp_path, "--no-latents"]
         result = satstore(*words)
         assert result.returncode == 0, result.stderr
 
-    killed, whole = (open_run(run_id, tmp_path) for run_id in ("killed", "whole"))
+    killed, whole = (open_run(run_id, tmp_path) for run_id in (killed.run_id, "whole"))
     assert killed.read_file("metrics.csv") == whole.read_file("metrics.csv")
     states = [
         torch.load(io.BytesIO(run.read_file("checkpoint.pt")), weights_only=True) for run in (killed, whole)
@@ -171,7 +174,7 @@ def assert_equal(one: Any, other: Any) -> None:
 
 def test_train__second_start_of_a_running_run_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    config.write_text(json.dumps(CONFIG))
+    config.write_text(json.dumps({**CONFIG, "epoch": 1000}))
     words = ["train", "--config", config, "--run-id", "res", "--logs-dir", tmp_path, "--no-latents"]
     with subprocess.Popen([sys.executable, "-m", "satstore", *map(str, words)], env=CLEAN) as first:
         while not list(tmp_path.glob("res/*/.holder.json")):

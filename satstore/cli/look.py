@@ -115,6 +115,9 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
         console.print(layer_table(run))
     for warning in manifest.warnings:
         console.print(f"warning: {warning}")
+    for stage, record in manifest.stages.items():
+        if run.status(stage) == "failed":
+            console.print(f"{stage} failed: {record.error or 'its process ended without a word'}")
 
 
 def layer_table(run: Run) -> Table:
