@@ -37,7 +37,7 @@ Float64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Pass:
-    """What one pass over a split gave: the mean loss, the metrics, and each layer's moments."""
+    """What one pass over a split gave: the mean loss, and the metrics by their columns."""
 
     loss: float
     metrics: dict[str, float]
@@ -95,9 +95,9 @@ def train(run: Run, device: torch.device) -> None:
                 analysis.write_spectra(split, session.epoch - 1, config.epoch, found.eigenvalues)
                 if last:
                     analysis.write_moments(split, found.moments)
-            if last:
-                analysis.finish_spectra(session.epoch)
             commit_epoch(run, session)
+    # After the commit: an epoch that has to be done again needs its place in the array.
+    analysis.finish_spectra(session.epoch)
 
 
 def is_good_enough(session: Session) -> bool:
