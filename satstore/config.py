@@ -10,12 +10,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, Registry, load_plugins, suggest
 
-Pooling = Annotated[str, Field(pattern=r"^([1-9][0-9]{0,3}|full)$")]
+
+def _check_pooling(text: str) -> str:
+    if not re.fullmatch(r"[1-9][0-9]{0,3}|full", text):
+        raise ValueError("expected a number from 1 to 9999, or full")
+    return text
+
+
+Pooling = Annotated[str, AfterValidator(_check_pooling)]
 """An adaptive average pooling of the latents: a number n for n × n, or ``full`` for unpooled maps."""
 
 
@@ -56,7 +63,7 @@ class ExperimentConfig(BaseModel):
     )
     layers: str | None = Field(None, description="regular expression of the layers to record; null: all")
     exclude_layers: str | None = Field(None, description="regular expression of the layers to leave out")
-    pooling: tuple[Pooling, ...] = Field(("4",), min_length=1)
+    pooling: tuple[Pooling, ...] = ("4",)
     stages: tuple[str, ...] = ("train", "extract", "saturation", "probe")
     plugins: tuple[str, ...] = ()
     note: str = ""
@@ -154,7 +161,7 @@ def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig
         return expand(dict(source))
     path = find_config(str(source))
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once_each)
     except json.JSONDecodeError as error:
         raise ConfigError(
             f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
@@ -169,6 +176,16 @@ def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig
         raise type(error)(f"{path}: {error}") from error
 
 
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of a JSON object's pairs; of two values for one key, none can be meant to win."""
+    content = dict(pairs)
+    if len(content) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ConfigError(f"the key {twice!r} is there twice")
+    return content
+
+
 def expand(content: dict[str, Any]) -> list[ExperimentConfig]:
     """Multiply a config's lists out; see :func:`read_config`."""
     known = ExperimentConfig.model_fields
@@ -179,7 +196,7 @@ def expand(content: dict[str, Any]) -> list[ExperimentConfig]:
         if not isinstance(content[key], list | tuple):
             raise ConfigError(f"{key!r} takes a list, found {content[key]!r}")
     for key, value in content.items():
-        if key not in LIST_KEYS and isinstance(value, list) and not value:
+        if key not in ("plugins", "metrics") and isinstance(value, list | tuple) and not value:
             raise ConfigError(f"{key!r} is an empty list; give one value at least")
     load_plugins(map(str, content.get("plugins", ())))
     axes = [
@@ -218,5 +235,6 @@ def describe(error: ValidationError) -> str:
     parts = []
     for item in error.errors():
         key = ".".join(str(place) for place in item["loc"])
-        parts.append(f"{key!r}: {item['msg'][0].lower()}{item['msg'][1:]}, found {item['input']!r}")
+        text = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{key!r}: {text[0].lower()}{text[1:]}, found {item['input']!r}")
     return "; ".join(parts)

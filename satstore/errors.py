@@ -29,6 +29,10 @@ class MissingStageError(SatstoreError, RuntimeError):
     """A stage that needs another stage's results, which are not there yet."""
 
 
+class StageError(SatstoreError, RuntimeError):
+    """A stage that failed in a way that satstore did not foresee; its cause says how."""
+
+
 class LockedError(SatstoreError, BlockingIOError):
     """An experiment that another process is writing."""
 

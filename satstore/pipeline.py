@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from satstore.config import ExperimentConfig, describe, read_config
-from satstore.errors import ConfigError, MissingStageError, SatstoreError
+from satstore.errors import ConfigError, MissingStageError, SatstoreError, StageError
 from satstore.events import Listener
 from satstore.logs import check_run_id, find_logs_dir, make_run
 from satstore.registry import STAGES
@@ -92,6 +92,16 @@ def run_stages(
             except SatstoreError as error:
                 outcomes.append(Outcome(run, name, "failed", error))
                 break
+            except (
+                Exception
+            ) as error:  # whatever a model or a plugin raises must not stop the next experiment
+                reason = " ".join(str(error).split())
+                unforeseen = StageError(
+                    f"{run.name}: {name} failed: {type(error).__name__}: {reason} (see --debug)"
+                )
+                unforeseen.__cause__ = error
+                outcomes.append(Outcome(run, name, "failed", unforeseen))
+                break
     return outcomes
 
 
@@ -148,7 +158,7 @@ def make_runs(
 def run_experiments(
     config: str | Path | Mapping[str, Any],
     run_id: str,
-    stages: Collection[str] | None = None,
+    stages: str | Collection[str] | None = None,
     *,
     logs_dir: str | Path | None = None,
     listener: Listener | None = None,
@@ -181,6 +191,7 @@ def run_experiments(
     SatstoreError
         The first error of a stage, after all other experiments have been run.
     """
+    stages = (stages,) if isinstance(stages, str) else stages
     configs = read_config(config)
     plans = [make_plan(stages or c.stages, parameters) for c in configs]
     runs = make_runs(configs, run_id, logs_dir, listener)

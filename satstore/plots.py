@@ -1,15 +1,12 @@
 """Figures: from a run's tables to matplotlib. Nothing is computed here that a stage computes."""
 
+import math
 import re
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
 from satstore.errors import NotFoundError
 from satstore.run import Run
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; markers differ too.
 SATURATION = "#0072B2"
@@ -46,16 +43,16 @@ def plot_layers(run: Run, all_layers: bool = False) -> Figure:
     probes = {
         key: run.table(f"probe-{key}") for key in run.manifest.probes if run.has_file(f"probe-{key}.csv")
     }
-    saturation = _last_saturation(run)
-    if saturation is None and not probes:
+    saturation = run.manifest.summary.saturation
+    if not saturation and not probes:
         raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
     figure = Figure(figsize=(max(5.0, 1.6 + 0.32 * len(layers)), 4.2), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(layers))
-    if saturation is not None:
-        axes.plot(
-            places, saturation.reindex(layers), color=SATURATION, marker="o", markersize=5, label="saturation"
-        )
+    if saturation:
+        found = [saturation.get(layer) for layer in layers]
+        values = [math.nan if value is None else value for value in found]
+        axes.plot(places, values, color=SATURATION, marker="o", markersize=5, label="saturation")
     for (key, table), color, marker in zip(probes.items(), PROBES, MARKERS, strict=False):
         label = f"probe accuracy ({key})"
         accuracy = table.set_index("layer")["eval_accuracy"].reindex(layers)
@@ -75,17 +72,3 @@ def plot_layers(run: Run, all_layers: bool = False) -> Figure:
     # Below the axes: inside, it would cover one curve or the other.
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
-
-
-def _last_saturation(run: Run) -> "pd.Series[float] | None":
-    if not run.has_file("saturation.csv"):
-        return None
-    table = run.table("saturation")
-    chosen = (
-        (table["split"] == "train")
-        & (table["epoch"] == table["epoch"].max())
-        & (table["delta"] == run.config.delta)
-        & (table["definition"] == "exact")
-    )
-    found: pd.Series[float] = table[chosen].set_index("layer")["saturation"]
-    return found if len(found) else None

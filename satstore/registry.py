@@ -6,11 +6,13 @@ add entries with :meth:`Registry.register`, through entry points, or through a c
 """
 
 import importlib
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from satstore.errors import ConfigError, UnknownNameError
@@ -122,7 +124,9 @@ class Registry(Mapping[str, Any]):
             if row.argument:
                 raise UnknownNameError(f"{self.kind} {name!r} needs a value: {name}:{row.argument.upper()}")
             return row
-        if row.argument is None or not argument:
+        if row.argument and not argument:
+            raise UnknownNameError(f"{self.kind} {name!r} needs a value: {base}:{row.argument.upper()}")
+        if row.argument is None:
             raise UnknownNameError(f"no {self.kind} named {name!r}{suggest(base, entries)}")
         bound = {**row.arguments, row.argument: argument}
         return Entry(name, row.target, bound, row.family, row.description)
@@ -168,12 +172,16 @@ def suggest(name: str, names: Iterable[str]) -> str:
 def load_plugins(modules: Iterable[str]) -> None:
     """Import the modules of a config's ``"plugins"``, which register what they bring.
 
+    Modules are looked for where Python looks, and last in the working folder.
+
     Raises
     ------
     ConfigError
         If one can't be imported.
     """
     for module in modules:
+        if str(Path.cwd()) not in sys.path:
+            sys.path.append(str(Path.cwd()))
         try:
             importlib.import_module(module)
         except Exception as error:  # a third party's module may raise anything while it is imported

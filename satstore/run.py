@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from satstore.commits import CommitLog
 from satstore.config import ExperimentConfig
-from satstore.errors import CorruptError, NotFoundError
+from satstore.errors import CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
 from satstore.files import Digest, sync_folder, write_file
 from satstore.lock import WriteLock
@@ -152,7 +152,25 @@ class Run:
                 if Digest.of(content) == Digest(record.size_bytes, record.sha256):
                     return content
         found = "is not there" if not (self.path / name).exists() else "is not what was committed"
-        raise CorruptError(f"{self.path / name} {found}; restore it, or write it again with --overwrite")
+        raise CorruptError(f"{self.path / name} {found}; {self._remedy(name)}")
+
+    def check_file(self, name: str) -> None:
+        """Check that a committed file is there and of its size, without reading it.
+
+        Raises
+        ------
+        CorruptError
+            If it isn't.
+        """
+        path, size_bytes = self.path / name, self.manifest.files[name].size_bytes
+        staged = self.path / f"{name}.new"  # the rename may be still to come
+        if not any(p.exists() and p.stat().st_size == size_bytes for p in (path, staged)):
+            raise CorruptError(f"{path} is not there, or not what was committed; {self._remedy(name)}")
+
+    def _remedy(self, name: str) -> str:
+        stage = "probe" if name.startswith("probe-") else "train"
+        stage = "saturation" if name == "saturation.csv" else stage
+        return f"restore it, or make it again with: satstore {stage} --run {self.name} --overwrite"
 
     def latents(self, pooling: str, split: str) -> "LatentSplit":
         """Return the latents of one pooling (``pool4``) and split (``train``, ``eval``): layer to array.
@@ -167,13 +185,13 @@ class Run:
         from satstore.store import open_latents
 
         if pooling not in self.manifest.latents:
-            digits = pooling.removeprefix("pool")
             stored = ", ".join(self.manifest.latents) or "none"
             raise NotFoundError(
                 f"{self.name} has no latents {pooling!r} (stored: {stored}); "
-                f"write them with: satstore extract --run {self.name} -d {digits}"
+                f"write them with: satstore extract --run {self.name} -d {pooling.removeprefix('pool')}"
             )
-        remedy = f"write it again with: satstore extract --run {self.name} --overwrite"
+        digits = pooling.removeprefix("pool")
+        remedy = f"write it again with: satstore extract --run {self.name} -d {digits} --overwrite"
         self.commits.read(self.latents_path.name).check(self.latents_path, f"{pooling}/{split}", remedy)
         return open_latents(self.latents_path).split(pooling, split)
 
@@ -204,6 +222,10 @@ class Run:
         from satstore.analysis.spectrum import tabulate_saturation
         from satstore.store import AnalysisStore
 
+        if split not in (None, "train", "eval"):
+            raise UnknownNameError(f"no split named {split!r}; known are train, eval")
+        remedy = f"train again with: satstore train --run {self.name} --overwrite"
+        self.commits.read(self.analysis_path.name).check(self.analysis_path, "spectra", remedy)
         store = AnalysisStore(self.analysis_path)
         n_epochs = self.manifest.summary.epochs_done
         spectra = {

@@ -18,7 +18,7 @@ from satstore.config import ExperimentConfig
 from satstore.datasets.images import ImageData
 from satstore.errors import ConfigError, CorruptError, DeviceError
 from satstore.manifest import DatasetRecord, LayerRecord, Manifest
-from satstore.registry import DATASETS, MODELS, OPTIMIZERS
+from satstore.registry import DATASETS, MODELS, OPTIMIZERS, load_plugins
 from satstore.run import Run
 
 CHECKPOINT = "checkpoint.pt"
@@ -49,6 +49,7 @@ def choose_device(name: str | None) -> torch.device:
 
 def load_data(config: ExperimentConfig) -> ImageData:
     """Build a config's dataset."""
+    load_plugins(config.plugins)  # which a run that was opened by its name has not loaded yet
     data: ImageData = DATASETS[config.dataset](
         resolution=config.resolution, data_dir=config.data_dir, augment=config.augment, seed=config.seed
     )
@@ -57,6 +58,7 @@ def load_data(config: ExperimentConfig) -> ImageData:
 
 def build_model(config: ExperimentConfig, n_classes: int, device: torch.device) -> nn.Module:
     """Build a config's model on a device, its weights fixed by the config's seed."""
+    load_plugins(config.plugins)
     torch.manual_seed(config.seed)
     model: nn.Module = MODELS[config.model](num_classes=n_classes)
     # With channels last, a map's positions are rows of its memory: the samples of spectra without a copy.

@@ -78,6 +78,9 @@ BAD_CONFIGS = [
     ('{"stages": ["trian"]}', "no stage named 'trian'; did you mean 'train'?"),
     ('{"epoch": 0}', "'epoch': input should be greater than or equal to 1, found 0"),
     ('{"delta": 1.5}', "'delta': input should be less than or equal to 1, found 1.5"),
+    ('{"pooling": ["0"]}', "'pooling.0': expected a number from 1 to 9999, or full, found '0'"),
+    ('{"model": "vgg5", "model": "vgg6"}', "the key 'model' is there twice"),
+    ('{"dataset": "ImageFolder:"}', "dataset 'ImageFolder:' needs a value: ImageFolder:PATH"),
     ('{"plugins": ["no_such_module_"]}', "plugin 'no_such_module_' can't be imported"),
     ('{"layers": "("}', "'layers': '(' is no regular expression"),
     ('{"data_parallel": true}', "'data_parallel': true is not supported"),
@@ -319,3 +322,44 @@ def test_run__stages_and_workers_from_the_command_line(tmp_path: Path, demo_logs
         columns = ["layer", "eval_accuracy", "objective", "n_iter"]
         assert run.table("probe-pool2")[columns].equals(other.table("probe-pool2")[columns])
     assert result.stderr.count("train: found done") == 2
+
+
+PLUGIN = """
+import torch
+from torch import nn
+from satstore.registry import MODELS
+
+
+@MODELS.register("Mixed")
+class Mixed(nn.Module):
+    '''A net with a transposed conv, tokens and an LSTM.'''
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 4, stride=4)
+        self.up = nn.ConvTranspose2d(8, 6, 2, stride=2)
+        self.tokens = nn.Linear(6, 12)
+        self.lstm = nn.LSTM(12, 10, batch_first=True)
+        self.fc = nn.Linear(10, num_classes)
+
+    def forward(self, x):
+        maps = self.up(torch.relu(self.conv(x)))
+        steps = self.tokens(maps.mean(2).transpose(1, 2))
+        return self.fc(self.lstm(steps)[0][:, -1])
+"""
+
+
+def test_plugin__brings_a_model_with_layers_of_every_kind(tmp_path: Path) -> None:
+    (tmp_path / "my_models.py").write_text(PLUGIN)
+    config = {"model": "Mixed", "plugins": ["my_models"], "dataset": "Digits", "epoch": 1, "batch_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    trained = satstore("run", "--config", "config.json", "--run-id", "a", "--device", "cpu", cwd=tmp_path)
+    assert trained.returncode == 0, trained.stderr
+    again = satstore("extract", "--run", "a", "-d", "2", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    [manifest] = tmp_path.glob("logs/a/*/manifest.json")
+    run = Run(manifest.parent)
+    assert run.layers == ["conv", "up", "tokens", "lstm", "fc"]
+    assert [record.n_features for record in run.manifest.layers] == [8, 6, 12, 10, 10]
+    assert list(run.table("probe-pool4")["layer"]) == run.layers
+    assert len(run.manifest.summary.saturation) == 5

@@ -321,7 +321,7 @@ def test_config__is_frozen() -> None:
         ({"conv_method": "chanelwise"}, "{path}: 'conv_method': *'channelwise', 'mean', *found 'chanelwise'"),
         ({"model": [["vgg16"]]}, "{path}: 'model': *, found ['vgg16']"),
         ({"pooling": ["0"]}, "{path}: 'pooling.0': *, found '0'*"),
-        ({"pooling": []}, "{path}: 'pooling': *, found []"),
+        ({"pooling": []}, "{path}: 'pooling' is an empty list; *"),
         ({"data_parallel": True}, "{path}: 'data_parallel': true is not supported *"),
         (
             {"plugins": ["no_such_module"]},

@@ -22,6 +22,7 @@ def run(tmp_path: Path) -> Run:
     def change(manifest: Manifest) -> None:
         manifest.summary.test_accuracy = 0.875
         manifest.probes = {"pool4": {}, "pool2": {}}
+        manifest.summary.saturation = {layer: (index + 1) / 8 for index, layer in enumerate(LAYERS)}
         manifest.layers = [
             LayerRecord(layer=layer, index=index, kind=kind, n_features=8, output_shape=[8])
             for index, (layer, kind) in enumerate(zip(LAYERS, KINDS, strict=True))
@@ -32,22 +33,9 @@ def run(tmp_path: Path) -> Run:
 
 
 def fill(run: Run) -> None:
-    rows = [
-        f"0.99,exact,{epoch},{split},{layer},{index},8,{epoch + index},{(epoch + index) / 8}"
-        for epoch in (0, 1)
-        for split in ("train", "eval")
-        for index, layer in enumerate(LAYERS)
-    ]
-    head = "delta,definition,epoch,split,layer,index,n_features,intrinsic_dimension,saturation"
     probes = [f"{layer},{index},{index / 10}" for index, layer in enumerate(LAYERS)]
     table = "\n".join(["layer,index,eval_accuracy", *probes]).encode()
-    run.commit(
-        {
-            "saturation.csv": "\n".join([head, *rows]).encode(),
-            "probe-pool4.csv": table,
-            "probe-pool2.csv": table,
-        }
-    )
+    run.commit({"probe-pool4.csv": table, "probe-pool2.csv": table})
 
 
 def test_drawn_layers__are_those_of_the_main_path(run: Run) -> None:
@@ -71,7 +59,7 @@ def test_plot_layers__draws_the_last_epochs_curves_and_the_models_accuracy(run: 
 
 
 def test_plot_layers__without_results_names_the_command(run: Run) -> None:
-    run.commit(change=lambda manifest: manifest.probes.clear())
+    run.commit(change=lambda manifest: (manifest.probes.clear(), manifest.summary.saturation.clear()))
     with pytest.raises(NotFoundError, match=f"satstore saturation --run {run.name}"):
         plot_layers(run)
 

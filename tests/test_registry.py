@@ -105,7 +105,7 @@ def test_registry__rows_are_read_at_the_first_look_and_again_if_that_failed(writ
             "no model named 'foldr:/a/long/path/to/images'; did you mean 'folder'?",
         ),
         ("folder", "model 'folder' needs a value: folder:PATH"),
-        ("folder:", "no model named 'folder:'; did you mean 'folder'?"),
+        ("folder:", "model 'folder:' needs a value: folder:PATH"),
         (
             "zzz",
             "no model named 'zzz'; known are resnet18, resnet34, vgg16, plain, folder, gone",

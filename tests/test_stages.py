@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from satstore.cli.look import layer_table
+from satstore.cli.look import print_layers
 from satstore.config import read_config
 from satstore.errors import ConfigError, CorruptError, MissingStageError, SatstoreError
 from satstore.logs import open_run
@@ -173,7 +173,7 @@ def test_probe__that_stops_early_says_so(trained: Run) -> None:
     assert not table.loc["features.0", "converged"]
     assert any("layer features.0 at pool4 did not converge" in warning for warning in run.manifest.warnings)
     console = Console(width=200, file=io.StringIO())
-    console.print(layer_table(run))
+    print_layers(console, run)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"features\.0 .*\d\.\d%\*", shown)
     assert "* did not converge" in shown
@@ -249,6 +249,57 @@ def test_run_stages__one_failed_experiment_does_not_stop_the_next(tmp_path: Path
         run_experiments(
             {**CONFIG, "batch_size": [1436, 128]}, "res", ["train"], logs_dir=tmp_path, latents=False
         )
+
+
+def test_run_stages__an_unforeseen_error_does_not_stop_the_next(tmp_path: Path) -> None:
+    runs = make_runs(
+        read_config({**CONFIG, "model": ["vgg11_XXS", "vgg5_S"], "resolution": 16}), "res", tmp_path
+    )
+    outcomes = run_stages(runs, make_plan(["train"], {"latents": False}), with_needs=True)
+    assert [outcome.result for outcome in outcomes] == ["failed", "done"]
+    assert f"{runs[0].name}: train failed: RuntimeError: Given input size" in str(outcomes[0].error)
+    assert runs[0].status("train") == "failed"
+
+
+def test_extract__writes_again_what_was_deleted_or_truncated(trained: Run) -> None:
+    whole = contents(trained.latents_path / "pool4")
+    shutil.rmtree(trained.latents_path)
+    with pytest.raises(MissingStageError, match=rf"run: satstore extract --run {trained.name} -d 4"):
+        start(trained, "probe", pooling=["4"])
+    start(trained, "extract")
+    assert contents(trained.latents_path / "pool4") == whole
+
+    shard = next(
+        p for p in (trained.latents_path / "pool4/eval/features.0/latent/c").rglob("*") if p.is_file()
+    )
+    shard.write_bytes(b"xx")
+    start(trained, "extract")
+    assert contents(trained.latents_path / "pool4") == whole
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate"])
+def test_train__a_lost_checkpoint_names_the_command_that_mends_it(trained: Run, damage: str) -> None:
+    checkpoint = trained.path / "checkpoint.pt"
+    whole = checkpoint.read_bytes()
+    checkpoint.unlink() if damage == "delete" else checkpoint.write_bytes(whole[:1000])
+    for stage in ("train", "extract"):
+        with pytest.raises(CorruptError, match=rf"satstore train --run {trained.name} --overwrite"):
+            start(trained, stage, pooling=["2"])
+    start(trained, "train", overwrite=True)
+    assert checkpoint.read_bytes() == whole
+
+
+def test_saturation__lost_spectra_and_tables_name_the_command(trained: Run) -> None:
+    start(trained, "saturation")
+    (trained.path / "saturation.csv").write_bytes(b"")
+    with pytest.raises(CorruptError, match=rf"satstore saturation --run {trained.name} --overwrite"):
+        start(trained, "saturation")
+    assert len(start(trained, "saturation", overwrite=True).table("saturation"))
+    shutil.rmtree(trained.analysis_path)
+    with pytest.raises(CorruptError, match=rf"satstore train --run {trained.name} --overwrite"):
+        Run(trained.path).saturation(delta=0.9)
+    with pytest.raises(ConfigError, match="no split named 'test'"):
+        Run(trained.path).saturation(split="test")
 
 
 def test_run_experiments__repeats_from_an_experiments_own_config(trained: Run, tmp_path: Path) -> None:

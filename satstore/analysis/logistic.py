@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Self
 
 import numpy as np
@@ -80,7 +81,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.classes_, codes = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
             raise ConfigError(
-                f"the labels have one class only, {self.classes_[0]!r}; a probe needs two or more"
+                f"the labels have one class only, {str(self.classes_[0])!r}; a probe needs two or more"
             )
         solution = solve(rows, codes, len(self.classes_), self.C, self.tol, self.max_iter)
         self.coef_, self.intercept_ = solution.weights, solution.intercept
@@ -151,11 +152,11 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return rows, labels
 
     def _check_parameters(self) -> None:
-        if not (np.isfinite(self.C) and self.C > 0):
+        if not isinstance(self.C, Real) or not (np.isfinite(self.C) and self.C > 0):
             raise ConfigError(f"expected C to be a finite number above 0, got {self.C!r}")
-        if not self.tol >= 0:
+        if not isinstance(self.tol, Real) or not self.tol >= 0:
             raise ConfigError(f"expected tol to be 0 or above, got {self.tol!r}")
-        if not self.max_iter >= 1:
+        if not isinstance(self.max_iter, Real) or not self.max_iter >= 1:
             raise ConfigError(f"expected max_iter to be 1 or above, got {self.max_iter!r}")
 
     def _warn(self, gradient: float) -> None:

@@ -80,8 +80,8 @@ def intrinsic_dimension(eigenvalues: Float64, delta: float, definition: Definiti
         `delta` is outside (0, 1], or the definition is neither of the two.
     """
     eigenvalues = np.asarray(eigenvalues, dtype=np.float64)
-    if not 0.0 < delta <= 1.0:
-        raise ConfigError(f"delta is {delta}, but has to be above 0 and at most 1")
+    if not isinstance(delta, int | float) or not 0.0 < delta <= 1.0:
+        raise ConfigError(f"delta is {delta!r}, but has to be a number above 0 and at most 1")
     if eigenvalues.ndim == 0 or eigenvalues.shape[-1] == 0:
         raise ConfigError(f"a spectrum has shape (..., eigenvalues), but this one has {eigenvalues.shape}")
     cumulative = np.cumsum(eigenvalues, axis=-1)

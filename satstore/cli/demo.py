@@ -4,7 +4,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from satstore.cli.look import layer_table, make_console, save_figure
+from satstore.cli.look import make_console, print_layers, save_figure
 from satstore.cli.progress import Bar
 from satstore.cli.work import describe
 from satstore.config import read_config
@@ -29,7 +29,7 @@ def run_demo(run_id: str, device: str | None, logs_dir: Path | None) -> None:
         save_figure(plot_layers(run), figure)
     console = make_console()
     console.print()
-    console.print(layer_table(run))
+    print_layers(console, run)
     logs = f" --logs-dir {logs_dir}" if logs_dir else ""
     command = own_command()
     console.print(

@@ -112,7 +112,7 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
     console.print(f"  {run.path.absolute()}")
     if manifest.layers:
         console.print()
-        console.print(layer_table(run))
+        print_layers(console, run)
     for warning in manifest.warnings:
         console.print(f"warning: {warning}")
     for stage, record in manifest.stages.items():
@@ -120,14 +120,14 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
             console.print(f"{stage} failed: {record.error or 'its process ended without a word'}")
 
 
-def layer_table(run: Run) -> Table:
-    """Return the table of an experiment's layers, each number with a small bar."""
+def print_layers(console: Console, run: Run) -> None:
+    """Print the table of an experiment's layers, each number with a small bar."""
     keys = list(run.manifest.summary.probe_accuracy)
     layers = describe_layers(run)
     widest = max(layer["n_features"] for layer in layers)
     deepest = max((layer["intrinsic_dimension"] or 0 for layer in layers), default=0) or 1
     unconverged = find_unconverged(run, keys)
-    table = Table(box=None, pad_edge=False, caption="* did not converge" if unconverged else None)
+    table = Table(box=None, pad_edge=False)
     table.add_column("layer", no_wrap=True)
     for name in ("features", "dimension", "saturation", *(f"probe {key}" for key in keys)):
         table.add_column(name, justify="right", no_wrap=True)
@@ -142,7 +142,11 @@ def layer_table(run: Run) -> Table:
             mark = "*" if (key, layer["layer"]) in unconverged else ""
             cells += as_cells(accuracy, accuracy, "{:.1%}" + mark)
         table.add_row(layer["layer"], *cells)
-    return table
+    console.print(table)
+    delta = run.manifest.config["delta"]
+    console.print(f"saturation: train split, delta {delta}; probes: accuracy on the eval split")
+    if unconverged:
+        console.print("* did not converge")
 
 
 def find_unconverged(run: Run, keys: list[str]) -> set[tuple[str, str]]:

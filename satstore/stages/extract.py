@@ -4,6 +4,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from satstore.config import pooling_key
+from satstore.errors import CorruptError
 from satstore.files import FORMAT_VERSION
 from satstore.manifest import LatentsRecord, Manifest
 from satstore.run import Run
@@ -48,7 +49,17 @@ def _is_pending(run: Run, parameters: ExtractParameters, key: str) -> bool:
     checkpoint = run.manifest.files.get("checkpoint.pt")
     if parameters.overwrite or record is None or checkpoint is None:
         return True
-    return record.checkpoint_sha256 != checkpoint.sha256
+    return record.checkpoint_sha256 != checkpoint.sha256 or is_damaged(run, key)
+
+
+def is_damaged(run: Run, key: str) -> bool:
+    """Tell whether files of a pooling that was committed are gone, or not of their size."""
+    committed = run.commits.read(run.latents_path.name)
+    try:
+        committed.check(run.latents_path, key, "")
+    except CorruptError:
+        return True
+    return not committed.under(key)
 
 
 def extract(run: Run, parameters: ExtractParameters) -> None:
@@ -62,8 +73,7 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     data = session.load_data(run.config)
     session.check_data(run, data)
     model = session.load_model(run, len(data.classes), device)
-    if parameters.overwrite:
-        forget(run, keys)
+    forget(run, [key for key in keys if parameters.overwrite or is_damaged(run, key)])
     poolings = [p for p in poolings_of(run, parameters) if pooling_key(p) in keys]
     progress = Progress(run, len(data.train) + len(data.eval))
     with session.recording(model, run.config, poolings) as recorder:

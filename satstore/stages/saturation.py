@@ -1,13 +1,17 @@
 """The stage ``saturation``: intrinsic dimension and saturation at any delta, from the stored spectra."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 from pydantic import Field
 
+from satstore.errors import CorruptError
 from satstore.manifest import Manifest
 from satstore.run import Run
 from satstore.stages.stage import DeviceOfNeeds, Overwrite, Stage, StageParameters
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class SaturationParameters(StageParameters):
@@ -50,8 +54,8 @@ def saturate(run: Run, parameters: SaturationParameters) -> None:
 
     asked = deltas_of(run, parameters)
     tables = [run.saturation(delta, parameters.definition) for delta in asked]
-    if run.has_file("saturation.csv"):
-        old = run.table("saturation")
+    old = read_table(run, parameters)
+    if old is not None:
         replaced = old["delta"].isin(asked) & (old["definition"] == parameters.definition)
         # Rows of fewer epochs are from before training went on.
         kept = old[~replaced & (old["epoch"].max() == run.manifest.summary.epochs_done - 1)]
@@ -71,6 +75,18 @@ def saturate(run: Run, parameters: SaturationParameters) -> None:
             summary.saturation[layer] = None if failed else float(dimension / n_features)
 
     run.commit({"saturation.csv": table.to_csv(index=False).encode()}, change)
+
+
+def read_table(run: Run, parameters: SaturationParameters) -> "pd.DataFrame | None":
+    """Return the table as it is; None if there is none, or a damaged one that is to be overwritten."""
+    if not run.has_file("saturation.csv"):
+        return None
+    try:
+        return run.table("saturation")
+    except CorruptError:
+        if not parameters.overwrite:
+            raise
+        return None
 
 
 STAGE = Stage(

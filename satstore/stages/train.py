@@ -43,6 +43,7 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
     if parameters.overwrite or not is_trained(run):
         done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
         return [f"epochs {done + 1} to {run.config.epoch}"]
+    run.check_file("checkpoint.pt")
     return extract.pending(run, extract.STAGE.adapt(parameters)) if parameters.latents else []
 
 
