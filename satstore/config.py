@@ -89,6 +89,12 @@ class ExperimentConfig(BaseModel):
         trained = self.model_dump(mode="json", exclude=set(NOT_TRAINING), exclude_defaults=True)
         return hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
 
+    def is_finished(self, epochs_done: int, accuracy: float | None) -> bool:
+        """Tell whether training ends after so many epochs, the last of which had that test accuracy."""
+        goal = self.stop_at_accuracy
+        is_good_enough = goal is not None and accuracy is not None and accuracy >= goal
+        return epochs_done >= self.epoch or is_good_enough
+
     @property
     def data_dir(self) -> Path:
         """The folder that holds the datasets."""

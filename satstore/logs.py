@@ -66,8 +66,7 @@ def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Li
             },
         )
         write_file(path / "config.json", (json.dumps(content, indent=2) + "\n").encode())
-        digest = Digest.of_file(path / "config.json")
-        manifest.files["config.json"] = FileRecord(size_bytes=digest.size_bytes, sha256=digest.sha256)
+        manifest.files["config.json"] = FileRecord.of(Digest.of_file(path / "config.json"))
         write_file(path / "manifest.json", manifest.model_dump_json(indent=1).encode())
     run = Run(path, listener, config)
     if run.manifest.config_sha256 != config.digest:

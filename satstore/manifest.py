@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from satstore.config import describe
 from satstore.errors import CorruptError, NotFoundError
-from satstore.files import FORMAT_VERSION
+from satstore.files import FORMAT_VERSION, Digest
 
 StageStatus = Literal["done", "running", "failed", "missing"]
+
+CHECKPOINT = "checkpoint.pt"
+"""The name of the file that holds a run's weights and all else that training goes on from."""
 
 STAGE_KEYS = ("train", "extract", "saturation", "probe", "receptive_field", "project", "flops")
 """The stages that a manifest knows, in the order in which they are run."""
@@ -26,6 +29,16 @@ class FileRecord(_Record):
 
     size_bytes: int
     sha256: str
+
+    @classmethod
+    def of(cls, digest: Digest) -> Self:
+        """Return the record of a file of that digest."""
+        return cls(size_bytes=digest.size_bytes, sha256=digest.sha256)
+
+    @property
+    def digest(self) -> Digest:
+        """What the file must hold."""
+        return Digest(self.size_bytes, self.sha256)
 
 
 class LayerRecord(_Record):

@@ -89,20 +89,20 @@ def run_stages(
         for name, parameters in plan.items():
             try:
                 outcomes += run_stage(run, STAGES[name], parameters, with_needs=with_needs)
-            except SatstoreError as error:
-                outcomes.append(Outcome(run, name, "failed", error))
-                break
-            except (
-                Exception
-            ) as error:  # whatever a model or a plugin raises must not stop the next experiment
-                reason = " ".join(str(error).split())
-                unforeseen = StageError(
-                    f"{run.name}: {name} failed: {type(error).__name__}: {reason} (see --debug)"
-                )
-                unforeseen.__cause__ = error
-                outcomes.append(Outcome(run, name, "failed", unforeseen))
+            except Exception as error:  # what one model or plugin raises must not stop the next experiment
+                outcomes.append(Outcome(run, name, "failed", as_satstore_error(run, name, error)))
                 break
     return outcomes
+
+
+def as_satstore_error(run: Run, stage: str, error: Exception) -> SatstoreError:
+    """Return an error as it is, or, where satstore did not foresee it, in a line that names run and stage."""
+    if isinstance(error, SatstoreError):
+        return error
+    reason = " ".join(str(error).split())
+    unforeseen = StageError(f"{run.name}: {stage} failed: {type(error).__name__}: {reason} (see --debug)")
+    unforeseen.__cause__ = error
+    return unforeseen
 
 
 def make_plan(

@@ -149,7 +149,7 @@ class Run:
         for path in (self.path / name, self.path / f"{name}.new"):  # the rename may be still to come
             if path.exists():
                 content = path.read_bytes()
-                if Digest.of(content) == Digest(record.size_bytes, record.sha256):
+                if Digest.of(content) == record.digest:
                     return content
         found = "is not there" if not (self.path / name).exists() else "is not what was committed"
         raise CorruptError(f"{self.path / name} {found}; {self._remedy(name)}")
@@ -184,14 +184,13 @@ class Run:
         """
         from satstore.store import open_latents
 
+        command = f"satstore extract --run {self.name} -d {pooling.removeprefix('pool')}"
         if pooling not in self.manifest.latents:
             stored = ", ".join(self.manifest.latents) or "none"
             raise NotFoundError(
-                f"{self.name} has no latents {pooling!r} (stored: {stored}); "
-                f"write them with: satstore extract --run {self.name} -d {pooling.removeprefix('pool')}"
+                f"{self.name} has no latents {pooling!r} (stored: {stored}); write them with: {command}"
             )
-        digits = pooling.removeprefix("pool")
-        remedy = f"write it again with: satstore extract --run {self.name} -d {digits} --overwrite"
+        remedy = f"write it again with: {command} --overwrite"
         self.commits.read(self.latents_path.name).check(self.latents_path, f"{pooling}/{split}", remedy)
         return open_latents(self.latents_path).split(pooling, split)
 
@@ -276,8 +275,7 @@ class Run:
         manifest = self.manifest.model_copy(deep=True)
         for name, content in (files or {}).items():
             write_file(self.path / f"{name}.new", content)
-            digest = Digest.of(content)
-            manifest.files[name] = FileRecord(size_bytes=digest.size_bytes, sha256=digest.sha256)
+            manifest.files[name] = FileRecord.of(Digest.of(content))
         if change is not None:
             change(manifest)
         write_file(self.path / "manifest.json", manifest.model_dump_json(indent=1).encode())
@@ -292,7 +290,7 @@ class Run:
         for staged in self.path.glob("*.new"):
             name = staged.name.removesuffix(".new")
             record = self.manifest.files.get(name)
-            if record and Digest.of_file(staged) == Digest(record.size_bytes, record.sha256):
+            if record and Digest.of_file(staged) == record.digest:
                 staged.replace(self.path / name)
             else:
                 staged.unlink()

@@ -17,11 +17,9 @@ from satstore.capture import LatentRecorder, Layer, describe_layers, select_laye
 from satstore.config import ExperimentConfig
 from satstore.datasets.images import ImageData
 from satstore.errors import ConfigError, CorruptError, DeviceError
-from satstore.manifest import DatasetRecord, LayerRecord, Manifest
+from satstore.manifest import CHECKPOINT, DatasetRecord, LayerRecord, Manifest
 from satstore.registry import DATASETS, MODELS, OPTIMIZERS, load_plugins
 from satstore.run import Run
-
-CHECKPOINT = "checkpoint.pt"
 
 
 def choose_device(name: str | None) -> torch.device:

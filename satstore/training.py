@@ -16,11 +16,10 @@ from satstore.capture import Layer, MomentRecorder, to_samples
 from satstore.config import ExperimentConfig
 from satstore.datasets.images import ImageSplit, make_loader
 from satstore.errors import NumericsError
-from satstore.manifest import Manifest
+from satstore.manifest import CHECKPOINT, Manifest
 from satstore.registry import METRICS
 from satstore.run import Run
 from satstore.session import (
-    CHECKPOINT,
     Session,
     check_batches,
     choose_workers,
@@ -77,7 +76,7 @@ def train(run: Run, device: torch.device) -> None:
     progress = Progress(run, session, len(data.train), len(data.eval))
     modules = {layer.name: module for layer, module in layers.items()}
     with MomentRecorder(modules, config.conv_method, config.downsampling) as recorder:
-        while session.epoch < config.epoch and not is_good_enough(session):
+        while not is_finished(session):
             row: dict[str, float] = {"epoch": session.epoch, "lr": session.optimizer.param_groups[0]["lr"]}
             spectra = {}
             for split, images in (("train", data.train), ("eval", data.eval)):
@@ -90,7 +89,7 @@ def train(run: Run, device: torch.device) -> None:
                 session.scheduler.step()
             session.epoch += 1
             session.history.append(row)
-            last = session.epoch == config.epoch or is_good_enough(session)
+            last = is_finished(session)
             for split, found in spectra.items():
                 analysis.write_spectra(split, session.epoch - 1, config.epoch, found.eigenvalues)
                 if last:
@@ -100,10 +99,10 @@ def train(run: Run, device: torch.device) -> None:
     analysis.finish_spectra(session.epoch)
 
 
-def is_good_enough(session: Session) -> bool:
-    """Tell whether the last epoch reached the accuracy at which the config wants to stop."""
-    goal = session.config.stop_at_accuracy
-    return bool(goal and session.history and session.history[-1]["eval_accuracy"] >= goal)
+def is_finished(session: Session) -> bool:
+    """Tell whether the last epoch was trained, or one that is good enough to stop."""
+    accuracy = session.history[-1]["eval_accuracy"] if session.history else None
+    return session.config.is_finished(session.epoch, accuracy)
 
 
 def run_pass(

@@ -44,7 +44,7 @@ def add_stage(name: str) -> None:
     """Make a command of a stage."""
     stage = STAGES[name]
 
-    def command(*, target: Target = Target(), parameters: Any = None) -> None:  # it is frozen
+    def command(*, target: Target = Target(), parameters: Any = None) -> None:
         from satstore.cli.work import work
 
         work(target, lambda _: {name: parameters or stage.parameters()})
@@ -75,7 +75,7 @@ def add_run() -> None:
 
     def run(
         *,
-        target: Target = Target(),  # it is frozen
+        target: Target = Target(),
         stages: Annotated[
             tuple[str, ...] | None, Parameter(help="the stages to run; by default the config's", negative="")
         ] = None,

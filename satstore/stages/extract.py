@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from satstore.config import pooling_key
 from satstore.errors import CorruptError
 from satstore.files import FORMAT_VERSION
-from satstore.manifest import LatentsRecord, Manifest
+from satstore.manifest import CHECKPOINT, LatentsRecord, Manifest
 from satstore.run import Run
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
@@ -46,7 +46,7 @@ def pending(run: Run, parameters: ExtractParameters) -> list[str]:
 
 def _is_pending(run: Run, parameters: ExtractParameters, key: str) -> bool:
     record = run.manifest.latents.get(key)
-    checkpoint = run.manifest.files.get("checkpoint.pt")
+    checkpoint = run.manifest.files.get(CHECKPOINT)
     if parameters.overwrite or record is None or checkpoint is None:
         return True
     return record.checkpoint_sha256 != checkpoint.sha256 or is_damaged(run, key)
@@ -170,7 +170,7 @@ def open_writer(
         "layers": run.layers,
         "classes": run.manifest.dataset.classes,
     }
-    source = {"checkpoint_sha256": run.manifest.files["checkpoint.pt"].sha256}
+    source = {"checkpoint_sha256": run.manifest.files[CHECKPOINT].sha256}
     return LatentWriter(
         run.latents_path, run.commits, attributes, source, shapes, split, n_samples, shard_rows
     )
@@ -189,7 +189,7 @@ def commit(run: Run, keys: list[str], data: "ImageData") -> None:
             files = committed.under(key)
             names = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
             manifest.latents[key] = LatentsRecord(
-                checkpoint_sha256=manifest.files["checkpoint.pt"].sha256,
+                checkpoint_sha256=manifest.files[CHECKPOINT].sha256,
                 digest=hashlib.sha256(names.encode()).hexdigest(),
                 size_bytes=sum(digest.size_bytes for digest in files.values()),
                 n_train=len(data.train),

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from satstore.manifest import Manifest, Summary
+from satstore.manifest import CHECKPOINT, Manifest, Summary
 from satstore.run import Run
 from satstore.stages import extract
 from satstore.stages.stage import (
@@ -32,10 +32,8 @@ class TrainParameters(StageParameters):
 
 def is_trained(run: Run) -> bool:
     """Tell whether a run's last epoch is committed."""
-    summary, config = run.manifest.summary, run.config
-    goal = config.stop_at_accuracy
-    stopped = bool(goal and summary.epochs_done and (summary.test_accuracy or 0) >= goal)
-    return summary.epochs_done >= config.epoch or stopped
+    summary = run.manifest.summary
+    return run.config.is_finished(summary.epochs_done, summary.test_accuracy)
 
 
 def pending(run: Run, parameters: TrainParameters) -> list[str]:
@@ -43,7 +41,7 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
     if parameters.overwrite or not is_trained(run):
         done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
         return [f"epochs {done + 1} to {run.config.epoch}"]
-    run.check_file("checkpoint.pt")
+    run.check_file(CHECKPOINT)
     return extract.pending(run, extract.STAGE.adapt(parameters)) if parameters.latents else []
 
 
