@@ -8,6 +8,7 @@ from typing import Any
 
 from satstore.errors import CorruptError
 from satstore.files import Digest, append_file
+from satstore.location import Location
 
 
 @dataclass
@@ -21,7 +22,32 @@ class Committed:
         """Return the files that lie under a group."""
         return {key: digest for key, digest in self.files.items() if is_under(key, group)}
 
-    def check(self, root: Path, group: str, remedy: str) -> None:
+    def damaged(self, location: Location, group: str, *, content: bool = False) -> Iterator["Damage"]:
+        """Find the files of a group that are not as committed.
+
+        Parameters
+        ----------
+        location
+            Where the store lies.
+        group
+            Path of a group; ``""`` means the whole store.
+        content
+            Read every file and compare its digest. Otherwise that is done for metadata only, and for the
+            others presence and size are compared.
+        """
+        sizes = location.sizes(group)
+        for key, digest in self.under(group).items():
+            if key not in sizes:
+                yield Damage(key, "is committed but not there")
+            elif sizes[key] != digest.size_bytes:
+                yield Damage(key, f"has {sizes[key]} bytes, {digest.size_bytes} were committed")
+            elif key.endswith("zarr.json"):
+                if Digest.of(location.read(key)) != digest:
+                    yield Damage(key, "is not what was committed: its metadata changed")
+            elif content and Digest.of(location.read(key)) != digest:
+                yield Damage(key, "is not what was committed: its content changed")
+
+    def check(self, location: Location, group: str, remedy: str) -> None:
         """Check that a group's files are there, each of its size, and its metadata of its content.
 
         Raises
@@ -29,18 +55,19 @@ class Committed:
         CorruptError
             Naming the first file that is not as committed, and the remedy.
         """
-        for key, digest in self.under(group).items():
-            path = root / key
-            try:
-                size_bytes = path.stat().st_size
-            except OSError:
-                raise CorruptError(f"{path} is committed but not there; {remedy}") from None
-            if size_bytes != digest.size_bytes:
-                raise CorruptError(
-                    f"{path} has {size_bytes} bytes, {digest.size_bytes} were committed; {remedy}"
-                )
-            if path.name == "zarr.json" and Digest.of_file(path) != digest:
-                raise CorruptError(f"{path} is not what was committed: its metadata changed; {remedy}")
+        for damage in self.damaged(location, group):
+            raise CorruptError(f"{location}/{damage}; {remedy}")
+
+
+@dataclass(frozen=True)
+class Damage:
+    """A file of a store that is not as committed."""
+
+    key: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.key} {self.what}"
 
 
 class CommitLog:

@@ -16,6 +16,7 @@ from satstore.config import ExperimentConfig
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
 from satstore.files import Digest, sync_folder, write_file
+from satstore.location import Folder
 from satstore.lock import WriteLock
 from satstore.manifest import STAGE_KEYS, FileRecord, Manifest, StageRecord, StageStatus, read_manifest
 from satstore.registry import suggest
@@ -191,7 +192,9 @@ class Run:
                 f"{self.name} has no latents {pooling!r} (stored: {stored}); write them with: {command}"
             )
         remedy = f"write it again with: {command} --overwrite"
-        self.commits.read(self.latents_path.name).check(self.latents_path, f"{pooling}/{split}", remedy)
+        self.commits.read(self.latents_path.name).check(
+            Folder(self.latents_path), f"{pooling}/{split}", remedy
+        )
         return open_latents(self.latents_path).split(pooling, split)
 
     def saturation(
@@ -224,7 +227,7 @@ class Run:
         if split not in (None, "train", "eval"):
             raise UnknownNameError(f"no split named {split!r}; known are train, eval")
         remedy = f"train again with: satstore train --run {self.name} --overwrite"
-        self.commits.read(self.analysis_path.name).check(self.analysis_path, "spectra", remedy)
+        self.commits.read(self.analysis_path.name).check(Folder(self.analysis_path), "spectra", remedy)
         store = AnalysisStore(self.analysis_path)
         n_epochs = self.manifest.summary.epochs_done
         spectra = {

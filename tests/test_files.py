@@ -19,6 +19,7 @@ from satstore.commits import CommitLog, Committed
 from satstore.errors import CorruptError, SatstoreError
 from satstore.events import Event, EventLog, read_events
 from satstore.files import Digest, WriteError, append_file, write_file
+from satstore.location import Folder
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 """SHA-256 of b"abc", FIPS 180-2, appendix B.1."""
@@ -248,7 +249,7 @@ class Group:
         self.committed = Committed({key: digest(content) for key, content in self.files.items()})
 
     def check(self) -> None:
-        self.committed.check(self.root, "g", "repeat it")
+        self.committed.check(Folder(self.root), "g", "repeat it")
 
 
 def test_committed__check_passes_what_is_whole(tmp_path: Path) -> None:

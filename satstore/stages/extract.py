@@ -4,8 +4,8 @@ import hashlib
 from typing import TYPE_CHECKING, Any
 
 from satstore.config import pooling_key
-from satstore.errors import CorruptError
 from satstore.files import FORMAT_VERSION
+from satstore.location import Folder
 from satstore.manifest import CHECKPOINT, LatentsRecord, Manifest
 from satstore.run import Run
 from satstore.stages.stage import (
@@ -55,11 +55,8 @@ def _is_pending(run: Run, parameters: ExtractParameters, key: str) -> bool:
 def is_damaged(run: Run, key: str) -> bool:
     """Tell whether files of a pooling that was committed are gone, or not of their size."""
     committed = run.commits.read(run.latents_path.name)
-    try:
-        committed.check(run.latents_path, key, "")
-    except CorruptError:
-        return True
-    return not committed.under(key)
+    damage = committed.damaged(Folder(run.latents_path), key)
+    return not committed.under(key) or any(True for _ in damage)
 
 
 def extract(run: Run, parameters: ExtractParameters) -> None:

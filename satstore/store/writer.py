@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from satstore.commits import CommitLog
 from satstore.errors import ConfigError
+from satstore.location import Folder
 from satstore.store.layout import (
     DurableStore,
     Shapes,
@@ -150,7 +151,7 @@ class LatentWriter:
             return 0
         specs = set()
         for pooling, path in self._groups.items():
-            committed.check(root, path, "write it again with: satstore extract --overwrite")
+            committed.check(Folder(root), path, "write it again with: satstore extract --overwrite")
             group = zarr.open_group(self._store, mode="r", path=path)
             stored = {str(g.attrs["layer"]): get_array(g, "latent").shape for _, g in group.groups()}
             wanted = {layer: (self._n_samples, *shape) for layer, shape in self._shapes[pooling].items()}

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from satstore.commits import CommitLog
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import Digest
+from satstore.location import Folder
 from satstore.store import AnalysisStore
 
 LAYERS = {"layer1.0.conv1": 6, "conv0": 3, "label": 2}
@@ -270,7 +271,7 @@ def test_store__a_write_that_failed_is_not_committed_and_can_be_repeated(
     store.write_spectra("train", 0, N_EPOCHS, make_spectra(0))
     store.write_spectra("train", 1, N_EPOCHS, make_spectra(1))
     committed = log.read(store.path.name)
-    committed.check(store.path, "spectra", "train again")
+    committed.check(Folder(store.path), "spectra", "train again")
     for layer in ("layer1.0.conv1", "conv0", "%6Cabel"):
         for key in (f"{layer}/zarr.json", f"{layer}/eigenvalues/zarr.json", f"{layer}/eigenvalues/c/0/0"):
             assert f"spectra/train/{key}" in committed.files
@@ -303,7 +304,7 @@ def test_store__a_crash_between_change_and_commit_leaves_nothing_committed_and_w
 def test_store__damage_is_found(store: AnalysisStore) -> None:
     write_epochs(store, 2)
     committed = log_of(store.path.parent).read(store.path.name)
-    committed.check(store.path, "spectra", "train again")
+    committed.check(Folder(store.path), "spectra", "train again")
     (store.path / "spectra/train/conv0/eigenvalues/c/1/0").unlink()
     with pytest.raises(CorruptError, match=r"eigenvalues/c/1/0 is committed but not there; train again"):
-        committed.check(store.path, "spectra", "train again")
+        committed.check(Folder(store.path), "spectra", "train again")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from satstore.commits import CommitLog
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.files import Digest, WriteError
+from satstore.location import Folder
 from satstore.store import LatentWriter, choose_shard_rows, open_latents
 from satstore.store.layout import CHUNK_BYTES, SHARD_BYTES, choose_chunk_rows, encode_layer
 
@@ -98,7 +99,7 @@ def log_of(root: Path) -> CommitLog:
 
 
 def check_whole(root: Path, pooling: str = "pool2", split: str = "train") -> None:
-    log_of(root).read(root.name).check(root, f"{pooling}/{split}", "extract again")
+    log_of(root).read(root.name).check(Folder(root), f"{pooling}/{split}", "extract again")
 
 
 def contents(root: Path) -> dict[str, bytes]:
