@@ -119,7 +119,7 @@ def test_finish_spectra__cuts_to_the_epochs_that_were_trained(store: AnalysisSto
                 eigenvalues, [make_spectra(epoch, split)[layer] for epoch in range(2)]
             )
     check_committed(store)
-    log_of(store.path.parent).read(store.path.name).check(store.path, "spectra", "train again")
+    log_of(store.path.parent).read(store.path.name).check(Folder(store.path), "spectra", "train again")
 
 
 def test_finish_spectra__leaves_whole_ones_alone(store: AnalysisStore) -> None:
