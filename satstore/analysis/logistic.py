@@ -14,9 +14,12 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from satstore.analysis.crew import crew_of_threads
-from satstore.analysis.logistic_loss import Codes, class_logits, softmax, softmax_loss, tile_logits
-from satstore.analysis.logistic_solver import solve
+from satstore.analysis.engine import ThreadEngine
+from satstore.analysis.evaluation import EvaluationQuery, class_codes
+from satstore.analysis.logistic_loss import Codes, Float64s, class_logits, softmax, tile_logits
+from satstore.analysis.logistic_solver import Coordinates, Problem, solve
 from satstore.analysis.rows import ArrayRows, Floats, Rows, lazy_rows, nonfinite_error, tile_height, tiles
+from satstore.analysis.warm_start import is_worthwhile, warm_start
 from satstore.errors import ConfigError
 
 
@@ -83,45 +86,58 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ConfigError(
                 f"the labels have one class only, {str(self.classes_[0])!r}; a probe needs two or more"
             )
-        solution = solve(rows, codes, len(self.classes_), self.C, self.tol, self.max_iter)
-        self.coef_, self.intercept_ = solution.weights, solution.intercept
-        self._shift = solution.shift
-        self.n_iter_, self.n_passes_ = solution.n_iterations, solution.n_passes
-        self.objective_, self.train_loss_ = solution.point.objective, solution.point.mean_loss
-        self.converged_ = solution.converged
+        problem = Problem(*rows.shape, len(self.classes_), self.C, self.tol, int(self.max_iter))
+        with crew_of_threads() as crew:
+
+            def start(coordinates: Coordinates) -> Float64s:
+                return warm_start(rows, codes, problem, coordinates, crew)
+
+            engine = ThreadEngine(rows, codes, problem.n_outputs, crew)
+            solution = solve(engine, problem, start if is_worthwhile(problem) else None)
+        self.coef_, self.intercept_ = solution.weights[0], solution.intercept[0]
+        self._shift = None if solution.shift is None else solution.shift[0]
+        self.n_iter_, self.n_passes_ = int(solution.n_iterations[0]), solution.n_passes
+        self.objective_, self.train_loss_ = float(solution.objective[0]), float(solution.mean_loss[0])
+        self.converged_ = bool(solution.converged[0])
         if not self.converged_:
-            self._warn(solution.point.gradient)
+            self._warn(float(solution.gradient[0]))
         return self
 
     def decision_function(self, X: Any) -> Floats:
         """Compute the logits, (n, k), or (n,) for two classes, in one pass."""
-        logits = np.concatenate([part for _, part in self._logits(X)], axis=1)
+        logits = np.concatenate(list(self._logits(X)), axis=1)
         return logits[0] if len(logits) == 1 else logits.T
 
     def predict_proba(self, X: Any) -> Floats:
         """Compute the classes' probabilities, (n, k), in one pass."""
-        return np.concatenate([softmax(class_logits(part)).T for _, part in self._logits(X)])
+        return np.concatenate([softmax(class_logits(part[None]))[0].T for part in self._logits(X)])
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Predict the labels, (n,), in one pass."""
-        codes = [class_logits(part).argmax(axis=0) for _, part in self._logits(X)]
+        codes = [class_logits(part[None])[0].argmax(axis=0) for part in self._logits(X)]
         return np.asarray(self.classes_[np.concatenate(codes)])
 
-    def _logits(self, X: Any) -> Iterator[tuple[slice, Floats]]:
-        """Yield (range, logits (K, rows)) of all rows in order; products are in the dtype of the rows."""
+    def _logits(self, X: Any) -> Iterator[Floats]:
+        """Yield the logits (K, rows) of all rows in order; products are in the dtype of the rows."""
         rows = self._rows(X)
         height = tile_height(self.n_features_in_, len(self.coef_))
-        offset = self.intercept_ if self._shift is None else self.intercept_ + self.coef_ @ self._shift
 
-        def compute(place: slice, tile: Floats) -> tuple[slice, Floats]:
+        def compute(_: slice, tile: Floats) -> Floats:
+            weights, offset = self._model(tile.dtype)
             with np.errstate(invalid="ignore", over="ignore"):
-                return place, tile_logits(tile, self.coef_.astype(tile.dtype), offset.astype(tile.dtype))
+                logits: Floats = tile_logits(tile[:, None], weights, offset)[0]
+            return logits
 
         with crew_of_threads() as crew:
-            for place, logits in crew.map(compute, tiles(rows, height, self._shift, None, crew.reader)):
+            for logits in crew.map(compute, tiles(rows, height, self._shift, None, crew.reader)):
                 if not np.isfinite(logits).all():
                     raise crew.reader.submit(nonfinite_error, rows).result()
-                yield place, logits
+                yield logits
+
+    def _model(self, dtype: Any) -> tuple[Floats, Floats]:
+        """Return the weights (1, K, F) and the offset (1, K) that belongs to rows less the shift."""
+        offset = self.intercept_ if self._shift is None else self.intercept_ + self.coef_ @ self._shift
+        return self.coef_[None].astype(dtype), offset[None].astype(dtype)
 
     def _rows(self, X: Any) -> Rows:
         check_is_fitted(self)
@@ -227,33 +243,18 @@ def evaluate(probe: LogisticProbe, rows: Any, labels: Any, top: int = 5) -> Eval
     if top < 1:
         raise ConfigError(f"expected top to be 1 or above, got {top}")
     codes = class_codes(labels, probe.classes_)
-    confusion, n_top, loss = np.zeros((k, k), np.int64), 0, 0.0
-    for place, part in probe._logits(rows):
-        seen = np.flatnonzero(codes[place] >= 0)
-        logits, own = class_logits(part)[:, seen], codes[place][seen]
-        np.add.at(confusion, (own, logits.argmax(axis=0)), 1)
-        n_top += int(np.count_nonzero(ranks(logits, own) < top))
-        loss += softmax_loss(logits, own)[0]
-    n_seen = int(confusion.sum())
+    # Products are in the dtype of the rows, as in predict.
+    weights, offset = probe._model(np.result_type(rows.read(0, 1), np.float32))
+    query = EvaluationQuery(weights, offset, probe._shift, top)
+    with crew_of_threads() as crew:
+        sums = ThreadEngine(rows, codes, len(probe.coef_), crew).sums(query)
+    n_seen = int(sums.confusion.sum())
     return Evaluation(
-        accuracy=int(np.trace(confusion)) / n_rows,
-        top_accuracy=n_top / n_rows,
-        loss=loss / n_seen if n_seen else float("nan"),
-        confusion=confusion,
+        accuracy=int(sums.right[0]) / n_rows,
+        top_accuracy=int(sums.top[0]) / n_rows,
+        loss=float(sums.loss[0]) / n_seen if n_seen else float("nan"),
+        confusion=sums.confusion[0],
         top=min(top, k),
         n_samples=n_rows,
         n_unseen=n_rows - n_seen,
     )
-
-
-def class_codes(labels: NDArray[Any], classes: NDArray[Any]) -> Codes:
-    """Return each label's index in classes, which are ascending; −1 for a label that is not there."""
-    codes = np.minimum(np.searchsorted(classes, labels), len(classes) - 1)
-    return np.where(classes[codes] == labels, codes, -1)
-
-
-def ranks(logits: Floats, codes: Codes) -> Codes:
-    """Return the place of each column's own class, (n,), when logits (k, n) descend and ties keep order."""
-    own = logits[codes, np.arange(len(codes))]
-    earlier = np.arange(len(logits))[:, None] < codes
-    return np.asarray(np.count_nonzero((logits > own) | ((logits == own) & earlier), axis=0))

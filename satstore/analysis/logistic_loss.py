@@ -1,6 +1,12 @@
-"""The losses of logistic regression, and one tile's share of them: pure functions."""
+"""The losses of logistic regression, and one tile's share of them: pure functions.
 
-from collections.abc import Callable, Iterable
+P problems are computed at once, each with its own features of the same rows: P is the number of positions of
+a pixelwise probe, else 1. The other shapes: n rows, C features, k classes, and K outputs: k, or 1 for two
+classes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -14,102 +20,131 @@ Codes = NDArray[np.int64]
 
 
 class LossSums(NamedTuple):
-    """Sums over rows: the loss, and its gradients by W (K, F), one tile's in its dtype, and by b (K,)."""
+    """Sums over rows: the losses (P,), and their gradients by W (P, K, C) and by b (P, K)."""
 
-    loss: float
+    loss: Float64s
     weights: Floats
     intercept: Float64s
 
 
-Loss = Callable[[Floats, Codes], tuple[float, Floats]]
+Loss = Callable[[Floats, Codes], tuple[Float64s, Floats]]
 
 
-def softmax_loss(logits: Floats, codes: Codes) -> tuple[float, Floats]:
+def softmax_loss(logits: Floats, codes: Codes) -> tuple[Float64s, Floats]:
     """Compute −Σᵢ log softmax(logitsᵢ)[codeᵢ] and its gradient by the logits.
 
     Parameters
     ----------
     logits
-        (k, n), overwritten. Classes go first: their sums and maxima then run along the long axis.
+        (P, k, n), overwritten. Classes go before rows: their sums and maxima then run along the long axis.
     codes
         (n,), from 0 to k − 1.
 
     Returns
     -------
-    tuple of float and array
-        The sum, and the gradient softmax − onehot, (k, n).
+    tuple of array and array
+        The sums, (P,), and the gradient softmax − onehot, (P, k, n).
     """
-    columns = np.arange(logits.shape[1])
-    logits -= logits.max(axis=0)
-    own = logits[codes, columns].astype(np.float64)
+    columns = np.arange(logits.shape[-1])
+    logits -= logits.max(axis=1, keepdims=True)
+    own = logits[:, codes, columns].astype(np.float64)
     np.exp(logits, out=logits)
     # In float64: of a row that is almost certain, the loss is log(1 + tiny), and float32 would drop the tiny.
-    totals = logits.sum(axis=0, dtype=np.float64)
-    logits *= (1 / totals).astype(logits.dtype)
-    logits[codes, columns] -= 1
-    return float(np.sum(np.log(totals) - own)), logits
+    totals = logits.sum(axis=1, dtype=np.float64)
+    logits *= (1 / totals).astype(logits.dtype)[:, None]
+    logits[:, codes, columns] -= 1
+    return np.sum(np.log(totals) - own, axis=-1), logits
 
 
-def binomial_loss(logits: Floats, codes: Codes) -> tuple[float, Floats]:
+def binomial_loss(logits: Floats, codes: Codes) -> tuple[Float64s, Floats]:
     """Compute Σᵢ log(1 + exp(∓logitᵢ)), − for code 1, and its gradient by the logits.
 
     Parameters
     ----------
     logits
-        (1, n).
+        (P, 1, n).
     codes
         (n,), 0 or 1.
 
     Returns
     -------
-    tuple of float and array
-        The sum, and the gradient expit(logit) − code, (1, n).
+    tuple of array and array
+        The sums, (P,), and the gradient expit(logit) − code, (P, 1, n).
     """
-    wide = logits[0].astype(np.float64)
-    loss = np.logaddexp(0, np.where(codes == 1, -wide, wide)).sum()
-    return float(loss), (expit(wide) - codes).astype(logits.dtype)[None]
+    wide = logits.astype(np.float64)
+    losses = np.logaddexp(0, np.where(codes == 1, -wide, wide)).sum(axis=(1, 2))
+    return losses, (expit(wide) - codes).astype(logits.dtype)
+
+
+def loss_of(n_outputs: int) -> Loss:
+    """Return the loss of so many outputs: the binomial for one, else the softmax."""
+    return softmax_loss if n_outputs > 1 else binomial_loss
 
 
 def class_logits(logits: Floats) -> Floats:
-    """Give two classes a logit each, (2, n): 0 and the one there is. More classes have theirs, (k, n)."""
-    return np.concatenate([np.zeros_like(logits), logits]) if len(logits) == 1 else logits
+    """Give two classes a logit each, (P, 2, n): 0 and the one there is. More classes have theirs."""
+    return np.concatenate([np.zeros_like(logits), logits], axis=1) if logits.shape[1] == 1 else logits
 
 
 def softmax(logits: Floats) -> Floats:
-    """Compute softmax along the first axis."""
-    powers = np.exp(logits - logits.max(axis=0))
-    return np.asarray(powers / powers.sum(axis=0))
+    """Compute softmax along the classes, (P, k, n)."""
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
 
 def tile_logits(tile: Floats, weights: Floats, offset: Floats) -> Floats:
-    """Compute weights (K, F) times tile (n, F) plus offset (K,), (K, n)."""
-    logits = weights @ tile.T
-    logits += offset[:, None]
+    """Compute weights (P, K, C) times tile (n, P, C) plus offset (P, K), (P, K, n)."""
+    logits = weights @ tile.transpose(1, 2, 0)
+    logits += offset[:, :, None]
     return logits
 
 
-def tile_loss_and_gradient(
-    tile: Floats, codes: Codes, weights: Floats, offset: Floats, loss: Loss
-) -> LossSums:
+@dataclass(frozen=True)
+class LossQuery:
+    """Asks for the loss and its gradients at weights (p, K, C) and offset (p, K), of rows less a shift.
+
+    Attributes
+    ----------
+    weights, offset
+        In the dtype of the products, float32 or float64.
+    shift
+        (P · C,), taken off every row; None for nothing.
+    positions
+        Which of the P positions of a row the p problems are of; None for all.
+    """
+
+    weights: Floats
+    offset: Floats
+    shift: Float64s | None = None
+    positions: NDArray[np.int64] | None = None
+
+    def zero(self) -> LossSums:
+        """Return sums of nothing, float64."""
+        shape = self.weights.shape
+        return LossSums(np.zeros(shape[0]), np.zeros(shape), np.zeros(shape[:2]))
+
+    def share(self, tile: Floats, codes: Codes) -> LossSums:
+        """Compute the share of a tile of rows (n, P · C), less the shift, of codes (n,)."""
+        maps = as_maps(tile, self.weights, self.positions)
+        return tile_loss_and_gradient(maps, codes, self.weights, self.offset)
+
+
+def as_maps(tile: Floats, weights: Floats, positions: NDArray[np.int64] | None) -> Floats:
+    """Return a tile of rows (n, P · C) by position, (n, p, C)."""
+    maps = tile.reshape(len(tile), -1, weights.shape[2])
+    return maps if positions is None else maps[:, positions]
+
+
+def tile_loss_and_gradient(tile: Floats, codes: Codes, weights: Floats, offset: Floats) -> LossSums:
     """Compute one tile's share of the loss and the gradient: a pure function of its arguments.
 
     Parameters
     ----------
     tile
-        (n, F), float32 or float64, and of the same dtype: weights (K, F), offset (K,).
+        (n, P, C), float32 or float64, and of the same dtype: weights (P, K, C), offset (P, K).
     codes
         (n,), the class numbers.
     """
     with np.errstate(invalid="ignore", over="ignore"):  # NaN shows in the loss, and is told there
-        total, residuals = loss(tile_logits(tile, weights, offset), codes)
-        return LossSums(total, residuals @ tile, residuals.sum(axis=1, dtype=np.float64))
-
-
-def sum_in_order(parts: Iterable[LossSums], shape: tuple[int, int]) -> LossSums:
-    """Add tiles' shares in float64, first to last: the one order that every way of computing them keeps."""
-    loss, weights, intercept = 0.0, np.zeros(shape), np.zeros(shape[0])
-    for part in parts:
-        loss += part.loss
-        weights += part.weights
-        intercept += part.intercept
-    return LossSums(loss, weights, intercept)
+        totals, residuals = loss_of(weights.shape[1])(tile_logits(tile, weights, offset), codes)
+        return LossSums(totals, residuals @ tile.transpose(1, 0, 2), residuals.sum(axis=2, dtype=np.float64))

@@ -8,32 +8,26 @@ with the intercept b free, and it is minimised by L-BFGS. What is new is where t
 coordinates θ with W = s∘θ about centred features (see Coordinates), in which the objective is curved about
 alike in all directions. A change of variables moves no minimum, but spares most of the passes.
 
-Products are float32, by threads that take a tile each; sums over tiles are float64 and in the order of rows.
-So the result depends neither on how the rows are stored nor on the number of threads.
+Products are float32; sums over tiles are float64 and in the order of rows (see engine). So the result depends
+neither on how the rows are stored nor on the number of threads.
 
-The shapes: n rows, F features, k classes, and K outputs: k, or 1 for two classes.
+The shapes are those of logistic_loss: P problems (1, or one per position of a pixelwise probe), n rows of
+P · C features, k classes and K outputs: k, or 1 for two classes.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
-from scipy.optimize import OptimizeResult, minimize
+from numpy.typing import NDArray
 
-from satstore.analysis.crew import Crew, crew_of_threads
-from satstore.analysis.logistic_loss import (
-    Codes,
-    Float64s,
-    Loss,
-    LossSums,
-    binomial_loss,
-    softmax_loss,
-    sum_in_order,
-    tile_loss_and_gradient,
-)
-from satstore.analysis.rows import Floats, Moments, Rows, feature_moments, nonfinite_error, tile_height, tiles
+from satstore.analysis import lbfgs
+from satstore.analysis.engine import Engine
+from satstore.analysis.logistic_loss import Float64s, LossQuery, LossSums
+from satstore.analysis.rows import Floats, Moments
 
-# Corrections that L-BFGS keeps. 20 or 30 save hardly a pass, and each costs 16 bytes per coefficient.
+# Corrections that L-BFGS keeps. 20 or 30 save hardly a pass, and each costs 8 bytes per coefficient.
 MEMORY = 10
 # The typical curvature of the losses, as a share of that of probabilities that are all 1/k. It falls while
 # classes come apart. Passes to tol 1e-4 at 1, 0.1, 0.05 and 0.03: 31, 14, 16, 19 (random conv features of
@@ -45,15 +39,7 @@ CENTRE_ABOVE = 32.0
 
 
 class Precision(NamedTuple):
-    """The dtype of the products, and what its rounding lets a solver ask for.
-
-    Attributes
-    ----------
-    least_gain
-        Relative decrease of the objective below which an iteration tells rounding from progress no more.
-    max_trials
-        Evaluations that one line search may take.
-    """
+    """The dtype of products and directions, and what its rounding lets a solver ask for; see lbfgs.Ends."""
 
     dtype: type[np.floating[Any]]
     least_gain: float
@@ -65,10 +51,38 @@ PRECISIONS = (Precision(np.float32, 1e-10, 10), Precision(np.float64, 64 * np.fi
 
 
 @dataclass(frozen=True)
-class Coordinates:
-    """The solver's coordinates: θ (K, F + 1), of which the last column is the intercept's.
+class Problem:
+    """What is to be solved: sizes, the objective's C, and when the solver may stop."""
 
-    logits = (x − mean)·(scale∘θ[:, :F]) + scale_b·θ[:, F].
+    n_rows: int
+    n_features: int
+    n_classes: int
+    C: float
+    tol: float
+    max_iter: int
+    n_positions: int = 1
+
+    @property
+    def n_outputs(self) -> int:
+        """K."""
+        return self.n_classes if self.n_classes > 2 else 1
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(P, K, C + 1), of θ: a row of weights and an intercept per output."""
+        return self.n_positions, self.n_outputs, self.n_features // self.n_positions + 1
+
+    @property
+    def strength(self) -> float:
+        """The losses' typical curvature by logits, summed over rows: C · n · h."""
+        return self.C * self.n_rows * CURVATURE * (self.n_classes - 1) / self.n_classes**2
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """The solver's coordinates: θ (P, K, C + 1), of which the last column is the intercept's.
+
+    logits = (x − mean)·(scale∘θ[..., :C]) + scale_b·θ[..., C].
 
     With the losses' curvature h the objective's second derivative by W_j is about 1 + C·n·h·std_j². With
     scale = 1/√ of that it is about 1 by every θ_j: of features that the data determine and of those that the
@@ -77,198 +91,196 @@ class Coordinates:
     Attributes
     ----------
     mean
-        (F,), of the features.
+        (P, C), of the features.
     shift
-        (F,), what is taken off the tiles: the mean rounded to float32, or None for nothing.
+        (P, C), what is taken off the tiles: the mean rounded to float32, or None for nothing.
     scale
-        (F + 1,), the scales of the features, then the intercept's.
-    unit
-        The length of θ that is the solver's unit: L-BFGS tries a first step of one unit.
+        (P, C + 1), the scales of the features, then the intercept's.
     """
 
     mean: Float64s
     shift: Float64s | None
     scale: Float64s
-    unit: float = 1.0
 
     @classmethod
-    def of(cls, moments: Moments, strength: float) -> Self:
-        """Make the coordinates for the features' moments and the strength C·n·h."""
-        scale = 1 / np.sqrt(1 + strength * moments.std**2)
-        relative = np.abs(moments.mean) * scale * np.sqrt(strength)
-        centred = relative.max() > CENTRE_ABOVE
-        shift = moments.mean.astype(np.float32).astype(np.float64) if centred else None
-        return cls(moments.mean, shift, np.append(scale, 1 / np.sqrt(strength)))
+    def of(cls, moments: Moments, problem: Problem) -> Self:
+        """Make the coordinates for the features' moments."""
+        mean, std = (values.reshape(problem.n_positions, -1) for values in moments)
+        scale = 1 / np.sqrt(1 + problem.strength * std**2)
+        relative = np.abs(mean) * scale * np.sqrt(problem.strength)
+        shift = mean.astype(np.float32).astype(np.float64) if relative.max() > CENTRE_ABOVE else None
+        intercept = np.full((len(mean), 1), 1 / np.sqrt(problem.strength))
+        return cls(mean, shift, np.hstack([scale, intercept]))
+
+    def at(self, positions: NDArray[np.int64]) -> Self:
+        """Return the coordinates of some positions."""
+        shift = None if self.shift is None else self.shift[positions]
+        return type(self)(self.mean[positions], shift, self.scale[positions])
 
     @property
-    def _remainder(self) -> Float64s:
-        """The mean of the tiles, (F,)."""
+    def remainder(self) -> Float64s:
+        """The mean of the tiles, (P, C)."""
         return self.mean if self.shift is None else self.mean - self.shift
 
     def model(self, theta: Float64s) -> tuple[Float64s, Float64s]:
-        """Return W (K, F) and the offset (K,) that belongs to the tiles, x − shift."""
-        scaled = theta * (self.scale * self.unit)
-        weights, offset = scaled[:, :-1], scaled[:, -1]
-        return weights, offset - weights @ self._remainder
+        """Return W (P, K, C) and the offset (P, K) that belongs to the tiles, x − shift."""
+        scaled = theta * self.scale[:, None]
+        weights, offset = scaled[..., :-1], scaled[..., -1]
+        return weights, offset - np.einsum("pkc,pc->pk", weights, self.remainder)
 
-    def pull_back(self, weights: Float64s, intercept: Float64s) -> Float64s:
-        """Turn gradients by W and by the tiles' offset into the gradient by θ, (K, F + 1)."""
-        centred = weights - np.outer(intercept, self._remainder)
-        return np.column_stack([centred, intercept]) * (self.scale * self.unit)
-
-
-class Point(NamedTuple):
-    """An evaluated point: θ, the objective, the mean loss, and the largest gradient entry that tol bounds."""
-
-    theta: Float64s
-    objective: float
-    mean_loss: float
-    gradient: float
-
-
-class Objective:
-    """½‖W‖² + C·Σ loss as a function of θ, ravelled; ``last`` tells of the newest evaluation.
-
-    Parameters
-    ----------
-    codes
-        (n,), the class numbers.
-    n_outputs
-        K: the number of classes, or 1 for two classes.
-    dtype
-        Of the products: float32 or float64.
-    """
-
-    def __init__(
-        self,
-        rows: Rows,
-        codes: Codes,
-        n_outputs: int,
-        C: float,
-        coordinates: Coordinates,
-        dtype: type[np.floating[Any]],
-        crew: Crew,
-    ) -> None:
-        self._rows, self._codes, self._dtype, self._crew = rows, codes, dtype, crew
-        self._C = C
-        self._shape = (n_outputs, rows.shape[1])
-        self.coordinates = coordinates
-        self.n_passes = 0
-        self.last: Point
-        self._at_zero: LossSums | None = None
-
-    def __call__(self, theta: Float64s) -> tuple[float, Float64s]:
-        """Return the objective and its gradient by θ, ravelled like θ."""
-        weights, offset = self.coordinates.model(theta.reshape(self._shape[0], -1))
-        sums = self._sums(weights, offset, bool(theta.any()))
-        value = 0.5 * float(np.vdot(weights, weights)) + self._C * sums.loss
-        by_weights, by_offset = weights + self._C * sums.weights, self._C * sums.intercept
-        by_theta = self.coordinates.pull_back(by_weights, by_offset).ravel()
-        if self.coordinates.shift is not None:
-            by_weights += np.outer(by_offset, self.coordinates.shift)
-        n_rows = len(self._codes)
-        largest = float(max(np.abs(by_weights).max(), np.abs(by_offset).max())) / (self._C * n_rows)
-        self.last = Point(theta.copy(), value, sums.loss / n_rows, largest)
-        return value, by_theta
-
-    def _sums(self, weights: Float64s, offset: Float64s, moved: bool) -> LossSums:
-        # The start is asked for twice: for the unit of length, and by the solver.
-        if not moved and self._at_zero is not None:
-            return self._at_zero
-        narrow, narrow_offset = weights.astype(self._dtype), offset.astype(self._dtype)
-        loss: Loss = softmax_loss if len(weights) > 1 else binomial_loss
-        height = tile_height(self._shape[1], self._shape[0])
-
-        def share(place: slice, tile: Floats) -> LossSums:
-            return tile_loss_and_gradient(tile, self._codes[place], narrow, narrow_offset, loss)
-
-        parts = tiles(self._rows, height, self.coordinates.shift, self._dtype, self._crew.reader)
-        sums = sum_in_order(self._crew.map(share, parts), self._shape)
-        if not np.isfinite(sums.loss):
-            raise self._crew.reader.submit(nonfinite_error, self._rows).result()
-        self.n_passes += 1
-        if not moved:
-            self._at_zero = sums
-        return sums
+    def pull_back(self, weights: Floats, intercept: Float64s) -> Float64s:
+        """Turn gradients by W and by the tiles' offset into the gradient by θ, (P, K, C + 1)."""
+        gradient = np.empty((*weights.shape[:2], weights.shape[2] + 1))
+        np.multiply(intercept[..., None], -self.remainder[:, None], out=gradient[..., :-1])
+        gradient[..., :-1] += weights
+        gradient[..., -1] = intercept
+        gradient *= self.scale[:, None]
+        return gradient
 
 
 class Solution(NamedTuple):
-    """Where the solver stopped: W (K, F), b (K,), what it took off the rows (F,), and how it got there."""
+    """Where the solver stopped, of each of P problems, and how it got there.
+
+    Attributes
+    ----------
+    weights, intercept
+        W (P, K, C) and b (P, K).
+    shift
+        (P, C), what was taken off the rows.
+    objective, mean_loss, gradient
+        (P,): the objective, the mean loss in nats, and the largest gradient entry that tol bounds.
+    n_iterations, converged
+        (P,).
+    n_passes
+        Passes over the rows that evaluated the objective.
+    """
 
     weights: Float64s
     intercept: Float64s
     shift: Float64s | None
-    point: Point
-    n_iterations: int
+    objective: Float64s
+    mean_loss: Float64s
+    gradient: Float64s
+    n_iterations: NDArray[np.int64]
+    converged: NDArray[np.bool_]
     n_passes: int
-    converged: bool
+
+    def model(self, dtype: Any) -> tuple[Floats, Floats, Float64s | None]:
+        """Return weights (P, K, C), and offset (P, K) and shift (P · C,), or None, of rows less the shift."""
+        if self.shift is None:
+            return self.weights.astype(dtype), self.intercept.astype(dtype), None
+        offset = self.intercept + np.einsum("pkc,pc->pk", self.weights, self.shift)
+        return self.weights.astype(dtype), offset.astype(dtype), self.shift.ravel()
 
 
-def solve(rows: Rows, codes: Codes, n_classes: int, C: float, tol: float, max_iter: int) -> Solution:
-    """Minimise the objective by L-BFGS from zero, until its gradient is within tol or max_iter is used up.
+Start = Callable[[Coordinates], Float64s]
+"""Gives a θ (P, K, C + 1) to start from."""
+
+
+def solve(engine: Engine, problem: Problem, start: Start | None = None) -> Solution:
+    """Minimise the objective until its gradient is within tol or max_iter is used up, from zero by default.
 
     Raises
     ------
     NumericsError
         If rows hold NaN or infinities.
     """
-    n_outputs = n_classes if n_classes > 2 else 1
-    curvature = CURVATURE * (n_classes - 1) / n_classes**2
-    with crew_of_threads() as crew:
-        coordinates = Coordinates.of(feature_moments(rows, crew.reader), C * len(codes) * curvature)
-        theta = np.zeros(n_outputs * (rows.shape[1] + 1))
-        n_iterations = n_passes = 0
-        for precision in PRECISIONS:
-            objective = Objective(rows, codes, n_outputs, C, coordinates, precision.dtype, crew)
-            if not n_iterations:
+    coordinates = Coordinates.of(engine.moments(), problem)
+    p, k, _ = problem.shape
+    theta = np.zeros((p, k * problem.shape[2])) if start is None else start(coordinates).reshape(p, -1)
+    found = lbfgs.Minimum.starting(theta)
+    n_passes = 0
+    for precision in PRECISIONS:
+        todo = np.flatnonzero((found.measure > problem.tol) & (found.n_iterations < problem.max_iter))
+        if not len(todo):
+            break
+        objective = Objective(engine, problem, coordinates, todo, precision.dtype)
+        ends = lbfgs.Ends(
+            problem.tol,
+            problem.max_iter - found.n_iterations[todo],
+            precision.least_gain,
+            precision.max_trials,
+        )
+        found.update(
+            todo,
+            lbfgs.minimize(
+                objective,
+                found.point[todo],
+                ends,
+                memory=MEMORY,
+                dtype=precision.dtype,
                 # The Newton step of a problem that is curved by 1 / CURVATURE in every coordinate.
-                _, gradient = objective(theta)
-                unit = CURVATURE * float(np.linalg.norm(gradient)) or 1.0
-                coordinates = objective.coordinates = replace(coordinates, unit=unit)
-            point, n_steps, stalled = descend(objective, theta, tol, max_iter - n_iterations, precision)
-            theta = point.theta
-            n_iterations += n_steps
-            n_passes += objective.n_passes
-            if point.gradient <= tol or n_iterations >= max_iter:
-                break
-    weights, offset = coordinates.model(point.theta.reshape(n_outputs, -1))
+                first_scale=CURVATURE,
+            ),
+        )
+        n_passes += objective.n_passes
+        # As scikit-learn has it: a minimum to float64's last digits is one, whatever the gradient's scale.
+        found.stalled[:] &= precision is PRECISIONS[-1]
+    weights, offset = coordinates.model(found.point.reshape(problem.shape))
     shift = coordinates.shift
-    intercept = offset if shift is None else offset - weights @ shift
-    # As scikit-learn has it: a minimum to the last digits of float64 is one, whatever the gradient's scale.
-    converged = point.gradient <= tol or (stalled and precision is PRECISIONS[-1])
-    return Solution(weights, intercept, shift, point, n_iterations, n_passes, converged)
+    intercept = offset if shift is None else offset - np.einsum("pkc,pc->pk", weights, shift)
+    losses = (found.value - 0.5 * np.square(weights).sum(axis=(1, 2))) / (problem.C * problem.n_rows)
+    converged = (found.measure <= problem.tol) | found.stalled
+    return Solution(
+        weights,
+        intercept,
+        shift,
+        found.value,
+        losses,
+        found.measure,
+        found.n_iterations,
+        converged,
+        n_passes,
+    )
 
 
-def descend(
-    objective: Objective, theta: Float64s, tol: float, max_iter: int, precision: Precision
-) -> tuple[Point, int, bool]:
-    """Run L-BFGS from theta.
+class Objective:
+    """½‖W‖² + C·Σ loss of some positions, as a function of their θ, each ravelled.
 
-    Returns
-    -------
-    tuple
-        The last accepted point, the number of iterations, and whether the last of these gained no more than
-        the precision's least gain.
+    Parameters
+    ----------
+    positions
+        (p,): the problems that are meant by the indices from 0 to p − 1.
+    dtype
+        Of the products: float32 or float64.
     """
-    objective(theta)
-    accepted = objective.last
-    if accepted.gradient <= tol:
-        return accepted, 0, False
 
-    # The gradient is judged in the original coordinates, which SciPy doesn't know.
-    def accept(intermediate_result: OptimizeResult) -> None:
-        nonlocal accepted
-        accepted = objective.last
-        if accepted.gradient <= tol:
-            raise StopIteration
+    def __init__(
+        self,
+        engine: Engine,
+        problem: Problem,
+        coordinates: Coordinates,
+        positions: NDArray[np.int64],
+        dtype: type[np.floating[Any]],
+    ) -> None:
+        self._engine, self._problem, self._coordinates = engine, problem, coordinates
+        self._positions, self._dtype = positions, dtype
+        self.n_passes = 0
 
-    options = {
-        "maxiter": max_iter,
-        "maxfun": max_iter * precision.max_trials,
-        "maxcor": MEMORY,
-        "maxls": precision.max_trials,
-        "ftol": precision.least_gain,
-        "gtol": 0.0,
-    }
-    result = minimize(objective, theta, jac=True, method="L-BFGS-B", callback=accept, options=options)
-    return accepted, int(result.nit), bool(result.success)
+    def __call__(self, theta: Float64s, index: NDArray[np.int64]) -> lbfgs.Evaluation:
+        """Evaluate points (q, K · (C + 1)) of q of the positions, in one pass."""
+        problem, positions = self._problem, self._positions[index]
+        coordinates = self._coordinates.at(positions)
+        weights, offset = coordinates.model(theta.reshape(len(index), *problem.shape[1:]))
+        sums = self._sums(weights, offset, positions)
+        value = 0.5 * np.einsum("pkc,pkc->p", weights, weights) + problem.C * sums.loss
+        by_weights, by_offset = sums.weights, problem.C * sums.intercept
+        by_weights *= problem.C
+        by_weights += weights
+        by_theta = coordinates.pull_back(by_weights, by_offset)
+        if coordinates.shift is not None:
+            by_weights += by_offset[..., None] * coordinates.shift[:, None]
+        largest = np.maximum(np.abs(by_weights).max(axis=(1, 2)), np.abs(by_offset).max(axis=1))
+        measure = largest / (problem.C * problem.n_rows)
+        return lbfgs.Evaluation(value, by_theta.reshape(len(index), -1), measure)
+
+    def _sums(self, weights: Float64s, offset: Float64s, positions: NDArray[np.int64]) -> LossSums:
+        self.n_passes += 1
+        shift = self._coordinates.shift
+        query = LossQuery(
+            weights.astype(self._dtype),
+            offset.astype(self._dtype),
+            None if shift is None else shift.ravel(),
+            None if len(positions) == self._problem.n_positions else positions,
+        )
+        return self._engine.sums(query)

@@ -205,7 +205,7 @@ def _sum_products(samples: Tensor, shift: Tensor | None = None) -> tuple[Tensor,
     precision = torch.float64 if narrow else torch.promote_types(samples.dtype, torch.float32)
     product = samples.new_empty(n_features, n_features, dtype=precision)
     products = sums = None
-    with torch.autocast(samples.device.type, enabled=False), _full_precision():
+    with torch.autocast(samples.device.type, enabled=False), full_precision():
         for rows in torch.split(samples, _BLOCK_ROWS):
             block = rows.to(precision) if shift is None else rows.to(precision) - shift.to(precision)
             part = _symmetric_product(block, product)
@@ -234,7 +234,7 @@ def _non_finite(samples: Tensor) -> NonFiniteError:
 
 
 @contextmanager
-def _full_precision() -> Iterator[None]:
+def full_precision() -> Iterator[None]:
     """Keep TF32 and bfloat16 out of float32 products: three digits are too few for a spectrum."""
     mkldnn: Any = torch.backends.mkldnn  # its type has no attribute `matmul`, though the module has
     backends: list[Any] = [torch.backends.cuda.matmul, mkldnn.matmul]

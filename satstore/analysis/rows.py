@@ -88,6 +88,7 @@ class BlockRows:
                 f"expected rows of features, an array of two or more axes; got shape {tuple(shape)}"
             )
         self.shape: tuple[int, int] = (shape[0], int(np.prod(shape[1:])))
+        self.stored_dtype = np.dtype(dtype)
         self.dtype = np.result_type(dtype, np.float32)
         if self.dtype not in (np.float32, np.float64):
             raise ConfigError(f"expected rows of real numbers, got dtype {dtype}")
@@ -205,9 +206,15 @@ def tile_height(n_features: int, n_outputs: int) -> int:
 
 
 def tiles(
-    rows: Rows, height: int, shift: Floats | None, dtype: Any, pool: Executor
+    rows: Rows,
+    height: int,
+    shift: Floats | None,
+    dtype: Any,
+    pool: Executor,
+    first: int = 0,
+    last: int | None = None,
 ) -> Iterator[tuple[slice, Floats]]:
-    """Yield (range, tile) for all rows in order; while one is used, the pool prepares the next.
+    """Yield (range, tile) for rows in order; while one is used, the pool prepares the next.
 
     Parameters
     ----------
@@ -217,6 +224,8 @@ def tiles(
         (n_features,), taken off every row; None for nothing.
     dtype
         Of the tiles, float32 or float64; None for the dtype that is read.
+    first, last
+        The rows from first up to last, excluded; by default all.
 
     Yields
     ------
@@ -229,15 +238,15 @@ def tiles(
     NumericsError
         If the source gives another shape than was asked for.
     """
-    n_rows = rows.shape[0]
+    end = rows.shape[0] if last is None else last
 
     def submit(start: int) -> Future[Floats]:
-        return pool.submit(_read_tile, rows, start, min(start + height, n_rows), shift, dtype)
+        return pool.submit(_read_tile, rows, start, min(start + height, end), shift, dtype)
 
-    pending = submit(0)
-    for start in range(0, n_rows, height):
+    pending = submit(first)
+    for start in range(first, end, height):
         tile = pending.result()
-        if start + height < n_rows:
+        if start + height < end:
             pending = submit(start + height)
         yield slice(start, start + len(tile)), tile
 

@@ -20,8 +20,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from satstore.analysis import logistic_solver
 from satstore.analysis import rows as rows_module
+from satstore.analysis.engine import sum_in_order
 from satstore.analysis.logistic import LogisticProbe, evaluate
-from satstore.analysis.logistic_loss import binomial_loss, softmax_loss, sum_in_order, tile_loss_and_gradient
+from satstore.analysis.logistic_loss import LossQuery, binomial_loss, softmax_loss, tile_loss_and_gradient
 from satstore.errors import ConfigError, NumericsError
 
 
@@ -346,41 +347,39 @@ def test_fit__needs_no_memory_for_all_rows(tmp_path, monkeypatch):
     assert peak_bytes < 16 * 2**20
 
 
-@pytest.mark.parametrize(("loss", "n_outputs"), [(softmax_loss, 4), (binomial_loss, 1)])
-def test_tile_loss_and_gradient__agrees_with_finite_differences(loss, n_outputs):
+@pytest.mark.parametrize("n_outputs", [4, 1])
+def test_tile_loss_and_gradient__agrees_with_finite_differences(n_outputs):
     rng = np.random.default_rng(0)
-    tile, codes = rng.standard_normal((30, 5)), rng.integers(0, max(n_outputs, 2), 30)
-    weights, offset = rng.standard_normal((n_outputs, 5)), rng.standard_normal(n_outputs)
+    tile, codes = rng.standard_normal((30, 2, 5)), rng.integers(0, max(n_outputs, 2), 30)
+    weights, offset = rng.standard_normal((2, n_outputs, 5)), rng.standard_normal((2, n_outputs))
 
     def value(step_weights, step_offset):
-        return tile_loss_and_gradient(tile, codes, weights + step_weights, offset + step_offset, loss).loss
+        return tile_loss_and_gradient(tile, codes, weights + step_weights, offset + step_offset).loss
 
-    found = tile_loss_and_gradient(tile, codes, weights, offset, loss)
+    found = tile_loss_and_gradient(tile, codes, weights, offset)
     for k in range(n_outputs):
         unit = 1e-5 * np.eye(n_outputs)[k]
-        assert (value(0, unit) - value(0, -unit)) / 2e-5 == pytest.approx(found.intercept[k], rel=1e-6)
+        assert (value(0, unit) - value(0, -unit)) / 2e-5 == pytest.approx(found.intercept[:, k], rel=1e-6)
         for j in range(5):
             step = np.outer(unit, np.eye(5)[j])
-            assert (value(step, 0) - value(-step, 0)) / 2e-5 == pytest.approx(found.weights[k, j], rel=1e-5)
+            slope = (value(step, 0) - value(-step, 0)) / 2e-5
+            assert slope == pytest.approx(found.weights[:, k, j], rel=1e-5)
 
 
 def test_losses__keep_the_tiny_losses_of_rows_that_are_certain():
-    total, _ = softmax_loss(np.array([[0.0], [20.0]], np.float32), np.array([1]))
+    total, _ = softmax_loss(np.array([[[0.0], [20.0]]], np.float32), np.array([1]))
     assert total == pytest.approx(np.log1p(np.exp(-20)), rel=1e-5)
-    total, _ = binomial_loss(np.array([[20.0]], np.float32), np.array([1]))
+    total, _ = binomial_loss(np.array([[[20.0]]], np.float32), np.array([1]))
     assert total == pytest.approx(np.log1p(np.exp(-20)), rel=1e-5)
 
 
 def test_sum_in_order__adds_tiles_in_float64():
     rng = np.random.default_rng(0)
     tile, codes = rng.standard_normal((100, 5), dtype=np.float32), rng.integers(0, 3, 100)
-    weights, offset = rng.standard_normal((3, 5), dtype=np.float32), np.zeros(3, np.float32)
-    whole = tile_loss_and_gradient(tile, codes, weights, offset, softmax_loss)
-    halves = [
-        tile_loss_and_gradient(tile[p], codes[p], weights, offset, softmax_loss)
-        for p in (slice(50), slice(50, 100))
-    ]
-    found = sum_in_order(halves, (3, 5))
+    query = LossQuery(rng.standard_normal((1, 3, 5), dtype=np.float32), np.zeros((1, 3), np.float32))
+    whole = query.share(tile, codes)
+    halves = [query.share(tile[p], codes[p]) for p in (slice(50), slice(50, 100))]
+    found = sum_in_order(halves, query.zero())
     assert found.loss == pytest.approx(whole.loss)
     assert found.weights.dtype == np.float64
     assert np.allclose(found.weights, whole.weights, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,132 @@
+"""Engines: what computes the sums over all rows that are asked for, one pass at a time.
+
+Rows are cut into tiles, and runs of tiles into spans. A tile's share is computed by one thread, shares are
+added tile by tile within a span, and spans in order. All of it follows from the problem's sizes alone, so
+that every engine gives the same bits, however many threads or machines it has.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from satstore.analysis.crew import Crew
+from satstore.analysis.logistic_loss import Codes, Float64s
+from satstore.analysis.rows import Floats, Moments, Rows, feature_moments, nonfinite_error, tile_height, tiles
+
+MAX_SPANS = 16
+"""Spans of a pass at most: among so many workers it can be shared out; each hands on its sums."""
+
+Sums = TypeVar("Sums", bound=tuple[Any, ...])
+"""A tuple of arrays, of which the first, the losses, shows whether anything was not finite."""
+Sums_co = TypeVar("Sums_co", bound=tuple[Any, ...], covariant=True)
+
+
+class Query(Protocol[Sums_co]):
+    """Something to be summed over all rows, each tile's share a pure function of the tile and its codes."""
+
+    @property
+    def weights(self) -> Floats:
+        """The weights that rows are multiplied by, in the dtype that tiles are to have."""
+
+    @property
+    def shift(self) -> Float64s | None:
+        """What is to be taken off every row, (n_features,); None for nothing."""
+
+    def zero(self) -> Sums_co:
+        """Return sums of nothing."""
+
+    def share(self, tile: Floats, codes: Codes) -> Sums_co:
+        """Compute the share of a tile (n, n_features), with the class numbers codes (n,)."""
+
+
+class Engine(Protocol):
+    """Computes sums over all rows."""
+
+    def moments(self) -> Moments:
+        """Return each feature's mean and standard deviation, (n_features,).
+
+        Raises
+        ------
+        NumericsError
+            If rows hold NaN or infinities.
+        """
+
+    def sums(self, query: Query[Sums]) -> Sums:
+        """Return what is asked for, summed over all rows in one pass.
+
+        Raises
+        ------
+        NumericsError
+            If rows hold NaN or infinities.
+        """
+
+
+def make_spans(n_rows: int, height: int) -> list[range]:
+    """Return the first rows of the tiles of each span."""
+    starts = range(0, n_rows, height)
+    size = -(-len(starts) // MAX_SPANS)
+    return [starts[first : first + size] for first in range(0, len(starts), size)]
+
+
+def sum_in_order(parts: Iterable[Sums], total: Sums) -> Sums:
+    """Add parts to a total, in place, first to last: the one order that every way of computing them keeps."""
+    for part in parts:
+        for array, share in zip(total, part, strict=True):
+            array += share
+    return total
+
+
+def sums_of_spans(
+    rows: Rows, codes: Codes, query: Query[Sums], spans: Sequence[range], crew: Crew
+) -> Iterator[Sums]:
+    """Yield each span's share of a query; the spans adjoin each other."""
+    first, last = spans[0][0], min(rows.shape[0], spans[-1][-1] + spans[-1].step)
+
+    def share(place: slice, tile: Floats) -> Sums:
+        return query.share(tile, codes[place])
+
+    dtype = query.weights.dtype
+    parts = crew.map(share, tiles(rows, spans[0].step, query.shift, dtype, crew.reader, first, last))
+    for starts in spans:
+        yield sum_in_order(islice(parts, len(starts)), query.zero())
+
+
+class ThreadEngine:
+    """Passes over rows with the threads of a crew.
+
+    Parameters
+    ----------
+    rows
+        (n, n_features).
+    codes
+        (n,), the class numbers.
+    n_logits
+        How many logits a row has.
+    """
+
+    def __init__(self, rows: Rows, codes: Codes, n_logits: int, crew: Crew) -> None:
+        self._rows, self._codes, self._crew = rows, codes, crew
+        self._spans = make_spans(rows.shape[0], tile_height(rows.shape[1], n_logits))
+
+    def moments(self) -> Moments:
+        """Return the features' moments; see :meth:`Engine.moments`."""
+        return feature_moments(self._rows, self._crew.reader)
+
+    def sums(self, query: Query[Sums]) -> Sums:
+        """Make one pass; see :meth:`Engine.sums`."""
+        parts = sums_of_spans(self._rows, self._codes, query, self._spans, self._crew)
+        return self.checked(sum_in_order(parts, query.zero()))
+
+    def checked(self, sums: Sums) -> Sums:
+        """Return sums if they are finite.
+
+        Raises
+        ------
+        NumericsError
+            Saying which rows are not.
+        """
+        if not np.isfinite(sums[0]).all():
+            raise self._crew.reader.submit(nonfinite_error, self._rows).result()
+        return sums

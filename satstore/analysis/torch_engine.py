@@ -1,0 +1,92 @@
+"""Passes over rows on a torch device, such as a GPU."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from satstore.analysis.crew import Crew
+from satstore.analysis.engine import Query, Sums, ThreadEngine
+from satstore.analysis.logistic_loss import Codes, LossQuery, LossSums
+from satstore.analysis.moments import full_precision
+from satstore.analysis.rows import Rows, tile_height, tiles
+
+# Of a device's free memory, what rows may stay in.
+KEPT_SHARE = 0.6
+
+
+class TorchEngine(ThreadEngine):
+    """Computes losses and gradients on a device; all else as its base does.
+
+    Rows stay on the device, in the dtype that they are stored in, as far as its memory goes: those are read
+    once. Products are float32 (never TF32) or float64, sums float64, in the order of rows.
+
+    Parameters
+    ----------
+    device
+        Such as ``cuda:0``.
+    """
+
+    def __init__(self, rows: Rows, codes: Codes, n_logits: int, crew: Crew, device: torch.device) -> None:
+        super().__init__(rows, codes, n_logits, crew)
+        self._device = device
+        self._device_codes = torch.from_numpy(codes).to(device)
+        self._height = tile_height(rows.shape[1], n_logits)
+        stored = np.dtype(getattr(rows, "stored_dtype", np.float32))
+        self._kept_dtype = torch.float16 if stored == np.float16 else torch.float32
+        self._kept: list[Tensor] = []
+        self._room_bytes = KEPT_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0
+
+    def sums(self, query: Query[Sums]) -> Sums:
+        """Make one pass; see :meth:`Engine.sums`."""
+        if not isinstance(query, LossQuery):
+            return super().sums(query)
+        weights, offset = (torch.from_numpy(a).to(self._device) for a in (query.weights, query.offset))
+        shift = None if query.shift is None else torch.from_numpy(query.shift).to(self._device, weights.dtype)
+        positions = None if query.positions is None else torch.from_numpy(query.positions).to(self._device)
+        total = [torch.from_numpy(array).to(self._device) for array in query.zero()]
+        with full_precision():
+            for start, tile in self._tiles(weights.dtype):
+                maps = (tile if shift is None else tile - shift).unflatten(1, (-1, weights.shape[2]))
+                maps = maps if positions is None else maps[:, positions]
+                codes = self._device_codes[start : start + len(tile)]
+                for array, share in zip(total, _loss_and_gradient(maps, codes, weights, offset), strict=True):
+                    array += share
+        found = LossSums(*(array.cpu().numpy() for array in total))
+        return self.checked(found)  # type: ignore[return-value]
+
+    def _tiles(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first row, tile) in order: those that are kept, then those that have to be read."""
+        for index, kept in enumerate(self._kept):
+            yield index * self._height, kept.to(dtype)
+        first = len(self._kept) * self._height
+        if first >= self._rows.shape[0]:
+            return
+        for place, tile in tiles(self._rows, self._height, None, None, self._crew.reader, first):
+            values = torch.from_numpy(tile).to(self._device)
+            if self._room_bytes >= values.nbytes and len(self._kept) * self._height == place.start:
+                self._kept.append(values.to(self._kept_dtype) if values.dtype == torch.float32 else values)
+                self._room_bytes -= self._kept[-1].nbytes
+            yield place.start, values.to(dtype)
+
+
+def _loss_and_gradient(
+    maps: Tensor, codes: Tensor, weights: Tensor, offset: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute what LossQuery.share does, of maps (n, P, C): losses (P,), and gradients (P, K, C), (P, K)."""
+    logits = torch.baddbmm(offset[:, :, None], weights, maps.permute(1, 2, 0))
+    if logits.shape[1] == 1:
+        targets = codes.to(torch.float64).expand(logits.shape[0], 1, -1)
+        losses = functional.binary_cross_entropy_with_logits(logits.double(), targets, reduction="none")
+        residuals = torch.sigmoid(logits) - targets.to(logits.dtype)
+    else:
+        columns = torch.arange(len(codes), device=codes.device)
+        # In float64, as of a row that is almost certain the loss is log(1 + tiny).
+        normalizer = torch.logsumexp(logits.double(), dim=1, keepdim=True)
+        losses = normalizer[:, 0] - logits[:, codes, columns]
+        residuals = torch.exp(logits - normalizer).to(logits.dtype)
+        residuals[:, codes, columns] -= 1
+    gradient = torch.bmm(residuals, maps.transpose(0, 1))
+    return losses.flatten(1).sum(1), gradient, residuals.sum(2, dtype=torch.float64)

@@ -1,0 +1,130 @@
+"""A start for the solver: some epochs of Adam on a sample of the rows that fits in memory.
+
+It spares L-BFGS its first passes, which go down from chance. What it gives depends on the rows and the
+problem alone: neither on how rows are stored nor on the number of threads.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satstore.analysis.crew import Crew
+from satstore.analysis.logistic_loss import Codes, Float64s, LossQuery
+from satstore.analysis.logistic_solver import Coordinates, Problem
+from satstore.analysis.rows import Floats, Rows, tile_height, tiles, widen
+
+Float32s = NDArray[np.float32]
+
+# Rows of the sample at most, times features: 160 MiB of float16.
+SAMPLE_VALUES = 80 * 2**20
+EPOCHS = 3
+BATCH = 512
+# A batch is cut into as many parts, and an update into as many blocks, which threads share.
+PARTS = 4
+# With fewer batches than these Adam gets nowhere, and L-BFGS has little to do.
+MIN_BATCHES = 24
+RATE = 3e-3
+# Adam's own constants (Kingma and Ba 2015).
+DECAY, DECAY_OF_SQUARES, EPSILON = 0.9, 0.999, 1e-12
+
+
+def is_worthwhile(problem: Problem) -> bool:
+    """Tell whether a problem has rows enough for a start of this kind, and one position only."""
+    return problem.n_positions == 1 and sample_size(problem) >= MIN_BATCHES * BATCH
+
+
+def sample_size(problem: Problem) -> int:
+    """Return the number of rows in the sample."""
+    return min(problem.n_rows, SAMPLE_VALUES // problem.n_features)
+
+
+def warm_start(rows: Rows, codes: Codes, problem: Problem, coordinates: Coordinates, crew: Crew) -> Float64s:
+    """Return θ (1, K, C + 1) after some epochs over a sample."""
+    sample, sample_codes = take_sample(rows, codes, problem, crew)
+    n = len(sample)
+    random = np.random.default_rng(0)
+    model = _Adam(problem, coordinates, n_steps=EPOCHS * (n // BATCH))
+    for _ in range(EPOCHS):
+        order = random.permutation(n)
+        for batch in np.split(order[: n - n % BATCH], n // BATCH):
+            query = model.query()
+
+            def share(part: NDArray[np.int64], query: LossQuery = query) -> tuple[Floats, Float64s]:
+                tile = np.empty((len(part), problem.n_features), np.float32)
+                widen(sample[part], tile)
+                if coordinates.shift is not None:
+                    tile -= coordinates.shift[0].astype(np.float32)
+                found = query.share(tile, sample_codes[part])
+                return found.weights[0], found.intercept[0]
+
+            parts = list(crew.map(share, ((part,) for part in np.split(batch, PARTS))))
+            model.step(parts, crew)
+    return model.theta()
+
+
+def take_sample(rows: Rows, codes: Codes, problem: Problem, crew: Crew) -> tuple[Floats, Codes]:
+    """Return rows evenly spaced over all, in the dtype that they are stored in, and their codes."""
+    size = sample_size(problem)
+    chosen = np.arange(size) * problem.n_rows // size
+    sample = np.empty((size, problem.n_features), getattr(rows, "stored_dtype", np.float32))
+    height = tile_height(problem.n_features, problem.n_outputs)
+    for place, tile in tiles(rows, height, None, None, crew.reader):
+        first, last = np.searchsorted(chosen, (place.start, place.stop))
+        sample[first:last] = tile[chosen[first:last] - place.start]
+    return sample, codes[chosen]
+
+
+class _Adam:
+    """The state of Adam: weights (K, C) and intercept (K,) of standardised features, float32.
+
+    A rate that is the same for all standardised features is one by scale for the features as they are.
+    """
+
+    def __init__(self, problem: Problem, coordinates: Coordinates, n_steps: int) -> None:
+        _, k, width = problem.shape
+        self._coordinates, self._n_steps, self._n_done = coordinates, n_steps, 0
+        self._decay = np.float32(1 / (problem.C * problem.n_rows))  # of the penalty, by mean loss
+        self._rates = (np.sqrt(problem.strength) * coordinates.scale[0]).astype(np.float32)
+        self._remainder = coordinates.remainder[0].astype(np.float32)
+        self._model, self._mean, self._square = (np.zeros((k, width), np.float32) for _ in range(3))
+
+    def query(self) -> LossQuery:
+        """Return what asks for the gradient at the model."""
+        weights = np.ascontiguousarray(self._model[:, :-1])
+        offset = self._model[:, -1] - weights @ self._remainder
+        return LossQuery(weights[None], offset[None])
+
+    def step(self, parts: list[tuple[Floats, Float64s]], crew: Crew) -> None:
+        """Take a step by the sums that the parts of a batch gave."""
+        self._n_done += 1
+        rate = RATE * 0.5 * (1 + np.cos(np.pi * self._n_done / self._n_steps))
+        rate *= np.sqrt(1 - DECAY_OF_SQUARES**self._n_done) / (1 - DECAY**self._n_done)
+        blocks = np.array_split(np.arange(len(self._model)), PARTS)
+        for _ in crew.map(
+            self._step_block, ((slice(b[0], b[-1] + 1), parts, rate) for b in blocks if len(b))
+        ):
+            pass
+
+    def _step_block(self, block: slice, parts: list[tuple[Floats, Float64s]], rate: float) -> None:
+        model, mean, square = self._model[block], self._mean[block], self._square[block]
+        gradient = np.empty_like(model)
+        gradient[:, :-1], gradient[:, -1] = parts[0][0][block], parts[0][1][block]
+        for weights, intercept in parts[1:]:
+            gradient[:, :-1] += weights[block]
+            gradient[:, -1] += intercept[block]
+        gradient[:, :-1] -= gradient[:, -1:] * self._remainder
+        gradient *= np.float32(1 / BATCH)
+        gradient[:, :-1] += self._decay * model[:, :-1]
+        mean *= np.float32(DECAY)
+        mean += np.float32(1 - DECAY) * gradient
+        gradient *= gradient
+        square *= np.float32(DECAY_OF_SQUARES)
+        square += np.float32(1 - DECAY_OF_SQUARES) * gradient
+        np.sqrt(square, out=gradient)
+        gradient += np.float32(EPSILON)
+        np.divide(mean, gradient, out=gradient)
+        gradient *= self._rates * np.float32(rate)
+        model -= gradient
+
+    def theta(self) -> Float64s:
+        """Return the model in the solver's coordinates, (1, K, C + 1)."""
+        return (self._model / self._coordinates.scale)[None]

@@ -1,0 +1,139 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
+
+from satstore.analysis import rows as rows_module
+from satstore.analysis.crew import crew_of_threads
+from satstore.analysis.engine import MAX_SPANS, ThreadEngine, make_spans, sum_in_order, sums_of_spans
+from satstore.analysis.evaluation import EvaluationQuery
+from satstore.analysis.logistic_loss import LossQuery
+from satstore.analysis.logistic_solver import Problem, solve
+from satstore.analysis.rows import ArrayRows
+from satstore.analysis.torch_engine import TorchEngine
+from satstore.errors import NumericsError
+
+N, P, C = 400, 6, 5
+
+GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def make_maps(n_classes):
+    """Rows (n, P · C) of P positions with C features each, and the classes that they tell a little of."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, n_classes, N)
+    means = 0.7 * rng.standard_normal((n_classes, P, C))
+    return (rng.standard_normal((N, P, C)) + means[codes]).astype(np.float32).reshape(N, -1), codes
+
+
+@pytest.fixture
+def crew():
+    with crew_of_threads() as crew:
+        yield crew
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    monkeypatch.setattr(rows_module, "TILE_MAX_ROWS", 16)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+def test_solve__fits_each_position_as_scikit_learn_does(crew, n_classes):
+    features, codes = make_maps(n_classes)
+    problem = Problem(N, P * C, n_classes, 1.0, 1e-6, 500, P)
+    found = solve(ThreadEngine(ArrayRows(features), codes, P * problem.n_outputs, crew), problem)
+    assert found.converged.all()
+    assert found.n_passes <= 3 * found.n_iterations.max()
+    for position in range(P):
+        x = features.reshape(N, P, C)[:, position]
+        peer = LogisticRegression(tol=1e-8, max_iter=1000).fit(x, codes)
+        assert found.weights[position] == pytest.approx(peer.coef_, abs=5e-4)
+        assert found.intercept[position] == pytest.approx(peer.intercept_, abs=1e-3)
+        losses = log_loss(codes, peer.predict_proba(x))
+        assert found.mean_loss[position] == pytest.approx(losses, rel=1e-4)
+
+
+def test_solve__fits_a_position_as_if_it_were_alone(crew):
+    features, codes = make_maps(3)
+    together = solve(
+        ThreadEngine(ArrayRows(features), codes, P * 3, crew), Problem(N, P * C, 3, 1.0, 1e-5, 500, P)
+    )
+    alone = ArrayRows(np.ascontiguousarray(features.reshape(N, P, C)[:, 2]))
+    one = solve(ThreadEngine(alone, codes, 3, crew), Problem(N, C, 3, 1.0, 1e-5, 500))
+    assert one.weights[0] == pytest.approx(together.weights[2], abs=1e-4)
+
+
+def test_make_spans__cover_all_tiles_in_order():
+    for n_rows in (1, 15, 16, 17, 16 * MAX_SPANS, 16 * MAX_SPANS + 1, 5000):
+        spans = make_spans(n_rows, 16)
+        assert [start for span in spans for start in span] == list(range(0, n_rows, 16))
+        assert len(spans) <= MAX_SPANS
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_sums_of_spans__add_up_to_the_engines_sums_bit_for_bit(crew):
+    features, codes = make_maps(4)
+    rng = np.random.default_rng(1)
+    query = LossQuery(
+        rng.standard_normal((P, 4, C), dtype=np.float32), rng.standard_normal((P, 4), dtype=np.float32)
+    )
+    rows = ArrayRows(features)
+    whole = ThreadEngine(rows, codes, P * 4, crew).sums(query)
+    spans = make_spans(N, 16)
+    # As separate workers would: each span by itself, in any order.
+    parts = {
+        i: next(sums_of_spans(rows, codes, query, [spans[i]], crew)) for i in reversed(range(len(spans)))
+    }
+    added = sum_in_order((parts[i] for i in range(len(spans))), query.zero())
+    assert all(np.array_equal(one, other) for one, other in zip(whole, added, strict=True))
+
+
+@pytest.mark.usefixtures("small_tiles")
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda:0", marks=GPU)])
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("kept_share", [0.0, 1.0])
+def test_torch_engine__agrees_with_threads(crew, device, n_classes, kept_share, monkeypatch):
+    features, codes = make_maps(n_classes)
+    features += 1000  # far from 0, so that rows are shifted
+    problem = Problem(N, P * C, n_classes, 1.0, 1e-5, 500, P)
+    size = P * problem.n_outputs
+    expected = solve(ThreadEngine(ArrayRows(features), codes, size, crew), problem)
+    engine = TorchEngine(ArrayRows(features), codes, size, crew, torch.device(device))
+    monkeypatch.setattr(engine, "_room_bytes", kept_share * features.nbytes / 2)
+    found = solve(engine, problem)
+    assert found.weights == pytest.approx(expected.weights, abs=1e-3)
+    assert found.objective == pytest.approx(expected.objective, rel=1e-5)
+    query = EvaluationQuery(*found.model(np.float32), top=1)
+    assert engine.sums(query).right.min() > N / n_classes
+
+
+def test_torch_engine__names_the_rows_that_are_not_finite(crew):
+    features, codes = make_maps(3)
+    features[7, 3] = np.nan
+    engine = TorchEngine(ArrayRows(features), codes, P * 3, crew, torch.device("cpu"))
+    query = LossQuery(np.ones((P, 3, C), np.float32), np.zeros((P, 3), np.float32))
+    with pytest.raises(NumericsError, match="1 values are NaN or infinite, in 1 of 400 rows"):
+        engine.sums(query)
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_evaluation_query__counts_each_position_as_scikit_learn_does(crew):
+    features, codes = make_maps(4)
+    rng = np.random.default_rng(1)
+    weights, offset = rng.standard_normal((P, 4, C), dtype=np.float32), np.zeros((P, 4), np.float32)
+    unseen = np.where(np.arange(N) % 50 == 0, -1, codes)
+    found = ThreadEngine(ArrayRows(features), unseen, P * 4, crew).sums(
+        EvaluationQuery(weights, offset, None, top=2)
+    )
+    seen = unseen >= 0
+    for position in range(P):
+        logits = features.reshape(N, P, C)[seen, position] @ weights[position].T
+        right = confusion_matrix(codes[seen], logits.argmax(axis=1))
+        assert np.array_equal(found.confusion[position], right)
+        assert found.right[position] == np.trace(right)
+        top = top_k_accuracy_score(codes[seen], logits, k=2, normalize=False)
+        assert found.top[position] == top
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares /= shares.sum(axis=1, keepdims=True)
+        assert found.loss[position] == pytest.approx(log_loss(codes[seen], shares, normalize=False), rel=1e-4)

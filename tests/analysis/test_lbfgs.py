@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from scipy.optimize import minimize as scipy_minimize
+from scipy.optimize import rosen, rosen_der
+
+from satstore.analysis.lbfgs import Ends, Evaluation, minimize
+
+
+def evaluate_rosen(points, _):
+    gradients = np.array([rosen_der(point) for point in points])
+    return Evaluation(np.array([rosen(p) for p in points]), gradients, np.abs(gradients).max(axis=1))
+
+
+def ends(n, measure=1e-6, max_iter=500, least_gain=1e-15, max_trials=20):
+    return Ends(measure, np.full(n, max_iter), least_gain, max_trials)
+
+
+OPTIONS = {"memory": 10, "dtype": np.float64, "first_scale": 1e-3}
+
+
+@pytest.fixture
+def starts():
+    return np.random.default_rng(0).standard_normal((7, 12))
+
+
+def test_minimize__takes_about_as_many_iterations_as_scipys(starts):
+    found = minimize(evaluate_rosen, starts, ends(7), **OPTIONS)
+    assert not found.stalled.any()
+    assert (found.measure <= 1e-6).all()
+    assert np.allclose(found.point, 1, atol=1e-5)
+    for start, n_iterations in zip(starts, found.n_iterations, strict=True):
+        peer = scipy_minimize(
+            rosen, start, jac=rosen_der, method="L-BFGS-B", options={"gtol": 1e-6, "ftol": 0}
+        )
+        assert n_iterations <= 1.2 * peer.nit
+
+
+def test_minimize__solves_each_problem_as_it_would_alone(starts):
+    together = minimize(evaluate_rosen, starts, ends(7), **OPTIONS)
+    for index, start in enumerate(starts):
+        alone = minimize(evaluate_rosen, start[None], ends(1), **OPTIONS)
+        assert np.allclose(together.point[index], alone.point[0], atol=1e-6)
+
+
+def test_minimize__evaluates_only_what_is_under_way(starts):
+    seen = []
+
+    def evaluate(points, index):
+        seen.append(list(index))
+        return evaluate_rosen(points, index)
+
+    starts[3] = 1.0  # the minimum
+    minimize(evaluate, starts, ends(7), **OPTIONS)
+    assert seen[0] == list(range(7))
+    assert all(3 not in index for index in seen[1:])
+    assert len(seen[-1]) < 6
+
+
+def test_minimize__stops_after_max_iter_iterations(starts):
+    limits = Ends(0.0, np.array([0, 1, 5]), 0.0, 20)
+    found = minimize(evaluate_rosen, starts[:3], limits, **OPTIONS)
+    assert list(found.n_iterations) == [0, 1, 5]
+    assert np.array_equal(found.point[0], starts[0])
+
+
+def test_minimize__steps_back_from_what_is_not_finite():
+    def evaluate(points, _):
+        with np.errstate(invalid="ignore", divide="ignore"):
+            value = points[:, 0] - np.log(points[:, 0])  # for x > 0, the minimum at 1
+        gradient = 1 - 1 / points
+        return Evaluation(value, gradient, np.abs(gradient[:, 0]))
+
+    found = minimize(evaluate, np.array([[3.0]]), ends(1), memory=5, dtype=np.float64, first_scale=100.0)
+    assert found.point[0, 0] == pytest.approx(1, abs=1e-5)
+
+
+def test_minimize__says_where_the_value_can_not_be_lowered_further():
+    noise = np.random.default_rng(0)
+
+    def evaluate(points, _):
+        value = np.square(points).sum(axis=1) + 1 + 1e-9 * noise.standard_normal(len(points))
+        return Evaluation(value, 2 * points, np.full(len(points), 1.0))
+
+    found = minimize(evaluate, np.ones((2, 3)), ends(2, least_gain=1e-8), **OPTIONS)
+    assert found.stalled.all()
+    assert found.value == pytest.approx(1, abs=1e-7)
