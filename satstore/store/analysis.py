@@ -9,7 +9,7 @@ import zarr
 from numpy.typing import NDArray
 
 from satstore.commits import CommitLog
-from satstore.errors import NotFoundError
+from satstore.errors import CorruptError, NotFoundError
 from satstore.files import FORMAT_VERSION
 from satstore.store.layout import (
     DurableStore,
@@ -20,13 +20,27 @@ from satstore.store.layout import (
     open_root,
 )
 
+PROBE_DIMENSIONS: Mapping[tuple[str, int], tuple[str, ...]] = {
+    ("coef", 2): ("class", "feature"),
+    ("coef", 4): ("y", "x", "class", "channel"),
+    ("intercept", 1): ("class",),
+    ("intercept", 3): ("y", "x", "class"),
+    ("confusion", 2): ("true_class", "predicted_class"),
+    ("confusion", 4): ("y", "x", "true_class", "predicted_class"),
+    ("accuracy", 2): ("y", "x"),
+    ("class_index", 1): ("true_class",),
+}
+"""The axes of a probe's arrays, by name and number of axes; with y and x, each position has a probe."""
+
 
 class AnalysisStore:
     """``analysis.zarr`` of one experiment.
 
     Groups: ``spectra/<split>/<layer>`` with ``eigenvalues`` (epoch, eigenvalue) and, after the last epoch,
-    ``mean`` (feature) and ``covariance`` (feature, other_feature); ``probes/<pooling>/<layer>`` with ``coef``
-    (class, feature), ``intercept`` (class) and ``confusion`` (true_class, predicted_class).
+    ``mean`` (feature) and ``covariance`` (feature, other_feature); ``probes/<table>/<layer>`` with ``coef``
+    (class, feature), ``intercept`` (class), ``confusion`` (true_class, predicted_class) and ``class_index``
+    (true_class), the dataset's index of each class. Two classes have one row of ``coef``. Probes of each
+    position have axes (y, x) before these, ``channel`` in place of ``feature``, and ``accuracy`` (y, x).
 
     Parameters
     ----------
@@ -85,17 +99,20 @@ class AnalysisStore:
                 _put(group, "mean", mean, ("feature",))
                 _put(group, "covariance", covariance, ("feature", "other_feature"))
 
-    def write_probe(self, pooling: str, layer: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write a probe's ``coef``, ``intercept`` and ``confusion``; a probe that was there is replaced."""
-        dimensions = {
-            "coef": ("class", "feature"),
-            "intercept": ("class",),
-            "confusion": ("true_class", "predicted_class"),
-        }
+    def write_probe(self, table: str, layer: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write a probe's arrays, or those of the probes of all positions; what was there is replaced.
+
+        Parameters
+        ----------
+        table
+            The name of its table: a pooling's key, such as ``pool4``, after a prefix or not.
+        arrays
+            Name, of those in PROBE_DIMENSIONS, to array.
+        """
         with _Writing(self) as root:
-            group = _layer_group(root, f"probes/{pooling}", layer)
+            group = _layer_group(root, f"probes/{table}", layer)
             for name, values in arrays.items():
-                _put(group, name, values, dimensions[name])
+                _put(group, name, values, PROBE_DIMENSIONS[name, values.ndim])
 
     def spectra(self, split: str) -> dict[str, NDArray[np.float64]]:
         """Return each layer's eigenvalues (epoch, eigenvalue), descending; NaN where the layer failed."""
@@ -107,10 +124,24 @@ class AnalysisStore:
         group = self._layer(f"spectra/{split}", layer)
         return np.asarray(get_array(group, "mean")[...]), np.asarray(get_array(group, "covariance")[...])
 
-    def probe(self, pooling: str, layer: str) -> dict[str, NDArray[Any]]:
-        """Return a probe's ``coef``, ``intercept`` and ``confusion``."""
-        group = self._layer(f"probes/{pooling}", layer)
-        return {name: np.asarray(array[...]) for name, array in sorted(group.arrays())}
+    def probe(self, table: str, layer: str) -> dict[str, NDArray[Any]]:
+        """Return a probe's arrays, by name.
+
+        Raises
+        ------
+        NotFoundError
+            If there is none.
+        CorruptError
+            If a stored array isn't what was written.
+        """
+        group = self._layer(f"probes/{table}", layer)
+        try:
+            return {name: np.asarray(array[...]) for name, array in sorted(group.arrays())}
+        except (ValueError, RuntimeError, OSError) as error:  # a checksum, Blosc, the disk
+            raise CorruptError(
+                f"{group.store_path}: the probe of layer {layer} can't be read ({error}); fit it again with: "
+                "satstore probe --overwrite"
+            ) from error
 
     def _layer(self, path: str, layer: str) -> zarr.Group:
         groups = self._layers(path)

@@ -120,12 +120,22 @@ class LatentSplit(Mapping[str, LatentArray]):
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """The class index of each sample."""
-        return np.asarray(get_array(self._group, "label")[...], dtype=np.int64)
+        return self._read("label")
 
     @cached_property
     def sample_ids(self) -> NDArray[np.int64]:
         """The index of each sample in its dataset."""
-        return np.asarray(get_array(self._group, "sample_id")[...], dtype=np.int64)
+        return self._read("sample_id")
+
+    def _read(self, name: str) -> NDArray[np.int64]:
+        array = get_array(self._group, name)
+        try:
+            return np.asarray(array[...], dtype=np.int64)
+        except (ValueError, RuntimeError, OSError) as error:
+            raise CorruptError(
+                f"{self._group.store_path}: {name} can't be read ({error}); write it again with: "
+                "satstore extract --overwrite"
+            ) from error
 
 
 class LatentStore:
