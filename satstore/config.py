@@ -31,6 +31,11 @@ def pooling_key(pooling: str) -> str:
     return f"pool{pooling}" if pooling.isdecimal() else pooling
 
 
+def pooling_flag(key: str) -> str:
+    """Return what ``-d`` takes for a pooling of that name on disk: ``4`` for ``pool4``."""
+    return key.removeprefix("pool")
+
+
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 """Where the shipped configs lie: inside an installed wheel, and in a checkout."""
 

@@ -71,6 +71,31 @@ class LatentsRecord(_Record):
     n_eval: int
 
 
+class ProbesRecord(_Record):
+    """One table of probes: what all of them are fitted with, and each fitted layer's latents by digest."""
+
+    C: float
+    tol: float
+    max_iter: int
+    layers: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def settings(self) -> tuple[float, float, int]:
+        """What the table's probes are fitted with."""
+        return self.C, self.tol, self.max_iter
+
+
+def probe_key(pooling: str, prefix: str | None) -> str:
+    """Return the name of a table of probes: ``pool4``, or ``P-pool4`` with the prefix ``P``."""
+    return f"{prefix}-{pooling}" if prefix else pooling
+
+
+def split_probe_key(key: str) -> tuple[str, str]:
+    """Return the pooling and the prefix, empty where there is none, of a table of probes."""
+    prefix, _, pooling = key.rpartition("-")
+    return pooling, prefix
+
+
 class StageRecord(_Record):
     """How a stage's last start went."""
 
@@ -107,7 +132,7 @@ class Manifest(_Record):
     files: dict[str, FileRecord] = Field(default_factory=dict)
     latents_path: str = "latents.zarr"
     latents: dict[str, LatentsRecord] = Field(default_factory=dict)
-    probes: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    probes: dict[str, ProbesRecord] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
     summary: Summary = Field(default_factory=Summary)
 

@@ -6,6 +6,7 @@ import re
 from matplotlib.figure import Figure
 
 from satstore.errors import NotFoundError
+from satstore.manifest import split_probe_key
 from satstore.run import Run
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; markers differ too.
@@ -29,6 +30,8 @@ def drawn_layers(run: Run, all_layers: bool = False) -> list[str]:
 def plot_layers(run: Run, all_layers: bool = False) -> Figure:
     """Draw saturation and probe accuracy over the layers, and the model's accuracy as a dashed line.
 
+    Probes that were fitted under a prefix are left out: they vary what the others hold.
+
     Parameters
     ----------
     all_layers
@@ -41,7 +44,9 @@ def plot_layers(run: Run, all_layers: bool = False) -> Figure:
     """
     layers = drawn_layers(run, all_layers)
     probes = {
-        key: run.table(f"probe-{key}") for key in run.manifest.probes if run.has_file(f"probe-{key}.csv")
+        key: run.table(f"probe-{key}")
+        for key in run.manifest.probes
+        if run.has_file(f"probe-{key}.csv") and not split_probe_key(key)[1]
     }
     saturation = run.manifest.summary.saturation
     if not saturation and not probes:
@@ -55,7 +60,7 @@ def plot_layers(run: Run, all_layers: bool = False) -> Figure:
         axes.plot(places, values, color=SATURATION, marker="o", markersize=5, label="saturation")
     for (key, table), color, marker in zip(probes.items(), PROBES, MARKERS, strict=False):
         label = f"probe accuracy ({key})"
-        accuracy = table.set_index("layer")["eval_accuracy"].reindex(layers)
+        accuracy = table.groupby("layer")["eval_accuracy"].mean().reindex(layers)  # over its positions
         axes.plot(places, accuracy, color=color, marker=marker, markersize=5, label=label)
     reached = run.manifest.summary.test_accuracy
     if reached is not None:

@@ -12,13 +12,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from satstore.commits import CommitLog
-from satstore.config import ExperimentConfig
+from satstore.config import ExperimentConfig, pooling_flag
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
 from satstore.files import Digest, sync_folder, write_file
 from satstore.location import Folder
 from satstore.lock import WriteLock
-from satstore.manifest import STAGE_KEYS, FileRecord, Manifest, StageRecord, StageStatus, read_manifest
+from satstore.manifest import (
+    STAGE_KEYS,
+    FileRecord,
+    Manifest,
+    StageRecord,
+    StageStatus,
+    read_manifest,
+    split_probe_key,
+)
 from satstore.registry import suggest
 
 if TYPE_CHECKING:
@@ -169,9 +177,17 @@ class Run:
             raise CorruptError(f"{path} is not there, or not what was committed; {self._remedy(name)}")
 
     def _remedy(self, name: str) -> str:
-        stage = "probe" if name.startswith("probe-") else "train"
-        stage = "saturation" if name == "saturation.csv" else stage
-        return f"restore it, or make it again with: satstore {stage} --run {self.name} --overwrite"
+        command = f"satstore train --run {self.name}"
+        if name.startswith("probe-"):
+            command = self._probe_command(name.removeprefix("probe-").removesuffix(".csv"))
+        elif name == "saturation.csv":
+            command = f"satstore saturation --run {self.name}"
+        return f"restore it, or make it again with: {command} --overwrite"
+
+    def _probe_command(self, key: str) -> str:
+        pooling, prefix = split_probe_key(key)
+        named = f" --prefix {prefix}" if prefix else ""
+        return f"satstore probe --run {self.name} -d {pooling_flag(pooling)}{named}"
 
     def latents(self, pooling: str, split: str) -> "LatentSplit":
         """Return the latents of one pooling (``pool4``) and split (``train``, ``eval``): layer to array.
@@ -185,7 +201,7 @@ class Run:
         """
         from satstore.store import open_latents
 
-        command = f"satstore extract --run {self.name} -d {pooling.removeprefix('pool')}"
+        command = f"satstore extract --run {self.name} -d {pooling_flag(pooling)}"
         if pooling not in self.manifest.latents:
             stored = ", ".join(self.manifest.latents) or "none"
             raise NotFoundError(
@@ -238,6 +254,73 @@ class Run:
             raise NotFoundError(f"{self.name} has no spectra yet; train it first")
         delta = self.config.delta if delta is None else delta
         return tabulate_saturation(spectra, self.layers, delta, definition)
+
+    def confusion(self, layer: str, table: str | None = None) -> "pd.DataFrame":
+        """Return how a layer's probe classifies the eval split.
+
+        Parameters
+        ----------
+        layer
+            The layer's PyTorch name.
+        table
+            The pooling, such as ``"pool4"``, or ``"P-pool4"`` for probes fitted with the prefix P; by default
+            the first that was fitted.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Samples of each true class (rows) by predicted class (columns), over the classes of the train
+            split; of probes of each position, their sum.
+
+        Raises
+        ------
+        UnknownNameError
+            If the run has no such layer.
+        NotFoundError
+            If the layer has no probe there.
+        CorruptError
+            If what is stored isn't what was committed.
+        """
+        import pandas as pd
+
+        from satstore.store import AnalysisStore
+
+        key = table or next(iter(self.manifest.probes), "pool4")
+        self._check_probe(layer, key)
+        remedy = f"fit it again with: {self._probe_command(key)} --overwrite"
+        self.commits.read(self.analysis_path.name).check(Folder(self.analysis_path), f"probes/{key}", remedy)
+        arrays = AnalysisStore(self.analysis_path).probe(key, layer)
+        n_classes = arrays["confusion"].shape[-1]
+        assert self.manifest.dataset is not None
+        names = [self.manifest.dataset.classes[i] for i in arrays.get("class_index", range(n_classes))]
+        counts = arrays["confusion"].reshape(-1, n_classes, n_classes).sum(axis=0)
+        return pd.DataFrame(
+            counts, pd.Index(names, name="true_class"), pd.Index(names, name="predicted_class")
+        )
+
+    def class_accuracy(self, layer: str, table: str | None = None) -> "pd.Series[float]":
+        """Return the share of each class's eval samples that a layer's probe gets right; see `confusion`.
+
+        NaN for a class that the eval split lacks. Classes that the train split lacks are not in it.
+        """
+        counts = self.confusion(layer, table)
+        accuracy: pd.Series[float] = counts.to_numpy().diagonal() / counts.sum(axis=1)
+        return accuracy.rename("accuracy")
+
+    def _check_probe(self, layer: str, key: str) -> None:
+        if layer not in self.layers:
+            raise UnknownNameError(f"{self.name} has no layer {layer!r}{suggest(layer, self.layers)}")
+        tables = self.manifest.summary.probe_accuracy
+        if layer not in tables.get(key, {}):
+            fitted = ", ".join(tables) or "none"
+            raise NotFoundError(
+                f"{self.name} has no probe of layer {layer} at {key!r} (tables fitted: {fitted}); "
+                f"fit it with: {self._probe_command(key)}"
+            )
+        if tables[key][layer] is None:
+            raise NotFoundError(
+                f"{self.name}: layer {layer} at {key} allows no probe; its row in probe-{key}.csv says why"
+            )
 
     def plot(self) -> "Figure":
         """Draw saturation and probe accuracy over the layers; see :func:`satstore.plots.plot_layers`."""

@@ -7,7 +7,7 @@ import pytest
 from satstore.config import ExperimentConfig
 from satstore.errors import NotFoundError
 from satstore.logs import make_run
-from satstore.manifest import LayerRecord, Manifest
+from satstore.manifest import LayerRecord, Manifest, ProbesRecord
 from satstore.plots import drawn_layers, plot_layers
 from satstore.run import Run
 
@@ -21,7 +21,7 @@ def run(tmp_path: Path) -> Run:
 
     def change(manifest: Manifest) -> None:
         manifest.summary.test_accuracy = 0.875
-        manifest.probes = {"pool4": {}, "pool2": {}}
+        manifest.probes = {key: ProbesRecord(C=1, tol=1e-4, max_iter=9) for key in ("pool4", "pool2")}
         manifest.summary.saturation = {layer: (index + 1) / 8 for index, layer in enumerate(LAYERS)}
         manifest.layers = [
             LayerRecord(layer=layer, index=index, kind=kind, n_features=8, output_shape=[8])

@@ -147,26 +147,6 @@ def test_probe__fits_a_layer_once_and_again_when_its_latents_change(trained: Run
     assert len(STAGES["probe"].pending(Run(trained.path), STAGES["probe"].parameters())) == len(run.layers)
 
 
-def test_probe__killed_loses_no_layer_that_was_done(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from satstore.stages import probe
-
-    fit, fitted = probe.fit, []
-
-    def die(job: probe.Fit) -> probe.Fitted:
-        if len(fitted) == 2:
-            raise KeyboardInterrupt
-        fitted.append(job.layer)
-        return fit(job)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(probe, "fit", die)
-        with pytest.raises(KeyboardInterrupt):
-            start(trained, "probe")
-    assert list(Run(trained.path).table("probe-pool4")["layer"]) == fitted == trained.layers[:2]
-    done = start(trained, "probe")
-    assert list(done.table("probe-pool4")["layer"]) == trained.layers
-
-
 def test_probe__that_stops_early_says_so(trained: Run) -> None:
     run = start(trained, "probe", max_iter=1)
     table = run.table("probe-pool4").set_index("layer")

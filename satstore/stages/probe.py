@@ -1,26 +1,39 @@
 """The stage ``probe``: a logistic regression on every layer's latents."""
 
-import multiprocessing
 import os
-import resource
-import sys
-import time
-import warnings
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+import re
+from typing import Annotated
 
 from cyclopts import Parameter
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from satstore.config import pooling_key
-from satstore.errors import ConfigError, CorruptError, NumericsError
-from satstore.manifest import Manifest
-from satstore.processes import deaf_children, follow_main_process
+from satstore.errors import ConfigError, SatstoreError
+from satstore.manifest import ProbesRecord, probe_key, split_probe_key
 from satstore.run import Run
-from satstore.stages.stage import DeviceOfNeeds, Overwrite, Poolings, Stage, StageParameters, poolings_of
+from satstore.stages.probe_fit import Fit, Fitted, fit_all, warn_of_classes
+from satstore.stages.probe_table import begin, commit, latents_digest
+from satstore.stages.stage import (
+    DEFAULT_MEMORY_LIMIT,
+    DeviceOfNeeds,
+    Exclude,
+    Layers,
+    MemoryLimit,
+    Overwrite,
+    Poolings,
+    Stage,
+    StageParameters,
+    layers_of,
+    poolings_of,
+)
+
+
+def _check_prefix(prefix: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}", prefix):
+        raise ValueError("expected at most 40 letters, digits, _ . + and -, the first a letter or a digit")
+    if re.fullmatch(r"pool[0-9]+|full|pixelwise", prefix):
+        raise ValueError("expected a name that no pooling has")
+    return prefix
 
 
 class ProbeParameters(StageParameters):
@@ -28,11 +41,14 @@ class ProbeParameters(StageParameters):
 
     device: DeviceOfNeeds = None
     pooling: Poolings = None
+    layers: Layers = None
+    exclude: Exclude = None
     workers: Annotated[
         int,
         Parameter(name=["--workers", "-mp"]),
-        Field(ge=1, description="processes that fit layers side by side, sharing the cores"),
+        Field(ge=1, description="processes that fit layers side by side, sharing the cores and the memory"),
     ] = 1
+    memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT
     C: Annotated[
         float, Parameter(name="-C"), Field(gt=0, description="inverse of the regularisation's strength")
     ] = 1.0
@@ -40,81 +56,74 @@ class ProbeParameters(StageParameters):
         1e-4
     )
     max_iter: Annotated[int, Field(ge=1, description="iterations at most")] = 1000
+    prefix: Annotated[
+        Annotated[str, AfterValidator(_check_prefix)] | None,
+        Field(description="keep the results under this name, beside those fitted with other settings"),
+    ] = None
     overwrite: Overwrite = False
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What is to be fitted: one layer of one pooling."""
-
-    path: Path
-    key: str
-    layer: str
-    parameters: ProbeParameters
-    n_threads: int
+def keys_of(run: Run, parameters: ProbeParameters) -> list[str]:
+    """Return the names of the tables that parameters ask for."""
+    return [probe_key(pooling_key(p), parameters.prefix) for p in poolings_of(run, parameters)]
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A layer's row of the table, and the arrays that go to the store; the row of a failed layer says why."""
-
-    row: dict[str, Any]
-    arrays: dict[str, Any] = field(default_factory=dict)
-
-
-def settings(run: Run, key: str, parameters: ProbeParameters) -> dict[str, Any]:
-    """Return what a pooling's probes depend on."""
-    latents = run.manifest.latents.get(key)
-    return {
-        "latents": latents.digest if latents else None,
-        "C": parameters.C,
-        "tol": parameters.tol,
-        "max_iter": parameters.max_iter,
-    }
+def settings_of(parameters: ProbeParameters) -> ProbesRecord:
+    """Return what a table's probes are to be fitted with, no layer fitted yet."""
+    return ProbesRecord(C=parameters.C, tol=parameters.tol, max_iter=parameters.max_iter)
 
 
 def pending_layers(run: Run, key: str, parameters: ProbeParameters) -> list[str]:
-    """Return the layers of a pooling that are not fitted yet, or were fitted on latents that are gone.
+    """Return the layers of a table that are not fitted yet, or were fitted on latents that are gone.
 
     Raises
     ------
     ConfigError
-        If they were fitted with other settings, and are not to be overwritten.
+        If layers were fitted with other settings, and are not all to be overwritten.
+    CorruptError
+        If the table is lost.
     """
+    wanted = layers_of(run, parameters)
     known = run.manifest.probes.get(key)
-    if parameters.overwrite or known is None or not run.has_file(f"probe-{key}.csv"):
-        return run.layers
-    wanted = settings(run, key, parameters)
-    if known["latents"] != wanted["latents"]:
-        return run.layers
-    if known != wanted:
-        old = ", ".join(f"{name} {known[name]}" for name in ("C", "tol", "max_iter"))
+    if known is None or not run.has_file(f"probe-{key}.csv"):
+        return wanted
+    current = [layer for layer, of in known.layers.items() if of == latents_digest(run, key, layer)]
+    kept = [layer for layer in current if not (parameters.overwrite and layer in wanted)]
+    if kept and known.settings != settings_of(parameters).settings:
+        C, tol, max_iter = known.settings
         raise ConfigError(
-            f"the probes of {run.name} at {key} were fitted with {old}; to replace them: --overwrite"
+            f"the probes of {run.name} at {key} were fitted with C {C}, tol {tol}, max_iter {max_iter}; to "
+            "replace them, take --overwrite for all their layers; to keep them beside others, --prefix NAME"
         )
-    fitted = set(run.table(f"probe-{key}")["layer"])
-    return [layer for layer in run.layers if layer not in fitted]
+    if kept:
+        run.check_file(f"probe-{key}.csv")
+    return [layer for layer in wanted if layer not in kept]
 
 
 def pending(run: Run, parameters: ProbeParameters) -> list[str]:
-    """Say which layers of which poolings are not fitted."""
-    keys = map(pooling_key, poolings_of(run, parameters))
+    """Say which layers of which tables are not fitted."""
+    keys = keys_of(run, parameters)
     return [f"{layer} at {key}" for key in keys for layer in pending_layers(run, key, parameters)]
 
 
 def probe(run: Run, parameters: ProbeParameters) -> None:
     """Fit what is missing; each layer's result is committed as it is done."""
-    n_threads = max(1, (os.cpu_count() or 1) // parameters.workers)
-    todo = []
-    for key in map(pooling_key, poolings_of(run, parameters)):
+    todo: list[Fit] = []
+    errors: list[SatstoreError] = []
+    for key in keys_of(run, parameters):
         layers = pending_layers(run, key, parameters)
-        if layers == run.layers:
-            begin(run, key, parameters)
-        todo += [Fit(run.path, key, layer, parameters, n_threads) for layer in layers]
-    errors = []
+        if not layers:
+            continue
+        try:
+            warn_of_classes(run, split_probe_key(key)[0])
+        except SatstoreError as error:
+            errors.append(error)
+            continue
+        begin(run, key, layers, settings_of(parameters))
+        todo += [make_fit(run, key, layer, parameters) for layer in layers]
     for done, (job, fitted) in enumerate(fit_all(todo, parameters.workers), start=1):
         if isinstance(fitted, Fitted):
-            commit(run, job, fitted)
+            commit(run, job.key, job.layer, fitted)
         else:
             errors.append(fitted)
         run.emit("probe", "progress", f"{job.layer} at {job.key}", done=done, total=len(todo))
@@ -122,133 +131,18 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
         raise errors[0]
 
 
-def begin(run: Run, key: str, parameters: ProbeParameters) -> None:
-    """Let go of a pooling's old probes and note what the new ones depend on."""
-
-    def change(manifest: Manifest) -> None:
-        manifest.files.pop(f"probe-{key}.csv", None)
-        manifest.probes[key] = settings(run, key, parameters)
-        manifest.summary.probe_accuracy.pop(key, None)
-
-    run.commit(change=change)
-
-
-def fit_all(todo: list[Fit], workers: int) -> Iterator[tuple[Fit, "Fitted | CorruptError"]]:
-    """Fit layers, here or in processes side by side, and hand each on as it is done."""
-    if workers == 1 or len(todo) < 2:
-        for job in todo:
-            yield job, try_fit(job)
-        return
-    # Not fork: zarr's readers may hang in forked children.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context, initializer=follow_main_process) as pool:
-        with deaf_children():
-            futures = {pool.submit(try_fit, job): job for job in todo}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def try_fit(job: Fit) -> "Fitted | CorruptError":
-    """Fit one layer, or return why its latents can't be read."""
-    try:
-        return fit(job)
-    except CorruptError as error:
-        return error
-
-
-def fit(job: Fit) -> Fitted:
-    """Fit one layer's probe and evaluate it on both splits; the row of latents that allow no probe says why.
-
-    Raises
-    ------
-    CorruptError
-        If the latents can't be read.
-    """
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    from satstore.analysis.logistic import LogisticProbe, evaluate
-
-    started = time.perf_counter()
-    parameters = job.parameters
-    run = Run(job.path)
-    row: dict[str, Any] = {"layer": job.layer, "index": run.layers.index(job.layer)}
-    try:
-        train, held_out = (run.latents(job.key, split) for split in ("train", "eval"))
-        row["n_features"] = train[job.layer].n_features
-        probe = LogisticProbe(C=parameters.C, tol=parameters.tol, max_iter=parameters.max_iter)
-        with threadpool_limits(job.n_threads), warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # the table says it, and the parent warns
-            probe.fit(train[job.layer].rows(), train.labels)
-            seen = evaluate(probe, train[job.layer].rows(), train.labels)
-            unseen = evaluate(probe, held_out[job.layer].rows(), held_out.labels)
-    except (NumericsError, ConfigError) as error:
-        return Fitted({**row, "converged": False, "error": str(error)})
-    row |= {
-        "train_accuracy": seen.accuracy,
-        "eval_accuracy": unseen.accuracy,
-        "top5": unseen.top_accuracy,
-        "train_loss": seen.loss,
-        "objective": probe.objective_,
-        "n_iter": int(probe.n_iter_),
-        "converged": bool(probe.converged_),
-        "duration_s": round(time.perf_counter() - started, 3),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "error": "",
-    }
-    arrays = {"coef": probe.coef_, "intercept": probe.intercept_, "confusion": unseen.confusion}
-    return Fitted(row, arrays)
-
-
-def peak_memory_bytes() -> int:
-    """Return the most resident memory that this process has had, its libraries included."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-COLUMNS = (
-    "layer",
-    "index",
-    "n_features",
-    "train_accuracy",
-    "eval_accuracy",
-    "top5",
-    "train_loss",
-    "objective",
-    "n_iter",
-    "converged",
-    "duration_s",
-    "peak_memory_bytes",
-    "error",
-)
-
-
-def commit(run: Run, job: Fit, fitted: Fitted) -> None:
-    """Commit one layer: its arrays, then its row."""
-    import pandas as pd
-
-    from satstore.store import AnalysisStore
-
-    name = f"probe-{job.key}"
-    if fitted.arrays:
-        AnalysisStore(run.analysis_path, run.commits).write_probe(job.key, job.layer, fitted.arrays)
-    if fitted.row.get("error"):
-        run.warn("probe", f"layer {job.layer} at {job.key} has no probe: {fitted.row['error']}")
-    elif not fitted.row["converged"]:
-        run.warn(
-            "probe", f"layer {job.layer} at {job.key} did not converge in {fitted.row['n_iter']} iterations"
-        )
-    rows = run.table(name).to_dict("records") if run.has_file(f"{name}.csv") else []
-    table = pd.DataFrame([*rows, fitted.row], columns=list(COLUMNS)).sort_values("index")
-
-    def change(manifest: Manifest) -> None:
-        accuracy = fitted.row.get("eval_accuracy")
-        manifest.summary.probe_accuracy.setdefault(job.key, {})[job.layer] = accuracy
-
-    run.commit({f"{name}.csv": table.to_csv(index=False).encode()}, change)
+def make_fit(run: Run, key: str, layer: str, parameters: ProbeParameters) -> Fit:
+    """Say what is to be fitted of a layer, and with how many threads and how much memory."""
+    return Fit(
+        run.path,
+        key,
+        layer,
+        C=parameters.C,
+        tol=parameters.tol,
+        max_iter=parameters.max_iter,
+        n_threads=max(1, (os.cpu_count() or 1) // parameters.workers),
+        memory_bytes=parameters.memory_limit // parameters.workers,
+    )
 
 
 STAGE = Stage(

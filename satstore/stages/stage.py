@@ -1,6 +1,7 @@
 """What a stage is, and the parameters that stages share."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -9,6 +10,8 @@ from cyclopts import Parameter, Token
 from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
 
 from satstore.config import Pooling
+from satstore.errors import ConfigError
+from satstore.registry import suggest
 from satstore.run import Run
 
 
@@ -35,6 +38,12 @@ Poolings = Annotated[
     tuple[Annotated[Pooling, BeforeValidator(str)], ...] | None,
     Parameter(name=["--pooling", "-d"], negative=""),
     Field(description="pool latents to n x n (a number), or not at all (full); may be given several times"),
+]
+Layers = Annotated[
+    str | None, Field(description="regular expression, found anywhere in the names of the layers to take")
+]
+Exclude = Annotated[
+    str | None, Field(description="regular expression of the layers to leave out, also of those to take")
 ]
 Overwrite = Annotated[
     bool, Parameter(negative=""), Field(description="do it again, in place of what is there")
@@ -101,6 +110,34 @@ def record_parameters(parameters: StageParameters) -> dict[str, Any]:
     """Return parameters as the manifest keeps them."""
     content: dict[str, Any] = json.loads(parameters.model_dump_json())
     return content
+
+
+def layers_of(run: Run, parameters: Any) -> list[str]:
+    """Return the run's layers that parameters ask for, in forward order.
+
+    Raises
+    ------
+    ConfigError
+        If that is none, or a regular expression is not one.
+    """
+    try:
+        take, leave = (re.compile(text) if text else None for text in (parameters.layers, parameters.exclude))
+    except re.error as error:
+        raise ConfigError(
+            f"expected a regular expression of layers, got {error.pattern!r}: {error}"
+        ) from error
+    chosen = [
+        layer
+        for layer in run.layers
+        if (take is None or take.search(layer)) and not (leave and leave.search(layer))
+    ]
+    if not chosen:
+        given = {"--layers": parameters.layers, "--exclude": parameters.exclude}
+        filters = " and ".join(f"{flag} {text!r}" for flag, text in given.items() if text)
+        raise ConfigError(
+            f"{run.name} has no layer left by {filters}{suggest(parameters.layers or '', run.layers)}"
+        )
+    return chosen
 
 
 def poolings_of(run: Run, parameters: Any) -> tuple[str, ...]:

@@ -1,0 +1,582 @@
+"""The stage ``probe`` on small stores of made latents: what is fitted, kept, refused, and given back."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from conftest import CLEAN
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from rich.console import Console
+
+from satstore.cli.look import describe_layers, print_layers
+from satstore.config import ExperimentConfig
+from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
+from satstore.logs import make_run
+from satstore.manifest import (
+    DatasetRecord,
+    LatentsRecord,
+    LayerRecord,
+    Manifest,
+    ProbesRecord,
+    split_probe_key,
+)
+from satstore.pipeline import make_plan, run_stages
+from satstore.plots import plot_layers
+from satstore.registry import STAGES
+from satstore.run import Run
+from satstore.stages.probe_fit import Fitted, peak_memory_bytes, reset_peak_memory
+from satstore.stages.probe_table import begin, commit
+from satstore.store import AnalysisStore, LatentWriter
+from satstore.store.layout import DurableStore
+
+CLASSES = ["ant", "bee", "cat"]
+LAYERS = {"stem": (4, 2, 2), "block.0.conv": (6, 2, 2), "fc": (5,)}
+"""Layer to the shape of a latent; in forward order, which is not the alphabet's."""
+SIZES = {"train": 60, "eval": 30}
+COLUMNS = [
+    "layer",
+    "n_features",
+    "train_accuracy",
+    "eval_accuracy",
+    "top5",
+    "train_loss",
+    "objective",
+    "n_iter",
+    "converged",
+    "duration_s",
+    "peak_memory_bytes",
+    "error",
+]
+
+Labels = Mapping[str, Sequence[int]]
+
+
+def make_labels(n_classes: int = 3, **sizes: int) -> dict[str, list[int]]:
+    return {split: [i % n_classes for i in range(n)] for split, n in (SIZES | sizes).items()}
+
+
+def make_latents(labels: Sequence[int], shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
+    """Noise around a centre per class: what the classes share, a probe can't tell apart."""
+    centres = np.random.default_rng(seed).normal(size=(99, *shape))
+    noise = np.random.default_rng([seed, len(labels)]).normal(size=(len(labels), *shape))
+    return (0.5 * centres[np.asarray(labels)] + noise).astype(np.float32)
+
+
+def make_experiment(
+    logs: Path,
+    labels: Labels | None = None,
+    layers: Mapping[str, tuple[int, ...]] = LAYERS,
+    spoil: Mapping[str, Any] | None = None,
+) -> Run:
+    """An experiment that was trained and extracted, as far as its files tell."""
+    labels = labels or make_labels()
+    run = make_run(logs, "res", ExperimentConfig(model="vgg7_S", dataset="Digits", epoch=1))
+    run.commit({"checkpoint.pt": b"weights"})
+    source = {"checkpoint_sha256": run.manifest.files["checkpoint.pt"].sha256}
+    attributes = {"format_version": 1, "layers": list(layers), "classes": CLASSES}
+    for split, codes in labels.items():
+        shapes = {"pool4": dict(layers)}
+        writer = LatentWriter(
+            run.latents_path, run.commits, attributes, source, shapes, split, len(codes), shard_rows=64
+        )
+        latents = {
+            layer: make_latents(codes, shape, seed) for seed, (layer, shape) in enumerate(layers.items())
+        }
+        for layer, value in (spoil or {}).items():
+            latents[layer].reshape(len(codes), -1)[[3, 5], 0] = value
+        writer.append({"pool4": latents}, np.asarray(codes), np.arange(len(codes)))
+        writer.close()
+
+    def change(manifest: Manifest) -> None:
+        n_train, n_eval = (len(labels[split]) for split in ("train", "eval"))
+        manifest.summary.epochs_done = 1
+        manifest.dataset = DatasetRecord(
+            name="made", n_train=n_train, n_eval=n_eval, classes=CLASSES, fingerprint=""
+        )
+        manifest.layers = [
+            LayerRecord(layer=layer, index=i, kind="Conv2d", n_features=shape[0], output_shape=list(shape))
+            for i, (layer, shape) in enumerate(layers.items())
+        ]
+        manifest.latents["pool4"] = LatentsRecord(
+            **source, digest="d", size_bytes=1, n_train=n_train, n_eval=n_eval
+        )
+
+    run.commit(change=change)
+    return Run(run.path)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return make_experiment(tmp_path)
+
+
+def start(run: Run, **parameters: Any) -> Run:
+    """Run the stage as `satstore probe --run` does, and return the run anew."""
+    [outcome] = run_stages([Run(run.path)], make_plan(["probe"], parameters), with_needs=False)
+    if outcome.error is not None:
+        raise outcome.error
+    return Run(run.path)
+
+
+def pending(run: Run, **parameters: Any) -> list[str]:
+    return STAGES["probe"].pending(Run(run.path), STAGES["probe"].parameters(**parameters))
+
+
+def lines(run: Run, table: str = "pool4") -> dict[str, str]:
+    """A table's lines as they are on disk, by layer."""
+    _, *rows = run.read_file(f"probe-{table}.csv").decode().splitlines()
+    return {row.split(",")[0]: row for row in rows}
+
+
+def set_digests(run: Run, **layers: str) -> None:
+    """Give each layer's latents a digest of its own, as extraction does."""
+    digests = {layer: layers.get(layer, "0") for layer in run.layers}
+    record = run.manifest.latents["pool4"].model_copy(update={"layers": {"train": digests, "eval": digests}})
+    run.commit(change=lambda manifest: manifest.latents.update(pool4=record))
+
+
+# The table
+
+
+def test_probe__writes_a_row_per_layer_in_forward_order(run: Run) -> None:
+    table = start(run).table("probe-pool4")
+    assert list(table.columns) == COLUMNS
+    assert list(table["layer"]) == list(LAYERS)
+    assert list(table["n_features"]) == [16, 24, 5]
+    assert table["converged"].all()
+    assert (table["duration_s"] > 0).all()
+    assert (table["peak_memory_bytes"] > 2**20).all()
+    assert table["error"].isna().all()
+
+
+def test_probe__rows_say_what_its_coefficients_do(run: Run) -> None:
+    table = start(run, C=0.5).table("probe-pool4").set_index("layer")
+    for layer in LAYERS:
+        probe = AnalysisStore(run.analysis_path).probe("pool4", layer)
+        for split in ("train", "eval"):
+            latents = run.latents("pool4", split)
+            logits = latents[layer].numpy().reshape(SIZES[split], -1) @ probe["coef"].T + probe["intercept"]
+            accuracy = np.mean(logits.argmax(axis=1) == latents.labels)
+            assert table.loc[layer, f"{split}_accuracy"] == pytest.approx(accuracy, abs=1e-9)
+            if split == "train":
+                powers = np.exp(logits)
+                losses = -np.log((powers / powers.sum(1, keepdims=True))[np.arange(60), latents.labels])
+                assert table.loc[layer, "train_loss"] == pytest.approx(losses.mean(), rel=1e-5)
+                objective = 0.5 * (probe["coef"] ** 2).sum() + 0.5 * losses.sum()
+                assert table.loc[layer, "objective"] == pytest.approx(objective, rel=1e-5)
+        assert table.loc[layer, "top5"] == 1, "there are three classes"
+
+
+def test_probe__processes_side_by_side_fit_the_same(run: Run) -> None:
+    columns = COLUMNS[: COLUMNS.index("duration_s")]
+    alone = start(run).table("probe-pool4")[columns]
+    together = start(run, workers=2, overwrite=True).table("probe-pool4")[columns]
+    assert alone.equals(together)
+
+
+# What is fitted again
+
+
+def test_probe__nothing_is_fitted_twice(run: Run) -> None:
+    first = start(run).read_file("probe-pool4.csv")
+    assert pending(run) == []
+    assert start(run).read_file("probe-pool4.csv") == first
+
+
+def test_probe__only_a_layer_whose_latents_changed_is_fitted_again(run: Run) -> None:
+    set_digests(run)
+    before = lines(start(run))
+    set_digests(Run(run.path), fc="1")
+    assert pending(run) == ["fc at pool4"]
+    after = lines(start(run))
+    assert list(after) == list(LAYERS)
+    assert {layer for layer in LAYERS if after[layer] != before[layer]} <= {"fc"}
+    assert pending(run) == []
+
+
+def test_probe__latents_that_changed_can_be_fitted_with_other_settings(run: Run) -> None:
+    set_digests(run)
+    start(run)
+    set_digests(Run(run.path), **dict.fromkeys(LAYERS, "1"))
+    after = start(run, C=0.1, layers="fc")
+    assert list(after.table("probe-pool4")["layer"]) == ["fc"], "no row of other settings stays beside it"
+    assert after.manifest.probes["pool4"].C == 0.1
+
+
+@pytest.mark.parametrize("other", [{"C": 0.1}, {"tol": 1e-2}, {"max_iter": 7}])
+def test_probe__other_settings_need_overwrite_or_a_prefix(run: Run, other: dict[str, Any]) -> None:
+    first = start(run).read_file("probe-pool4.csv")
+    with pytest.raises(
+        ConfigError, match=r"C 1\.0, tol 0\.0001, max_iter 1000; .*--overwrite .*--prefix NAME"
+    ):
+        start(run, **other)
+    with pytest.raises(ConfigError, match="for all their layers"):
+        start(run, layers="fc", overwrite=True, **other)
+    assert Run(run.path).read_file("probe-pool4.csv") == first
+
+    [(name, value)] = other.items()
+    assert getattr(start(run, overwrite=True, **other).manifest.probes["pool4"], name) == value
+    assert pending(run, **other) == []
+
+
+def test_probe__fits_the_layers_asked_for_and_the_others_later(run: Run) -> None:
+    some = lines(start(run, layers="stem|fc", exclude="^f"))
+    assert list(some) == ["stem"]
+    both = lines(start(run, exclude="conv"))
+    assert list(both) == ["stem", "fc"]
+    every = lines(start(run))
+    assert list(every) == list(LAYERS)
+    assert every["stem"] == some["stem"]
+    assert every["fc"] == both["fc"]
+
+    again = start(run, layers="fc", overwrite=True)
+    kept = lines(again)
+    assert {layer: kept[layer] for layer in LAYERS if layer != "fc"} == {
+        layer: every[layer] for layer in LAYERS if layer != "fc"
+    }
+    assert list(again.manifest.summary.probe_accuracy["pool4"]) == list(LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"),
+    [("stm", r"no layer left by --layers 'stm'; did you mean 'stem'"), ("(", r"'\('")],
+)
+def test_probe__layers_that_are_none_are_an_error(run: Run, layers: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        start(run, layers=layers)
+
+
+def test_probe__reads_manifests_that_kept_no_digest_per_layer(run: Run) -> None:
+    start(run)
+    path = run.path / "manifest.json"
+    content = json.loads(path.read_text())
+    content["probes"] = {"pool4": {"latents": "d", "C": 1.0, "tol": 1e-4, "max_iter": 1000}}
+    path.write_text(json.dumps(content))
+    assert len(Run(run.path).confusion("fc")) == 3
+    assert len(pending(run)) == 3
+    assert list(lines(start(run))) == list(LAYERS)
+
+
+def test_probe__a_lost_table_names_the_command(run: Run) -> None:
+    start(run)
+    (run.path / "probe-pool4.csv").write_bytes(b"")
+    with pytest.raises(CorruptError, match=rf"satstore probe --run {run.name} -d 4 --overwrite"):
+        start(run)
+    assert list(lines(start(run, overwrite=True))) == list(LAYERS)
+
+
+# Prefixes
+
+
+def test_probe__prefixes_keep_settings_side_by_side(run: Run) -> None:
+    first = start(run).read_file("probe-pool4.csv")
+    found = start(run, prefix="C0.01", C=0.01)
+    assert found.read_file("probe-pool4.csv") == first
+    assert found.manifest.probes["C0.01-pool4"].C == 0.01
+    assert found.manifest.probes["pool4"].C == 1
+    assert pending(run) == pending(run, prefix="C0.01", C=0.01) == []
+
+    small, large = (AnalysisStore(run.analysis_path).probe(key, "fc") for key in ("C0.01-pool4", "pool4"))
+    assert (small["coef"] ** 2).sum() < (large["coef"] ** 2).sum(), "a smaller C shrinks more"
+    accuracy = found.table("probe-C0.01-pool4").set_index("layer")["eval_accuracy"]
+    assert found.manifest.summary.probe_accuracy["C0.01-pool4"] == accuracy.to_dict()
+    assert np.trace(found.confusion("fc", "C0.01-pool4")) / 30 == accuracy["fc"]
+
+    console = Console(width=200, file=io.StringIO())
+    print_layers(console, found)
+    assert "probe C0.01-pool4" in console.file.getvalue()  # type: ignore[attr-defined]
+    drawn = [line.get_label() for line in plot_layers(found).axes[0].lines]
+    assert drawn == ["probe accuracy (pool4)"]
+
+
+@pytest.mark.parametrize("prefix", ["", "-a", ".a", "a/b", "a b", "a" * 41, "pool4", "full", "pixelwise"])
+def test_probe__a_prefix_is_a_plain_name(prefix: str) -> None:
+    with pytest.raises(ValidationError, match="prefix"):
+        STAGES["probe"].parameters(prefix=prefix)
+
+
+def test_probe__a_prefix_may_hold_what_joins_it_to_the_pooling(run: Run) -> None:
+    found = start(run, prefix="a-b.c+d-", layers="fc")
+    assert split_probe_key("a-b.c+d--pool4") == ("pool4", "a-b.c+d-")
+    assert found.has_file("probe-a-b.c+d--pool4.csv")
+    with pytest.raises(NotFoundError, match=r"satstore probe --run res/.* -d 4 --prefix a-b\.c\+d-$"):
+        found.confusion("stem", "a-b.c+d--pool4")
+
+
+# Confusion
+
+
+def test_confusion__counts_the_eval_split_by_class_name(run: Run) -> None:
+    found = start(run)
+    probe = AnalysisStore(run.analysis_path).probe("pool4", "fc")
+    latents = run.latents("pool4", "eval")
+    predicted = (latents["fc"].numpy() @ probe["coef"].T + probe["intercept"]).argmax(axis=1)
+    confusion = found.confusion("fc")
+    assert (confusion.index.name, confusion.columns.name) == ("true_class", "predicted_class")
+    assert list(confusion.index) == list(confusion.columns) == CLASSES
+    for true, row in enumerate(CLASSES):
+        for guess, column in enumerate(CLASSES):
+            expected = np.sum((latents.labels == true) & (predicted == guess))
+            assert confusion.loc[row, column] == expected
+    accuracy = found.class_accuracy("fc")
+    assert accuracy["bee"] == np.mean(predicted[latents.labels == 1] == 1)
+    assert list(accuracy.index) == CLASSES
+
+
+def test_confusion__says_what_is_missing_and_the_command(run: Run) -> None:
+    with pytest.raises(NotFoundError, match=rf"fit it with: satstore probe --run {run.name} -d 4$"):
+        run.confusion("fc")
+    found = start(run, layers="fc")
+    with pytest.raises(UnknownNameError, match=r"no layer 'stm'; did you mean 'stem'\?"):
+        found.confusion("stm")
+    with pytest.raises(NotFoundError, match="no probe of layer stem at 'pool4'"):
+        found.confusion("stem")
+    with pytest.raises(NotFoundError, match=r"at 'pool2' \(tables fitted: pool4\).* -d 2$"):
+        found.confusion("fc", "pool2")
+
+
+@pytest.mark.parametrize("damage", ["flip", "delete"])
+def test_confusion__of_a_damaged_store_names_the_command(run: Run, damage: str) -> None:
+    found = start(run)
+    [chunk] = (p for p in (run.analysis_path / "probes/pool4/fc/confusion/c").rglob("*") if p.is_file())
+    content = chunk.read_bytes()
+    chunk.unlink() if damage == "delete" else chunk.write_bytes(content[:-9] + b"!" + content[-8:])
+    with pytest.raises(CorruptError, match=r"satstore probe .*--overwrite"):
+        found.confusion("fc")
+    assert len(start(run, overwrite=True).confusion("fc")) == 3
+
+
+def test_confusion__of_two_classes_opens_with_xarray(tmp_path: Path) -> None:
+    run = start(make_experiment(tmp_path, {"train": [0, 2] * 20, "eval": [0, 2] * 5}))
+    assert list(run.confusion("fc").index) == ["ant", "cat"]
+    tree = xr.open_datatree(run.analysis_path, engine="zarr", consolidated=False)
+    group = tree["probes/pool4/fc"]
+    assert group["coef"].dims == ("class", "feature")
+    assert group["coef"].shape == (1, 5)
+    assert list(group["class_index"].values) == [0, 2]
+    tree.close()
+
+
+# What can't be probed
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_probe__values_that_are_not_finite_are_told_and_the_other_layers_go_on(
+    tmp_path: Path, value: float
+) -> None:
+    run = start(make_experiment(tmp_path, spoil={"block.0.conv": value}))
+    table = run.table("probe-pool4").set_index("layer")
+    error = table.loc["block.0.conv", "error"]
+    assert "2 values are NaN or infinite, in 2 of 60 rows (3, 5)" in error
+    assert not table.loc["block.0.conv", "converged"]
+    assert table.loc[["stem", "fc"], "eval_accuracy"].notna().all()
+    assert f"probe: layer block.0.conv at pool4 has no probe: {error}" in run.manifest.warnings
+    assert pending(run) == []
+    with pytest.raises(NotFoundError, match=r"layer block\.0\.conv at pool4 allows no probe; .*csv"):
+        run.confusion("block.0.conv")
+    assert describe_layers(run)[1]["probe_accuracy"] == {"pool4": None}
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([1] * 20, "the train split has one class, 'bee' only; a probe needs samples of two classes or more"),
+        ([1], "the train split has one sample only"),
+    ],
+)
+def test_probe__one_class_or_one_sample_is_told(tmp_path: Path, labels: list[int], expected: str) -> None:
+    run = start(make_experiment(tmp_path, {"train": labels, "eval": [1, 1]}))
+    table = run.table("probe-pool4")
+    assert list(table["layer"]) == list(LAYERS)
+    assert table["error"].str.startswith(expected).all()
+    assert not table["converged"].any()
+
+
+def test_probe__classes_that_one_split_lacks_are_named(tmp_path: Path) -> None:
+    run = start(make_experiment(tmp_path, {"train": [0, 1] * 20, "eval": [1, 2, 2, 2] * 5}))
+    assert (
+        "probe: at pool4, the eval split has 1 classes that the train split lacks ('cat'): their samples "
+        "count as wrong; give both splits the same classes" in run.manifest.warnings
+    )
+    assert any("the eval split lacks ('ant')" in warning for warning in run.manifest.warnings)
+    assert (run.table("probe-pool4")["eval_accuracy"] <= 5 / 20).all()
+    assert run.confusion("fc").to_numpy().sum() == 5, "over the classes of the train split"
+    accuracy = run.class_accuracy("fc")
+    assert np.isnan(accuracy["ant"])
+    assert accuracy["bee"] == run.confusion("fc").loc["bee", "bee"] / 5
+
+
+@pytest.mark.parametrize("label", [-1, 3])
+def test_probe__labels_of_no_class_are_refused(tmp_path: Path, label: int) -> None:
+    run = make_experiment(tmp_path, make_labels() | {"eval": [0, 1, label]})
+    with pytest.raises(
+        CorruptError,
+        match=rf"the eval labels at pool4 hold {label}, expected 0 to 2, .*extract --run {run.name} -d 4",
+    ):
+        start(run)
+    assert not Run(run.path).has_file("probe-pool4.csv")
+    assert len(pending(run)) == 3
+
+
+def test_probe__fewer_labels_than_samples_are_refused(run: Run) -> None:
+    store = DurableStore(run.latents_path, run.commits)
+    label = zarr.open_group(store, mode="a")["pool4/eval/label"]
+    label.resize((29,))  # type: ignore[union-attr]
+    store.commit()
+    with pytest.raises(
+        CorruptError,
+        match=r"layer stem at pool4 has 30 eval samples, but there are 29 labels; .*satstore extract",
+    ):
+        start(run)
+    assert len(pending(run)) == 3
+
+
+def test_probe__labels_that_cannot_be_read_name_the_command(run: Run) -> None:
+    [chunk] = (p for p in (run.latents_path / "pool4/train/label/c").rglob("*") if p.is_file())
+    content = chunk.read_bytes()
+    chunk.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    with pytest.raises(CorruptError, match=r"label can't be read .*satstore extract --overwrite"):
+        start(run)
+
+
+def test_probe__a_memory_limit_below_two_chunks_names_both(run: Run) -> None:
+    with pytest.raises(
+        ConfigError,
+        match=r"two chunks of layer stem at pool4 take 3840 bytes, the memory limit leaves 2000 .*--memory",
+    ):
+        start(run, memory_limit=2000)
+    assert list(lines(Run(run.path))) == ["fc"], "what fits is fitted"
+
+
+def test_probe__warnings_of_what_was_fitted_again_are_gone(run: Run) -> None:
+    stopped = start(run, max_iter=1)
+    assert any("fc at pool4 did not converge in 1 iterations" in w for w in stopped.manifest.warnings)
+    again = start(run, overwrite=True)
+    assert not [warning for warning in again.manifest.warnings if "converge" in warning]
+
+
+# Positions
+
+
+def test_commit__a_layer_of_many_positions_has_a_row_of_each(run: Run) -> None:
+    record = run.manifest.latents["pool4"]
+    run.commit(change=lambda manifest: manifest.latents.update(pixelwise=record))
+    begin(run, "pixelwise", run.layers, ProbesRecord(C=1, tol=1e-4, max_iter=1000))
+    accuracy = np.arange(6).reshape(2, 3) / 10
+    rows = [
+        {"layer": "stem", "y": y, "x": x, "eval_accuracy": accuracy[y, x], "converged": x > 0, "n_iter": 7}
+        for x in range(3)
+        for y in range(2)
+    ]
+    arrays = {
+        "accuracy": accuracy,
+        "coef": np.ones((2, 3, 3, 4)),
+        "intercept": np.zeros((2, 3, 3)),
+        "confusion": np.ones((2, 3, 3, 3), np.int64),
+        "class_index": np.arange(3),
+    }
+    single = {"layer": "fc", "y": 0, "x": 0, "eval_accuracy": 0.5, "converged": True}
+    commit(run, "pixelwise", "fc", Fitted((single,)))
+    commit(run, "pixelwise", "stem", Fitted(tuple(rows), arrays))
+
+    found = Run(run.path)
+    table = found.table("probe-pixelwise")
+    assert list(table.columns) == ["layer", "y", "x", *COLUMNS[1:]]
+    places = [("stem", y, x) for y in range(2) for x in range(3)]
+    assert list(table[["layer", "y", "x"]].itertuples(index=False, name=None)) == [*places, ("fc", 0, 0)]
+    assert list(table["eval_accuracy"][:6]) == list(accuracy.ravel())
+    assert found.manifest.summary.probe_accuracy["pixelwise"] == {"fc": 0.5, "stem": pytest.approx(0.25)}
+    [warning] = found.manifest.warnings
+    assert warning == "probe: layer stem at pixelwise did not converge in 7 iterations at 2 of 6 positions"
+    assert (found.confusion("stem", "pixelwise").to_numpy() == 6).all()
+    tree = xr.open_datatree(run.analysis_path, engine="zarr", consolidated=False)
+    group = tree["probes/pixelwise/stem"]
+    assert {name: group[name].dims for name in ("accuracy", "coef")} == {
+        "accuracy": ("y", "x"),
+        "coef": ("y", "x", "class", "channel"),
+    }
+    tree.close()
+    [line] = [line for line in plot_layers(found).axes[0].lines if "pixelwise" in str(line.get_label())]
+    assert np.asarray(line.get_ydata())[0] == pytest.approx(0.25)
+
+
+# Processes
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process begin a new peak")
+def test_peak_memory__is_that_since_the_last_reset() -> None:
+    ballast = np.ones(2**27, np.uint8)
+    high = peak_memory_bytes()
+    del ballast
+    reset_peak_memory()
+    low = peak_memory_bytes()
+    assert high - low > 0.9 * 2**27
+    ballast = np.ones(2**26, np.uint8)
+    assert peak_memory_bytes() - low > 0.9 * 2**26
+    del ballast
+
+
+MANY = {f"layer{i}": (64, 4, 4) for i in range(8)}
+
+
+def start_process(run: Run, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "satstore", "probe", "--run", "res", "--logs-dir"]
+    return subprocess.Popen(
+        [*command, str(run.path.parents[1]), *words], stderr=subprocess.PIPE, text=True, env=CLEAN
+    )
+
+
+def wait_for_rows(run: Run, process: subprocess.Popen[str]) -> None:
+    while not (run.path / "probe-pool4.csv").exists():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        time.sleep(0.01)
+
+
+def test_probe__killed_keeps_what_was_fitted_and_fits_the_rest(tmp_path: Path) -> None:
+    run = make_experiment(tmp_path, make_labels(train=400), MANY)
+    process = start_process(run)
+    wait_for_rows(run, process)
+    process.kill()
+    process.communicate()
+    before = lines(Run(run.path))
+    assert process.returncode == -signal.SIGKILL
+    assert 0 < len(before) < len(MANY)
+    assert Run(run.path).status("probe") == "failed"
+
+    again = start_process(run)
+    _, errors = again.communicate()
+    assert again.returncode == 0, errors
+    after = lines(Run(run.path))
+    assert list(after) == list(MANY)
+    assert {layer: after[layer] for layer in before} == before
+    assert Run(run.path).status("probe") == "done"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
+def test_probe__a_killed_worker_is_told(tmp_path: Path) -> None:
+    run = make_experiment(tmp_path, make_labels(train=400), MANY)
+    process = start_process(run, "-mp", "2")
+    wait_for_rows(run, process)
+    os.kill(find_workers(process.pid)[0], signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == 1
+    assert "a process that fitted layers was killed" in errors
+    assert 0 < len(lines(Run(run.path))) < len(MANY)
+
+
+def find_workers(pid: int) -> list[int]:
+    """The worker processes of a process; multiprocessing's resource tracker is none."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
