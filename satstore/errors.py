@@ -45,5 +45,9 @@ class DeviceError(SatstoreError, RuntimeError):
     """A device that isn't there or can't be used."""
 
 
+class ClusterError(SatstoreError, ConnectionError):
+    """A Dask cluster that does not answer, or that lost what it was computing."""
+
+
 class NumericsError(SatstoreError, ArithmeticError):
     """NaN, infinities or overflow where finite numbers are needed."""

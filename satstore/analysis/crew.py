@@ -39,17 +39,25 @@ _TURN = RLock()
 
 
 @contextmanager
-def crew_of_threads() -> Iterator[Crew]:
-    """Make as many workers as BLAS has threads, and let BLAS have one in each of them meanwhile.
+def crew_of_threads(n_workers: int | None = None) -> Iterator[Crew]:
+    """Make workers, as many as BLAS has threads by default, and let BLAS have one in each of them meanwhile.
 
     BLAS divides a product by its number of threads, and rounds accordingly; with a tile per thread it can't.
     Nor do threads wait for each other within a product: on a busy machine that took up to nine times as long.
     """
     with _TURN:
-        n_workers = max((library["num_threads"] for library in _blas().info()), default=1)
+        if n_workers is None:
+            n_workers = max((library["num_threads"] for library in _blas().info()), default=1)
         limit = _blas().limit(limits=1)
         with limit, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(n_workers) as workers:
             yield Crew(reader, workers, n_workers)
+
+
+@cache
+def lasting_crew(n_workers: int) -> Crew:
+    """Make a crew once for a process that does nothing else, such as a cluster's worker."""
+    _blas().limit(limits=1)
+    return Crew(ThreadPoolExecutor(1), ThreadPoolExecutor(n_workers), n_workers)
 
 
 @cache

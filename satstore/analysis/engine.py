@@ -11,9 +11,11 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from satstore.analysis.coordinates import Coordinates, Problem
 from satstore.analysis.crew import Crew
 from satstore.analysis.logistic_loss import Codes, Float64s
 from satstore.analysis.rows import Floats, Moments, Rows, feature_moments, nonfinite_error, tile_height, tiles
+from satstore.analysis.warm_start import start_at
 
 MAX_SPANS = 16
 """Spans of a pass at most: among so many workers it can be shared out; each hands on its sums."""
@@ -52,6 +54,9 @@ class Engine(Protocol):
         NumericsError
             If rows hold NaN or infinities.
         """
+
+    def start(self, problem: Problem, coordinates: Coordinates) -> Float64s:
+        """Return where to start to solve a problem, θ (P, K, C + 1); see :func:`warm_start.start_at`."""
 
     def sums(self, query: Query[Sums]) -> Sums:
         """Return what is asked for, summed over all rows in one pass.
@@ -93,6 +98,19 @@ def sums_of_spans(
         yield sum_in_order(islice(parts, len(starts)), query.zero())
 
 
+def check_sums(sums: Sums, rows: Rows, crew: Crew) -> Sums:
+    """Return sums over rows if they are finite.
+
+    Raises
+    ------
+    NumericsError
+        Saying which rows are not.
+    """
+    if not np.isfinite(sums[0]).all():
+        raise crew.reader.submit(nonfinite_error, rows).result()
+    return sums
+
+
 class ThreadEngine:
     """Passes over rows with the threads of a crew.
 
@@ -114,19 +132,11 @@ class ThreadEngine:
         """Return the features' moments; see :meth:`Engine.moments`."""
         return feature_moments(self._rows, self._crew.reader)
 
+    def start(self, problem: Problem, coordinates: Coordinates) -> Float64s:
+        """Return where to start; see :meth:`Engine.start`."""
+        return start_at(self._rows, self._codes, problem, coordinates, self._crew)
+
     def sums(self, query: Query[Sums]) -> Sums:
         """Make one pass; see :meth:`Engine.sums`."""
         parts = sums_of_spans(self._rows, self._codes, query, self._spans, self._crew)
-        return self.checked(sum_in_order(parts, query.zero()))
-
-    def checked(self, sums: Sums) -> Sums:
-        """Return sums if they are finite.
-
-        Raises
-        ------
-        NumericsError
-            Saying which rows are not.
-        """
-        if not np.isfinite(sums[0]).all():
-            raise self._crew.reader.submit(nonfinite_error, self._rows).result()
-        return sums
+        return check_sums(sum_in_order(parts, query.zero()), self._rows, self._crew)

@@ -13,13 +13,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
+from satstore.analysis.coordinates import Problem
 from satstore.analysis.crew import crew_of_threads
 from satstore.analysis.engine import ThreadEngine
 from satstore.analysis.evaluation import EvaluationQuery, class_codes
-from satstore.analysis.logistic_loss import Codes, Float64s, class_logits, softmax, tile_logits
-from satstore.analysis.logistic_solver import Coordinates, Problem, solve
+from satstore.analysis.logistic_loss import Codes, class_logits, softmax, tile_logits
+from satstore.analysis.logistic_solver import solve
 from satstore.analysis.rows import ArrayRows, Floats, Rows, lazy_rows, nonfinite_error, tile_height, tiles
-from satstore.analysis.warm_start import is_worthwhile, warm_start
 from satstore.errors import ConfigError
 
 
@@ -88,12 +88,7 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         problem = Problem(*rows.shape, len(self.classes_), self.C, self.tol, int(self.max_iter))
         with crew_of_threads() as crew:
-
-            def start(coordinates: Coordinates) -> Float64s:
-                return warm_start(rows, codes, problem, coordinates, crew)
-
-            engine = ThreadEngine(rows, codes, problem.n_outputs, crew)
-            solution = solve(engine, problem, start if is_worthwhile(problem) else None)
+            solution = solve(ThreadEngine(rows, codes, problem.n_outputs, crew), problem)
         self.coef_, self.intercept_ = solution.weights[0], solution.intercept[0]
         self._shift = None if solution.shift is None else solution.shift[0]
         self.n_iter_, self.n_passes_ = int(solution.n_iterations[0]), solution.n_passes

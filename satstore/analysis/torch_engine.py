@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from satstore.analysis.crew import Crew
-from satstore.analysis.engine import Query, Sums, ThreadEngine
+from satstore.analysis.engine import Query, Sums, ThreadEngine, check_sums
 from satstore.analysis.logistic_loss import Codes, LossQuery, LossSums
 from satstore.analysis.moments import full_precision
 from satstore.analysis.rows import Rows, tile_height, tiles
@@ -55,7 +55,7 @@ class TorchEngine(ThreadEngine):
                 for array, share in zip(total, _loss_and_gradient(maps, codes, weights, offset), strict=True):
                     array += share
         found = LossSums(*(array.cpu().numpy() for array in total))
-        return self.checked(found)  # type: ignore[return-value]
+        return check_sums(found, self._rows, self._crew)
 
     def _tiles(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, tile) in order: those that are kept, then those that have to be read."""

@@ -7,9 +7,9 @@ problem alone: neither on how rows are stored nor on the number of threads.
 import numpy as np
 from numpy.typing import NDArray
 
+from satstore.analysis.coordinates import Coordinates, Problem
 from satstore.analysis.crew import Crew
 from satstore.analysis.logistic_loss import Codes, Float64s, LossQuery
-from satstore.analysis.logistic_solver import Coordinates, Problem
 from satstore.analysis.rows import Floats, Rows, tile_height, tiles, widen
 
 Float32s = NDArray[np.float32]
@@ -35,6 +35,13 @@ def is_worthwhile(problem: Problem) -> bool:
 def sample_size(problem: Problem) -> int:
     """Return the number of rows in the sample."""
     return min(problem.n_rows, SAMPLE_VALUES // problem.n_features)
+
+
+def start_at(rows: Rows, codes: Codes, problem: Problem, coordinates: Coordinates, crew: Crew) -> Float64s:
+    """Return where to start, θ (P, K, C + 1): a warm start where that is worthwhile, else zero."""
+    if not is_worthwhile(problem):
+        return np.zeros(problem.shape)
+    return warm_start(rows, codes, problem, coordinates, crew)
 
 
 def warm_start(rows: Rows, codes: Codes, problem: Problem, coordinates: Coordinates, crew: Crew) -> Float64s:

@@ -1,7 +1,7 @@
 """The stage ``probe``: a logistic regression on every layer's latents."""
 
-import os
 import re
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -11,11 +11,10 @@ from satstore.config import pooling_key
 from satstore.errors import ConfigError, SatstoreError
 from satstore.manifest import ProbesRecord, probe_key, split_probe_key
 from satstore.run import Run
-from satstore.stages.probe_fit import Fit, Fitted, fit_all, warn_of_classes
+from satstore.stages.probe_fit import Fit, Fitted, Means, fit_all, warn_of_classes
 from satstore.stages.probe_table import begin, commit, latents_digest
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
-    DeviceOfNeeds,
     Exclude,
     Layers,
     MemoryLimit,
@@ -26,6 +25,9 @@ from satstore.stages.stage import (
     layers_of,
     poolings_of,
 )
+
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
+"""What is there on a machine that has a GPU: of Linux, and of Linux under Windows."""
 
 
 def _check_prefix(prefix: str) -> str:
@@ -39,15 +41,21 @@ def _check_prefix(prefix: str) -> str:
 class ProbeParameters(StageParameters):
     """Parameters of ``probe``."""
 
-    device: DeviceOfNeeds = None
+    device: Annotated[
+        str | None,
+        Field(description="cpu or cuda:N, also for earlier stages that have to run; by default a GPU if any"),
+    ] = None
     pooling: Poolings = None
     layers: Layers = None
     exclude: Exclude = None
     workers: Annotated[
         int,
         Parameter(name=["--workers", "-mp"]),
-        Field(ge=1, description="processes that fit layers side by side, sharing the cores and the memory"),
+        Field(ge=1, description="processes that share out the rows of a layer, and the cores"),
     ] = 1
+    scheduler: Annotated[
+        str | None, Field(description="address of a Dask cluster's scheduler, such as tcp://host:8786")
+    ] = None
     memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT
     C: Annotated[
         float, Parameter(name="-C"), Field(gt=0, description="inverse of the regularisation's strength")
@@ -107,7 +115,14 @@ def pending(run: Run, parameters: ProbeParameters) -> list[str]:
 
 
 def probe(run: Run, parameters: ProbeParameters) -> None:
-    """Fit what is missing; each layer's result is committed as it is done."""
+    """Fit what is missing; each layer's result is committed as it is done.
+
+    Raises
+    ------
+    SatstoreError
+        The first error that kept a layer from being fitted, after all others were.
+    """
+    device = choose_device(parameters)
     todo: list[Fit] = []
     errors: list[SatstoreError] = []
     for key in keys_of(run, parameters):
@@ -121,7 +136,8 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
             continue
         begin(run, key, layers, settings_of(parameters))
         todo += [make_fit(run, key, layer, parameters) for layer in layers]
-    for done, (job, fitted) in enumerate(fit_all(todo, parameters.workers), start=1):
+    means = Means(parameters.workers, parameters.scheduler, device, parameters.memory_limit)
+    for done, (job, fitted) in enumerate(fit_all(todo, means), start=1):
         if isinstance(fitted, Fitted):
             commit(run, job.key, job.layer, fitted)
         else:
@@ -132,17 +148,44 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
 
 
 def make_fit(run: Run, key: str, layer: str, parameters: ProbeParameters) -> Fit:
-    """Say what is to be fitted of a layer, and with how many threads and how much memory."""
+    """Say what is to be fitted of a layer."""
     return Fit(
         run.path,
         key,
         layer,
+        store=str(run.latents_path.absolute()),
+        digest=latents_digest(run, key, layer) or "",
         C=parameters.C,
         tol=parameters.tol,
         max_iter=parameters.max_iter,
-        n_threads=max(1, (os.cpu_count() or 1) // parameters.workers),
-        memory_bytes=parameters.memory_limit // parameters.workers,
     )
+
+
+def choose_device(parameters: ProbeParameters) -> str | None:
+    """Return the GPU that passes are to be made on; None for the CPU.
+
+    Raises
+    ------
+    DeviceError
+        If the device isn't there.
+    ConfigError
+        If a GPU is asked for together with processes or a cluster.
+    """
+    spread = parameters.workers > 1 or parameters.scheduler is not None
+    asked = parameters.device
+    # Without a driver there is no GPU: that spares the seconds that torch takes to load.
+    if asked == "cpu" or (asked is None and (spread or not any(Path(p).exists() for p in GPU_DRIVERS))):
+        return None
+    from satstore import session
+
+    device = session.choose_device(asked)
+    if device.type == "cpu":
+        return None
+    if spread:
+        raise ConfigError(
+            "--device names a GPU, which -mp and --scheduler can't share; leave one of them out"
+        )
+    return str(device)
 
 
 STAGE = Stage(

@@ -1,25 +1,20 @@
 """Fitting the probe of one layer, and of many layers side by side."""
 
-import multiprocessing
-import resource
-import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from satstore.config import pooling_flag
-from satstore.errors import ConfigError, CorruptError, NotFoundError, NumericsError, SatstoreError, StageError
+from satstore.errors import ConfigError, CorruptError, NotFoundError, NumericsError, SatstoreError
 from satstore.manifest import split_probe_key
-from satstore.processes import deaf_children, follow_main_process
+from satstore.memory import forget_peak, peak_bytes
 from satstore.run import Run
 
 if TYPE_CHECKING:
+    from satstore.cluster import Cluster
     from satstore.store import LatentSplit
 
 Splits = Mapping[str, "LatentSplit"]
@@ -28,16 +23,26 @@ Splits = Mapping[str, "LatentSplit"]
 
 @dataclass(frozen=True)
 class Fit:
-    """What is to be fitted: one layer for one table of a run."""
+    """What is to be fitted: one layer for one table of a run.
+
+    Attributes
+    ----------
+    path
+        The run's folder.
+    key
+        The table's, such as ``pool4``.
+    store, digest
+        Where the latents lie, and what they are known by.
+    """
 
     path: Path
     key: str
     layer: str
+    store: str
+    digest: str
     C: float
     tol: float
     max_iter: int
-    n_threads: int
-    memory_bytes: int
 
     @property
     def pooling(self) -> str:
@@ -56,39 +61,59 @@ class Fitted:
     arrays: dict[str, Any] = field(default_factory=dict)
 
 
-def fit_all(todo: list[Fit], workers: int) -> Iterator[tuple[Fit, Fitted | SatstoreError]]:
-    """Fit layers, here or in processes side by side, and hand each on as it is done."""
-    if workers == 1 or len(todo) < 2:
-        for job in todo:
-            yield job, try_fit(job)
+@dataclass(frozen=True)
+class Means:
+    """What fits layers: threads of this process, a device, or a Dask cluster.
+
+    Attributes
+    ----------
+    workers
+        Processes on this machine that share out each layer's rows; 1 for none but this one.
+    scheduler
+        The address of a Dask cluster's scheduler; None for none.
+    device
+        Such as ``cuda:0``; None for the CPU.
+    memory_bytes
+        What this process may take, and each worker.
+    """
+
+    workers: int
+    scheduler: str | None
+    device: str | None
+    memory_bytes: int
+
+
+def fit_all(todo: list[Fit], means: Means) -> Iterator[tuple[Fit, Fitted | SatstoreError]]:
+    """Fit layers and hand each on as it is done."""
+    if not todo:
         return
-    # Not fork: zarr's readers may hang in forked children.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(todo)), context, initializer=follow_main_process) as pool:
-        with deaf_children():
-            futures = {pool.submit(try_fit, job): job for job in todo}
+    if means.scheduler is None and (means.workers == 1 or means.device is not None):
+        for job in todo:
+            yield job, try_fit(job, means, None)
+        return
+    from satstore.cluster import join_cluster, start_cluster
+
+    opened = join_cluster(means.scheduler) if means.scheduler else start_cluster(means.workers)
+    # Two layers at a time: while one takes a step, the workers pass over the rows of the other.
+    with opened as cluster, ThreadPoolExecutor(2) as drivers:
+        futures = {drivers.submit(try_fit, job, means, cluster): job for job in todo}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
-        except BrokenProcessPool as error:
-            raise StageError(
-                "a process that fitted layers was killed, as it is where memory runs out; what is done is "
-                "kept: go on with a lower -mp"
-            ) from error
         finally:
-            pool.shutdown(cancel_futures=True)
+            drivers.shutdown(cancel_futures=True)
 
 
-def try_fit(job: Fit) -> Fitted | SatstoreError:
+def try_fit(job: Fit, means: Means, cluster: "Cluster | None") -> Fitted | SatstoreError:
     """Fit one layer, or return why its latents can't be read, or not within the memory limit."""
     try:
-        return fit(job)
+        return fit(job, means, cluster)
     except SatstoreError as error:
         return error
 
 
-def fit(job: Fit) -> Fitted:
-    """Fit one layer's probe and evaluate it on both splits; the row of latents that allow no probe says why.
+def fit(job: Fit, means: Means, cluster: "Cluster | None") -> Fitted:
+    """Fit one layer's probes and evaluate them on both splits; the row of latents that allow none says why.
 
     Raises
     ------
@@ -96,58 +121,27 @@ def fit(job: Fit) -> Fitted:
         If the latents aren't there, or can't be read.
     ConfigError
         If the memory limit is too small for them.
+    ClusterError
+        If the cluster lost what it was computing.
     """
-    import satstore.analysis.logistic
-    import satstore.store  # noqa: F401  # both take seconds to load, which are no layer's
+    from satstore.stages import probe_engines  # takes seconds to load, which are no layer's
 
     started = time.perf_counter()
-    reset_peak_memory()
+    reset_peaks(cluster)
     run = Run(job.path)
     splits = {split: run.latents(job.pooling, split) for split in ("train", "eval")}
     check_latents(run, job, splits)
-    row: dict[str, Any] = {"layer": job.layer, "n_features": splits["train"][job.layer].n_features}
+    row: dict[str, Any] = {"layer": job.layer, "n_features": splits["train"][job.layer].shape[-1]}
     try:
         check_train_labels(run, splits["train"])
-        found, arrays = fit_layer(job, splits)
+        found, arrays = probe_engines.fit_layer(job, splits, means, cluster)
     except (NumericsError, ConfigError) as error:
         return Fitted(({**row, "converged": False, "error": str(error)},))
     costs = {
         "duration_s": round(time.perf_counter() - started, 3),
-        "peak_memory_bytes": peak_memory_bytes(),
+        "peak_memory_bytes": highest_peak_bytes(cluster),
     }
     return Fitted(tuple({**row, **measures, **costs} for measures in found), arrays)
-
-
-def fit_layer(job: Fit, splits: Splits) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Fit one probe to all of a layer's features; return its measures for the table, and its arrays."""
-    from sklearn.exceptions import ConvergenceWarning
-    from threadpoolctl import threadpool_limits
-
-    from satstore.analysis.logistic import LogisticProbe, evaluate
-
-    train, held_out = splits["train"], splits["eval"]
-    probe = LogisticProbe(C=job.C, tol=job.tol, max_iter=job.max_iter)
-    with threadpool_limits(job.n_threads), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # the table says it, and the parent warns
-        probe.fit(train[job.layer].rows(), train.labels)
-        seen = evaluate(probe, train[job.layer].rows(), train.labels)
-        unseen = evaluate(probe, held_out[job.layer].rows(), held_out.labels)
-    measures = {
-        "train_accuracy": seen.accuracy,
-        "eval_accuracy": unseen.accuracy,
-        "top5": unseen.top_accuracy,
-        "train_loss": seen.loss,
-        "objective": probe.objective_,
-        "n_iter": int(probe.n_iter_),
-        "converged": bool(probe.converged_),
-    }
-    arrays = {
-        "coef": probe.coef_,
-        "intercept": probe.intercept_,
-        "confusion": unseen.confusion,
-        "class_index": probe.classes_,
-    }
-    return [measures], arrays
 
 
 # What may be wrong with the latents
@@ -159,11 +153,11 @@ def extract_command(run: Run, pooling: str) -> str:
 
 
 def check_latents(run: Run, job: Fit, splits: Splits) -> None:
-    """Check that a layer's latents are there, one for each label, and that the memory holds two chunks.
+    """Check that a layer's latents are there, one for each label.
 
     Raises
     ------
-    NotFoundError, CorruptError, ConfigError
+    NotFoundError, CorruptError
         If not; the message names the layer, the split and the remedy.
     """
     for split, latents in splits.items():
@@ -178,13 +172,6 @@ def check_latents(run: Run, job: Fit, splits: Splits) -> None:
                 f"{run.name}: layer {job.layer} at {job.pooling} has {array.shape[0]} {split} samples, but "
                 f"there are {len(latents.labels)} labels; write them again with: "
                 f"{extract_command(run, job.pooling)}"
-            )
-        row_bytes = latents[job.layer].n_features * array.dtype.itemsize
-        needed_bytes = 2 * min(array.chunks[0], array.shape[0]) * row_bytes
-        if needed_bytes > job.memory_bytes:
-            raise ConfigError(
-                f"two chunks of layer {job.layer} at {job.pooling} take {needed_bytes} bytes, the memory "
-                f"limit leaves {job.memory_bytes} for each worker; raise --memory-limit, or lower -mp"
             )
 
 
@@ -246,20 +233,17 @@ def class_names(run: Run) -> list[str]:
 # What a fit takes
 
 
-def reset_peak_memory() -> None:
-    """Begin a new peak of this process's resident memory, where the system can: on Linux."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+def reset_peaks(cluster: "Cluster | None") -> None:
+    """Begin a new peak of memory, of this process and of the cluster's workers."""
+    forget_peak()
+    if cluster is not None:
+        cluster.run(forget_peak)
 
 
-def peak_memory_bytes() -> int:
-    """Return the most resident memory that this process had since the last reset, its libraries included.
+def highest_peak_bytes(cluster: "Cluster | None") -> int:
+    """Return the peak of resident memory of the process that had the most, its libraries included.
 
-    Where the system keeps no peak that can be reset, it is the highest of the process's life.
+    Where the system keeps no peak that can be reset, it is the highest of that process's life.
     """
-    with suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    peaks = [peak_bytes()] if cluster is None else [peak_bytes(), *cluster.run(peak_bytes)]
+    return max(peaks)

@@ -70,7 +70,11 @@ class LatentArray:
         Reading raises CorruptError where a stored chunk isn't what was written.
         """
         edges = [*range(0, self.shape[0], self.array.chunks[0]), self.shape[0]]
-        return BlockRows(self._read, self.shape, self.array.dtype, edges)
+        rows = BlockRows(self._read, self.shape, self.array.dtype, edges)
+        mean, std = self.mean, self.std
+        if np.isfinite(mean).all() and np.isfinite(std).all():  # else a pass will say which rows are not
+            rows.mean, rows.std = mean, std
+        return rows
 
     def _read(self, start: int, stop: int) -> NDArray[np.float16]:
         try:

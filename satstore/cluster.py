@@ -1,0 +1,177 @@
+"""Passes over stored latents on a Dask cluster: of this machine, or of many.
+
+A task computes one span of rows with as many threads as its worker has cores for; the client adds the spans
+in order and makes the steps. A task is a pure function of the store and the query: where a worker is lost,
+Dask computes its spans anew, on another.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from satstore.analysis.coordinates import Coordinates, Problem
+from satstore.analysis.crew import lasting_crew
+from satstore.analysis.engine import Query, Sums, check_sums, make_spans, sum_in_order, sums_of_spans
+from satstore.analysis.evaluation import class_codes
+from satstore.analysis.logistic_loss import Codes, Float64s
+from satstore.analysis.rows import Moments, Rows, feature_moments, tile_height
+from satstore.analysis.warm_start import start_at
+from satstore.errors import ClusterError
+from satstore.processes import deaf_children
+from satstore.store import LatentArray, open_latents
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+CONNECT_S = 10
+ATTEMPTS = 5
+"""How often a pass is tried whose query was lost with the workers that held it."""
+
+
+@dataclass(frozen=True)
+class LatentSource:
+    """A layer's stored latents of one split, as any process can open them.
+
+    Attributes
+    ----------
+    store
+        The store's absolute path, or its URL.
+    digest
+        Of the latents: other ones at the same place are another source.
+    classes
+        The labels that are numbered, ascending; others get −1.
+    """
+
+    store: str
+    pooling: str
+    split: str
+    layer: str
+    digest: str
+    classes: tuple[int, ...]
+
+    def rows(self) -> Rows:
+        """Open the rows anew: who reads them keeps a block."""
+        return _open(self)[0].rows()
+
+    def codes(self) -> Codes:
+        """Return the class number of each row."""
+        return _open(self)[1]
+
+
+@lru_cache(maxsize=8)
+def _open(source: LatentSource) -> tuple[LatentArray, Codes]:
+    latents = open_latents(source.store).split(source.pooling, source.split)
+    return latents[source.layer], class_codes(latents.labels, np.asarray(source.classes))
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to a Dask cluster, and how many threads a task may have."""
+
+    client: "Client"
+    n_threads: int
+
+    def run(self, function: Callable[[], Any]) -> list[Any]:
+        """Call a function in every worker process."""
+        return list(self.client.run(function).values())
+
+
+@contextmanager
+def start_cluster(n_workers: int) -> Iterator[Cluster]:
+    """Start a cluster of processes on this machine that share its cores: no more of them than cores."""
+    from distributed import Client, LocalCluster
+
+    n_cores = os.cpu_count() or 1
+    n_workers = min(n_workers, n_cores)
+    with deaf_children():
+        cluster = LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            memory_limit=None,  # probes keep to their own; Dask would stop workers that the system can bear
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        )
+    with cluster, Client(cluster) as client:
+        yield Cluster(client, max(1, n_cores // n_workers))
+
+
+@contextmanager
+def join_cluster(address: str) -> Iterator[Cluster]:
+    """Connect to a scheduler, such as ``tcp://host:8786``. Its workers' own threads are the tasks' only ones.
+
+    Raises
+    ------
+    ClusterError
+        If it doesn't answer, or has no workers.
+    """
+    from distributed import Client
+
+    advice = "start one with: dask scheduler, and workers with: dask worker ADDRESS; or leave --scheduler out"
+    try:
+        client = Client(address, timeout=CONNECT_S)
+    except (OSError, TimeoutError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ClusterError(
+            f"no Dask scheduler answers at {address} within {CONNECT_S} s ({reason}); {advice}"
+        ) from error
+    with client:
+        if not client.scheduler_info()["workers"]:
+            raise ClusterError(f"the Dask scheduler at {address} has no workers; {advice}")
+        yield Cluster(client, 1)
+
+
+class ClusterEngine:
+    """Passes over a layer's latents on a cluster; see :class:`satstore.analysis.engine.Engine`."""
+
+    def __init__(self, cluster: Cluster, source: LatentSource, n_logits: int) -> None:
+        # A thread of this process, for what is read here.
+        self._cluster, self._source, self._crew = cluster, source, lasting_crew(1)
+        self._rows = source.rows()
+        self._spans = make_spans(self._rows.shape[0], tile_height(self._rows.shape[1], n_logits))
+
+    def moments(self) -> Moments:
+        """Return the features' moments, which the store has as a rule."""
+        return feature_moments(self._rows, self._crew.reader)
+
+    def start(self, problem: Problem, coordinates: Coordinates) -> Float64s:
+        """Compute where to start, on one worker."""
+        arguments = (self._source, problem, coordinates, self._cluster.n_threads)
+        found: Float64s = self._cluster.client.submit(_start, *arguments, pure=False).result()
+        return found
+
+    def sums(self, query: Query[Sums]) -> Sums:
+        """Make one pass, its spans on the workers."""
+        for _ in range(ATTEMPTS):
+            try:
+                return check_sums(self._pass(query), self._rows, self._crew)
+            except CancelledError:  # the query was lost with its workers
+                pass
+        raise ClusterError(
+            "the cluster's workers were lost again and again; what is done is kept: run it again"
+        )
+
+    def _pass(self, query: Query[Sums]) -> Sums:
+        client, n_threads = self._cluster.client, self._cluster.n_threads
+        sent = client.scatter(query, broadcast=True, hash=False)
+        futures = [
+            client.submit(_span, self._source, sent, span, n_threads, pure=False) for span in self._spans
+        ]
+        total: Sums = sum_in_order((future.result() for future in futures), query.zero())
+        return total
+
+
+def _span(source: LatentSource, query: Query[Sums], span: range, n_threads: int) -> Sums:
+    crew = lasting_crew(n_threads)
+    [sums] = sums_of_spans(source.rows(), source.codes(), query, [span], crew)
+    return sums
+
+
+def _start(source: LatentSource, problem: Problem, coordinates: Coordinates, n_threads: int) -> Float64s:
+    return start_at(source.rows(), source.codes(), problem, coordinates, lasting_crew(n_threads))

@@ -1,0 +1,159 @@
+"""Fitting one layer's probes: with threads of this process, on a device, or on a Dask cluster."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satstore.analysis.coordinates import Problem
+from satstore.analysis.crew import crew_of_threads
+from satstore.analysis.engine import Engine, ThreadEngine
+from satstore.analysis.evaluation import EvaluationQuery, EvaluationSums, class_codes
+from satstore.analysis.logistic_solver import Solution, solve
+from satstore.analysis.memory import fit_bytes, problems_at_once
+from satstore.analysis.rows import BlockRows, Rows
+from satstore.errors import ConfigError
+from satstore.memory import resident_bytes
+from satstore.stages.probe_fit import Fit, Means, Splits
+from satstore.store import LatentArray
+
+if TYPE_CHECKING:
+    from satstore.cluster import Cluster
+
+TOP = 5
+# Confusion matrices of all positions are kept up to here; a table of accuracies says the rest.
+CONFUSIONS_BYTES = 64 * 2**20
+
+
+def fit_layer(
+    job: Fit, splits: Splits, means: Means, cluster: "Cluster | None"
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Fit a layer's probe, or one for each position; return their measures for the table, and their arrays.
+
+    Raises
+    ------
+    NumericsError
+        If the latents hold NaN or infinities.
+    ConfigError
+        If the memory limit is too small.
+    """
+    train = splits["train"][job.layer]
+    classes = np.unique(splits["train"].labels)
+    axes = train.shape[1:-1] if job.pooling == "pixelwise" else ()
+    n_positions = int(np.prod(axes, dtype=np.int64))
+    problem = Problem(
+        train.shape[0], train.n_features, len(classes), job.C, job.tol, job.max_iter, n_positions
+    )
+    with make_engines(job, splits, classes, problem, means, cluster) as engines:
+        room_bytes = means.memory_bytes - resident_bytes()
+        solution = solve(engines["train"], problem, problems_at_once(problem, room_bytes))
+        confused = n_positions * len(classes) ** 2 * 8 <= CONFUSIONS_BYTES
+        query = EvaluationQuery(*solution.model(np.float32), top=TOP, confused=confused)
+        seen, unseen = (engines[split].sums(query) for split in ("train", "eval"))
+    n_eval = splits["eval"][job.layer].shape[0]
+    measures = [measure(problem, solution, seen, unseen, n_eval, position) for position in range(n_positions)]
+    for place, row in zip(np.ndindex(*axes), measures, strict=True):
+        row |= dict(zip(("y", "x"), place, strict=False))
+    arrays: dict[str, NDArray[Any]] = {"coef": solution.weights, "intercept": solution.intercept}
+    arrays |= {"confusion": unseen.confusion} if confused else {}
+    arrays = {name: array.reshape(*axes, *array.shape[1:]) for name, array in arrays.items()}
+    if axes:
+        arrays["accuracy"] = unseen.right.reshape(axes) / n_eval
+    return measures, arrays | {"class_index": classes}
+
+
+def measure(
+    problem: Problem,
+    solution: Solution,
+    seen: EvaluationSums,
+    unseen: EvaluationSums,
+    n_eval: int,
+    position: int,
+) -> dict[str, Any]:
+    """Return one probe's row."""
+    return {
+        "train_accuracy": int(seen.right[position]) / problem.n_rows,
+        "eval_accuracy": int(unseen.right[position]) / n_eval,
+        "top5": int(unseen.top[position]) / n_eval,
+        "train_loss": float(seen.loss[position]) / problem.n_rows,
+        "objective": float(solution.objective[position]),
+        "n_iter": int(solution.n_iterations[position]),
+        "converged": bool(solution.converged[position]),
+    }
+
+
+@contextmanager
+def make_engines(
+    job: Fit,
+    splits: Splits,
+    classes: NDArray[np.int64],
+    problem: Problem,
+    means: Means,
+    cluster: "Cluster | None",
+) -> Iterator[Mapping[str, Engine]]:
+    """Make what computes over the latents of each split."""
+    n_logits = problem.n_positions * problem.n_outputs
+    if cluster is not None:
+        from satstore.cluster import ClusterEngine, LatentSource
+
+        yield {
+            split: ClusterEngine(
+                cluster,
+                LatentSource(job.store, job.pooling, split, job.layer, job.digest, tuple(classes.tolist())),
+                n_logits,
+            )
+            for split in splits
+        }
+        return
+    n_threads = choose_threads(job, problem, means)
+    with crew_of_threads(n_threads) as crew:
+        room_bytes = means.memory_bytes - resident_bytes() - fit_bytes(problem, n_threads)
+        engines: dict[str, Engine] = {}
+        for split, latents in splits.items():
+            codes = class_codes(latents.labels, classes)
+            rows = open_rows(latents[job.layer], room_bytes if split == "train" else 0)
+            if means.device is not None:
+                import torch
+
+                from satstore.analysis.torch_engine import TorchEngine
+
+                engines[split] = TorchEngine(rows, codes, n_logits, crew, torch.device(means.device))
+            else:
+                engines[split] = ThreadEngine(rows, codes, n_logits, crew)
+        yield engines
+
+
+def open_rows(latents: LatentArray, room_bytes: int) -> Rows:
+    """Open a layer's rows: in memory, as they are stored, where there is room for them, else block by block.
+
+    That spares every pass but the first the decoding, and changes no bit.
+    """
+    rows = latents.rows()
+    if latents.array.nbytes > room_bytes:
+        return rows
+    held = latents.numpy()
+    inner = BlockRows(lambda low, high: held[low:high], held.shape, held.dtype, [0, held.shape[0]])
+    inner.mean, inner.std = rows.mean, rows.std
+    return inner
+
+
+def choose_threads(job: Fit, problem: Problem, means: Means) -> int:
+    """Return how many threads the memory limit allows, the cores at most.
+
+    Raises
+    ------
+    ConfigError
+        If it allows none.
+    """
+    room_bytes = means.memory_bytes - resident_bytes()
+    for n_threads in range(os.cpu_count() or 1, 0, -1):
+        if fit_bytes(problem, n_threads) <= room_bytes:
+            return n_threads
+    raise ConfigError(
+        f"the probe of layer {job.layer} at {job.pooling} takes {fit_bytes(problem, 1) / 2**20:.0f} MiB, and "
+        f"the memory limit of {means.memory_bytes / 2**20:.0f} MiB leaves {room_bytes / 2**20:.0f} MiB; "
+        "raise --memory-limit, or take a smaller pooling"
+    )
