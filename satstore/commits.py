@@ -1,5 +1,6 @@
 """The commit log: which files of a run's stores are whole, and what they must hold."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,6 +23,12 @@ class Committed:
         """Return the files that lie under a group."""
         return {key: digest for key, digest in self.files.items() if is_under(key, group)}
 
+    def digest(self, group: str) -> str:
+        """Return the SHA-256 over the names and contents of a group's files."""
+        files = self.under(group)
+        names = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
+        return hashlib.sha256(names.encode()).hexdigest()
+
     def damaged(self, location: Location, group: str, *, content: bool = False) -> Iterator["Damage"]:
         """Find the files of a group that are not as committed.
 
@@ -37,15 +44,11 @@ class Committed:
         """
         sizes = location.sizes(group)
         for key, digest in self.under(group).items():
-            if key not in sizes:
-                yield Damage(key, "is committed but not there")
-            elif sizes[key] != digest.size_bytes:
-                yield Damage(key, f"has {sizes[key]} bytes, {digest.size_bytes} were committed")
-            elif key.endswith("zarr.json"):
-                if Digest.of(location.read(key)) != digest:
-                    yield Damage(key, "is not what was committed: its metadata changed")
-            elif content and Digest.of(location.read(key)) != digest:
-                yield Damage(key, "is not what was committed: its content changed")
+            size_bytes = sizes.get(key)
+            is_read = size_bytes == digest.size_bytes and (content or key.endswith("zarr.json"))
+            damage = find_damage(key, digest, size_bytes, location.read(key) if is_read else None)
+            if damage is not None:
+                yield damage
 
     def check(self, location: Location, group: str, remedy: str) -> None:
         """Check that a group's files are there, each of its size, and its metadata of its content.
@@ -68,6 +71,20 @@ class Damage:
 
     def __str__(self) -> str:
         return f"{self.key} {self.what}"
+
+
+def find_damage(
+    key: str, digest: Digest, size_bytes: int | None, content: bytes | None = None
+) -> Damage | None:
+    """Compare a file with what was committed: its size (None: it is not there), and its content if given."""
+    if size_bytes is None:
+        return Damage(key, "is committed but not there")
+    if size_bytes != digest.size_bytes:
+        return Damage(key, f"has {size_bytes} bytes, {digest.size_bytes} were committed")
+    if content is not None and Digest.of(content) != digest:
+        part = "metadata" if key.endswith("zarr.json") else "content"
+        return Damage(key, f"is not what was committed: its {part} changed")
+    return None
 
 
 class CommitLog:
@@ -110,22 +127,31 @@ class CommitLog:
                 committed.n_rows = {k: n for k, n in committed.n_rows.items() if not is_under(k, gone)}
         return committed
 
+    def count_torn(self) -> int:
+        """Return how many lines are no commits: torn by a power loss, or garbage."""
+        return sum(line is None for line in self._parse())
+
     def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         # The first newline ends a line that a crash may have torn, so that it can't swallow the next.
         text = "\n" + "".join(json.dumps(line) + "\n" for line in lines)
         append_file(self.path, text.encode())
 
     def _lines(self) -> Iterator[dict[str, Any]]:
+        return (line for line in self._parse() if line is not None)
+
+    def _parse(self) -> Iterator[dict[str, Any] | None]:
+        """Return each line's object, None where it is none; empty lines are passed over."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
             for line in file:
+                if line.isspace():
+                    continue
                 try:
                     content = json.loads(line)
                 except ValueError:
-                    continue
-                if isinstance(content, dict):
-                    yield content
+                    content = None
+                yield content if isinstance(content, dict) else None
 
 
 def is_under(key: str, group: str) -> bool:

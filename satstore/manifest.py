@@ -52,13 +52,18 @@ class LayerRecord(_Record):
 
 
 class DatasetRecord(_Record):
-    """The data that an experiment was trained on; the fingerprint tells other data of the same name apart."""
+    """The data that an experiment was trained on; the fingerprint tells other data of the same name apart.
+
+    ``labels_sha256`` has, by split, a digest of labels and sample ids, which stored latents must agree with;
+    manifests of before it are without.
+    """
 
     name: str
     n_train: int
     n_eval: int
     classes: list[str]
     fingerprint: str
+    labels_sha256: dict[str, str] = Field(default_factory=dict)
 
 
 class LatentsRecord(_Record):
@@ -117,7 +122,11 @@ class Summary(_Record):
 
 
 class Manifest(_Record):
-    """The content of ``manifest.json``."""
+    """The content of ``manifest.json``.
+
+    ``re_extractable`` has the records of latents that were removed to free the disk: what their probes were
+    fitted on, and what an extraction brings back.
+    """
 
     format_version: int = FORMAT_VERSION
     run_id: str
@@ -132,6 +141,7 @@ class Manifest(_Record):
     files: dict[str, FileRecord] = Field(default_factory=dict)
     latents_path: str = "latents.zarr"
     latents: dict[str, LatentsRecord] = Field(default_factory=dict)
+    re_extractable: dict[str, LatentsRecord] = Field(default_factory=dict)
     probes: dict[str, ProbesRecord] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
     summary: Summary = Field(default_factory=Summary)

@@ -119,6 +119,11 @@ class Run:
             return "failed"
         return record.status
 
+    @property
+    def is_being_written(self) -> bool:
+        """Whether a process holds the experiment for writing, as far as can be told."""
+        return self._lock.holder() is not None
+
     def statuses(self) -> dict[str, StageStatus]:
         """Return every stage's state, by its key in the manifest."""
         return {stage: self.status(stage) for stage in STAGE_KEYS}
@@ -177,17 +182,27 @@ class Run:
             raise CorruptError(f"{path} is not there, or not what was committed; {self._remedy(name)}")
 
     def _remedy(self, name: str) -> str:
+        return f"restore it, or make it again with: {self.repair(name)}"
+
+    def repair(self, name: str) -> str:
+        """Return the command that makes a file of the run folder again."""
         command = f"satstore train --run {self.name}"
         if name.startswith("probe-"):
-            command = self._probe_command(name.removeprefix("probe-").removesuffix(".csv"))
+            command = self.probing(name.removeprefix("probe-").removesuffix(".csv"))
         elif name == "saturation.csv":
             command = f"satstore saturation --run {self.name}"
-        return f"restore it, or make it again with: {command} --overwrite"
+        return f"{command} --overwrite"
 
-    def _probe_command(self, key: str) -> str:
+    def probing(self, key: str) -> str:
+        """Return the command that fits the probes of a table (``pool4``), or what is missing of them."""
         pooling, prefix = split_probe_key(key)
         named = f" --prefix {prefix}" if prefix else ""
         return f"satstore probe --run {self.name} -d {pooling_flag(pooling)}{named}"
+
+    def extraction(self, *poolings: str) -> str:
+        """Return the command that writes latents of some poolings (``pool4``), or what is missing of them."""
+        flags = "".join(f" -d {pooling_flag(pooling)}" for pooling in poolings)
+        return f"satstore extract --run {self.name}{flags}"
 
     def latents(self, pooling: str, split: str) -> "LatentSplit":
         """Return the latents of one pooling (``pool4``) and split (``train``, ``eval``): layer to array.
@@ -201,7 +216,11 @@ class Run:
         """
         from satstore.store import open_latents
 
-        command = f"satstore extract --run {self.name} -d {pooling_flag(pooling)}"
+        command = self.extraction(pooling)
+        if pooling in self.manifest.re_extractable:
+            raise NotFoundError(
+                f"the latents {pooling!r} of {self.name} were removed; write them again with: {command}"
+            )
         if pooling not in self.manifest.latents:
             stored = ", ".join(self.manifest.latents) or "none"
             raise NotFoundError(
@@ -287,7 +306,7 @@ class Run:
 
         key = table or next(iter(self.manifest.probes), "pool4")
         self._check_probe(layer, key)
-        remedy = f"fit it again with: {self._probe_command(key)} --overwrite"
+        remedy = f"fit it again with: {self.probing(key)} --overwrite"
         self.commits.read(self.analysis_path.name).check(Folder(self.analysis_path), f"probes/{key}", remedy)
         arrays = AnalysisStore(self.analysis_path).probe(key, layer)
         n_classes = arrays["confusion"].shape[-1]
@@ -315,7 +334,7 @@ class Run:
             fitted = ", ".join(tables) or "none"
             raise NotFoundError(
                 f"{self.name} has no probe of layer {layer} at {key!r} (tables fitted: {fitted}); "
-                f"fit it with: {self._probe_command(key)}"
+                f"fit it with: {self.probing(key)}"
             )
         if tables[key][layer] is None:
             raise NotFoundError(

@@ -20,6 +20,7 @@ from satstore.errors import ConfigError, CorruptError, DeviceError
 from satstore.manifest import CHECKPOINT, DatasetRecord, LayerRecord, Manifest
 from satstore.registry import DATASETS, MODELS, OPTIMIZERS, load_plugins
 from satstore.run import Run
+from satstore.store import digest_labels
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -255,6 +256,10 @@ def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[La
             n_eval=len(data.eval),
             classes=list(data.classes),
             fingerprint=data.fingerprint,
+            labels_sha256={
+                split: digest_labels(images.labels, images.sample_ids)
+                for split, images in (("train", data.train), ("eval", data.eval))
+            },
         )
 
     run.commit(change=change)

@@ -1,10 +1,17 @@
-"""How states and ages are written, wherever people read them."""
+"""How states, sizes and ages are written, wherever people read them."""
 
 from collections.abc import Mapping
+
+from pydantic import ByteSize
 
 from satstore.manifest import StageStatus
 
 MARKS: Mapping[StageStatus, str] = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
+
+
+def describe_size(size_bytes: int) -> str:
+    """Return a size in its largest binary unit: ``12.3 MiB``."""
+    return ByteSize(size_bytes).human_readable(separator=" ")
 
 
 def describe_age(seconds: float) -> str:

@@ -1,6 +1,5 @@
 """The stage ``extract``: one forward pass that writes every layer's latents, at every pooling asked for."""
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 from satstore.config import pooling_key
@@ -184,14 +183,14 @@ def commit(run: Run, keys: list[str], data: "ImageData") -> None:
     def change(manifest: Manifest) -> None:
         for key in keys:
             files = committed.under(key)
-            names = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
             manifest.latents[key] = LatentsRecord(
                 checkpoint_sha256=manifest.files[CHECKPOINT].sha256,
-                digest=hashlib.sha256(names.encode()).hexdigest(),
+                digest=committed.digest(key),
                 size_bytes=sum(digest.size_bytes for digest in files.values()),
                 n_train=len(data.train),
                 n_eval=len(data.eval),
             )
+            manifest.re_extractable.pop(key, None)
 
     run.commit(change=change)
 

@@ -1,7 +1,7 @@
 """The disk format: stores of latents and of what was computed from them."""
 
 from satstore.store.analysis import AnalysisStore
-from satstore.store.latents import LatentArray, LatentSplit, LatentStore, open_latents
+from satstore.store.latents import LatentArray, LatentSplit, LatentStore, digest_labels, open_latents
 from satstore.store.layout import choose_shard_rows
 from satstore.store.writer import LatentWriter
 
@@ -12,5 +12,6 @@ __all__ = [
     "LatentStore",
     "LatentWriter",
     "choose_shard_rows",
+    "digest_labels",
     "open_latents",
 ]

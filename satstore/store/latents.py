@@ -1,5 +1,6 @@
 """Reading stores of latents."""
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -186,6 +187,11 @@ class LatentStore:
             known = [f"{p}/{s}" for p, splits in groups.items() for s, _ in splits]
             raise UnknownNameError(f"{self.path} has no latents {path!r}{suggest(path, known)}")
         return LatentSplit(group, self.layers)
+
+
+def digest_labels(labels: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> str:
+    """Return the SHA-256 of a split's labels and sample ids, by which stored ones are told to be its own."""
+    return hashlib.sha256(labels.astype("<i8").tobytes() + sample_ids.astype("<i8").tobytes()).hexdigest()
 
 
 def open_latents(path: Path | str) -> LatentStore:
