@@ -152,6 +152,39 @@ def plot(
     print(plot_experiment(run, logs_dir, out, all_layers))  # noqa: T201
 
 
+@app.command
+def clean(
+    run: RunName,
+    *,
+    latents: Annotated[
+        bool, Parameter(negative="", help="remove the latents; satstore extract writes them again")
+    ] = False,
+    yes: Annotated[bool, Parameter(negative="", help="do not ask")] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Free the disk of what can be made again."""
+    from cyclopts import CycloptsError
+
+    from satstore.cli.care import clean_experiments
+
+    if not latents:
+        raise CycloptsError(msg="say what to remove; what can be made again are: --latents")
+    clean_experiments(run, logs_dir, yes)
+
+
+@app.command
+def du(
+    run: Annotated[str | None, Parameter(help="a run id, or one experiment of it; by default all")] = None,
+    *,
+    json: Annotated[bool, Parameter(negative="", help="print JSON, sizes in bytes")] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Show what experiments take on disk; those of a run id by pooling, split and layer."""
+    from satstore.cli.care import show_usage
+
+    show_usage(run, logs_dir, json)
+
+
 @app.command(name="list")
 def list_names(
     what: Literal["models", "datasets", "optimizers", "metrics", "stages", "configs"],

@@ -1,0 +1,128 @@
+"""Commands that take care of what is stored: say what it takes, and free the disk."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from satstore.cli.look import make_console
+from satstore.disk import DiskUsage, check_removable, latents_bytes, measure, remove_latents
+from satstore.errors import ConfigError, CorruptError
+from satstore.logs import find_logs_dir, find_runs, list_runs
+from satstore.words import describe_size
+
+
+def clean_experiments(name: str, logs_dir: Path | None, yes: bool) -> None:
+    """Remove the latents of some experiments, after asking, and say how much that freed.
+
+    Raises
+    ------
+    ConfigError
+        If there is no terminal to ask on, and no --yes.
+    SatstoreError
+        Before anything is removed, if some could not be extracted again.
+    """
+    runs = {run: size_bytes for run in find_runs(name, logs_dir) if (size_bytes := latents_bytes(run))}
+    if not runs:
+        print(f"{name} has no latents on disk")  # noqa: T201
+        return
+    for run, size_bytes in runs.items():
+        check_removable(run)
+        print(f"{run.name}: latents, {describe_size(size_bytes)}")  # noqa: T201
+    total = describe_size(sum(runs.values()))
+    if not yes and not sys.stdin.isatty():
+        raise ConfigError(f"nothing was removed: to free {total} where no terminal can ask, say --yes")
+    if not yes and input(f"remove them and free {total}? [y/N] ").strip().lower() not in ("y", "yes"):
+        print("nothing was removed")  # noqa: T201
+        return
+    freed_bytes = sum(remove_latents(run) for run in runs)
+    again = "\n".join(f"  {run.extraction(*run.manifest.re_extractable)}" for run in runs)
+    print(f"freed {describe_size(freed_bytes)}; to write them again:\n{again}")  # noqa: T201
+
+
+def show_usage(name: str | None, logs_dir: Path | None, as_json: bool) -> None:
+    """Print what experiments take on disk: one row each, or, of a run id, by pooling, split and layer."""
+    if name is None:
+        unreadable: list[CorruptError] = []
+        runs = list_runs(logs_dir, unreadable)
+        for error in unreadable:
+            print(f"warning: {error}", file=sys.stderr)  # noqa: T201
+    else:
+        runs = find_runs(name, logs_dir)
+    usages = {run.name: measure(run) for run in runs}
+    if as_json:
+        print(json.dumps([as_record(name, usage) for name, usage in usages.items()], indent=1))  # noqa: T201
+    elif not usages:
+        print(f"no runs in {find_logs_dir(logs_dir).absolute()}")  # noqa: T201
+    elif name is None:
+        print_usages(make_console(), usages)
+    else:
+        for experiment, usage in usages.items():
+            print_usage(make_console(), experiment, usage)
+
+
+def as_record(name: str, usage: DiskUsage) -> dict[str, Any]:
+    """Return an experiment's entry of ``du --json``."""
+    return {
+        "run": name,
+        "latents": [
+            {"pooling": pooling, "split": split, "layer": layer, "size_bytes": size_bytes}
+            for (pooling, split, layer), size_bytes in usage.latents.items()
+        ],
+        "latents_bytes": usage.poolings,
+        "analysis_bytes": usage.analysis_bytes,
+        "checkpoint_bytes": usage.checkpoint_bytes,
+        "other_bytes": usage.other_bytes,
+        "total_bytes": usage.total_bytes,
+    }
+
+
+def print_usages(console: Console, usages: dict[str, DiskUsage]) -> None:
+    """Print one row per experiment, and their sum."""
+    keys = sorted({key for usage in usages.values() for key in usage.poolings if key})
+    rows = {
+        name: [
+            *(usage.poolings.get(key, 0) for key in keys),
+            usage.analysis_bytes,
+            usage.checkpoint_bytes,
+            usage.other_bytes + usage.poolings.get("", 0),
+            usage.total_bytes,
+        ]
+        for name, usage in usages.items()
+    }
+    print_sizes(console, "run", [*keys, "analysis", "checkpoint", "other", "total"], rows)
+
+
+def print_usage(console: Console, name: str, usage: DiskUsage) -> None:
+    """Print an experiment's latents layer by layer, then the rest."""
+    console.print(name)
+    columns = list(dict.fromkeys((pooling, split) for pooling, split, _ in usage.latents if split))
+    layers = dict.fromkeys(layer for _, _, layer in usage.latents if layer)
+    rows = {layer: [usage.latents.get((*column, layer), 0) for column in columns] for layer in layers}
+    rows["labels, metadata"] = [usage.latents.get((*column, ""), 0) for column in columns]
+    if columns:
+        print_sizes(console, "layer", [" ".join(column) for column in columns], rows)
+    latents = {f"latents {key}": size for key, size in usage.poolings.items() if key}
+    rest = {
+        **latents,
+        "analysis": usage.analysis_bytes,
+        "checkpoint": usage.checkpoint_bytes,
+        "other": usage.other_bytes + usage.poolings.get("", 0),
+    }
+    print_sizes(console, "", ["size"], {key: [size_bytes] for key, size_bytes in rest.items()})
+
+
+def print_sizes(console: Console, heading: str, columns: list[str], rows: dict[str, list[int]]) -> None:
+    """Print a table of sizes, and under several rows their sum."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column(heading, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    if len(rows) > 1:
+        rows = {**rows, "total": [sum(sizes) for sizes in zip(*rows.values(), strict=True)]}
+    for name, sizes in rows.items():
+        table.add_row(name, *(describe_size(size) if size else "–" for size in sizes))
+    console.print(table)

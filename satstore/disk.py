@@ -1,0 +1,151 @@
+"""What experiments take on disk, and freeing it."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from urllib.parse import unquote
+
+from satstore.errors import NotFoundError, SatstoreError
+from satstore.location import Folder, Location
+from satstore.manifest import CHECKPOINT, Manifest
+from satstore.run import Run
+
+SPLITS = ("train", "eval")
+
+
+def latents_location(run: Run) -> Location:
+    """Return where a run's latents lie."""
+    return Folder(run.latents_path)
+
+
+@dataclass(frozen=True)
+class DiskUsage:
+    """What an experiment takes on disk, in bytes.
+
+    Attributes
+    ----------
+    latents
+        By pooling, split and layer, layers in forward order; what belongs to no layer, such as labels, is
+        under ``""``, and so is the split of what belongs to no split.
+    analysis_bytes, checkpoint_bytes, other_bytes
+        The store of spectra and probes, the checkpoint, and all other files of the run folder.
+    """
+
+    latents: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    analysis_bytes: int = 0
+    checkpoint_bytes: int = 0
+    other_bytes: int = 0
+
+    @property
+    def poolings(self) -> dict[str, int]:
+        """Bytes of latents by pooling, and of the store's own metadata under ``""``."""
+        found: Counter[str] = Counter()
+        for (pooling, _, _), size_bytes in self.latents.items():
+            found[pooling] += size_bytes
+        return dict(sorted(found.items()))
+
+    @property
+    def total_bytes(self) -> int:
+        """All of it."""
+        return sum(self.latents.values()) + self.analysis_bytes + self.checkpoint_bytes + self.other_bytes
+
+
+def measure(run: Run) -> DiskUsage:
+    """Return what an experiment takes on disk: its files' sizes, whether they are committed or not."""
+    location = latents_location(run)
+    sizes = Folder(run.path).sizes()
+    inside = run.latents_path.is_relative_to(run.path)
+    latents = f"{run.latents_path.relative_to(run.path).as_posix()}/" if inside else None
+    rest = {key: n for key, n in sizes.items() if latents is None or not key.startswith(latents)}
+    analysis_bytes = sum(n for key, n in rest.items() if key.startswith(f"{run.analysis_path.name}/"))
+    checkpoint_bytes = rest.get(CHECKPOINT, 0)
+    return DiskUsage(
+        latents=_measure_latents(run, location),
+        analysis_bytes=analysis_bytes,
+        checkpoint_bytes=checkpoint_bytes,
+        other_bytes=sum(rest.values()) - analysis_bytes - checkpoint_bytes,
+    )
+
+
+def _measure_latents(run: Run, location: Location) -> dict[tuple[str, str, str], int]:
+    found: Counter[tuple[str, str, str]] = Counter()
+    for key, size_bytes in location.sizes().items():
+        found[_place(key)] += size_bytes
+    places = {place: _layer_name(location, *place) for place in found}
+    order = {layer: index for index, layer in enumerate(run.layers)}
+
+    def rank(place: tuple[str, str, str]) -> tuple[str, bool, int]:
+        return place[0], place[1] != SPLITS[0], order.get(places[place], -1)
+
+    return {(*place[:2], places[place]): found[place] for place in sorted(found, key=rank)}
+
+
+def _place(key: str) -> tuple[str, str, str]:
+    """Return pooling, split and the layer's key of a stored object."""
+    for split in SPLITS:
+        pooling, found, rest = f"/{key}".partition(f"/{split}/")
+        if found:
+            layer, _, below = rest.partition("/")
+            is_array = layer in ("label", "sample_id") or not below
+            return pooling.removeprefix("/"), split, "" if is_array else layer
+    return key.rpartition("/")[0], "", ""
+
+
+def _layer_name(location: Location, pooling: str, split: str, key: str) -> str:
+    """Return the layer of a key; a key that was cut does not tell, but its group's attributes do."""
+    if "~" not in key:
+        return unquote(key)
+    try:
+        group = json.loads(location.read(f"{pooling}/{split}/{key}/zarr.json"))
+        return str(group["attributes"]["layer"])
+    except (SatstoreError, OSError, ValueError, LookupError, TypeError):
+        return key
+
+
+def latents_bytes(run: Run) -> int:
+    """Return what an experiment's latents take on disk."""
+    return sum(latents_location(run).sizes().values())
+
+
+def check_removable(run: Run) -> None:
+    """Check that a run's latents could be extracted again.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no checkpoint.
+    CorruptError
+        If the checkpoint is not what was committed.
+    """
+    if not run.has_file(CHECKPOINT):
+        raise NotFoundError(
+            f"{run.name} has no {CHECKPOINT}: its latents could not be extracted again, so they stay"
+        )
+    run.read_file(CHECKPOINT)
+
+
+def remove_latents(run: Run) -> int:
+    """Remove a run's latents, the manifest's record first, and return how many bytes that freed.
+
+    The manifest keeps the records of what was whole as re-extractable. A removal that was stopped halfway
+    leaves files that count as not written; removing again removes them.
+
+    Raises
+    ------
+    LockedError
+        If another process writes the experiment.
+    NotFoundError, CorruptError
+        If they could not be extracted again; see :func:`check_removable`.
+    """
+
+    def change(manifest: Manifest) -> None:
+        manifest.re_extractable |= manifest.latents
+        manifest.latents = {}
+        manifest.stages.pop("extract", None)
+
+    with run.lock():
+        check_removable(run)
+        location = latents_location(run)
+        run.commit(change=change)
+        run.commits.remove(location.name)
+        return location.remove()

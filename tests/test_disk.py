@@ -1,0 +1,212 @@
+"""What experiments take on disk (`satstore du`), and freeing it (`satstore clean`)."""
+
+import json
+import os
+import pty
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import satstore
+
+from satstore.cli import main
+from satstore.disk import measure
+from satstore.errors import NotFoundError
+from satstore.manifest import Manifest
+from satstore.pipeline import make_plan, run_stages
+from satstore.run import Run
+
+
+@pytest.fixture
+def run(demo_run: Run, tmp_path: Path) -> Run:
+    """A copy of the demo's run, to be cleaned."""
+    path = tmp_path / "logs" / demo_run.run_id / demo_run.experiment
+    shutil.copytree(demo_run.path, path)
+    return Run(path)
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in words])
+    assert isinstance(stop.value.code, int)
+    out, err = capsys.readouterr()
+    return stop.value.code, out, err
+
+
+def disk_bytes(folder: Path) -> int:
+    """What the system's own `du` counts."""
+    words = ["find", str(folder), "-type", "f", "-printf", "%s\n"]
+    return sum(map(int, subprocess.run(words, capture_output=True, check=True).stdout.split()))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# du
+
+
+def test_measure__counts_every_byte_once(demo_run: Run) -> None:
+    usage = measure(demo_run)
+    assert usage.total_bytes == disk_bytes(demo_run.path)
+    assert sum(usage.latents.values()) == disk_bytes(demo_run.latents_path)
+    assert usage.analysis_bytes == disk_bytes(demo_run.analysis_path)
+    for split in ("train", "eval"):
+        layers = [layer for pooling, part, layer in usage.latents if (pooling, part) == ("pool4", split)]
+        assert layers == ["", *demo_run.layers], "forward order"
+        for layer in demo_run.layers:
+            stored = disk_bytes(demo_run.latents_path / "pool4" / split / layer)
+            assert usage.latents["pool4", split, layer] == stored
+
+
+def test_measure__knows_layers_of_odd_names(run: Run) -> None:
+    group = run.latents_path / "pool4" / "train"
+    (group / "features.0").rename(group / "%66eatures%2F0")
+    (group / "features.4").rename(group / "cut~0")
+    layers = {layer for _, split, layer in measure(run).latents if split == "train"}
+    assert {"features/0", "features.4"} <= layers
+    assert not {"features.0", "cut~0"} & layers
+
+
+def test_du__lists_experiments_and_layers(
+    demo_logs: Path, demo_run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(capsys, "du", "--logs-dir", demo_logs)
+    assert code == 0
+    assert out.splitlines()[0].split() == ["run", "pool4", "analysis", "checkpoint", "other", "total"]
+    assert any(line.startswith(demo_run.name) for line in out.splitlines())
+    code, out, _ = call(capsys, "du", demo_run.name, "--logs-dir", demo_logs)
+    shown = [line.split()[0] for line in out.splitlines()]
+    assert shown[2 : 2 + len(demo_run.layers)] == demo_run.layers
+    assert "checkpoint" in shown
+
+
+def test_du__json_has_bytes(demo_logs: Path, demo_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "du", demo_run.name, "--json", "--logs-dir", demo_logs)
+    [record] = json.loads(out)
+    assert record["run"] == demo_run.name
+    assert record["total_bytes"] == disk_bytes(demo_run.path)
+    assert record["checkpoint_bytes"] == (demo_run.path / "checkpoint.pt").stat().st_size
+    assert record["latents_bytes"].keys() == {"", "pool4"}
+    sizes = [entry["size_bytes"] for entry in record["latents"]]
+    assert sum(sizes) == sum(record["latents_bytes"].values()) == disk_bytes(demo_run.latents_path)
+
+
+def test_du__of_no_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "du", "--logs-dir", tmp_path) == (0, f"no runs in {tmp_path}\n", "")
+
+
+def test_du__imports_nothing_slow(demo_logs: Path) -> None:
+    code = (
+        "import sys; from satstore.cli import main\n"
+        "try: main(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        "slow = {'torch', 'dask', 'sklearn', 'matplotlib', 'zarr', 'pandas', 'numpy'} & set(sys.modules)\n"
+        "assert not slow, slow"
+    )
+    words = [sys.executable, "-c", code, "du", "demo", "--logs-dir", str(demo_logs)]
+    result = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+# clean
+
+
+def test_clean__frees_the_disk_and_extract_brings_the_same_bits_back(run: Run) -> None:
+    before, record = contents(run.latents_path), run.manifest.latents["pool4"]
+    logs = run.path.parents[1]
+    result = satstore("clean", "demo", "--latents", "--yes", "--logs-dir", logs)
+    assert result.returncode == 0, result.stderr
+    assert f"freed {sum(map(len, before.values())) / 2**20:.1f} MiB" in result.stdout
+    command = f"satstore extract --run {run.name} -d 4"
+    assert result.stdout.splitlines()[-1].strip() == command
+
+    cleaned = Run(run.path)
+    assert not cleaned.latents_path.exists()
+    assert cleaned.manifest.latents == {}
+    assert cleaned.manifest.re_extractable == {"pool4": record}
+    assert cleaned.status("extract") == "missing"
+    assert not cleaned.commits.read("latents.zarr").files
+    assert cleaned.table("probe-pool4").equals(run.table("probe-pool4"))
+    with pytest.raises(NotFoundError, match=f"were removed; write them again with: {command}"):
+        cleaned.latents("pool4", "train")
+
+    outcomes = run_stages([cleaned], make_plan(["extract", "probe"], {"device": "cpu"}), with_needs=False)
+    assert [(o.stage, o.result) for o in outcomes] == [("extract", "done"), ("probe", "skipped")]
+    again = Run(run.path)
+    assert contents(again.latents_path) == before
+    assert (again.manifest.latents, again.manifest.re_extractable) == ({"pool4": record}, {})
+
+
+def test_clean__stopped_halfway_can_be_done_again(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from satstore.location import Folder
+
+    words = ("clean", "demo", "--latents", "--yes", "--logs-dir", run.path.parents[1])
+
+    def stop(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "remove", stop)
+        assert call(capsys, *words)[0] == 130
+    assert Run(run.path).manifest.re_extractable.keys() == {"pool4"}
+    assert not run.commits.read("latents.zarr").files
+    assert call(capsys, *words)[0] == 0
+    assert not run.latents_path.exists()
+    assert call(capsys, *words) == (0, "demo has no latents on disk\n", "")
+
+
+def test_clean__asks_on_a_terminal_and_refuses_without(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["clean", "demo", "--latents", "--logs-dir", str(run.path.parents[1])]
+    without = satstore(*words, stdin=subprocess.DEVNULL)
+    assert without.returncode == 1
+    assert without.stderr.startswith("satstore: nothing was removed")
+    assert "--yes" in without.stderr
+
+    for answer, is_removed in ((b"\n", False), (b"y\n", True)):
+        terminal, end = pty.openpty()
+        os.write(terminal, answer)
+        asked = satstore(*words, stdin=end)
+        os.close(end)
+        os.close(terminal)
+        assert asked.returncode == 0, asked.stderr
+        assert "? [y/N]" in asked.stdout
+        assert run.latents_path.exists() != is_removed
+
+
+def test_clean__keeps_what_could_not_be_extracted_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("clean", "demo", "--latents", "--yes", "--logs-dir", run.path.parents[1])
+    checkpoint = run.path / "checkpoint.pt"
+    content = bytearray(checkpoint.read_bytes())
+    content[1000] ^= 1
+    checkpoint.write_bytes(content)
+    code, _, err = call(capsys, *words)
+    assert (code, "is not what was committed" in err) == (1, True)
+
+    def forget(manifest: Manifest) -> None:
+        del manifest.files["checkpoint.pt"]
+
+    run.commit(change=forget)
+    code, _, err = call(capsys, *words)
+    assert (code, "could not be extracted again" in err) == (1, True)
+    assert Run(run.path).manifest.latents.keys() == {"pool4"}
+    assert run.latents_path.exists()
+
+
+def test_clean__of_a_run_that_is_being_written_is_refused(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with run.lock():
+        code, _, err = call(capsys, "clean", "demo", "--latents", "--yes", "--logs-dir", run.path.parents[1])
+    assert (code, "is being written" in err) == (1, True)
+    assert run.latents_path.exists()
+
+
+def test_clean__without_saying_what_is_a_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = call(capsys, "clean", "demo")
+    assert code == 2
+    assert "--latents" in err
