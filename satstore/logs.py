@@ -87,10 +87,16 @@ def list_runs(logs_dir: str | Path | None = None, unreadable: list[CorruptError]
     CorruptError
         If a manifest can't be read.
     """
+    return _open_runs(sorted(find_logs_dir(logs_dir).glob("*/*/manifest.json")), None, unreadable)
+
+
+def _open_runs(
+    manifests: list[Path], listener: Listener | None, unreadable: list[CorruptError] | None
+) -> list[Run]:
     runs = []
-    for path in sorted(find_logs_dir(logs_dir).glob("*/*/manifest.json")):
+    for path in manifests:
         try:
-            runs.append(Run(path.parent))
+            runs.append(Run(path.parent, listener))
         except CorruptError as error:
             if unreadable is None:
                 raise
@@ -98,13 +104,25 @@ def list_runs(logs_dir: str | Path | None = None, unreadable: list[CorruptError]
     return runs
 
 
-def find_runs(name: str, logs_dir: str | Path | None = None, listener: Listener | None = None) -> list[Run]:
+def find_runs(
+    name: str,
+    logs_dir: str | Path | None = None,
+    listener: Listener | None = None,
+    unreadable: list[CorruptError] | None = None,
+) -> list[Run]:
     """Return the experiments of a run id (``RES``), or the one named (``RES/<experiment>``).
+
+    Parameters
+    ----------
+    unreadable
+        As in :func:`list_runs`.
 
     Raises
     ------
     NotFoundError
         If there is none; the message says where it was looked for.
+    CorruptError
+        If a manifest can't be read.
     """
     root = find_logs_dir(logs_dir)
     run_id, _, experiment = name.strip("/").partition("/")
@@ -117,7 +135,7 @@ def find_runs(name: str, logs_dir: str | Path | None = None, listener: Listener 
         if experiment and run_id in known:
             known = [f"{run_id}/{p.parent.name}" for p in (root / run_id).glob("*/manifest.json")]
         raise NotFoundError(f"no run {name!r} in {root.absolute()}{suggest(name, known)}")
-    return [Run(path.parent, listener) for path in found]
+    return _open_runs(found, listener, unreadable)
 
 
 def open_run(name: str, logs_dir: str | Path | None = None) -> Run:

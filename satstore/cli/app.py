@@ -153,6 +153,19 @@ def plot(
 
 
 @app.command
+def verify(
+    run: RunName,
+    *,
+    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Read all that is stored of an experiment, and name what is damaged and the command that repairs it."""
+    from satstore.cli.care import verify_experiments
+
+    verify_experiments(run, logs_dir, json)
+
+
+@app.command
 def clean(
     run: RunName,
     *,

@@ -1,7 +1,8 @@
-"""Commands that take care of what is stored: say what it takes, and free the disk."""
+"""Commands that take care of what is stored: check it, say what it takes, and free the disk."""
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,65 @@ from rich.console import Console
 from rich.table import Table
 
 from satstore.cli.look import make_console
+from satstore.cli.progress import Bar
 from satstore.disk import DiskUsage, check_removable, latents_bytes, measure, remove_latents
 from satstore.errors import ConfigError, CorruptError
 from satstore.logs import find_logs_dir, find_runs, list_runs
+from satstore.run import Run
 from satstore.words import describe_size
+
+
+def verify_experiments(name: str, logs_dir: Path | None, as_json: bool) -> None:
+    """Read all that is committed of some experiments, and print what is found.
+
+    Raises
+    ------
+    CorruptError
+        If anything is wrong.
+    """
+    unreadable: list[CorruptError] = []
+    with Bar() as bar:
+        reports = [verify(run, bar, as_json) for run in find_runs(name, logs_dir, bar.listen, unreadable)]
+    for error in unreadable:
+        if not as_json:
+            print(f"{error}; restore it, or train again under another run id")  # noqa: T201
+    if as_json:
+        lost = [
+            {"run": None, "findings": [{"what": str(e), "command": "", "is_wrong": True}]} for e in unreadable
+        ]
+        print(json.dumps([*reports, *lost], indent=1))  # noqa: T201
+    n_wrong = len(unreadable) + sum(report["n_wrong"] for report in reports)
+    if n_wrong:
+        raise CorruptError(f"{count(n_wrong, 'thing is', 'things are')} wrong with {name}")
+
+
+def verify(run: Run, bar: Bar, as_json: bool) -> dict[str, Any]:
+    """Check one experiment, print findings as they come unless JSON is wanted, and return a report."""
+    from satstore.verify import Verification
+
+    verification = Verification(run, bar.listen)
+    findings = []
+    for finding in verification.findings():
+        findings.append(finding)
+        if not as_json:
+            bar.print(f"{run.name}: {finding}")
+    n_wrong = sum(finding.is_wrong for finding in findings)
+    if not as_json:
+        verdict = count(n_wrong, "thing is wrong", "things are wrong") if n_wrong else "nothing wrong"
+        size = describe_size(verification.size_bytes)
+        bar.print(f"{run.name}: {verification.n_files} files, {size} read, {verdict}")
+    return {
+        "run": run.name,
+        "n_files": verification.n_files,
+        "size_bytes": verification.size_bytes,
+        "n_wrong": n_wrong,
+        "findings": [asdict(finding) for finding in findings],
+    }
+
+
+def count(n: int, one: str, several: str) -> str:
+    """Return a number of things in words."""
+    return f"{n} {one if n == 1 else several}"
 
 
 def clean_experiments(name: str, logs_dir: Path | None, yes: bool) -> None:

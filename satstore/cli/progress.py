@@ -1,6 +1,7 @@
 """The progress bar: a listener of a run's events."""
 
 import logging
+import sys
 from types import TracebackType
 from typing import Self
 
@@ -77,6 +78,13 @@ class Bar:
             self.say(f"warning: {event.stage}: {event.text}")
         else:
             self.say(event.text)
+
+    def print(self, text: str) -> None:
+        """Print a line of the command's own output on stdout, above the bar where both are one terminal."""
+        if sys.stdout.isatty() and self._console.is_terminal:
+            self.say(text)
+        else:
+            print(text, flush=True)  # noqa: T201
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

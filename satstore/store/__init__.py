@@ -1,6 +1,7 @@
 """The disk format: stores of latents and of what was computed from them."""
 
 from satstore.store.analysis import AnalysisStore
+from satstore.store.check import StoredArray
 from satstore.store.latents import LatentArray, LatentSplit, LatentStore, digest_labels, open_latents
 from satstore.store.layout import choose_shard_rows
 from satstore.store.writer import LatentWriter
@@ -11,6 +12,7 @@ __all__ = [
     "LatentSplit",
     "LatentStore",
     "LatentWriter",
+    "StoredArray",
     "choose_shard_rows",
     "digest_labels",
     "open_latents",

@@ -1,0 +1,126 @@
+"""Reading arrays object by object, from bytes at hand: what is decoded is what a digest was taken of."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.core.buffer import Buffer, cpu
+from zarr.storage import MemoryStore
+
+from satstore.errors import CorruptError
+from satstore.store.layout import Array
+
+INFINITE = 0x7C00
+"""float16 with a larger exponent than any finite number has; what follows it are NaN."""
+
+
+class StoredArray:
+    """An array whose objects (its shards, or its chunks where it has no shards) are handed in one by one.
+
+    Parameters
+    ----------
+    metadata
+        The content of its ``zarr.json``.
+
+    Attributes
+    ----------
+    shape, dtype
+        The array's.
+    objects
+        The key of each object, below the array's own, to the part of the array that it holds.
+
+    Raises
+    ------
+    CorruptError
+        If the metadata is not that of an array.
+    """
+
+    def __init__(self, metadata: bytes) -> None:
+        self._held: dict[str, Buffer] = {"zarr.json": cpu.Buffer.from_bytes(metadata)}
+        try:
+            array = zarr.open_array(MemoryStore(self._held), mode="r", zarr_format=3)
+        except Exception as error:  # zarr has no common error for metadata that it does not understand
+            raise CorruptError(f"is not the metadata of an array: {' '.join(str(error).split())}") from error
+        self.shape: tuple[int, ...] = tuple(array.shape)
+        self.dtype: np.dtype[Any] = array.dtype
+        self._array: Array = array
+        self._chunk_rows = array.chunks[0] if array.chunks else 1
+        step = array.shards or array.chunks
+        grid = [range(ceil(size / n)) for size, n in zip(self.shape, step, strict=True)]
+        self.objects = {
+            array.metadata.encode_chunk_key(at): tuple(
+                slice(i * n, min((i + 1) * n, size)) for i, n, size in zip(at, step, self.shape, strict=True)
+            )
+            for at in product(*grid)
+        }
+
+    def blank(self) -> NDArray[Any]:
+        """Return what the array reads as where nothing was written."""
+        return np.full(self.shape, self._array.fill_value, dtype=self.dtype)
+
+    def rows(self, key: str) -> range:
+        """Return the rows, along the first axis, that an object holds."""
+        part = self.objects[key]
+        return range(part[0].start, part[0].stop) if part else range(1)
+
+    def chunks(self, key: str, content: bytes) -> Iterator[NDArray[Any]]:
+        """Decode an object's chunks, one after the other along the first axis.
+
+        Raises
+        ------
+        CorruptError
+            If a chunk's checksum is wrong, or it can't be decoded.
+        """
+        part, rows = self.objects[key], self.rows(key)
+        self._held[key] = cpu.Buffer.from_bytes(content)
+        try:
+            for start in range(rows.start, rows.stop, self._chunk_rows):
+                block = (slice(start, min(start + self._chunk_rows, rows.stop)), *part[1:]) if part else ()
+                yield np.asarray(self._array[block])
+        except (ValueError, RuntimeError, OSError) as error:  # a checksum, Blosc
+            reason = " ".join(str(error).split())
+            raise CorruptError(f"can't be decoded from row {start} on: {reason}") from error
+        finally:
+            del self._held[key]
+
+
+@dataclass
+class Finiteness:
+    """Where the samples seen so far are finite.
+
+    Attributes
+    ----------
+    features
+        Of one sample's shape: whether a feature is finite in all samples; True stands for all features.
+    n_others
+        Values that are NaN or infinite.
+    n_empty
+        Chunks of nothing but NaN: what a lost chunk reads as.
+    """
+
+    features: NDArray[np.bool_] | np.bool_ = np.True_
+    n_others: int = 0
+    n_empty: int = 0
+
+    def look(self, chunk: NDArray[Any]) -> None:
+        """Take in a chunk of samples (n, …)."""
+        if chunk.dtype == np.float16 and chunk.size:
+            # Integers compare many times faster than float16, and nearly all chunks are finite.
+            bits = chunk.view(np.uint16) & np.uint16(0x7FFF)
+            if bits.max() < INFINITE:
+                return
+        finite = np.isfinite(chunk)
+        self.features = self.features & finite.all(axis=0)
+        self.n_others += int(finite.size - finite.sum())
+        self.n_empty += int(np.isnan(chunk).all())
+
+    def merge(self, other: "Finiteness") -> None:
+        """Take in what another has seen."""
+        self.features = self.features & other.features
+        self.n_others += other.n_others
+        self.n_empty += other.n_empty

@@ -1,0 +1,92 @@
+"""The check of one experiment: its log, the files of its folder, then its two stores."""
+
+import csv
+import io
+from collections.abc import Iterator
+
+from satstore.disk import latents_location
+from satstore.errors import CorruptError
+from satstore.events import Event, Listener
+from satstore.files import Digest
+from satstore.location import Folder
+from satstore.run import Run
+from satstore.verify.finding import Finding, note
+
+
+class Verification:
+    """One experiment's check; it writes nothing and needs no lock.
+
+    Parameters
+    ----------
+    run
+        The experiment.
+    listener
+        Called with the progress, in bytes.
+
+    Attributes
+    ----------
+    n_files, size_bytes
+        Committed files and bytes that were looked at so far.
+    """
+
+    def __init__(self, run: Run, listener: Listener | None = None) -> None:
+        self.run = run
+        self.n_files = 0
+        self.size_bytes = 0
+        self._listener = listener
+        self._total = 0
+
+    def findings(self) -> Iterator[Finding]:
+        """Read everything, and yield what is found on the way."""
+        from satstore.verify.stores import AnalysisCheck, LatentsCheck
+
+        run = self.run
+        run.reload()
+        probed = dict(self._probed_layers())
+        stores = [
+            LatentsCheck(run, latents_location(run), self._advance),
+            AnalysisCheck(run, Folder(run.analysis_path), self._advance, probed),
+        ]
+        self._total = sum(record.size_bytes for record in run.manifest.files.values())
+        self._total += sum(store.size_bytes for store in stores)
+        if run.is_being_written:
+            yield note("it is being written right now; what is not finished is not reported")
+        n_torn = run.commits.count_torn()
+        if n_torn:
+            yield note(f"commits.jsonl has torn lines ({n_torn}); what they named counts as not written")
+        for name in run.manifest.files:
+            yield from self._check_file(name)
+        for store in stores:
+            yield from store.findings()
+        if self._listener is not None:
+            self._listener(Event("verify", "done"))
+
+    def _advance(self, size_bytes: int) -> None:
+        self.n_files += 1
+        self.size_bytes += size_bytes
+        if self._listener is not None:
+            done = min(self.size_bytes, self._total)
+            self._listener(Event("verify", "progress", self.run.name, done=done, total=self._total))
+
+    def _check_file(self, name: str) -> Iterator[Finding]:
+        record = self.run.manifest.files[name]
+        path, staged = self.run.path / name, self.run.path / f"{name}.new"  # the rename may be still to come
+        if not any(file.is_file() and Digest.of_file(file) == record.digest for file in (path, staged)):
+            what = "is not what was committed" if path.is_file() else "is committed but not there"
+            if name == "config.json":
+                yield Finding(f'{name} {what}; restore it, manifest.json holds the same under "config"')
+            else:
+                yield Finding(f"{name} {what}", self.run.repair(name))
+        self._advance(record.size_bytes)
+
+    def _probed_layers(self) -> Iterator[tuple[str, set[str]]]:
+        """Yield each pooling that has a table of probes, and the layers that have one."""
+        for pooling in self.run.manifest.probes:
+            name = f"probe-{pooling}.csv"
+            if not self.run.has_file(name):
+                continue
+            try:
+                rows = csv.DictReader(io.StringIO(self.run.read_file(name).decode()))
+            except CorruptError:
+                continue
+            yield pooling, {row["layer"] for row in rows if not row.get("error")}

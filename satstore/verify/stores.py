@@ -1,0 +1,353 @@
+"""The checks of the two stores: every committed object is read once, compared with the log, and decoded."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satstore.commits import Damage, find_damage
+from satstore.errors import CorruptError, NotFoundError
+from satstore.files import Digest
+from satstore.location import Location
+from satstore.run import Run
+from satstore.store import StoredArray, digest_labels
+from satstore.store.check import Finiteness
+from satstore.verify.finding import Finding, note
+
+KEPT = frozenset({"label", "sample_id", "mean", "std"})
+"""The small arrays whose values are compared with others'."""
+
+SPLITS = ("train", "eval")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A committed object, and the array that it is a part of (None: of none that is known)."""
+
+    key: str
+    digest: Digest
+    array: str | None = None
+
+    @property
+    def below(self) -> str:
+        """The object's key below the array's."""
+        return self.key.removeprefix(f"{self.array}/")
+
+
+@dataclass
+class Seen:
+    """What was seen of a part, or of a whole array."""
+
+    damage: Damage | None = None
+    finiteness: Finiteness = field(default_factory=Finiteness)
+    values: NDArray[Any] | None = None
+
+
+class StoreCheck:
+    """The check of one store.
+
+    Parameters
+    ----------
+    run
+        The experiment.
+    location
+        Where the store lies.
+    advance
+        Called with the size of each file that was read.
+    """
+
+    def __init__(self, run: Run, location: Location, advance: Callable[[int], None]) -> None:
+        self.run = run
+        self.location = location
+        self.committed = run.commits.read(location.name)
+        self.size_bytes = sum(digest.size_bytes for digest in self.committed.files.values())
+        self.arrays: dict[str, StoredArray] = {}
+        self.attributes: dict[str, dict[str, Any]] = {}
+        self._advance = advance
+
+    def repair(self, key: str) -> str:
+        """Return the command that repairs what lies under a key."""
+        raise NotImplementedError
+
+    def check_group(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
+        """Check the arrays of one group, by name, against each other and the manifest."""
+        return iter(())
+
+    def check_whole(self) -> Iterator[Finding]:
+        """Check what the store holds against the manifest; called when its metadata was read."""
+        return iter(())
+
+    def findings(self) -> Iterator[Finding]:
+        """Read the store, and yield what is found on the way."""
+        sizes = self.location.sizes()
+        if self.committed.files and not sizes:
+            yield Finding(f"{self.location.name} is committed but not there", self.repair(""))
+            return
+        strays = sorted(sizes.keys() - self.committed.files.keys())
+        if strays:
+            known = f"{self.location.name}: the commit log knows nothing of {strays[0]}"
+            yield note(known + (f" and {len(strays) - 1} other files" if len(strays) > 1 else ""))
+        yield from self._read_metadata()
+        yield from self.check_whole()
+        yield from self._read_arrays()
+
+    def _read_metadata(self) -> Iterator[Finding]:
+        for key, digest in sorted(self.committed.files.items()):
+            if not key.endswith("zarr.json"):
+                continue
+            content, damage = self._read(key, digest)
+            if damage is None:
+                damage = self._take_up(key, content)
+            if damage is not None:
+                yield from self._report(damage, digest)
+            self._advance(digest.size_bytes)
+
+    def _take_up(self, key: str, content: bytes) -> Damage | None:
+        """Take up the metadata of an array or a group; return what is the matter with it."""
+        folder = key.removesuffix("zarr.json").rstrip("/")
+        try:
+            metadata = json.loads(content)
+            if metadata["node_type"] == "array":
+                self.arrays[folder] = StoredArray(content)
+            else:
+                self.attributes[folder] = dict(metadata["attributes"])
+        except CorruptError as error:
+            return Damage(key, str(error))
+        except (ValueError, LookupError, TypeError) as error:
+            return Damage(key, f"is not the metadata of a group or an array: {error}")
+        return None
+
+    def _read(self, key: str, digest: Digest) -> tuple[bytes, Damage | None]:
+        try:
+            content = self.location.read(key)
+        except NotFoundError:
+            return b"", find_damage(key, digest, None)
+        except OSError as error:
+            return b"", Damage(key, f"can't be read: {error}")
+        return content, find_damage(key, digest, len(content), content)
+
+    def _report(self, damage: Damage, digest: Digest) -> Iterator[Finding]:
+        committed = self.committed
+        if self.run.is_being_written:  # it may be another by now
+            committed = self.run.commits.read(self.location.name)
+        if committed.files.get(damage.key) == digest:
+            yield Finding(f"{self.location.name}/{damage}", self.repair(damage.key))
+
+    def _parts(self) -> dict[str, list[Part]]:
+        """Return the objects to read, by the group that their arrays are in."""
+        rest = {key: d for key, d in self.committed.files.items() if not key.endswith("zarr.json")}
+        groups: dict[str, list[Part]] = {}
+        for name in sorted(self.arrays):
+            parts = groups.setdefault(parent(name), [])
+            for below in self.arrays[name].objects:
+                if f"{name}/{below}" in rest:
+                    parts.append(Part(f"{name}/{below}", rest.pop(f"{name}/{below}"), name))
+        groups[""] = [*groups.get("", []), *(Part(key, digest) for key, digest in sorted(rest.items()))]
+        return groups
+
+    def _read_arrays(self) -> Iterator[Finding]:
+        groups = self._parts()
+        pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        try:
+            looks = pool.map(self._look, [part for parts in groups.values() for part in parts])
+            for group, parts in groups.items():
+                seen = {name: Seen() for name in self.arrays if parent(name) == group}
+                for part in parts:
+                    look = next(looks)
+                    if look.damage is not None:
+                        yield from self._report(look.damage, part.digest)
+                    if part.array is not None:
+                        self._merge(seen[part.array], part, look)
+                    self._advance(part.digest.size_bytes)
+                yield from self.check_group(group, {base(name): found for name, found in seen.items()})
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _look(self, part: Part) -> Seen:
+        content, damage = self._read(part.key, part.digest)
+        seen = Seen(damage)
+        if damage is not None or part.array is None:
+            return seen
+        try:
+            chunks = []
+            for chunk in self.arrays[part.array].chunks(part.below, content):
+                seen.finiteness.look(chunk)
+                if base(part.array) in KEPT:
+                    chunks.append(chunk)
+        except CorruptError as error:
+            return Seen(Damage(part.key, str(error)))
+        seen.values = np.concatenate(chunks) if chunks and chunks[0].ndim else None
+        return seen
+
+    def _merge(self, whole: Seen, part: Part, look: Seen) -> None:
+        assert part.array is not None
+        array = self.arrays[part.array]
+        whole.damage = whole.damage or look.damage
+        whole.finiteness.merge(look.finiteness)
+        if look.values is not None:
+            if whole.values is None:
+                whole.values = array.blank()
+            whole.values[array.objects[part.below]] = look.values
+
+
+class LatentsCheck(StoreCheck):
+    """The check of the latents; see :class:`StoreCheck`."""
+
+    def repair(self, key: str) -> str:
+        """Return the command that repairs what lies under a key."""
+        pooling = key.split("/")[0]
+        known = [*self.run.manifest.latents, *self._unfinished()]
+        return self.run.extraction(*([pooling] if pooling in known else known))
+
+    def _unfinished(self) -> list[str]:
+        started = {parent(group) for group in self.committed.n_rows}
+        return sorted(started - self.run.manifest.latents.keys())
+
+    def check_whole(self) -> Iterator[Finding]:
+        """Check each pooling's record: of which checkpoint, which files, and how many rows."""
+        manifest = self.run.manifest
+        for pooling, record in manifest.latents.items():
+            rows = {split: self.committed.n_rows.get(f"{pooling}/{split}", 0) for split in SPLITS}
+            wanted = {"train": record.n_train, "eval": record.n_eval}
+            again = f"{self.run.extraction(pooling)} --overwrite"
+            if rows != wanted:
+                yield Finding(f"{pooling} has {rows} rows in the commit log, {wanted} in the manifest", again)
+            elif self.committed.digest(pooling) != record.digest:
+                yield Finding(f"{pooling} has other files in the commit log than the manifest says", again)
+            checkpoint = manifest.files.get("checkpoint.pt")
+            if checkpoint is not None and checkpoint.sha256 != record.checkpoint_sha256:
+                yield Finding(f"{pooling} is of another checkpoint than the run's", self.repair(pooling))
+        for pooling in [] if self.run.is_being_written else self._unfinished():
+            yield Finding(f"{pooling} is not finished ({self._progress(pooling)})", self.repair(pooling))
+
+    def _progress(self, pooling: str) -> str:
+        dataset = self.run.manifest.dataset
+        totals = {"train": dataset.n_train, "eval": dataset.n_eval} if dataset else {}
+        rows = {split: self.committed.n_rows.get(f"{pooling}/{split}", 0) for split in SPLITS}
+        return ", ".join(f"{rows[split]} of {total} rows of {split}" for split, total in totals.items())
+
+    def check_group(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
+        """Check the labels of a split, or a layer's latents against its mean and std."""
+        if any(found.damage for found in seen.values()):
+            return  # which says enough
+        if "latent" in seen:
+            yield from self._check_layer(group, seen)
+        elif "label" in seen:
+            yield from self._check_samples(group, seen)
+
+    def _check_samples(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
+        n_rows = self.committed.n_rows.get(group, 0)
+        again = f"{self.repair(group)} --overwrite"
+        labels, ids = (self._values(f"{group}/{name}", seen[name], n_rows) for name in ("label", "sample_id"))
+        dataset = self.run.manifest.dataset
+        if dataset is None or n_rows == 0:
+            return
+        if labels.min() < 0 or labels.max() >= len(dataset.classes):
+            wrong = labels[(labels < 0) | (labels >= len(dataset.classes))][0]
+            yield Finding(f"{group}/label has a class {wrong}; there are {len(dataset.classes)}", again)
+        if len(np.unique(ids)) != len(ids):
+            yield Finding(f"{group}/sample_id has samples twice", again)
+        known = dataset.labels_sha256.get(base(group))
+        if known is None:
+            yield note(f"{group}: the manifest is of before it had a digest of the labels to check them by")
+        elif n_rows == self.arrays[f"{group}/label"].shape[0] and digest_labels(labels, ids) != known:
+            yield Finding(f"{group}: labels or sample ids are not those of the data of the training", again)
+
+    def _values(self, name: str, seen: Seen, n_rows: int) -> NDArray[np.int64]:
+        return (self.arrays[name].blank() if seen.values is None else seen.values)[:n_rows]
+
+    def _check_layer(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
+        latent = self.arrays[f"{group}/latent"]
+        split, again = parent(group), f"{self.repair(group)} --overwrite"
+        n_rows = self.committed.n_rows.get(split, 0)
+        shapes = {name: self.arrays[f"{group}/{name}"].shape for name in seen}
+        label = self.arrays.get(f"{split}/label")
+        if label is not None and label.shape != latent.shape[:1]:
+            yield Finding(f"{group}/latent has shape {latent.shape}, the labels have {label.shape}", again)
+            return
+        if shapes.get("mean") != latent.shape[1:] or shapes.get("std") != latent.shape[1:]:
+            yield Finding(
+                f"{group}: latent, mean and std do not fit each other, their shapes are {shapes}", again
+            )
+            return
+        found = seen["latent"].finiteness
+        lost = [key for key in latent.objects if latent.rows(key)[0] < n_rows]
+        lost = [key for key in lost if f"{group}/latent/{key}" not in self.committed.files]
+        if n_rows < latent.shape[0]:
+            return  # mean and std come with the last row
+        finite = np.broadcast_to(found.features, latent.shape[1:]) & (not lost)
+        for name in ("mean", "std"):
+            values = seen[name].values
+            stated = np.zeros(latent.shape[1:], bool) if values is None else np.isfinite(values)
+            if (found.n_empty or lost) and stated.any():
+                where = lost[0] if lost else f"a chunk ({found.n_empty} in all)"
+                yield Finding(
+                    f"{group}/latent: {where} is lost, nothing but NaN where {name} is finite", again
+                )
+                return
+            if not np.array_equal(stated, finite):
+                yield Finding(f"{group}/{name} is not finite where the latents are, or the reverse", again)
+                return
+        if found.n_others or lost:
+            yield note(
+                f"{group}/latent has {found.n_others} values that are NaN or infinite, its layer's own"
+            )
+
+
+class AnalysisCheck(StoreCheck):
+    """The check of spectra and probes; see :class:`StoreCheck`.
+
+    Parameters
+    ----------
+    probed
+        Pooling to the layers that its table has a probe of.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        location: Location,
+        advance: Callable[[int], None],
+        probed: Mapping[str, set[str]],
+    ) -> None:
+        super().__init__(run, location, advance)
+        self._probed = probed
+
+    def repair(self, key: str) -> str:
+        """Return the command that repairs what lies under a key."""
+        kind, _, rest = key.partition("/")
+        return self.run.repair(
+            f"probe-{rest.split('/')[0]}.csv" if kind == "probes" and rest else "metrics.csv"
+        )
+
+    def check_whole(self) -> Iterator[Finding]:
+        """Check that every layer has its spectra, and every row of a probe table its probe."""
+        done = self.run.manifest.summary.epochs_done
+        wanted = {f"spectra/{split}": set(self.run.layers) for split in SPLITS if done}
+        wanted |= {f"probes/{pooling}": layers for pooling, layers in self._probed.items()}
+        for path, layers in wanted.items():
+            stored = {a.get("layer") for name, a in self.attributes.items() if parent(name) == path}
+            for layer in self.run.layers:
+                if layer in layers - stored and not self._is_damaged(path):
+                    yield Finding(
+                        f"{self.location.name}/{path} has nothing of layer {layer}", self.repair(path)
+                    )
+
+    def _is_damaged(self, path: str) -> bool:
+        groups = {parent(key) for key in self.committed.under(path) if key.endswith("zarr.json")}
+        return bool(groups - self.attributes.keys() - self.arrays.keys())
+
+
+def parent(path: str) -> str:
+    """Return the path of the group that something is in."""
+    return path.rpartition("/")[0]
+
+
+def base(path: str) -> str:
+    """Return the last part of a path."""
+    return path.rpartition("/")[2]
