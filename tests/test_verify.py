@@ -86,6 +86,8 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str, str]] = [
     (f"{EIGENVALUES}/c/0/0", flip, "its content changed", TRAIN),
     (f"{COEF}/c/0/0", flip, "its content changed", PROBE),
     (f"{COEF}/zarr.json", lambda path: path.write_text("{}"), "has 2 bytes, ", PROBE),
+    ("analysis.zarr/probes/zarr.json", lambda path: path.write_text("{"), "has 1 bytes, ", PROBE),
+    ("analysis.zarr/zarr.json", Path.unlink, "is committed but not there", TRAIN),
     ("checkpoint.pt", flip, "is not what was committed", TRAIN),
     ("metrics.csv", lambda path: edit(path, "0.9", "0.8"), "is not what was committed", TRAIN),
     ("probe-pool4.csv", Path.unlink, "is committed but not there", PROBE),
@@ -260,6 +262,19 @@ def test_verify__a_store_that_lies_about_its_content_is_no_traceback(run: Run) -
         run.path / f"{LATENT}/zarr.json",
         (run.path / LATENT.replace("train", "eval") / "zarr.json").read_bytes(),
     )
+
+
+def test_verify__names_the_command_that_repairs_probes(run: Run) -> None:
+    analysis = run.path / "analysis.zarr"
+    for name in ("zarr.json", "pool4/features.0/zarr.json", "pool4/features.4/coef/zarr.json"):
+        (analysis / "probes" / name).write_text("{")
+    flip(analysis / "probes/pool4/features.8/coef/c/0/0")
+    found = wrong(run)
+    assert len(found) == 4
+    assert {finding.command for finding in found} == {PROBE.format(run=run.name)}
+    result = satstore(*PROBE.format(run=run.name).split()[1:], "--logs-dir", run.path.parents[1])
+    assert result.returncode == 0, result.stderr
+    assert wrong(run) == []
 
 
 # The command

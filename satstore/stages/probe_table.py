@@ -64,6 +64,8 @@ def write_rows(run: Run, key: str, rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 def begin(run: Run, key: str, layers: Collection[str], settings: ProbesRecord) -> None:
     """Let go of layers' old probes, and of all that had other settings; note the new settings."""
+    from satstore.store import AnalysisStore
+
     name = f"probe-{key}.csv"
     known = run.manifest.probes.get(key, settings)
     same = known.settings == settings.settings and run.has_file(name)
@@ -82,6 +84,8 @@ def begin(run: Run, key: str, layers: Collection[str], settings: ProbesRecord) -
         manifest.warnings = [line for line in manifest.warnings if not line.startswith(old)]
 
     run.commit({name: write_rows(run, key, rows)} if rows else {}, change)
+    if not kept:  # what lies there may be the damaged group that is to be replaced
+        AnalysisStore(run.analysis_path, run.commits).remove_probes(key)
 
 
 def commit(run: Run, key: str, layer: str, fitted: Fitted) -> None:

@@ -114,6 +114,14 @@ class AnalysisStore:
             for name, values in arrays.items():
                 _put(group, name, values, PROBE_DIMENSIONS[name, values.ndim])
 
+    def remove_probes(self, pooling: str) -> None:
+        """Remove a pooling's probes, so that new ones are written whatever became of what lies there."""
+        if self._log is None:
+            raise NotFoundError(f"{self.path} is open for reading only")
+        store = DurableStore(self.path, self._log)
+        store.remove_group(f"probes/{pooling}")
+        store.delete_sync("probes/zarr.json")  # written again with the first probe
+
     def spectra(self, split: str) -> dict[str, NDArray[np.float64]]:
         """Return each layer's eigenvalues (epoch, eigenvalue), descending; NaN where the layer failed."""
         groups = self._layers(f"spectra/{split}")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.commits import Damage, find_damage
+from satstore.config import pooling_flag
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import Digest
 from satstore.location import Location
@@ -321,9 +322,12 @@ class AnalysisCheck(StoreCheck):
     def repair(self, key: str) -> str:
         """Return the command that repairs what lies under a key."""
         kind, _, rest = key.partition("/")
-        return self.run.repair(
-            f"probe-{rest.split('/')[0]}.csv" if kind == "probes" and rest else "metrics.csv"
-        )
+        pooling = rest.split("/")[0]
+        known = list(self.run.manifest.probes)
+        if kind == "probes" and known:
+            flags = map(pooling_flag, [pooling] if pooling in known else known)
+            return " ".join(["satstore probe --run", self.run.name, *flags, "--overwrite"])
+        return self.run.repair("metrics.csv")
 
     def check_whole(self) -> Iterator[Finding]:
         """Check that every layer has its spectra, and every row of a probe table its probe."""
