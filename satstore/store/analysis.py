@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from satstore.commits import CommitLog
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import FORMAT_VERSION
+from satstore.store.durable import DurableStore
 from satstore.store.layout import (
-    DurableStore,
     check_version,
     create_array,
     encode_layer,

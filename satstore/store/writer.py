@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from satstore.commits import CommitLog
 from satstore.errors import ConfigError
 from satstore.location import Folder
+from satstore.store.durable import DurableStore
 from satstore.store.layout import (
-    DurableStore,
     Shapes,
     choose_chunk_rows,
     create_array,
