@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from satstore.errors import ConfigError, NotFoundError
+from satstore.errors import ConfigError, NotFoundError, SatstoreError
 from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, Registry, load_plugins, suggest
 
 
@@ -247,5 +247,8 @@ def describe(error: ValidationError) -> str:
     for item in error.errors():
         key = ".".join(str(place) for place in item["loc"])
         text = item["msg"].removeprefix("Value error, ")
-        parts.append(f"{key!r}: {text[0].lower()}{text[1:]}, found {item['input']!r}")
+        # An error of our own says what was found, or must not say it: a URL with a password in it.
+        is_own = isinstance(item.get("ctx", {}).get("error"), SatstoreError)
+        found = "" if is_own else f", found {item['input']!r}"
+        parts.append(f"{key!r}: {text[0].lower()}{text[1:]}{found}")
     return "; ".join(parts)

@@ -41,6 +41,10 @@ class CorruptError(SatstoreError, OSError):
     """Stored data that is not what was committed."""
 
 
+class UnreachableError(SatstoreError, ConnectionError):
+    """Object storage that does not answer, or refuses."""
+
+
 class DeviceError(SatstoreError, RuntimeError):
     """A device that isn't there or can't be used."""
 

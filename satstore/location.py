@@ -1,10 +1,21 @@
-"""Where a store lies, and what is asked of that place besides Zarr's own reading and writing."""
+"""Where a store lies: a folder, or a prefix of a bucket on object storage."""
 
+import re
 import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
+from urllib.parse import quote, unquote, urlsplit
 
-from satstore.errors import NotFoundError
+from satstore.errors import ConfigError, NotFoundError, UnreachableError
+from satstore.files import write_file
+
+BUCKET_SCHEMES = ("s3", "gs", "az")
+MAX_RETRIES = 6
+RETRY_TIMEOUT = timedelta(seconds=15)
 
 
 class Location(Protocol):
@@ -31,6 +42,12 @@ class Location(Protocol):
         NotFoundError
             If there is none.
         """
+
+    def write(self, key: str, content: bytes) -> None:
+        """Put an object in the place of what is there; it is whole, or not there."""
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects; those that are not there are passed over."""
 
     def remove(self, prefix: str = "") -> int:
         """Remove every object under a prefix, and return how many bytes that freed."""
@@ -71,8 +88,188 @@ class Folder:
         except FileNotFoundError:
             raise NotFoundError(f"{self.path} has no {key}") from None
 
+    def write(self, key: str, content: bytes) -> None:
+        """Replace a file durably; see :func:`satstore.files.write_file`."""
+        write_file(self.path / key, content)
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove files; see :meth:`Location.delete`."""
+        for key in keys:
+            (self.path / key).unlink(missing_ok=True)
+
     def remove(self, prefix: str = "") -> int:
         """Remove every file under a prefix; see :meth:`Location.remove`."""
         freed_bytes = sum(self.sizes(prefix).values())
         shutil.rmtree(self.path / prefix, ignore_errors=True)
         return freed_bytes
+
+
+class Bucket:
+    """A prefix of a bucket on object storage, reached through obstore.
+
+    Credentials and endpoint come from the environment alone, as obstore reads it (``AWS_ACCESS_KEY_ID``,
+    ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``, ``AWS_ALLOW_HTTP``; ``AWS_TIMEOUT`` and
+    ``AWS_CONNECT_TIMEOUT`` bound a request, such as ``10s``).
+
+    Attributes
+    ----------
+    url
+        Its URL, such as ``s3://bucket/prefix/latents.zarr``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self.name = self.url.rpartition("/")[2]
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __repr__(self) -> str:
+        return f"<Bucket {self.url}>"
+
+    def __reduce__(self) -> tuple[type["Bucket"], tuple[str]]:
+        return Bucket, (self.url,)  # another process makes its own client, from its own environment
+
+    @cached_property
+    def store(self) -> Any:
+        """The obstore client of the prefix.
+
+        Raises
+        ------
+        ConfigError
+            If obstore is not installed, or the environment can't be used.
+        """
+        try:
+            from obstore.store import from_url
+        except ImportError:
+            raise ConfigError(
+                f"{self.url} is on object storage, which needs obstore: pip install 'satstore[cloud]'"
+            ) from None
+        retries: Any = {"max_retries": MAX_RETRIES, "retry_timeout": RETRY_TIMEOUT}
+        with self.refusals():
+            # No client options: obstore would take them in place of the environment's, not beside them.
+            return from_url(self.url, retry_config=retries)
+
+    @contextmanager
+    def refusals(self) -> Iterator[None]:
+        """Turn what obstore raises into one line, without what a server may repeat of a request.
+
+        Raises
+        ------
+        UnreachableError
+            If the object storage does not answer, or refuses.
+        NotFoundError
+            If it has no such bucket.
+        """
+        from obstore.exceptions import BaseError
+
+        try:
+            yield
+        except BaseError as error:
+            if "<Code>NoSuchBucket<" in str(error):
+                raise self._no_bucket() from None
+            raise UnreachableError(
+                f"{self.url} can't be reached: {_describe(error)}; check the URL, the network, and what the "
+                "environment says (AWS_ENDPOINT_URL, AWS_REGION, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …)"
+            ) from None
+
+    def exists(self) -> bool:
+        """Tell whether there is a store: an object ``zarr.json``."""
+        try:
+            with self.refusals():
+                self.store.head("zarr.json")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def sizes(self, prefix: str = "") -> dict[str, int]:
+        """Return the size in bytes of every object under a prefix, by key."""
+        try:
+            with self.refusals():
+                batches = self.store.list(prefix or None)
+                return {meta["path"]: meta["size"] for batch in batches for meta in batch}
+        except FileNotFoundError:
+            raise self._no_bucket() from None
+
+    def read(self, key: str) -> bytes:
+        """Return an object's content; see :meth:`Location.read`."""
+        try:
+            with self.refusals():
+                return bytes(self.store.get(key).bytes())
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.url} has no {key}") from None
+
+    def write(self, key: str, content: bytes) -> None:
+        """Put an object, in parts where it is large: it appears whole, once all are there."""
+        try:
+            with self.refusals():
+                self.store.put(key, content)
+        except FileNotFoundError:
+            raise self._no_bucket() from None
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects; see :meth:`Location.delete`."""
+        gone = list(keys)
+        if gone:
+            with suppress(FileNotFoundError), self.refusals():
+                self.store.delete(gone)
+
+    def remove(self, prefix: str = "") -> int:
+        """Remove every object under a prefix; see :meth:`Location.remove`."""
+        sizes = self.sizes(prefix)
+        self.delete(sizes)
+        return sum(sizes.values())
+
+    def _no_bucket(self) -> NotFoundError:
+        return NotFoundError(f"no bucket for {self.url}: make it first, or give another --latents-dir")
+
+
+def _describe(error: Exception) -> str:
+    # A server may repeat key and signature in its answer's body, which obstore quotes: its code says enough.
+    text = re.sub(r"^Generic \w+ error: ", "", str(error))
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    reason = re.sub(r"https?://\S+ ?", "", text.partition("\n")[0].partition("<")[0])
+    return " ".join([*reason.rstrip(": ").split(), *([f"({code[1]})"] if code else [])])
+
+
+def is_url(place: str | Path) -> bool:
+    """Tell whether a place is given as a URL, rather than a path."""
+    return isinstance(place, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", place) is not None
+
+
+def locate(place: str | Path) -> Location:
+    """Return the location of a path or a URL.
+
+    Parameters
+    ----------
+    place
+        A path, or a URL: ``s3://bucket/prefix``, likewise ``gs://`` and ``az://``, or ``file:///path``.
+
+    Raises
+    ------
+    ConfigError
+        If the URL is of another kind, or has credentials or parameters in it; they are not repeated.
+    """
+    if not is_url(place):
+        return Folder(place)
+    url = str(place)
+    parts = urlsplit(url)
+    if "@" in parts.netloc or parts.query or parts.fragment:
+        raise ConfigError(
+            f"a {parts.scheme}:// URL with credentials or parameters in it is refused; expected scheme://bucket/"
+            "prefix alone: give credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …)"
+        )
+    if parts.scheme == "file":
+        return Folder(unquote(parts.path))
+    if parts.scheme not in BUCKET_SCHEMES or not parts.netloc:
+        known = ", ".join(f"{scheme}://bucket/prefix" for scheme in BUCKET_SCHEMES)
+        raise ConfigError(f"no store can lie at {url!r}; expected a path, file:///path, {known}")
+    return Bucket(url)
+
+
+def join(place: str | Path, *names: str) -> str:
+    """Return the path, made absolute, or the URL of what lies under a place."""
+    location = locate(place)
+    if isinstance(location, Folder):
+        return str(location.path.expanduser().absolute().joinpath(*names))
+    return "/".join([str(location), *map(quote, names)])

@@ -15,6 +15,9 @@ StageStatus = Literal["done", "running", "failed", "missing"]
 CHECKPOINT = "checkpoint.pt"
 """The name of the file that holds a run's weights and all else that training goes on from."""
 
+LATENTS = "latents.zarr"
+"""The name of the store of latents, wherever it lies."""
+
 STAGE_KEYS = ("train", "extract", "saturation", "probe", "receptive_field", "project", "flops")
 """The stages that a manifest knows, in the order in which they are run."""
 
@@ -139,7 +142,7 @@ class Manifest(_Record):
     layers: list[LayerRecord] = Field(default_factory=list)
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     files: dict[str, FileRecord] = Field(default_factory=dict)
-    latents_path: str = "latents.zarr"
+    latents_path: str = LATENTS
     latents: dict[str, LatentsRecord] = Field(default_factory=dict)
     re_extractable: dict[str, LatentsRecord] = Field(default_factory=dict)
     probes: dict[str, ProbesRecord] = Field(default_factory=dict)

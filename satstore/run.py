@@ -16,7 +16,7 @@ from satstore.config import ExperimentConfig, pooling_flag
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
 from satstore.files import Digest, sync_folder, write_file
-from satstore.location import Folder
+from satstore.location import Folder, Location, is_url, locate
 from satstore.lock import WriteLock
 from satstore.manifest import (
     STAGE_KEYS,
@@ -95,9 +95,15 @@ class Run:
         return [record.layer for record in self.manifest.layers]
 
     @property
-    def latents_path(self) -> Path:
-        """The folder of the store of latents."""
-        return self.path / self.manifest.latents_path
+    def latents_path(self) -> Path | str:
+        """The folder of the store of latents, or its URL where it lies on object storage."""
+        place = self.manifest.latents_path
+        return place if is_url(place) else self.path / place
+
+    @property
+    def latents_location(self) -> Location:
+        """Where the store of latents lies."""
+        return locate(self.latents_path)
 
     @property
     def analysis_path(self) -> Path:
@@ -227,9 +233,8 @@ class Run:
                 f"{self.name} has no latents {pooling!r} (stored: {stored}); write them with: {command}"
             )
         remedy = f"write it again with: {command} --overwrite"
-        self.commits.read(self.latents_path.name).check(
-            Folder(self.latents_path), f"{pooling}/{split}", remedy
-        )
+        location = self.latents_location
+        self.commits.read(location.name).check(location, f"{pooling}/{split}", remedy)
         return open_latents(self.latents_path).split(pooling, split)
 
     def saturation(

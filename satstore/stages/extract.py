@@ -3,13 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 from satstore.config import pooling_key
+from satstore.errors import ConfigError
 from satstore.files import FORMAT_VERSION
-from satstore.location import Folder
-from satstore.manifest import CHECKPOINT, LatentsRecord, Manifest
+from satstore.location import join, locate
+from satstore.manifest import CHECKPOINT, LATENTS, LatentsRecord, Manifest
 from satstore.run import Run
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
     Device,
+    LatentsDir,
     MemoryLimit,
     Overwrite,
     Poolings,
@@ -32,12 +34,14 @@ class ExtractParameters(StageParameters):
 
     device: Device = None
     pooling: Poolings = None
+    latents_dir: LatentsDir = None
     memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT
     overwrite: Overwrite = False
 
 
 def pending(run: Run, parameters: ExtractParameters) -> list[str]:
     """Say which poolings are missing, or are of another checkpoint than the run's."""
+    check_place(run, parameters.latents_dir)
     return [
         key for key in map(pooling_key, poolings_of(run, parameters)) if _is_pending(run, parameters, key)
     ]
@@ -53,8 +57,9 @@ def _is_pending(run: Run, parameters: ExtractParameters, key: str) -> bool:
 
 def is_damaged(run: Run, key: str) -> bool:
     """Tell whether files of a pooling that was committed are gone, or not of their size."""
-    committed = run.commits.read(run.latents_path.name)
-    damage = committed.damaged(Folder(run.latents_path), key)
+    location = run.latents_location
+    committed = run.commits.read(location.name)
+    damage = committed.damaged(location, key)
     return not committed.under(key) or any(True for _ in damage)
 
 
@@ -65,6 +70,7 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
         return
     from satstore import session
 
+    place(run, parameters.latents_dir)
     device = session.choose_device(parameters.device or run.config.device)
     data = session.load_data(run.config)
     session.check_data(run, data)
@@ -78,6 +84,34 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     commit(run, keys, data)
 
 
+def check_place(run: Run, latents_dir: str | None) -> str:
+    """Return where a run's latents lie, or are to lie.
+
+    Raises
+    ------
+    ConfigError
+        If latents are stored elsewhere.
+    """
+    known = run.manifest.latents_path
+    if latents_dir is None:
+        return known
+    place = join(latents_dir, run.run_id, run.experiment, LATENTS)
+    if place != known and run.commits.read(LATENTS).files:
+        raise ConfigError(
+            f"{run.name} has its latents at {run.latents_path}, not at {place}; to have them there, remove "
+            f"these first: satstore clean {run.name} --latents"
+        )
+    return place
+
+
+def place(run: Run, latents_dir: str | None) -> None:
+    """Note where a run's latents are to lie, once something answers there."""
+    found = check_place(run, latents_dir)
+    if found != run.manifest.latents_path:
+        locate(found).sizes()
+        run.commit(change=lambda manifest: setattr(manifest, "latents_path", found))
+
+
 def forget(run: Run, keys: list[str]) -> None:
     """Let go of poolings that are to be written again, the manifest first."""
 
@@ -87,7 +121,7 @@ def forget(run: Run, keys: list[str]) -> None:
 
     run.commit(change=change)
     for key in keys:
-        run.commits.remove(run.latents_path.name, key)
+        run.commits.remove(run.latents_location.name, key)
 
 
 class Progress:
@@ -168,7 +202,7 @@ def open_writer(
     }
     source = {"checkpoint_sha256": run.manifest.files[CHECKPOINT].sha256}
     return LatentWriter(
-        run.latents_path, run.commits, attributes, source, shapes, split, n_samples, shard_rows
+        run.latents_location, run.commits, attributes, source, shapes, split, n_samples, shard_rows
     )
 
 
@@ -178,7 +212,7 @@ def _as_numpy(latents: "dict[str, torch.Tensor]") -> dict[str, Any]:
 
 def commit(run: Run, keys: list[str], data: "ImageData") -> None:
     """Commit whole poolings to the manifest."""
-    committed = run.commits.read(run.latents_path.name)
+    committed = run.commits.read(run.latents_location.name)
 
     def change(manifest: Manifest) -> None:
         for key in keys:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
-from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
 
 from satstore.config import Pooling
 from satstore.errors import ConfigError
+from satstore.location import locate
 from satstore.registry import suggest
 from satstore.run import Run
 
@@ -18,12 +19,19 @@ from satstore.run import Run
 class StageParameters(BaseModel):
     """A stage's parameters: its command's flags, its form in the terminal app, its record in the manifest."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # A URL that is refused for the credentials in it must not be repeated.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def _parse_bytes(_: Any, tokens: Any) -> int:
     token: Token = tokens[0]
     return int(TypeAdapter(ByteSize).validate_python(token.value))
+
+
+def _check_place(place: str | None) -> str | None:
+    if place is not None:
+        locate(place)
+    return place
 
 
 Device = Annotated[
@@ -44,6 +52,11 @@ Layers = Annotated[
 ]
 Exclude = Annotated[
     str | None, Field(description="regular expression of the layers to leave out, also of those to take")
+]
+LatentsDir = Annotated[
+    str | None,
+    AfterValidator(_check_place),
+    Field(description="folder or URL (s3://bucket/prefix) for latents; by default the run's folder"),
 ]
 Overwrite = Annotated[
     bool, Parameter(negative=""), Field(description="do it again, in place of what is there")

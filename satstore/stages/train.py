@@ -1,16 +1,17 @@
 """The stage ``train``: weights, metrics and spectra of every epoch, and at its end the latents."""
 
-import shutil
 from typing import Annotated
 
 from pydantic import Field
 
+from satstore.location import Folder
 from satstore.manifest import CHECKPOINT, Manifest, Summary
 from satstore.run import Run
 from satstore.stages import extract
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
     Device,
+    LatentsDir,
     MemoryLimit,
     Overwrite,
     Poolings,
@@ -26,6 +27,7 @@ class TrainParameters(StageParameters):
     device: Device = None
     latents: Annotated[bool, Field(description="write the latents at the end, as extract does")] = True
     pooling: Poolings = None
+    latents_dir: LatentsDir = None
     memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT
     overwrite: Overwrite = False
 
@@ -52,6 +54,7 @@ def train(run: Run, parameters: TrainParameters) -> None:
     device = session.choose_device(parameters.device or run.config.device)
     if parameters.overwrite:
         forget(run)
+    extract.place(run, parameters.latents_dir)
     if not is_trained(run):
         training.train(run, device)
     latents = extract.STAGE.adapt(parameters)
@@ -74,9 +77,9 @@ def forget(run: Run) -> None:
     run.commit(change=change)
     for path in gone:
         path.unlink(missing_ok=True)
-    for store in (run.analysis_path, run.latents_path):
+    for store in (Folder(run.analysis_path), run.latents_location):
         run.commits.remove(store.name)
-        shutil.rmtree(store, ignore_errors=True)
+        store.remove()
 
 
 STAGE = Stage(

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from satstore.commits import CommitLog
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import FORMAT_VERSION
-from satstore.store.durable import DurableStore
+from satstore.location import Folder
+from satstore.store.durable import open_store
 from satstore.store.layout import (
     check_version,
     create_array,
@@ -160,7 +161,7 @@ class AnalysisStore:
     def _layers(self, path: str) -> dict[str, zarr.Group]:
         if not (self.path / path).exists():
             return {}
-        parent = open_root(self.path)[path]
+        parent = open_root(Folder(self.path))[path]
         assert isinstance(parent, zarr.Group)
         groups = {str(group.attrs["layer"]): group for _, group in parent.groups()}
         return dict(sorted(groups.items()))  # a folder's order is its file system's
@@ -172,13 +173,13 @@ class _Writing:
     def __init__(self, analysis: AnalysisStore) -> None:
         if analysis._log is None:
             raise NotFoundError(f"{analysis.path} is open for reading only")
-        self._store = DurableStore(analysis.path, analysis._log)
+        self._store = open_store(Folder(analysis.path), analysis._log)
 
     def __enter__(self) -> zarr.Group:
         root = zarr.open_group(self._store, mode="a")
         if not root.attrs:
             root.attrs["format_version"] = FORMAT_VERSION
-        check_version(root, self._store.root)
+        check_version(root, self._store.location)
         return root
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:

@@ -1,34 +1,33 @@
-"""The Zarr store that both kinds of stores are written through: durable, its digests in the commit log."""
+"""The Zarr stores that are written through: durable, their digests in the commit log."""
 
 import asyncio
-import shutil
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import Self
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from pathlib import PurePosixPath
+from typing import Any, Self
 
-from zarr.core.buffer import Buffer
-from zarr.storage import LocalStore
+from zarr.abc.store import ByteRequest, Store
+from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import LocalStore, ObjectStore
 
 from satstore.commits import CommitLog, is_under
-from satstore.files import Digest, write_file
+from satstore.errors import NotFoundError
+from satstore.files import Digest
+from satstore.location import Bucket, Folder, Location
 
 
-class DurableStore(LocalStore):
-    """A folder of Zarr objects, each written durably; :meth:`commit` says in the log what was written.
+class DurableStore(Store):
+    """Zarr objects at a location, each whole or not there; :meth:`commit` says in the log what was written.
 
     What was committed and is about to change or to go is taken out of the log first: a crash in between
-    leaves it uncommitted, never committed and wrong.
+    leaves it uncommitted, never committed and wrong. Subclasses say how Zarr reads; without a log, a store is
+    for reading only.
     """
 
-    def __init__(self, root: Path | str, log: CommitLog | None = None, *, read_only: bool = False) -> None:
-        super().__init__(root, read_only=read_only or log is None)
+    def _track(self, location: Location, log: CommitLog | None) -> None:
+        self.location = location
         self._log = log
         self._written: dict[str, Digest] = {}
-        self._committed = log.read(self.root.name).files if log else {}
-
-    def with_read_only(self, read_only: bool = False) -> Self:
-        """Return the same store, for reading only or not."""
-        return type(self)(self.root, self._log, read_only=read_only)
+        self._committed = log.read(location.name).files if log else {}
 
     def commit(self, n_rows: Mapping[str, int] | None = None) -> None:
         """Commit what was written, and the number of rows that groups hold with it."""
@@ -36,27 +35,27 @@ class DurableStore(LocalStore):
         # The metadata above, too, which a killed process may have written and never committed.
         above = {str(folder / "zarr.json") for key in self._written for folder in PurePosixPath(key).parents}
         for key in sorted(above - self._written.keys() - self._committed.keys()):
-            if (self.root / key).exists():
-                self._written[key] = Digest.of_file(self.root / key)
-        self._log.append(self.root.name, self._written, n_rows)
+            try:
+                self._written[key] = Digest.of(self.location.read(key))
+            except NotFoundError:
+                continue
+        self._log.append(self.location.name, self._written, n_rows)
         self._committed |= self._written
         self._written = {}
 
     def remove_group(self, path: str) -> None:
         """Remove all that lies under a path, the log first."""
         assert self._log is not None
-        self._log.remove(self.root.name, path)
+        self._log.remove(self.location.name, path)
         self._drop(path)
-        shutil.rmtree(self.root / path, ignore_errors=True)
+        self.location.remove(path)
 
     def remove_uncommitted(self, path: str) -> None:
-        """Remove the files under a path that are not committed: a killed process left them, torn maybe.
+        """Remove the objects under a path that are not committed: a killed process left them, torn maybe.
 
         Zarr reads a shard that is there before it writes it, even where it replaces all of it.
         """
-        for file in (self.root / path).rglob("*"):
-            if file.is_file() and file.relative_to(self.root).as_posix() not in self._committed:
-                file.unlink()
+        self.location.delete(key for key in self.location.sizes(path) if key not in self._committed)
 
     def _drop(self, path: str) -> bool:
         # Zarr writes from several threads: the keys are copied at once, and may be gone by now.
@@ -70,30 +69,46 @@ class DurableStore(LocalStore):
     def _forget(self, path: str) -> None:
         if self._drop(path):
             assert self._log is not None
-            self._log.remove(self.root.name, path)
+            self._log.remove(self.location.name, path)
+
+    def _write(self, key: str, content: bytes) -> None:
+        if key in self._committed:
+            self._forget(key)
+        self.location.write(key, content)
+        self._written[key] = Digest.of(content)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Store one object."""
+        self._check_writable()
+        await self._ensure_open()
+        await asyncio.to_thread(self._write, key, value.to_bytes())
+
+    async def set_if_not_exists(self, key: str, value: Buffer) -> None:
+        """Store one object, unless there is one; a store has one writer, so that none comes in between."""
+        if not await self.exists(key):
+            await self.set(key, value)
 
     async def delete(self, key: str) -> None:
         """Delete one object."""
         self._forget(key)
-        await super().delete(key)
+        await super().delete(key)  # type: ignore[safe-super]  # Zarr's own, never the abstract one
 
     async def delete_dir(self, prefix: str) -> None:
         """Delete all that lies under a prefix."""
         self._forget(prefix)
         await super().delete_dir(prefix)
 
-    def delete_sync(self, key: str) -> None:
-        """Delete one object; see :meth:`delete`."""
-        self._forget(key)
-        super().delete_sync(key)
 
-    async def _set(self, key: str, value: Buffer, exclusive: bool = False) -> None:
-        self._check_writable()
-        if not self._is_open:
-            await self._open()
-        if exclusive and (self.root / key).exists():
-            return
-        await asyncio.to_thread(self._write, key, value.to_bytes())
+class DurableFolder(DurableStore, LocalStore):
+    """A folder of Zarr objects, read by Zarr itself and written durably."""
+
+    def __init__(self, location: Folder, log: CommitLog | None = None, *, read_only: bool = False) -> None:
+        super().__init__(location.path, read_only=read_only or log is None)
+        self._track(location, log)
+
+    def with_read_only(self, read_only: bool = False) -> Self:
+        """Return the same store, for reading only or not."""
+        return type(self)(Folder(self.root), self._log, read_only=read_only)
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """Store one object; see :meth:`set`."""
@@ -101,8 +116,78 @@ class DurableStore(LocalStore):
         self._check_writable()
         self._write(key, value.to_bytes())
 
-    def _write(self, key: str, content: bytes) -> None:
-        if key in self._committed:
-            self._forget(key)
-        write_file(self.root / key, content)
-        self._written[key] = Digest.of(content)
+    def delete_sync(self, key: str) -> None:
+        """Delete one object; see :meth:`delete`."""
+        self._forget(key)
+        super().delete_sync(key)
+
+
+class DurableBucket(DurableStore, ObjectStore[Any]):
+    """A bucket's Zarr objects, read by Zarr through obstore; what it refuses is said in one line."""
+
+    location: Bucket
+
+    def __init__(self, location: Bucket, log: CommitLog | None = None, *, read_only: bool = False) -> None:
+        super().__init__(location.store, read_only=read_only or log is None)
+        self._track(location, log)
+
+    def __str__(self) -> str:
+        return str(self.location)
+
+    def with_read_only(self, read_only: bool = False) -> Self:
+        """Return the same store, for reading only or not."""
+        return type(self)(self.location, self._log, read_only=read_only)
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return an object or a range of it, None where there is none."""
+        with self.location.refusals():
+            return await super().get(key, prototype, byte_range)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Return ranges of objects."""
+        with self.location.refusals():
+            return await super().get_partial_values(prototype, key_ranges)
+
+    async def exists(self, key: str) -> bool:
+        """Tell whether there is an object."""
+        with self.location.refusals():
+            return await super().exists(key)
+
+    async def delete(self, key: str) -> None:
+        """Delete one object."""
+        with self.location.refusals():
+            await super().delete(key)
+
+    async def delete_dir(self, prefix: str) -> None:
+        """Delete all that lies under a prefix."""
+        with self.location.refusals():
+            await super().delete_dir(prefix)
+
+    def list(self) -> AsyncGenerator[str, None]:
+        """List all keys."""
+        return self._told(super().list())
+
+    def list_prefix(self, prefix: str) -> AsyncGenerator[str, None]:
+        """List the keys under a prefix."""
+        return self._told(super().list_prefix(prefix))
+
+    def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
+        """List the names right under a prefix."""
+        return self._told(super().list_dir(prefix))
+
+    async def _told(self, keys: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+        with self.location.refusals():
+            async for key in keys:
+                yield key
+
+
+def open_store(location: Location, log: CommitLog | None = None) -> DurableFolder | DurableBucket:
+    """Return the Zarr store at a location; without the run's commit log, for reading only."""
+    if isinstance(location, Bucket):
+        return DurableBucket(location, log)
+    assert isinstance(location, Folder)
+    return DurableFolder(location, log)

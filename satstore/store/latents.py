@@ -11,7 +11,8 @@ import zarr
 from numpy.typing import NDArray
 
 from satstore.analysis.rows import BlockRows
-from satstore.errors import CorruptError, UnknownNameError
+from satstore.errors import CorruptError, SatstoreError, UnknownNameError
+from satstore.location import Location, locate
 from satstore.registry import suggest
 from satstore.store.layout import Array, encode_layer, get_array, open_root
 
@@ -80,6 +81,8 @@ class LatentArray:
     def _read(self, start: int, stop: int) -> NDArray[np.float16]:
         try:
             return np.asarray(self.array[start:stop])
+        except SatstoreError:  # a bucket that can't be reached is not a damaged one
+            raise
         except (ValueError, RuntimeError, OSError) as error:  # a checksum, Blosc, the disk
             raise CorruptError(
                 f"{self._group.store_path}: samples {start} to {stop - 1} of layer {self.layer} can't be "
@@ -148,19 +151,19 @@ class LatentStore:
 
     Attributes
     ----------
-    path
-        The store's folder.
+    location
+        Where the store lies.
     attributes
         Run, config, layers in forward order and class names.
     """
 
-    def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self._root = open_root(self.path)
+    def __init__(self, location: Location) -> None:
+        self.location = location
+        self._root = open_root(location)
         self.attributes = dict(self._root.attrs)
 
     def __repr__(self) -> str:
-        return f"<LatentStore {self.path}: {', '.join(self.poolings) or 'empty'}>"
+        return f"<LatentStore {self.location}: {', '.join(self.poolings) or 'empty'}>"
 
     @property
     def layers(self) -> list[str]:
@@ -185,7 +188,7 @@ class LatentStore:
         if not isinstance(group, zarr.Group):
             groups = {p: self._root[p].groups() for p in self.poolings}  # type: ignore[union-attr]
             known = [f"{p}/{s}" for p, splits in groups.items() for s, _ in splits]
-            raise UnknownNameError(f"{self.path} has no latents {path!r}{suggest(path, known)}")
+            raise UnknownNameError(f"{self.location} has no latents {path!r}{suggest(path, known)}")
         return LatentSplit(group, self.layers)
 
 
@@ -194,14 +197,23 @@ def digest_labels(labels: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> s
     return hashlib.sha256(labels.astype("<i8").tobytes() + sample_ids.astype("<i8").tobytes()).hexdigest()
 
 
-def open_latents(path: Path | str) -> LatentStore:
-    """Open a store of latents by its path; it needs nothing of its run.
+def open_latents(place: Path | str) -> LatentStore:
+    """Open a store of latents by its path or its URL; it needs nothing of its run.
+
+    Parameters
+    ----------
+    place
+        A path, or a URL such as ``s3://bucket/prefix/latents.zarr``; see :func:`satstore.location.locate`.
 
     Raises
     ------
+    ConfigError
+        If the place is no path and no URL of a kind that is known.
+    UnreachableError
+        If object storage does not answer.
     NotFoundError
         If there is no store.
     CorruptError
         If it is of an unknown format version.
     """
-    return LatentStore(path)
+    return LatentStore(locate(place))

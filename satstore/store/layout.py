@@ -6,7 +6,6 @@ written. Only this package imports zarr.
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -16,7 +15,8 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.files import FORMAT_VERSION
-from satstore.store.durable import DurableStore
+from satstore.location import Location
+from satstore.store.durable import open_store
 
 RESERVED_KEYS = frozenset({"label", "sample_id", "zarr.json"})
 
@@ -95,24 +95,24 @@ def create_array(
     )
 
 
-def open_root(root: Path) -> zarr.Group:
+def open_root(location: Location) -> zarr.Group:
     """Open a store's root group for reading, and check that it is of a format that is known here."""
-    if not (root / "zarr.json").exists():
-        raise NotFoundError(f"no store at {root}: it has no zarr.json")
+    if not location.exists():
+        raise NotFoundError(f"no store at {location}: it has no zarr.json")
     try:
-        group = zarr.open_group(DurableStore(root), mode="r")
+        group = zarr.open_group(open_store(location), mode="r")
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"the store at {root} can't be opened: {error}") from error
-    check_version(group, root)
+        raise CorruptError(f"the store at {location} can't be opened: {error}") from error
+    check_version(group, location)
     return group
 
 
-def check_version(group: zarr.Group, root: Path) -> None:
+def check_version(group: zarr.Group, location: Location) -> None:
     """Check that a store is of a format that is known here."""
     version = group.attrs.get("format_version")
     if version != FORMAT_VERSION:
         raise CorruptError(
-            f"the store at {root} has format version {version}; this one reads {FORMAT_VERSION}"
+            f"the store at {location} has format version {version}; this one reads {FORMAT_VERSION}"
         )
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,8 @@ from numpy.typing import NDArray
 
 from satstore.commits import CommitLog
 from satstore.errors import ConfigError
-from satstore.location import Folder
-from satstore.store.durable import DurableStore
+from satstore.location import Location
+from satstore.store.durable import open_store
 from satstore.store.layout import (
     Shapes,
     choose_chunk_rows,
@@ -78,8 +77,8 @@ class LatentWriter:
 
     Parameters
     ----------
-    root
-        The store's folder; made if it isn't there.
+    location
+        Where the store lies; made if it isn't there.
     log
         The run's commit log.
     attributes
@@ -106,7 +105,7 @@ class LatentWriter:
 
     def __init__(
         self,
-        root: Path,
+        location: Location,
         log: CommitLog,
         attributes: Mapping[str, Any],
         source: Mapping[str, str],
@@ -116,8 +115,8 @@ class LatentWriter:
         shard_rows: int,
     ) -> None:
         self._log = log
-        self._store = DurableStore(root, log)
-        self._name = root.name
+        self._location = location
+        self._store = open_store(location, log)
         self._shapes = shapes
         self._source = dict(source)
         self._groups = {pooling: f"{pooling}/{split}" for pooling in shapes}
@@ -126,7 +125,7 @@ class LatentWriter:
         root_group = zarr.open_group(self._store, mode="a")
         if dict(root_group.attrs) != json.loads(json.dumps(attributes)):
             root_group.attrs.put(dict(attributes))
-        self.n_rows = self._find_committed(root)
+        self.n_rows = self._find_committed()
         if self.n_rows == 0:
             self._create(root_group, shard_rows)
         elif self.n_rows < n_samples:
@@ -143,15 +142,15 @@ class LatentWriter:
         self._arrays = {key: get_array(group, "latent") for key, group in self._layer_groups.items()}
         self._open_buffers()
 
-    def _find_committed(self, root: Path) -> int:
+    def _find_committed(self) -> int:
         """Return the rows that every group holds; 0 if they differ: one pass goes on from one place."""
-        committed = self._log.read(self._name)
+        committed = self._log.read(self._location.name)
         found = {committed.n_rows.get(path, 0) for path in self._groups.values()}
         if len(found) != 1 or 0 in found:
             return 0
         specs = set()
         for pooling, path in self._groups.items():
-            committed.check(Folder(root), path, "write it again with: satstore extract --overwrite")
+            committed.check(self._location, path, "write it again with: satstore extract --overwrite")
             group = zarr.open_group(self._store, mode="r", path=path)
             stored = {str(g.attrs["layer"]): get_array(g, "latent").shape for _, g in group.groups()}
             wanted = {layer: (self._n_samples, *shape) for layer, shape in self._shapes[pooling].items()}

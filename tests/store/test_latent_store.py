@@ -72,7 +72,7 @@ class Split:
     ) -> LatentWriter:
         root.parent.mkdir(parents=True, exist_ok=True)
         return LatentWriter(
-            root, log_of(root), attributes, source, self.shapes, split, self.n_samples, shard_rows
+            Folder(root), log_of(root), attributes, source, self.shapes, split, self.n_samples, shard_rows
         )
 
     def append(self, writer: LatentWriter, start: int, stop: int) -> None:
