@@ -13,11 +13,6 @@ from satstore.run import Run
 SPLITS = ("train", "eval")
 
 
-def latents_location(run: Run) -> Location:
-    """Return where a run's latents lie."""
-    return Folder(run.latents_path)
-
-
 @dataclass(frozen=True)
 class DiskUsage:
     """What an experiment takes on disk, in bytes.
@@ -52,11 +47,11 @@ class DiskUsage:
 
 def measure(run: Run) -> DiskUsage:
     """Return what an experiment takes on disk: its files' sizes, whether they are committed or not."""
-    location = latents_location(run)
+    location = run.latents_location
+    inside = str(location).startswith(f"{run.path}/")
+    latents = f"{str(location).removeprefix(f'{run.path}/')}/"
     sizes = Folder(run.path).sizes()
-    inside = run.latents_path.is_relative_to(run.path)
-    latents = f"{run.latents_path.relative_to(run.path).as_posix()}/" if inside else None
-    rest = {key: n for key, n in sizes.items() if latents is None or not key.startswith(latents)}
+    rest = {key: n for key, n in sizes.items() if not (inside and key.startswith(latents))}
     analysis_bytes = sum(n for key, n in rest.items() if key.startswith(f"{run.analysis_path.name}/"))
     checkpoint_bytes = rest.get(CHECKPOINT, 0)
     return DiskUsage(
@@ -104,7 +99,7 @@ def _layer_name(location: Location, pooling: str, split: str, key: str) -> str:
 
 def latents_bytes(run: Run) -> int:
     """Return what an experiment's latents take on disk."""
-    return sum(latents_location(run).sizes().values())
+    return sum(run.latents_location.sizes().values())
 
 
 def check_removable(run: Run) -> None:
@@ -145,7 +140,7 @@ def remove_latents(run: Run) -> int:
 
     with run.lock():
         check_removable(run)
-        location = latents_location(run)
+        location = run.latents_location
         run.commit(change=change)
         run.commits.remove(location.name)
         return location.remove()

@@ -39,7 +39,7 @@ from satstore.run import Run
 from satstore.stages.probe_fit import Fitted, peak_memory_bytes, reset_peak_memory
 from satstore.stages.probe_table import begin, commit
 from satstore.store import AnalysisStore, LatentWriter
-from satstore.store.layout import DurableStore
+from satstore.store.durable import open_store
 
 CLASSES = ["ant", "bee", "cat"]
 LAYERS = {"stem": (4, 2, 2), "block.0.conv": (6, 2, 2), "fc": (5,)}
@@ -89,7 +89,7 @@ def make_experiment(
     for split, codes in labels.items():
         shapes = {"pool4": dict(layers)}
         writer = LatentWriter(
-            run.latents_path, run.commits, attributes, source, shapes, split, len(codes), shard_rows=64
+            run.latents_location, run.commits, attributes, source, shapes, split, len(codes), shard_rows=64
         )
         latents = {
             layer: make_latents(codes, shape, seed) for seed, (layer, shape) in enumerate(layers.items())
@@ -431,7 +431,7 @@ def test_probe__labels_of_no_class_are_refused(tmp_path: Path, label: int) -> No
 
 
 def test_probe__fewer_labels_than_samples_are_refused(run: Run) -> None:
-    store = DurableStore(run.latents_path, run.commits)
+    store = open_store(run.latents_location, run.commits)
     label = zarr.open_group(store, mode="a")["pool4/eval/label"]
     label.resize((29,))  # type: ignore[union-attr]
     store.commit()

@@ -16,7 +16,7 @@ from satstore.commits import CommitLog
 from satstore.files import Digest, write_file
 from satstore.manifest import Manifest
 from satstore.run import Run
-from satstore.store.layout import DurableStore
+from satstore.store.durable import open_store
 from satstore.verify import Finding, Verification
 
 LATENT = "latents.zarr/pool4/train/features.4/latent"
@@ -126,7 +126,7 @@ def test_verify__finds_a_store_that_is_gone(run: Run) -> None:
 
 def rewrite(run: Run, array: str, change: Callable[[zarr.Array], None]) -> None:
     """Change an array and commit what it then holds, as software with a fault would."""
-    store = DurableStore(run.latents_path, run.commits)
+    store = open_store(run.latents_location, run.commits)
     item = zarr.open_group(store, mode="r+")[array]
     assert isinstance(item, zarr.Array)
     change(item)

@@ -149,11 +149,12 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
 
 def make_fit(run: Run, key: str, layer: str, parameters: ProbeParameters) -> Fit:
     """Say what is to be fitted of a layer."""
+    place = run.latents_path
     return Fit(
         run.path,
         key,
         layer,
-        store=str(run.latents_path.absolute()),
+        store=place if isinstance(place, str) else str(place.absolute()),
         digest=latents_digest(run, key, layer) or "",
         C=parameters.C,
         tol=parameters.tol,

@@ -119,7 +119,7 @@ class AnalysisStore:
         """Remove a pooling's probes, so that new ones are written whatever became of what lies there."""
         if self._log is None:
             raise NotFoundError(f"{self.path} is open for reading only")
-        store = DurableStore(self.path, self._log)
+        store = open_store(Folder(self.path), self._log)
         store.remove_group(f"probes/{pooling}")
         store.delete_sync("probes/zarr.json")  # written again with the first probe
 

@@ -4,7 +4,6 @@ import csv
 import io
 from collections.abc import Iterator
 
-from satstore.disk import latents_location
 from satstore.errors import CorruptError
 from satstore.events import Event, Listener
 from satstore.files import Digest
@@ -44,7 +43,7 @@ class Verification:
         run.reload()
         probed = dict(self._probed_layers())
         stores = [
-            LatentsCheck(run, latents_location(run), self._advance),
+            LatentsCheck(run, run.latents_location, self._advance),
             AnalysisCheck(run, Folder(run.analysis_path), self._advance, probed),
         ]
         self._total = sum(record.size_bytes for record in run.manifest.files.values())
