@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from satstore.commits import CommitLog
 from satstore.files import FORMAT_VERSION
+from satstore.location import Folder
 from satstore.store import LatentWriter, choose_shard_rows
 
 N_CLASSES = 200
@@ -102,9 +103,8 @@ def make_store(folder: Path, rows: int) -> Path:
     shapes = {"pool4": {LAYER: (256, 4, 4)}}
     for split, n in (("train", rows), ("eval", rows // 10)):
         images, labels = digit_pairs(n, split=split)
-        shard_rows = choose_shard_rows(shapes, n, 2**28)
-        writer = LatentWriter(
-            path,
+        with LatentWriter(
+            Folder(path),
             CommitLog(path.parent / "commits.jsonl"),
             {
                 "format_version": FORMAT_VERSION,
@@ -114,15 +114,14 @@ def make_store(folder: Path, rows: int) -> Path:
             {"checkpoint_sha256": "benchmark"},
             shapes,
             split,
-            n,
-            shard_rows,
-        )
-        start = 0
-        for part in compute_features(net, images):
-            ids = np.arange(start, start + len(part))
-            writer.append({"pool4": {LAYER: part}}, labels[ids], ids)
-            start += len(part)
-        writer.close()
+            labels,
+            np.arange(n),
+            choose_shard_rows(shapes, n, 2**28),
+        ) as writer:
+            start = 0
+            for part in compute_features(net, images):
+                writer.append({"pool4": {LAYER: part}}, start)
+                start += len(part)
     (path / "done").touch()
     return path
 

@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from satstore.analysis.moments import Moments, NonFiniteError
 from satstore.errors import ConfigError
@@ -31,6 +32,9 @@ __all__ = [
     "select_layers",
     "to_samples",
 ]
+
+FLOAT16_OVERFLOW = 65520.0
+"""What rounds to float16's infinity."""
 
 Layers = Mapping[str, nn.Module]
 
@@ -247,17 +251,37 @@ class LatentRecorder(_Recorder):
         self._latents: dict[Pooling, dict[str, Tensor]] = {pooling: {} for pooling in poolings}
 
     def pop(self) -> dict[Pooling, dict[str, Tensor]]:
-        """Hand over what was collected since the last call: pooling → layer → latent, on the CPU."""
-        latents = {key: {name: t.cpu() for name, t in part.items()} for key, part in self._latents.items()}
+        """Hand over what was collected since the last call: pooling → layer → latent, on the CPU.
+
+        As float16, but a layer with values that float16 can't hold as what it is: NaN, infinite, or beyond.
+        """
+        latents = {key: _as_halves(part) for key, part in self._latents.items()}
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()  # the copies were only begun
         self._latents = {pooling: {} for pooling in self._latents}
         return latents
 
     def _record(self, name: str, module: nn.Module, output: Any) -> None:
         for pooling, latents in self._latents.items():
+            if pooling == "pixelwise" and not (isinstance(module, _ConvNd) and output.ndim > 3):
+                continue
             latent = pool_latent(output, module, pooling).detach()
             # An in-place activation may write over the layer's own output right after this hook.
             shared = _share_memory(latent, batch_first_output(output, module))
             latents[name] = latent.clone() if shared else latent
+
+
+def _as_halves(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Convert on the device, which halves what is copied to the host, all layers at once."""
+    if not latents:
+        return {}
+    # On NaN this is NaN, which is not below.
+    largest = torch.stack([torch.stack(t.aminmax()).abs().amax().float() for t in latents.values()])
+    fits = (largest < FLOAT16_OVERFLOW).tolist()
+    return {
+        name: (latent.half() if fit else latent).contiguous().to("cpu", non_blocking=True)
+        for (name, latent), fit in zip(latents.items(), fits, strict=True)
+    }
 
 
 @contextmanager

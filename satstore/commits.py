@@ -23,9 +23,9 @@ class Committed:
         """Return the files that lie under a group."""
         return {key: digest for key, digest in self.files.items() if is_under(key, group)}
 
-    def digest(self, group: str) -> str:
-        """Return the SHA-256 over the names and contents of a group's files."""
-        files = self.under(group)
+    def digest(self, *groups: str) -> str:
+        """Return the SHA-256 over the names and contents of the files of some groups."""
+        files = {name: digest for group in groups for name, digest in self.under(group).items()}
         names = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
         return hashlib.sha256(names.encode()).hexdigest()
 

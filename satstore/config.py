@@ -17,13 +17,14 @@ from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, Reg
 
 
 def _check_pooling(text: str) -> str:
-    if not re.fullmatch(r"[1-9][0-9]{0,3}|full", text):
-        raise ValueError("expected a number from 1 to 9999, or full")
+    if not re.fullmatch(r"[1-9][0-9]{0,3}|full|pixelwise", text):
+        raise ValueError("expected a number from 1 to 9999, full, or pixelwise")
     return text
 
 
 Pooling = Annotated[str, AfterValidator(_check_pooling)]
-"""An adaptive average pooling of the latents: a number n for n × n, or ``full`` for unpooled maps."""
+"""How latents are pooled: a number n for adaptive averages over n × n, ``full`` for unpooled maps, or
+``pixelwise`` for unpooled maps whose features come last, ready for a probe of every position."""
 
 
 def pooling_key(pooling: str) -> str:

@@ -53,6 +53,11 @@ class LayerRecord(_Record):
     n_features: int
     output_shape: list[int]
 
+    @property
+    def has_positions(self) -> bool:
+        """Whether the layer is a Conv with two axes of positions or more: what pixelwise latents are of."""
+        return self.kind not in ("Linear", "LSTM") and len(self.output_shape) > 2
+
 
 class DatasetRecord(_Record):
     """The data that an experiment was trained on; the fingerprint tells other data of the same name apart.
@@ -70,9 +75,15 @@ class DatasetRecord(_Record):
 
 
 class LatentsRecord(_Record):
-    """One pooling of stored latents; the digests say of which checkpoint and what was written."""
+    """One pooling of stored latents; the digests say of which checkpoint and what was written.
+
+    ``layers`` holds each split's layers and the digest of their files. Earlier versions recorded none, and
+    stored all layers of both splits.
+    """
 
     checkpoint_sha256: str
+    mantissa_bits: int = 10
+    layers: dict[str, dict[str, str]] = Field(default_factory=dict)
     digest: str
     size_bytes: int
     n_train: int

@@ -50,7 +50,7 @@ def run_stage(run: Run, stage: Stage, parameters: StageParameters, *, with_needs
     with run.lock():
         for name in stage.needs:
             need: Stage = STAGES[name]
-            needed = need.adapt(parameters, latents=False)
+            needed = need.adapt(parameters, latents=False, check=False)
             missing = need.pending(run, needed)
             if not missing:
                 continue
@@ -127,6 +127,8 @@ def make_plan(
         share = {key: value for key, value in parameters.items() if key in model.model_fields}
         if name == "train" and "extract" in stages:
             share["latents"] = False  # extract writes them, and says so
+        if "check" in model.model_fields and len(stages) > 1:
+            share["check"] = False  # every file is read where that is what was asked for
         used |= share.keys()
         try:
             plan[name] = model.model_validate(share)

@@ -235,7 +235,9 @@ class Run:
         remedy = f"write it again with: {command} --overwrite"
         location = self.latents_location
         self.commits.read(location.name).check(location, f"{pooling}/{split}", remedy)
-        return open_latents(self.latents_path).split(pooling, split)
+        found = open_latents(self.latents_path).split(pooling, split)
+        layers = self.manifest.latents[pooling].layers
+        return found.only(layers.get(split, {})) if layers else found
 
     def saturation(
         self, delta: float | None = None, definition: "Definition" = "exact", split: str | None = None

@@ -13,7 +13,7 @@ from satstore.errors import ConfigError
 ConvMethod = Literal["channelwise", "mean", "max", "median", "flatten"]
 DownsamplingMethod = Literal["centred", "nearest", "average"]
 TimeseriesMethod = Literal["last", "every"]
-Pooling = int | Literal["full"]
+Pooling = int | Literal["full", "pixelwise"]
 
 # _ConvNd is the base of Conv and ConvTranspose in one, two and three dimensions, and of nothing else.
 LAYER_TYPES = (_ConvNd, nn.Linear, nn.LSTM)
@@ -99,6 +99,7 @@ def pool_latent(output: Any, module: nn.Module, pooling: Pooling) -> Tensor:
         As for `to_samples`.
     pooling
         d: adaptive average pooling to d positions per axis, never up-sampled. "full": as it is.
+        "pixelwise": as it is, features last; for Conv with two axes of positions or more.
 
     Returns
     -------
@@ -106,23 +107,27 @@ def pool_latent(output: Any, module: nn.Module, pooling: Pooling) -> Tensor:
         In the output's dtype, features on axis 1. Conv: (batch, channel, y, x). Linear: (batch, feature);
         tokens (batch, token, feature) count as a map of one axis, and channels-last maps as what they are:
         (batch, feature, token) and (batch, feature, y, x), pooled in the same way. LSTM: the last step.
-        It may share memory with the output.
+        Pixelwise: (batch, y, x, channel). It may share memory with the output.
 
     Raises
     ------
     ConfigError
-        `pooling` is neither "full" nor a positive integer.
+        `pooling` is neither "full" nor "pixelwise" nor a positive integer.
     """
-    if pooling != "full" and not (isinstance(pooling, int) and pooling > 0):
-        raise ConfigError(f"pooling is {pooling!r}, but has to be 'full' or a positive number of positions")
+    if pooling not in ("full", "pixelwise") and not (isinstance(pooling, int) and pooling > 0):
+        raise ConfigError(
+            f"pooling is {pooling!r}, but has to be 'full', 'pixelwise' or a positive number of positions"
+        )
     tensor = batch_first_output(output, module)
+    if pooling == "pixelwise":
+        return tensor.movedim(1, -1)
     if isinstance(module, nn.LSTM):
         return tensor[:, -1]
     if isinstance(module, nn.Linear):
         tensor = tensor.movedim(-1, 1)
         tensor = tensor if tensor.ndim <= 5 else tensor.flatten(2)  # three axes can be pooled at most
     sizes = list(tensor.shape[2:])
-    target = sizes if pooling == "full" else [min(pooling, size) for size in sizes]
+    target = [min(pooling, size) for size in sizes] if isinstance(pooling, int) else sizes
     return tensor if target == sizes else _ADAPTIVE_POOLS[len(sizes)](tensor, target)
 
 

@@ -4,7 +4,7 @@ import io
 import os
 import platform
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,12 +97,11 @@ def check_data(run: Run, data: ImageData) -> None:
 
 @contextmanager
 def recording(
-    model: nn.Module, config: ExperimentConfig, poolings: Sequence[str]
+    model: nn.Module, layers: Mapping[str, nn.Module], keys: Iterable[str]
 ) -> Iterator[LatentRecorder]:
-    """Record a model's latents, in eval mode, at some poolings."""
-    layers = {layer.name: module for layer, module in recorded_layers(model, config).items()}
+    """Record the latents of some of a model's layers, in eval mode, at some poolings (``pool4``)."""
     model.eval()
-    sizes = tuple(int(p) if p.isdecimal() else p for p in poolings)
+    sizes = tuple(int(k.removeprefix("pool")) if k.startswith("pool") else k for k in keys)
     with LatentRecorder(layers, sizes) as recorder:  # type: ignore[arg-type]
         yield recorder
 

@@ -78,7 +78,7 @@ BAD_CONFIGS = [
     ('{"stages": ["trian"]}', "no stage named 'trian'; did you mean 'train'?"),
     ('{"epoch": 0}', "'epoch': input should be greater than or equal to 1, found 0"),
     ('{"delta": 1.5}', "'delta': input should be less than or equal to 1, found 1.5"),
-    ('{"pooling": ["0"]}', "'pooling.0': expected a number from 1 to 9999, or full, found '0'"),
+    ('{"pooling": ["0"]}', "'pooling.0': expected a number from 1 to 9999, full, or pixelwise, found '0'"),
     ('{"model": "vgg5", "model": "vgg6"}', "the key 'model' is there twice"),
     ('{"dataset": "ImageFolder:"}', "dataset 'ImageFolder:' needs a value: ImageFolder:PATH"),
     ('{"plugins": ["no_such_module_"]}', "plugin 'no_such_module_' can't be imported"),

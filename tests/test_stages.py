@@ -18,7 +18,7 @@ from satstore.pipeline import make_plan, make_runs, run_experiments, run_stages
 from satstore.registry import STAGES
 from satstore.run import Run
 from satstore.stages import extract
-from satstore.store import AnalysisStore, LatentWriter
+from satstore.store import AnalysisStore, LatentWriter, layout
 
 CONFIG: dict[str, Any] = {
     "model": "vgg7_S",
@@ -90,49 +90,133 @@ def test_extract__several_poolings_at_once_are_what_they_are_alone(trained: Run)
         np.testing.assert_array_equal(alone.latents("pool2", split)["features.4"].numpy(), latents)
 
 
-def test_extract__memory_limit_makes_smaller_shards_of_the_same_latents(trained: Run) -> None:
-    large = trained.latents("pool4", "train")["features.4"]
+def test_extract__memory_limit_bounds_the_shards(trained: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"the memory limit leaves 0 MiB .* raise --memory-limit by"):
+        start(trained, "extract", memory_limit=1000, overwrite=True)
+    large = start(trained, "extract").latents("pool4", "train")["features.4"]
     values = large.numpy()
-    small = start(trained, "extract", memory_limit=2**21, overwrite=True).latents("pool4", "train")[
-        "features.4"
-    ]
-
+    monkeypatch.setattr(layout, "SHARD_BYTES", 2**19)
+    small = start(trained, "extract", overwrite=True).latents("pool4", "train")["features.4"]
     assert small.array.shards is not None
     assert small.array.shards[0] < 1437 <= (large.array.shards or (0,))[0]
     np.testing.assert_array_equal(small.numpy(), values)
-    with pytest.raises(ConfigError, match="raise --memory-limit"):
-        start(trained, "extract", memory_limit=1000, overwrite=True)
+    np.testing.assert_array_equal(small.std, large.std)
 
 
 def test_extract__killed_goes_on_at_the_last_shard_and_ends_bit_equal(
     trained: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start(trained, "extract", memory_limit=2**21, overwrite=True)
+    """In shards of 256, batches of 100 would not fit: those of the undisturbed run are computed."""
+    trained = Run(trained.path, config=trained.config.model_copy(update={"batch_size": 100}))
+    monkeypatch.setattr(layout, "SHARD_BYTES", 2**20)
+    monkeypatch.setattr(Run, "config", trained.config)
+    start(trained, "extract", overwrite=True)
     whole = contents(trained.latents_path)
     append, left = LatentWriter.append, [7]
     forwarded: list[int] = []
 
-    def die(self: LatentWriter, latents: Any, labels: Any, sample_ids: Any) -> None:
+    def die(self: LatentWriter, latents: Any, start: int) -> None:
         if left[0] == 0:
             raise KeyboardInterrupt
         left[0] -= 1
-        forwarded.append(len(labels))
-        append(self, latents, labels, sample_ids)
+        forwarded.append(start)
+        append(self, latents, start)
 
     monkeypatch.setattr(LatentWriter, "append", die)
     with pytest.raises(KeyboardInterrupt):
-        start(trained, "extract", memory_limit=2**21, overwrite=True)
+        start(trained, "extract", overwrite=True)
     killed = Run(trained.path)
     assert killed.status("extract") == "failed"
-    assert "pool4" not in killed.manifest.latents
-    committed = killed.commits.read("latents.zarr").n_rows["pool4/train"]
-    assert 0 < committed < 1437
+    assert not any(killed.manifest.latents["pool4"].layers.values())
+    committed = killed.commits.read("latents.zarr").n_rows["pool4/train/features.0"]
+    assert committed == 512
 
     left[0] = 99
     forwarded.clear()
-    done = start(killed, "extract", memory_limit=2**21)
-    assert sum(forwarded) == 1437 - committed + 360, "what was committed is not computed again"
+    done = start(killed, "extract")
+    assert forwarded[0] == 500, "the batch that holds the first missing row, and nothing before it"
     assert contents(done.latents_path) == whole
+
+
+def files_of(run: Run, layer: str) -> list[Path]:
+    folder = run.latents_path / f"pool4/train/{layer}/latent/c"
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("how", ["flip", "delete", "truncate", "swap", "metadata", "label"])
+def test_extract__mends_only_what_is_bad(trained: Run, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(layout, "SHARD_BYTES", 2**20)
+    trained = start(trained, "extract", overwrite=True)
+    whole, record = contents(trained.latents_path), trained.manifest.latents["pool4"]
+    first, second = files_of(trained, "features.4")[1:3]
+    bad = {first}
+    content = first.read_bytes()
+    if how == "flip":
+        first.write_bytes(content[:999] + bytes([content[999] ^ 16]) + content[1000:])
+    elif how == "delete":
+        first.unlink()
+    elif how == "truncate":
+        first.write_bytes(content[:-7])
+    elif how == "swap":
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(content)
+        bad = {first, second}
+    else:
+        metadata = trained.latents_path / "pool4/train/features.4/latent/zarr.json"
+        label = trained.latents_path / "pool4/train/label/c/0"
+        bad = {metadata if how == "metadata" else label}
+        label.unlink() if how == "label" else metadata.write_text(
+            metadata.read_text().replace("1437", "1436")
+        )
+    times = {p: p.stat().st_mtime_ns for p in trained.latents_path.rglob("*") if p.is_file() and p not in bad}
+    forwarded: list[int] = []
+    append = LatentWriter.append
+
+    def count(self: LatentWriter, latents: Any, start: int) -> None:
+        forwarded.append(start)
+        assert list(latents["pool4"]) == ["features.4"]
+        append(self, latents, start)
+
+    monkeypatch.setattr(LatentWriter, "append", count)
+    mended = start(trained, "extract")
+    assert contents(mended.latents_path) == whole
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    assert mended.manifest.latents["pool4"] == record
+    assert len(forwarded) == (0 if how in ("metadata", "label") else 2 * len(bad)), (
+        "batches of 128, shards of 256"
+    )
+    assert extract.pending(mended, extract.ExtractParameters()) == []
+
+
+def test_extract__adds_layers_and_splits_to_what_is_there(trained: Run) -> None:
+    some = start(trained, "extract", pooling=["1"], layers="features", exclude="0$", splits=["train"])
+    assert {k: list(v) for k, v in some.manifest.latents["pool1"].layers.items()} == {
+        "train": ["features.4", "features.8"],
+        "eval": [],
+    }
+    assert list(some.latents("pool1", "train")) == ["features.4", "features.8"]
+    digests = some.manifest.latents["pool1"].layers["train"]
+    whole = start(trained, "extract", pooling=["1"])
+    assert list(whole.latents("pool1", "train")) == list(whole.latents("pool1", "eval")) == trained.layers
+    assert whole.manifest.latents["pool1"].layers["train"].items() >= digests.items()
+
+
+def test_extract__refuses_layers_and_roundings_that_are_not_there(trained: Run) -> None:
+    with pytest.raises(
+        ConfigError, match=r"no layer is left by --layers 'feature\.4'; did you mean 'features\.4'"
+    ):
+        start(trained, "extract", layers="feature.4")
+    with pytest.raises(ConfigError, match=r"--exclude '\(' is no regular expression"):
+        start(trained, "extract", exclude="(")
+    with pytest.raises(ConfigError, match=r"none of the layers classifier\.2, .* has positions"):
+        start(trained, "extract", pooling=["pixelwise"], layers="classifier")
+    with pytest.raises(ConfigError, match=r"have 10 mantissa bits, not the 5 asked for; .*--overwrite"):
+        start(trained, "extract", mantissa_bits=5)
+    rounded = start(trained, "extract", mantissa_bits=5, overwrite=True)
+    assert rounded.manifest.latents["pool4"].mantissa_bits == 5
+    assert extract.pending(rounded, extract.ExtractParameters()) == [], "what is stored will do"
+    bits = rounded.latents("pool4", "train")["features.0"].numpy().view(np.uint16)
+    assert not (bits & 0b11111).any()
 
 
 def test_probe__fits_a_layer_once_and_again_when_its_latents_change(trained: Run) -> None:

@@ -1,20 +1,35 @@
 """The stage ``extract``: one forward pass that writes every layer's latents, at every pooling asked for."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
 
 from satstore.config import pooling_key
 from satstore.errors import ConfigError
 from satstore.files import FORMAT_VERSION
 from satstore.location import join, locate
 from satstore.manifest import CHECKPOINT, LATENTS, LatentsRecord, Manifest
+from satstore.memory import forget_peak, peak_bytes
 from satstore.run import Run
+from satstore.stages.latent_plan import (
+    SPLITS,
+    PoolingPlan,
+    describe_missing,
+    group_by_rounding,
+    plan_latents,
+    record_of,
+)
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
     Device,
+    Exclude,
     LatentsDir,
+    Layers,
     MemoryLimit,
     Overwrite,
     Poolings,
+    Splits,
     Stage,
     StageParameters,
     poolings_of,
@@ -24,9 +39,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from satstore.capture import LatentRecorder
     from satstore.datasets.images import ImageData, ImageSplit
     from satstore.store import LatentWriter
+    from satstore.store.layout import Shapes
 
 
 class ExtractParameters(StageParameters):
@@ -35,38 +50,34 @@ class ExtractParameters(StageParameters):
     device: Device = None
     pooling: Poolings = None
     latents_dir: LatentsDir = None
+    layers: Layers = None
+    exclude: Exclude = None
+    splits: Splits = SPLITS
+    mantissa_bits: Annotated[
+        int | None,
+        Field(
+            ge=1, le=10, description="bits of float16's mantissa to keep; by default those stored, else 10"
+        ),
+    ] = None
     memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT
+    check: Annotated[
+        bool, Field(description="read all that is stored and compare it with what was committed")
+    ] = True
     overwrite: Overwrite = False
 
 
 def pending(run: Run, parameters: ExtractParameters) -> list[str]:
-    """Say which poolings are missing, or are of another checkpoint than the run's."""
+    """Say which latents are missing, damaged, or of another checkpoint than the run's."""
     check_place(run, parameters.latents_dir)
-    return [
-        key for key in map(pooling_key, poolings_of(run, parameters)) if _is_pending(run, parameters, key)
-    ]
-
-
-def _is_pending(run: Run, parameters: ExtractParameters, key: str) -> bool:
-    record = run.manifest.latents.get(key)
-    checkpoint = run.manifest.files.get(CHECKPOINT)
-    if parameters.overwrite or record is None or checkpoint is None:
-        return True
-    return record.checkpoint_sha256 != checkpoint.sha256 or is_damaged(run, key)
-
-
-def is_damaged(run: Run, key: str) -> bool:
-    """Tell whether files of a pooling that was committed are gone, or not of their size."""
-    location = run.latents_location
-    committed = run.commits.read(location.name)
-    damage = committed.damaged(location, key)
-    return not committed.under(key) or any(True for _ in damage)
+    if not run.layers:  # not trained yet: nobody knows
+        return [pooling_key(pooling) for pooling in poolings_of(run, parameters)]
+    return describe_missing(plan_latents(run, parameters))
 
 
 def extract(run: Run, parameters: ExtractParameters) -> None:
-    """Write the latents that are missing, train and eval, and commit them."""
-    keys = pending(run, parameters)
-    if not keys:
+    """Write the latents that are missing, mend those that are damaged, and commit them."""
+    plans = [plan for plan in plan_latents(run, parameters) if plan.missing]
+    if not plans:
         return
     from satstore import session
 
@@ -75,13 +86,13 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     data = session.load_data(run.config)
     session.check_data(run, data)
     model = session.load_model(run, len(data.classes), device)
-    forget(run, [key for key in keys if parameters.overwrite or is_damaged(run, key)])
-    poolings = [p for p in poolings_of(run, parameters) if pooling_key(p) in keys]
-    progress = Progress(run, len(data.train) + len(data.eval))
-    with session.recording(model, run.config, poolings) as recorder:
+    forget(run, plans, overwrite=parameters.overwrite)
+    for bits, group in group_by_rounding(plans).items():
         for split, images in (("train", data.train_plain), ("eval", data.eval)):
-            write_split(run, model, recorder, images, split, parameters.memory_limit, progress)
-    commit(run, keys, data)
+            wanted = {plan.key: plan.missing[split] for plan in group if split in plan.missing}
+            if wanted:
+                write_split(run, model, images, split, wanted, bits, parameters.memory_limit)
+    commit(run, plans, data)
 
 
 def check_place(run: Run, latents_dir: str | None) -> str:
@@ -112,16 +123,41 @@ def place(run: Run, latents_dir: str | None) -> None:
         run.commit(change=lambda manifest: setattr(manifest, "latents_path", found))
 
 
-def forget(run: Run, keys: list[str]) -> None:
-    """Let go of poolings that are to be written again, the manifest first."""
+def forget(run: Run, plans: list[PoolingPlan], *, overwrite: bool) -> None:
+    """Let go of what is to be written again, the manifest first."""
+    from satstore.store import discard
+    from satstore.store.layout import encode_layer
 
     def change(manifest: Manifest) -> None:
-        for key in keys:
-            manifest.latents.pop(key, None)
+        for plan in plans:
+            record = manifest.latents.get(plan.key)
+            if record is None:
+                continue
+            if plan.is_anew:
+                del manifest.latents[plan.key]
+                continue
+            kept = {split: dict.fromkeys(record_of(run, record, split), "") for split in SPLITS}
+            record.layers = {
+                split: {
+                    layer: record.layers.get(split, {}).get(layer, "")
+                    for layer in layers
+                    if layer not in plan.missing.get(split, ())
+                }
+                for split, layers in kept.items()
+            }
 
     run.commit(change=change)
-    for key in keys:
-        run.commits.remove(run.latents_location.name, key)
+    for plan in plans:
+        gone = [damage.key for damage in plan.damage]
+        if plan.is_anew:
+            gone = [plan.key]
+        elif overwrite:
+            gone += [
+                f"{plan.key}/{split}/{encode_layer(layer)}"
+                for split, ls in plan.missing.items()
+                for layer in ls
+            ]
+        discard(run.latents_location, run.commits, gone)
 
 
 class Progress:
@@ -139,58 +175,66 @@ class Progress:
 def write_split(
     run: Run,
     model: "nn.Module",
-    recorder: "LatentRecorder",
     images: "ImageSplit",
     split: str,
+    wanted: Mapping[str, Sequence[str]],
+    mantissa_bits: int,
     memory_limit: int,
-    progress: Progress,
 ) -> None:
-    """Write one split's latents, from the first row that isn't committed on."""
+    """Write one split's latents: of each pooling (``pool4``) the layers wanted, the rows that are missing."""
     import torch
     from torch.utils.data import Subset
 
+    from satstore import session
     from satstore.datasets.images import make_loader
-    from satstore.session import choose_workers
 
-    writer = open_writer(run, model, recorder, len(images), split, memory_limit)
-    progress.advance(writer.n_rows, split)
-    start = writer.n_rows
-    if start < len(images):
-        rest = Subset(images, range(start, len(images)))
-        workers = choose_workers(run.config, in_memory=images.source.in_memory)
-        device = next(model.parameters()).device
-        # torch's Subset hands whole batches on to the split, which is all that the loader asks for.
-        loader = make_loader(rest, run.config.batch_size, shuffle=False, workers=workers, pin_memory=True)
-        with torch.inference_mode():
-            for batch, labels in loader:
-                model(batch.to(device, non_blocking=True, memory_format=torch.channels_last))
-                latents = {pooling_key(str(p)): _as_numpy(part) for p, part in recorder.pop().items()}
-                ids = images.sample_ids[start : start + len(labels)]
-                writer.append(latents, labels.numpy(), ids)
-                start += len(labels)
+    size, device = run.config.batch_size, next(model.parameters()).device
+    modules = dict(model.named_modules())
+    layers = {name: modules[name] for name in run.layers if any(name in part for part in wanted.values())}
+    with session.recording(model, layers, wanted) as recorder, torch.inference_mode():
+
+        def forward(batch: "torch.Tensor") -> dict[str, dict[str, Any]]:
+            model(batch.to(device, non_blocking=True, memory_format=torch.channels_last))
+            return {
+                pooling_key(str(pooling)): {
+                    layer: part[layer].numpy() for layer in wanted[pooling_key(str(pooling))]
+                }
+                for pooling, part in recorder.pop().items()
+            }
+
+        forget_peak()
+        first = forward(images.__getitems__(range(min(size, len(images))))[0])
+        shapes = {key: {layer: a.shape[1:] for layer, a in part.items()} for key, part in first.items()}
+        with open_writer(run, shapes, images, split, mantissa_bits, memory_limit - peak_bytes()) as writer:
+            starts = batch_starts(writer.missing, size)
+            rows = [row for start in starts for row in range(start, min(start + size, len(images)))]
+            workers = session.choose_workers(run.config, in_memory=images.source.in_memory)
+            # torch's Subset hands whole batches on to the split, which is all that the loader asks for.
+            loader = make_loader(Subset(images, rows), size, shuffle=False, workers=workers, pin_memory=True)
+            progress = Progress(run, len(rows))
+            for start, (batch, labels) in zip(starts, loader, strict=True):
+                writer.append(forward(batch), start)
                 progress.advance(len(labels), split)
-    writer.close()
     for problem in writer.problems:
         run.warn("extract", f"{problem} of split {split}; a probe of that layer will refuse them")
 
 
-def open_writer(
-    run: Run, model: "nn.Module", recorder: "LatentRecorder", n_samples: int, split: str, memory_limit: int
-) -> "LatentWriter":
-    """Open a run's store for one split; the shapes are those that a blank image gives."""
-    import torch
+def batch_starts(missing: Sequence[tuple[int, int]], size: int) -> list[int]:
+    """Return where the batches begin that hold missing rows: those of an undisturbed pass, bit for bit."""
+    return sorted({b * size for start, stop in missing for b in range(start // size, (stop - 1) // size + 1)})
 
+
+def open_writer(
+    run: Run,
+    shapes: "Shapes",
+    images: "ImageSplit",
+    split: str,
+    mantissa_bits: int,
+    memory_bytes: int,
+) -> "LatentWriter":
+    """Open a run's store for one split, with shards that fit the memory."""
     from satstore.store import LatentWriter, choose_shard_rows
 
-    with torch.inference_mode():
-        resolution = run.config.resolution
-        model(torch.zeros(1, 3, resolution, resolution, device=next(model.parameters()).device))
-    shapes = {
-        pooling_key(str(pooling)): {layer: tuple(latent.shape[1:]) for layer, latent in layers.items()}
-        for pooling, layers in recorder.pop().items()
-    }
-    # Half for the shards in the making; the other half holds the maps of a batch and what is being encoded.
-    shard_rows = choose_shard_rows(shapes, n_samples, memory_limit // 2)
     assert run.manifest.dataset is not None
     attributes = {
         "format_version": FORMAT_VERSION,
@@ -200,31 +244,50 @@ def open_writer(
         "layers": run.layers,
         "classes": run.manifest.dataset.classes,
     }
-    source = {"checkpoint_sha256": run.manifest.files[CHECKPOINT].sha256}
     return LatentWriter(
-        run.latents_location, run.commits, attributes, source, shapes, split, n_samples, shard_rows
+        run.latents_location,
+        run.commits,
+        attributes,
+        {"checkpoint_sha256": run.manifest.files[CHECKPOINT].sha256},
+        shapes,
+        split,
+        images.labels,
+        images.sample_ids,
+        choose_shard_rows(shapes, len(images), memory_bytes),
+        mantissa_bits,
+        memory_bytes,
     )
 
 
-def _as_numpy(latents: "dict[str, torch.Tensor]") -> dict[str, Any]:
-    return {layer: latent.numpy() for layer, latent in latents.items()}
+def commit(run: Run, plans: Sequence[PoolingPlan], data: "ImageData") -> None:
+    """Commit whole layers to the manifest."""
+    from satstore.store.layout import encode_layer
 
-
-def commit(run: Run, keys: list[str], data: "ImageData") -> None:
-    """Commit whole poolings to the manifest."""
     committed = run.commits.read(run.latents_location.name)
 
     def change(manifest: Manifest) -> None:
-        for key in keys:
-            files = committed.under(key)
-            manifest.latents[key] = LatentsRecord(
+        for plan in plans:
+            old = manifest.latents.get(plan.key)
+            layers: dict[str, dict[str, str]] = {}
+            for split in SPLITS:
+                known = {*(old.layers.get(split, ()) if old else ()), *plan.missing.get(split, ())}
+                path = f"{plan.key}/{split}"
+                ids = f"{path}/label", f"{path}/sample_id"
+                layers[split] = {
+                    layer: committed.digest(f"{path}/{encode_layer(layer)}", *ids)
+                    for layer in run.layers
+                    if layer in known
+                }
+            manifest.latents[plan.key] = LatentsRecord(
                 checkpoint_sha256=manifest.files[CHECKPOINT].sha256,
-                digest=committed.digest(key),
-                size_bytes=sum(digest.size_bytes for digest in files.values()),
+                mantissa_bits=plan.mantissa_bits,
+                layers=layers,
+                digest=committed.digest(plan.key),
+                size_bytes=sum(d.size_bytes for d in committed.under(plan.key).values()),
                 n_train=len(data.train),
                 n_eval=len(data.eval),
             )
-            manifest.re_extractable.pop(key, None)
+            manifest.re_extractable.pop(plan.key, None)
 
     run.commit(change=change)
 

@@ -11,6 +11,7 @@ from satstore.config import pooling_key
 from satstore.errors import ConfigError, SatstoreError
 from satstore.manifest import ProbesRecord, probe_key, split_probe_key
 from satstore.run import Run
+from satstore.stages.latent_plan import layers_at
 from satstore.stages.probe_fit import Fit, Fitted, Means, fit_all, warn_of_classes
 from satstore.stages.probe_table import begin, commit, latents_digest
 from satstore.stages.stage import (
@@ -91,7 +92,7 @@ def pending_layers(run: Run, key: str, parameters: ProbeParameters) -> list[str]
     CorruptError
         If the table is lost.
     """
-    wanted = layers_of(run, parameters)
+    wanted = layers_at(run, split_probe_key(key)[0], layers_of(run, parameters))
     known = run.manifest.probes.get(key)
     if known is None or not run.has_file(f"probe-{key}.csv"):
         return wanted

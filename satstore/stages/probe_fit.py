@@ -131,7 +131,7 @@ def fit(job: Fit, means: Means, cluster: "Cluster | None") -> Fitted:
     run = Run(job.path)
     splits = {split: run.latents(job.pooling, split) for split in ("train", "eval")}
     check_latents(run, job, splits)
-    row: dict[str, Any] = {"layer": job.layer, "n_features": splits["train"][job.layer].shape[-1]}
+    row: dict[str, Any] = {"layer": job.layer, "n_features": n_features_of(job, splits["train"])}
     try:
         check_train_labels(run, splits["train"])
         found, arrays = probe_engines.fit_layer(job, splits, means, cluster)
@@ -142,6 +142,12 @@ def fit(job: Fit, means: Means, cluster: "Cluster | None") -> Fitted:
         "peak_memory_bytes": highest_peak_bytes(cluster),
     }
     return Fitted(tuple({**row, **measures, **costs} for measures in found), arrays)
+
+
+def n_features_of(job: Fit, latents: "LatentSplit") -> int:
+    """Return the features that one probe sees."""
+    array = latents[job.layer]
+    return array.shape[-1] if job.pooling == "pixelwise" else array.n_features
 
 
 # What may be wrong with the latents

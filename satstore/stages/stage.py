@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
@@ -34,6 +34,10 @@ def _check_place(place: str | None) -> str | None:
     return place
 
 
+def _parse_splits(_: Any, tokens: Any) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for token in tokens for name in token.value.split(",")))
+
+
 Device = Annotated[
     str | None,
     Field(description="cpu or cuda:N; by default the config's, else the first GPU, else the CPU"),
@@ -45,7 +49,12 @@ DeviceOfNeeds = Annotated[
 Poolings = Annotated[
     tuple[Annotated[Pooling, BeforeValidator(str)], ...] | None,
     Parameter(name=["--pooling", "-d"], negative=""),
-    Field(description="pool latents to n x n (a number), or not at all (full); may be given several times"),
+    Field(description="pool latents to n x n (a number), or not at all (full, pixelwise); repeatable"),
+]
+Splits = Annotated[
+    tuple[Literal["train", "eval"], ...],
+    Parameter(negative="", converter=_parse_splits),
+    Field(min_length=1, description="train, eval or both, separated by commas"),
 ]
 Layers = Annotated[
     str | None, Field(description="regular expression, found anywhere in the names of the layers to take")

@@ -44,7 +44,7 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
         done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
         return [f"epochs {done + 1} to {run.config.epoch}"]
     run.check_file(CHECKPOINT)
-    return extract.pending(run, extract.STAGE.adapt(parameters)) if parameters.latents else []
+    return extract.pending(run, extract.STAGE.adapt(parameters, check=False)) if parameters.latents else []
 
 
 def train(run: Run, parameters: TrainParameters) -> None:
@@ -57,7 +57,7 @@ def train(run: Run, parameters: TrainParameters) -> None:
     extract.place(run, parameters.latents_dir)
     if not is_trained(run):
         training.train(run, device)
-    latents = extract.STAGE.adapt(parameters)
+    latents = extract.STAGE.adapt(parameters, check=False)
     if parameters.latents and extract.pending(run, latents):
         with run.stage(extract.STAGE.key, record_parameters(latents)):
             extract.extract(run, latents)

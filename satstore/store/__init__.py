@@ -3,8 +3,8 @@
 from satstore.store.analysis import AnalysisStore
 from satstore.store.check import StoredArray
 from satstore.store.latents import LatentArray, LatentSplit, LatentStore, digest_labels, open_latents
-from satstore.store.layout import choose_shard_rows
-from satstore.store.writer import LatentWriter
+from satstore.store.layout import choose_shard_rows, plan_memory
+from satstore.store.writer import LatentWriter, discard
 
 __all__ = [
     "AnalysisStore",
@@ -15,5 +15,7 @@ __all__ = [
     "StoredArray",
     "choose_shard_rows",
     "digest_labels",
+    "discard",
     "open_latents",
+    "plan_memory",
 ]

@@ -12,7 +12,7 @@ from satstore.commits import CommitLog
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import FORMAT_VERSION
 from satstore.location import Folder
-from satstore.store.durable import DurableFolder, open_store
+from satstore.store.durable import open_store
 from satstore.store.layout import (
     check_version,
     create_array,
@@ -119,9 +119,9 @@ class AnalysisStore:
         """Remove a pooling's probes, so that new ones are written whatever became of what lies there."""
         if self._log is None:
             raise NotFoundError(f"{self.path} is open for reading only")
-        store = DurableFolder(Folder(self.path), self._log)
+        store = open_store(Folder(self.path), self._log)
         store.remove_group(f"probes/{pooling}")
-        store.delete_sync("probes/zarr.json")  # written again with the first probe
+        store.remove_object("probes/zarr.json")  # written again with the first probe
 
     def spectra(self, split: str) -> dict[str, NDArray[np.float64]]:
         """Return each layer's eigenvalues (epoch, eigenvalue), descending; NaN where the layer failed."""

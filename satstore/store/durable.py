@@ -43,6 +43,16 @@ class DurableStore(Store):
         self._committed |= self._written
         self._written = {}
 
+    @property
+    def has_changes(self) -> bool:
+        """Tell whether something was written that is not committed."""
+        return bool(self._written)
+
+    def remove_object(self, key: str) -> None:
+        """Remove one object, the log first."""
+        self._forget(key)
+        self.location.delete([key])
+
     def remove_group(self, path: str) -> None:
         """Remove all that lies under a path, the log first."""
         assert self._log is not None

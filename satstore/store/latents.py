@@ -1,7 +1,7 @@
 """Reading stores of latents."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,10 @@ class LatentSplit(Mapping[str, LatentArray]):
     def __init__(self, group: zarr.Group, layers: list[str]) -> None:
         self._group = group
         self._keys = {layer: encode_layer(layer) for layer in layers if encode_layer(layer) in group}
+
+    def only(self, layers: Container[str]) -> "LatentSplit":
+        """Return the same latents, of these layers."""
+        return LatentSplit(self._group, [layer for layer in self if layer in layers])
 
     def __getitem__(self, layer: str) -> LatentArray:
         if layer not in self._keys:

@@ -5,6 +5,7 @@ written. Only this package imports zarr.
 """
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -25,6 +26,8 @@ Array = zarr.Array[Any]
 CHUNK_BYTES = 2 * 2**20
 SHARD_BYTES = 128 * 2**20
 FLOAT16_BYTES = 2
+ENCODING_BYTES = 32 * 2**20
+"""What a dozen chunks take on their way through the codecs, side by side."""
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Pooling to layer to the shape of one sample's latent."""
@@ -47,30 +50,82 @@ def encode_layer(name: str) -> str:
     return key
 
 
+def shards_bytes(shapes: Shapes, shard_rows: Mapping[str, int]) -> int:
+    """Return the memory that writing takes with so many samples in each pooling's shards.
+
+    All layers' shards are filled at once while those before them are encoded: two of each; encoding the
+    largest takes it once more as bytes and in pieces; and the moments hold five numbers of each feature.
+    """
+    row_bytes = {p: [FLOAT16_BYTES * math.prod(s) for s in layers.values()] for p, layers in shapes.items()}
+    shards = sum(2 * shard_rows[p] * sum(rows) for p, rows in row_bytes.items())
+    largest = max(shard_rows[p] * max(rows) for p, rows in row_bytes.items())
+    moments = 10 * sum(map(sum, row_bytes.values()))
+    return shards + 2 * largest + moments + ENCODING_BYTES
+
+
 def choose_shard_rows(shapes: Shapes, n_samples: int, memory_bytes: int) -> int:
     """Return how many samples a shard holds: a power of two, the same for all layers.
 
-    All layers' and poolings' shards are filled at once, so together they have to fit the memory given; the
-    widest layer's shard is kept to 128 MiB, and one shard is all that a small split needs.
+    What :func:`shards_bytes` gives has to fit the memory; the widest layer's shard is kept to 128 MiB, and
+    one shard is all that a small split needs.
 
     Raises
     ------
     ConfigError
-        If the memory doesn't hold one sample.
+        If the memory doesn't hold one sample's.
     """
-    row_bytes = [FLOAT16_BYTES * int(np.prod(s)) for layers in shapes.values() for s in layers.values()]
-    most = min(memory_bytes // sum(row_bytes), max(1, SHARD_BYTES // max(row_bytes)))
-    if most < 1:
+    widest = FLOAT16_BYTES * max(math.prod(s) for layers in shapes.values() for s in layers.values())
+    rows: int = 2 ** min((max(1, SHARD_BYTES // widest)).bit_length() - 1, max(0, n_samples - 1).bit_length())
+    while rows > 1 and shards_bytes(shapes, dict.fromkeys(shapes, rows)) > memory_bytes:
+        rows //= 2
+    check_memory(shapes, dict.fromkeys(shapes, rows), memory_bytes, "raise --memory-limit")
+    return rows
+
+
+def plan_memory(
+    shapes: Shapes, n_samples: int, limit_bytes: int, held_bytes: int, batch_size: int
+) -> tuple[int, int]:
+    """Return the samples of a shard that a memory limit gives, and the projected peak in bytes.
+
+    Parameters
+    ----------
+    held_bytes
+        What the process holds with model, data and the forward pass of one batch.
+    batch_size
+        Samples of a batch, whose latents are there as float32 and as float16 at once.
+
+    Raises
+    ------
+    ConfigError
+        If the limit doesn't leave enough for one sample.
+    """
+    n_features = sum(math.prod(shape) for layers in shapes.values() for shape in layers.values())
+    held_bytes += batch_size * n_features * (4 + FLOAT16_BYTES)
+    rows = choose_shard_rows(shapes, n_samples, limit_bytes - held_bytes)
+    return rows, held_bytes + shards_bytes(shapes, dict.fromkeys(shapes, rows))
+
+
+def check_memory(shapes: Shapes, shard_rows: Mapping[str, int], memory_bytes: int, remedy: str) -> None:
+    """Check that shards fit the memory that a limit leaves.
+
+    Raises
+    ------
+    ConfigError
+        Naming what they take, what is left and the remedy.
+    """
+    needed = shards_bytes(shapes, shard_rows)
+    if needed > memory_bytes:
+        rows, mebi = max(shard_rows.values()), 2**20
         raise ConfigError(
-            f"one sample's latents take {sum(row_bytes)} bytes, the memory limit leaves {memory_bytes} for "
-            "them; raise --memory-limit, or take a smaller pooling or fewer layers"
+            f"writing latents in shards of {rows} samples takes {needed / mebi:.0f} MiB, the memory limit "
+            f"leaves {max(0, memory_bytes) / mebi:.0f} MiB beside model, data and one batch; {remedy} by "
+            f"{(needed - memory_bytes) / mebi + 1:.0f} MiB, or take a smaller pooling or fewer layers"
         )
-    return int(2 ** min(int(most).bit_length() - 1, max(0, n_samples - 1).bit_length()))
 
 
 def choose_chunk_rows(sample_shape: tuple[int, ...], shard_rows: int) -> int:
     """Return how many samples a chunk holds: a power of two that divides the shard, about 2 MiB of them."""
-    row_bytes = FLOAT16_BYTES * int(np.prod(sample_shape))
+    row_bytes = FLOAT16_BYTES * math.prod(sample_shape)
     return int(min(shard_rows, 2 ** (max(1, CHUNK_BYTES // row_bytes).bit_length() - 1)))
 
 

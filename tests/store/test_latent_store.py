@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -21,8 +22,15 @@ from satstore.commits import CommitLog
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.files import Digest, WriteError
 from satstore.location import Folder
-from satstore.store import LatentWriter, choose_shard_rows, open_latents
-from satstore.store.layout import CHUNK_BYTES, SHARD_BYTES, choose_chunk_rows, encode_layer
+from satstore.store import LatentWriter, choose_shard_rows, open_latents, plan_memory
+from satstore.store.layout import (
+    CHUNK_BYTES,
+    ENCODING_BYTES,
+    SHARD_BYTES,
+    choose_chunk_rows,
+    encode_layer,
+    shards_bytes,
+)
 
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "pool2": {"layer1.0.conv1": (3, 2, 2), "conv0": (4, 2, 2), "fc": (5,)},
@@ -69,10 +77,20 @@ class Split:
         shard_rows: int = 8,
         source: Mapping[str, str] = SOURCE,
         attributes: Mapping[str, Any] = ATTRIBUTES,
+        **options: Any,
     ) -> LatentWriter:
         root.parent.mkdir(parents=True, exist_ok=True)
         return LatentWriter(
-            Folder(root), log_of(root), attributes, source, self.shapes, split, self.n_samples, shard_rows
+            Folder(root),
+            log_of(root),
+            attributes,
+            source,
+            self.shapes,
+            split,
+            self.labels,
+            self.sample_ids,
+            shard_rows,
+            **options,
         )
 
     def append(self, writer: LatentWriter, start: int, stop: int) -> None:
@@ -81,13 +99,13 @@ class Split:
             pooling: {layer: values[rows] for layer, values in layers.items()}
             for pooling, layers in self.latents.items()
         }
-        writer.append(batch, self.labels[rows], self.sample_ids[rows])
+        writer.append(batch, start)
 
     def write(self, root: Path, batch_size: int = 7, split: str = "train", **options: Any) -> LatentWriter:
-        writer = self.open(root, split, **options)
-        for start in range(writer.n_rows, self.n_samples, batch_size):
-            self.append(writer, start, min(start + batch_size, self.n_samples))
-        writer.close()
+        with self.open(root, split, **options) as writer:
+            for first, stop in writer.missing:
+                for start in range(first, stop, batch_size):
+                    self.append(writer, start, min(start + batch_size, stop))
         return writer
 
     def stored(self, pooling: str, layer: str) -> NDArray[np.float16]:
@@ -173,7 +191,10 @@ def test_store__batches_need_not_divide_shards(
     assert writer.problems == []
     check_equal(root, split, "train")
     check_whole(root, "pool1")
-    assert log_of(root).read(root.name).n_rows == {"pool1/train": n_samples}
+    assert log_of(root).read(root.name).n_rows == {
+        "pool1/train/conv0": n_samples,
+        "pool1/train/fc": n_samples,
+    }
     shutil.rmtree(root.parent)
 
 
@@ -229,6 +250,35 @@ def test_store__refuses_what_it_does_not_know(tmp_path: Path, content: str, mess
     assert str(tmp_path) in str(caught.value)
 
 
+def test_store__pixelwise_has_its_features_last(root: Path) -> None:
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {"pixelwise": {"conv0": (7, 6, 4)}}
+    split = Split(29, shapes)
+    split.write(root)
+    check_equal(root, split, "train")
+    latents = open_latents(root).split("pixelwise", "train")["conv0"]
+    assert latents.array.metadata.dimension_names == ("sample", "y", "x", "channel")  # type: ignore[union-attr]
+    assert latents.array.chunks[1:] == (7, 6, 4)
+    assert latents.mean.shape == (7, 6, 4)
+
+
+@pytest.mark.parametrize("n_bits", [1, 3, 7, 9])
+def test_store__rounds_the_mantissa_to_the_nearest(root: Path, n_bits: int) -> None:
+    split = Split(40, {"pool2": {"fc": (50,)}})
+    split.latents["pool2"]["fc"][3, :4] = np.nan, np.inf, -65504, 0
+    writer = split.write(root, mantissa_bits=n_bits)
+    found = open_latents(root).split("pool2", "train")["fc"]
+    exact = split.stored("pool2", "fc").astype(np.float64)
+    step = 2.0 ** (np.floor(np.log2(np.abs(exact, where=exact != 0, out=np.ones_like(exact)))) - n_bits)
+    with np.errstate(invalid="ignore"):
+        expected = np.round(exact / step) * step  # numpy's round is to even, too
+    expected[3, 1:3] = np.inf, -np.inf
+    np.testing.assert_array_equal(found.numpy(), expected)
+    assert zarr.open_group(root, mode="r")["pool2/train"].attrs["mantissa_bits"] == n_bits
+    np.testing.assert_allclose(found.mean[4:], expected[:, 4:].mean(axis=0), rtol=1e-6, atol=1e-6)
+    [problem] = writer.problems
+    assert (problem.n_non_finite, problem.n_overflows) == (2, 1), "rounding up 65504 leaves float16"
+
+
 # Other readers
 
 
@@ -240,7 +290,7 @@ def test_store__is_plain_zarr(shared: tuple[Path, dict[str, Split]]) -> None:
             node = group[f"{pooling}/{name}"]
             np.testing.assert_array_equal(node["label"][:], split.labels)
             np.testing.assert_array_equal(node["sample_id"][:], split.sample_ids)
-            assert dict(node.attrs) == SOURCE
+            assert dict(node.attrs) == {**SOURCE, "mantissa_bits": 10}
             for layer in LAYERS:
                 assert node[layer].attrs["layer"] == layer
                 np.testing.assert_array_equal(node[layer]["latent"][:], split.stored(pooling, layer))
@@ -328,9 +378,15 @@ def test_store__opens_in_dask_in_blocks_of_whole_chunks(root: Path) -> None:
 def interrupted(root: Path, data: Split, n_rows: int, **options: Any) -> LatentWriter:
     """Write some rows and drop the writer, as a killed process does."""
     writer = data.open(root, **options)
-    for row in range(writer.n_rows, n_rows):
+    for row in range(first_missing(writer), n_rows):
         data.append(writer, row, row + 1)
+    writer.drain()
     return writer
+
+
+def first_missing(writer: LatentWriter) -> int:
+    """The rows before the first that is missing; all 29 are there if none is."""
+    return writer.missing[0][0] if writer.missing else 29
 
 
 @pytest.mark.parametrize("killed_at", [0, 3, 8, 9, 16, 27, 28])
@@ -341,7 +397,7 @@ def test_writer__goes_on_after_the_last_committed_shard(tmp_path: Path, root: Pa
 
     interrupted(root, split, killed_at)
     writer = split.open(root)
-    assert writer.n_rows == killed_at // 8 * 8
+    assert first_missing(writer) == killed_at // 8 * 8
     split.write(root, batch_size=5)
     assert contents(root) == contents(undisturbed)
     assert log_of(root).read(root.name) == log_of(undisturbed).read(undisturbed.name)
@@ -369,8 +425,9 @@ def test_writer__killed_while_writing_a_shard_redoes_it(
     writer = interrupted(root, split, 15)
     with monkeypatch.context() as context:
         context.setattr(CommitLog, "append", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        split.append(writer, 15, 16)
         with pytest.raises(KeyboardInterrupt):
-            split.append(writer, 15, 16)
+            writer.drain()
     shard = root / "pool2/train/conv0/latent/c/1/0/0/0"
     shard.write_bytes(shard.read_bytes()[:-3])
     (shard.parent / ".0.12345678.partial").write_bytes(b"half")
@@ -383,7 +440,7 @@ def test_writer__a_whole_split_is_left_alone(root: Path) -> None:
     split.write(root)
     before, log = contents(root), log_of(root).path.read_bytes()
     writer = split.open(root)
-    assert writer.n_rows == 29
+    assert first_missing(writer) == 29
     writer.close()
     assert contents(root) == before
     assert log_of(root).path.read_bytes() == log
@@ -405,39 +462,62 @@ def test_writer__of_another_source_starts_anew(tmp_path: Path, root: Path) -> No
     new.write(undisturbed, source=source)
 
     interrupted(root, old, 16)
-    assert new.open(root, source=source).n_rows == 0
-    assert new.open(root).n_rows == 0, "what was begun anew is gone for the old source, too"
+    assert first_missing(new.open(root, source=source)) == 0
+    assert first_missing(new.open(root)) == 0, "what was begun anew is gone for the old source, too"
     new.write(root, source=source)
     assert contents(root) == contents(undisturbed)
-    assert dict(zarr.open_group(root, mode="r")["pool2/train"].attrs) == source
+    assert dict(zarr.open_group(root, mode="r")["pool2/train"].attrs) == {**source, "mantissa_bits": 10}
 
 
-def test_writer__of_other_shapes_starts_anew(root: Path) -> None:
-    interrupted(root, Split(29), 16)
-    for shapes in (
-        SHAPES | {"pool2": SHAPES["pool2"] | {"fc": (6,)}},
-        SHAPES | {"pool2": {"fc": (6,)}},
-    ):
-        assert Split(29, shapes).open(root).n_rows == 0
-        interrupted(root, Split(29, shapes), 8)
-    longer = Split(40)
-    interrupted(root, Split(29), 16)
-    longer.write(root)
-    check_equal(root, longer, "train")
+def test_writer__a_layer_of_another_shape_is_written_anew(root: Path) -> None:
+    split = Split(29)
+    split.write(root)
+    kept = contents(root / "pool2/train/conv0")
+    split.latents["pool2"]["fc"] = split.latents["pool2"]["fc"][:, :4]
+    split.shapes = SHAPES | {"pool2": SHAPES["pool2"] | {"fc": (4,)}}
+    assert split.open(root).missing == [(0, 29)]
+    split.write(root)
+    check_equal(root, split, "train")
+    assert contents(root / "pool2/train/conv0") == kept
 
 
-def test_writer__starts_anew_where_poolings_are_not_equally_far(tmp_path: Path, root: Path) -> None:
+def test_writer__goes_on_with_each_pooling_where_it_stopped(tmp_path: Path, root: Path) -> None:
     split = Split(29)
     for pooling, n_rows in (("pool2", 16), ("full", 8)):
         part = Split(29, {pooling: SHAPES[pooling]})
+        part.latents = {pooling: split.latents[pooling]}
+        part.labels, part.sample_ids = split.labels, split.sample_ids
         interrupted(root, part, n_rows)
-    assert log_of(root).read(root.name).n_rows == {"pool2/train": 16, "full/train": 8}
-    assert split.open(root).n_rows == 0
+    first = contents(root / "pool2/train/conv0/latent/c/0")
+    assert split.open(root).missing == [(8, 29)]
     split.write(root)
     check_equal(root, split, "train")
     undisturbed = tmp_path / "undisturbed" / "latents.zarr"
     split.write(undisturbed)
     assert contents(root) == contents(undisturbed)
+    assert contents(root / "pool2/train/conv0/latent/c/0") == first
+
+
+def test_writer__adds_layers_to_a_pooling_without_writing_the_others(tmp_path: Path, root: Path) -> None:
+    split = Split(29)
+    undisturbed = tmp_path / "undisturbed" / "latents.zarr"
+    split.write(undisturbed)
+    some = Split(29)
+    some.shapes = {"full": {"conv0": (4, 7, 7)}}
+    some.write(root)
+    times = {path: path.stat().st_mtime_ns for path in (root / "full").rglob("c/*") if path.is_file()}
+    split.write(root, shard_rows=32)
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert contents(root / "full") == contents(undisturbed / "full"), "in shards of the stored size"
+    assert open_latents(root).split("pool2", "train")["fc"].array.shards == (32, 5)
+
+
+def test_writer__refuses_other_labels_than_those_stored(root: Path) -> None:
+    interrupted(root, Split(29), 16)
+    with pytest.raises(CorruptError, match="label is not that of these 29 samples"):
+        Split(29, seed=4).open(root)
+    with pytest.raises(CorruptError, match="label is not that of these 40 samples; write it again with"):
+        Split(40).open(root)
 
 
 def test_writer__another_pooling_leaves_the_first_alone(root: Path) -> None:
@@ -457,7 +537,7 @@ def test_writer__what_was_removed_from_the_log_is_written_again(root: Path) -> N
     split = Split(29)
     split.write(root)
     log_of(root).remove(root.name, "pool2")
-    assert split.open(root).n_rows == 0
+    assert first_missing(split.open(root)) == 0
 
 
 def test_writer__brings_the_stores_attributes_up_to_date(root: Path) -> None:
@@ -484,10 +564,10 @@ def test_writer__in_one_store_splits_are_committed_apart(root: Path) -> None:
     interrupted(root, Split(29), 16)
     Split(5).write(root, split="eval")
     assert log_of(root).read(root.name).n_rows == {
-        "pool2/train": 16,
-        "full/train": 16,
-        "pool2/eval": 5,
-        "full/eval": 5,
+        f"{pooling}/{name}/{layer}": n_rows
+        for pooling in SHAPES
+        for name, n_rows in (("train", 16), ("eval", 5))
+        for layer in LAYERS
     }
 
 
@@ -497,11 +577,14 @@ def test_writer__in_one_store_splits_are_committed_apart(root: Path) -> None:
 def test_writer__refuses_an_end_that_comes_too_early_or_too_late(root: Path) -> None:
     split = Split(29)
     writer = interrupted(root, split, 20)
-    with pytest.raises(ConfigError, match="16 samples were written of 29 announced"):
+    with pytest.raises(ConfigError, match=r"layer layer1\.0\.conv1: samples 16 to 28 were announced and did"):
         writer.close()
+    with pytest.raises(ConfigError, match=r"layer layer1\.0\.conv1: samples 20 to 20 were left out"):
+        split.append(writer, 21, 22)
     split.append(writer, 20, 28)
+    batch = {p: {k: v[:2] for k, v in layers.items()} for p, layers in split.latents.items()}
     with pytest.raises(ConfigError, match="more samples came than the 29 announced"):
-        split.append(writer, 26, 29)
+        writer.append(batch, 28)
     split.append(writer, 28, 29)
     writer.close()
     check_equal(root, split, "train")
@@ -512,7 +595,7 @@ def test_writer__never_broadcasts(root: Path) -> None:
     writer = split.open(root)
     batch = {"pool2": {"conv0": split.latents["pool2"]["conv0"][:4], "fc": np.zeros((4, 1))}}
     with pytest.raises(ConfigError, match=r"layer fc: latents of shape \(1,\), expected \(5,\)"):
-        writer.append(batch, split.labels[:4], split.sample_ids[:4])
+        writer.append(batch, 0)
 
 
 def test_writer__names_the_disk_that_refuses(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,9 +608,10 @@ def test_writer__names_the_disk_that_refuses(root: Path, monkeypatch: pytest.Mon
 
     with monkeypatch.context() as context:
         context.setattr(os, "fsync", fsync)
+        split.append(writer, 15, 16)
         with pytest.raises(WriteError, match=f"{root}/.* can't be written: No space left on device"):
-            split.append(writer, 15, 16)
-    assert split.open(root).n_rows == 8
+            split.append(writer, 16, 24)
+    assert first_missing(split.open(root)) == 8
     split.write(root)
     check_equal(root, split, "train")
     assert not list(root.rglob("*.partial"))
@@ -580,12 +664,28 @@ def test_damage__an_edited_shape_is_found(root: Path) -> None:
         check_whole(root)
 
 
-def test_damage__a_shard_gone_before_going_on_is_refused(root: Path) -> None:
-    split = Split(29)
-    interrupted(root, split, 16)
-    (root / "pool2/train/fc/latent/c/0/0").unlink()
-    with pytest.raises(CorruptError, match=r"c/0/0 is committed but not there; .*--overwrite"):
-        split.open(root)
+@pytest.mark.parametrize(
+    "key",
+    ["latent/c/1/0/0/0", "latent/zarr.json", "zarr.json", "mean/c/0/0/0", "std/zarr.json", "../label/c/0",
+     "../zarr.json", "../../zarr.json", "../sample_id/zarr.json"],
+)  # fmt: skip
+@pytest.mark.parametrize("how", ["deleted", "truncated"])
+def test_writer__mends_what_is_damaged_and_nothing_else(root: Path, key: str, how: str) -> None:
+    """From the rows of that shard only, in bytes equal to those before."""
+    split = Split(29, {"pool2": {"conv0": (4, 2, 2), "fc": (5,)}})
+    split.write(root)
+    whole, log = contents(root), log_of(root).read(root.name)
+    path = (root / "pool2/train/conv0" / key).resolve()
+    mended = {path, root / "pool2/train/conv0/std/c/0/0/0"} if "mean" in key else {path}
+    times = {p: p.stat().st_mtime_ns for p in root.rglob("*") if p.is_file() and p not in mended}
+    path.unlink() if how == "deleted" else path.write_bytes(path.read_bytes()[:-1])
+    writer = split.open(root)
+    assert writer.missing == ([(8, 16)] if key == "latent/c/1/0/0/0" else [])
+    split.write(root, batch_size=3)
+    assert contents(root) == whole
+    assert {p: p.stat().st_mtime_ns for p in times} == times
+    assert log_of(root).read(root.name) == log
+    check_whole(root)
 
 
 @settings(max_examples=30, deadline=None)
@@ -686,10 +786,14 @@ def test_problems__large_means_lose_no_spread(root: Path) -> None:
 
 def test_choose_shard_rows__counts_by_hand() -> None:
     shapes: dict[str, dict[str, tuple[int, ...]]] = {"a": {"x": (10,), "y": (2, 5, 5)}, "b": {"x": (20,)}}
-    assert choose_shard_rows(shapes, 10**6, 160 * 100) == 64, "100 rows of 20 + 100 + 40 bytes"
-    assert choose_shard_rows(shapes, 10**6, 160 * 64) == 64
-    assert choose_shard_rows(shapes, 10**6, 160 * 64 - 1) == 32
-    assert choose_shard_rows(shapes, 10**6, 160) == 1
+    fixed = ENCODING_BYTES + 10 * 160
+    assert shards_bytes(shapes, {"a": 64, "b": 64}) == 64 * (2 * 160 + 2 * 100) + fixed
+    assert choose_shard_rows(shapes, 10**6, 520 * 100 + fixed) == 64, (
+        "two shards of each, the largest twice more"
+    )
+    assert choose_shard_rows(shapes, 10**6, 520 * 64 + fixed) == 64
+    assert choose_shard_rows(shapes, 10**6, 520 * 64 + fixed - 1) == 32
+    assert choose_shard_rows(shapes, 10**6, 520 + fixed) == 1
     assert choose_shard_rows(shapes, 29, 10**9) == 32
     assert choose_shard_rows(shapes, 32, 10**9) == 32
     assert choose_shard_rows(shapes, 1, 10**9) == 1
@@ -697,13 +801,31 @@ def test_choose_shard_rows__counts_by_hand() -> None:
     assert choose_shard_rows(wide, 10**6, 10**12) == 256, "128 MiB of 512 KiB"
 
 
+def test_plan_memory__adds_up_what_is_held_a_batch_and_the_shards() -> None:
+    shapes: dict[str, dict[str, tuple[int, ...]]] = {"a": {"x": (1000,), "y": (500,)}}
+    held, batch = 300 * 2**20, 64 * 1500 * 6
+    limit = held + batch + ENCODING_BYTES + 10 * 3000 + 100 * (2 * 3000 + 2 * 2000)
+    rows, peak = plan_memory(shapes, 10**6, limit, held, 64)
+    assert rows == 64
+    assert peak == limit - 36 * (2 * 3000 + 2 * 2000)
+
+
 def test_choose_shard_rows__refuses_a_memory_that_holds_no_sample() -> None:
     with pytest.raises(ConfigError) as caught:
-        choose_shard_rows({"full": {"x": (10,), "y": (70,)}}, 100, 159)
-    assert str(caught.value).startswith(
-        "one sample's latents take 160 bytes, the memory limit leaves 159 for"
+        choose_shard_rows({"full": {"x": (2**20,), "y": (7, 2**20)}}, 100, 2**20)
+    assert str(caught.value) == (
+        "writing latents in shards of 1 samples takes 252 MiB, the memory limit leaves 1 MiB beside model, "
+        "data and one batch; raise --memory-limit by 252 MiB, or take a smaller pooling or fewer layers"
     )
-    assert "--memory-limit" in str(caught.value)
+
+
+def test_writer__refuses_stored_shards_that_do_not_fit_the_memory(root: Path) -> None:
+    interrupted(root, Split(29), 16)
+    with pytest.raises(
+        ConfigError, match=r"shards of 8 samples takes 32 MiB, .* write them anew with --over"
+    ):
+        Split(29).open(root, shard_rows=1, memory_bytes=2**20)
+    assert Split(29).open(root, shard_rows=1, memory_bytes=2**26).missing == [(16, 29)]
 
 
 @given(
@@ -722,14 +844,14 @@ def test_choose_shard_rows__refuses_a_memory_that_holds_no_sample() -> None:
 def test_choose_shard_rows__all_layers_fit_together(
     shapes: dict[str, dict[str, tuple[int, ...]]], n_samples: int, memory_bytes: int
 ) -> None:
-    row_bytes = [2 * int(np.prod(shape)) for layers in shapes.values() for shape in layers.values()]
-    if sum(row_bytes) > memory_bytes:
+    row_bytes = [2 * math.prod(shape) for layers in shapes.values() for shape in layers.values()]
+    if shards_bytes(shapes, dict.fromkeys(shapes, 1)) > memory_bytes:
         with pytest.raises(ConfigError):
             choose_shard_rows(shapes, n_samples, memory_bytes)
         return
     rows = choose_shard_rows(shapes, n_samples, memory_bytes)
     assert rows.bit_count() == 1, "a power of two"
-    assert rows * sum(row_bytes) <= memory_bytes
+    assert 2 * rows * sum(row_bytes) <= memory_bytes
     assert rows == 1 or rows * max(row_bytes) <= SHARD_BYTES
     assert rows < 2 * n_samples
     for layers in shapes.values():
@@ -823,6 +945,6 @@ def test_store__holds_layers_of_odd_names(root: Path) -> None:
     np.testing.assert_array_equal(found.labels, split.labels)
     assert sorted(p.name for p in root.parent.iterdir()) == ["commits.jsonl", "latents.zarr"]
     check_whole(root, "pool1")
-    assert split.open(root, attributes=ATTRIBUTES | {"layers": list(shapes["pool1"])}).n_rows == 5
+    assert split.open(root, attributes=ATTRIBUTES | {"layers": list(shapes["pool1"])}).missing == []
     with xr.open_datatree(root, engine="zarr", consolidated=False, chunks={}) as tree:
         assert tree["pool1/train/%6Cabel"].attrs["layer"] == "label"

@@ -1,0 +1,166 @@
+"""Which latents an extraction is asked for, and which of them are missing or damaged."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from satstore.commits import Damage
+from satstore.config import pooling_key
+from satstore.errors import ConfigError
+from satstore.files import Digest
+from satstore.manifest import CHECKPOINT, LatentsRecord
+from satstore.run import Run
+from satstore.stages.stage import layers_of, poolings_of
+
+SPLITS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
+
+
+@dataclass
+class PoolingPlan:
+    """What is to be done for one pooling.
+
+    Attributes
+    ----------
+    layers
+        Those asked for, in forward order.
+    is_anew
+        Whether all that is stored of the pooling goes: it is of other weights, or rounded otherwise.
+    mantissa_bits
+        What it is rounded to.
+    missing
+        Split to the layers that are to be written, or mended.
+    damage
+        Files that are not what was committed.
+    """
+
+    key: str
+    layers: list[str]
+    is_anew: bool
+    mantissa_bits: int
+    missing: dict[str, list[str]] = field(default_factory=dict)
+    damage: list[Damage] = field(default_factory=list)
+
+
+def plan_latents(run: Run, parameters: Any) -> list[PoolingPlan]:
+    """Find what an extraction has to do, pooling by pooling.
+
+    Raises
+    ------
+    ConfigError
+        If no layer is asked for, or the stored latents are rounded otherwise than asked for.
+    """
+    names = layers_of(run, parameters)
+    plans = []
+    for pooling in poolings_of(run, parameters):
+        key = pooling_key(pooling)
+        plan = _begin(run, parameters, key, layers_at(run, key, names))
+        record = run.manifest.latents.get(key)
+        if record is not None and not plan.is_anew:
+            plan.damage = list(find_damage(run, key, content=parameters.check))
+        for split in parameters.splits:
+            stored = (
+                ()
+                if record is None or plan.is_anew or parameters.overwrite
+                else record_of(run, record, split)
+            )
+            damaged = {layer for layer in plan.layers if is_hit(plan.damage, key, split, layer)}
+            missing = [layer for layer in plan.layers if layer not in stored or layer in damaged]
+            if missing:
+                plan.missing[split] = missing
+        plans.append(plan)
+    return plans
+
+
+def record_of(run: Run, record: LatentsRecord, split: str) -> Collection[str]:
+    """Return the layers that a record holds of a split; one of an earlier version held all."""
+    return record.layers.get(split, {}) if record.layers else run.layers
+
+
+def _begin(run: Run, parameters: Any, key: str, layers: list[str]) -> PoolingPlan:
+    record = run.manifest.latents.get(key)
+    bits = parameters.mantissa_bits
+    if record is None:
+        return PoolingPlan(key, layers, is_anew=False, mantissa_bits=bits or 10)
+    checkpoint = run.manifest.files.get(CHECKPOINT)
+    is_stale = checkpoint is None or record.checkpoint_sha256 != checkpoint.sha256
+    is_rounded_otherwise = bits is not None and bits != record.mantissa_bits
+    if is_rounded_otherwise and not is_stale and not parameters.overwrite:
+        raise ConfigError(
+            f"the latents {key} of {run.name} have {record.mantissa_bits} mantissa bits, not the {bits} "
+            "asked for; to write them anew: --overwrite"
+        )
+    bits = bits or (10 if is_stale else record.mantissa_bits)
+    return PoolingPlan(key, layers, is_stale or is_rounded_otherwise, bits)
+
+
+def layers_at(run: Run, key: str, names: list[str]) -> list[str]:
+    """Return those of some layers that a pooling has: of pixelwise, those that have positions.
+
+    Raises
+    ------
+    ConfigError
+        If that is none.
+    """
+    if key != "pixelwise":
+        return names
+    found = [layer.layer for layer in run.manifest.layers if layer.has_positions and layer.layer in names]
+    if not found and run.layers:
+        raise ConfigError(
+            f"none of the layers {', '.join(names[:3])}{', …' if names[3:] else ''} of {run.name} has "
+            "positions, as pixelwise latents need; take convolutions (--layers), or another pooling"
+        )
+    return found
+
+
+def find_damage(run: Run, key: str, *, content: bool) -> Iterator[Damage]:
+    """Find the files of a pooling that are not as committed; with their content, it tells how far it is."""
+    location = run.latents_location
+    committed = run.commits.read(location.name)
+    root = committed.files.get("zarr.json")
+    if root and (not location.exists() or Digest.of(location.read("zarr.json")) != root):
+        yield Damage("zarr.json", "is not what was committed")
+    seen = set()
+    for damage in committed.damaged(location, key):
+        seen.add(damage.key)
+        yield damage
+    groups = sorted({"/".join(k.split("/")[:3]) for k in committed.under(key) if k.count("/") > 2})
+    for done, group in enumerate(groups if content else (), start=1):
+        for damage in committed.damaged(location, group, content=True):
+            if damage.key not in seen:
+                yield damage
+        run.emit("extract", "progress", f"check {key}", done=done, total=len(groups))
+
+
+def is_hit(damages: Sequence[Damage], key: str, split: str, layer: str) -> bool:
+    """Tell whether a layer of a split is among what damaged files belong to."""
+    if not damages:
+        return False
+    from satstore.store.layout import encode_layer
+
+    def concerns(path: str) -> bool:
+        parts = path.split("/")
+        if len(parts) < 3 or parts[1] != split:
+            return path in ("zarr.json", f"{key}/zarr.json")
+        return parts[2] in (encode_layer(layer), "label", "sample_id", "zarr.json")
+
+    return any(concerns(damage.key) for damage in damages)
+
+
+def describe_missing(plans: Sequence[PoolingPlan]) -> list[str]:
+    """Say what is missing, in a few words for each pooling and split."""
+    return [
+        f"{plan.key} {split}"
+        if len(layers) == len(plan.layers)
+        else f"{', '.join(layers)} of {plan.key} {split}"
+        for plan in plans
+        for split, layers in plan.missing.items()
+    ]
+
+
+def group_by_rounding(plans: Sequence[PoolingPlan]) -> Mapping[int, list[PoolingPlan]]:
+    """Return plans with something to do by their mantissa bits: one pass over the data for each."""
+    groups: dict[int, list[PoolingPlan]] = {}
+    for plan in plans:
+        if plan.missing:
+            groups.setdefault(plan.mantissa_bits, []).append(plan)
+    return groups
