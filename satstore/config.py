@@ -172,6 +172,21 @@ def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig
     if isinstance(source, Mapping):
         return expand(dict(source))
     path = find_config(str(source))
+    content = read_content(path)
+    try:
+        return expand(content)
+    except ConfigError as error:
+        raise type(error)(f"{path}: {error}") from error
+
+
+def read_content(path: Path) -> dict[str, Any]:
+    """Read a config's JSON object as it stands, its keys and values unchecked.
+
+    Raises
+    ------
+    ConfigError
+        If it is no JSON object, or has a key twice.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once_each)
     except json.JSONDecodeError as error:
@@ -182,10 +197,7 @@ def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig
         raise ConfigError(f"{path} can't be read: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path} holds a JSON {type(content).__name__}; expected an object of config keys")
-    try:
-        return expand(content)
-    except ConfigError as error:
-        raise type(error)(f"{path}: {error}") from error
+    return content
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

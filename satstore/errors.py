@@ -55,3 +55,11 @@ class ClusterError(SatstoreError, ConnectionError):
 
 class NumericsError(SatstoreError, ArithmeticError):
     """NaN, infinities or overflow where finite numbers are needed."""
+
+
+class DiskSpaceError(SatstoreError, OSError):
+    """A disk that has no room for what is to be written."""
+
+
+class MemoryLimitError(SatstoreError, MemoryError):
+    """Work that needs more memory than its limit, or the machine, allows."""

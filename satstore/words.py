@@ -20,3 +20,23 @@ def describe_age(seconds: float) -> str:
         if seconds >= length:
             return f"{int(seconds // length)} {unit}"
     return f"{max(0, int(seconds))} s"
+
+
+def describe_duration(seconds: float) -> str:
+    """Return a duration in a unit that leaves it two digits: ``40 s``, ``3.5 h``."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 1.5 * length:
+            return f"{_two_digits(seconds / length)} {unit}"
+    return f"{_two_digits(seconds)} s"
+
+
+def describe_bytes(size: float) -> str:
+    """Return a size in bytes in a binary unit: ``2 GiB``, ``13.4 MiB``."""
+    for unit, length in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if size >= 0.95 * length:
+            return f"{size / length:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{int(size)} B"
+
+
+def _two_digits(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"

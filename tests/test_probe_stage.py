@@ -22,7 +22,7 @@ from rich.console import Console
 
 from satstore.cli.look import describe_layers, print_layers
 from satstore.config import ExperimentConfig
-from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
+from satstore.errors import ConfigError, CorruptError, MemoryLimitError, NotFoundError, UnknownNameError
 from satstore.logs import make_run
 from satstore.manifest import (
     DatasetRecord,
@@ -461,7 +461,8 @@ def test_probe__labels_that_cannot_be_read_name_the_command(run: Run) -> None:
 
 def test_probe__a_memory_limit_that_is_too_small_names_both(run: Run) -> None:
     with pytest.raises(
-        ResourceError, match=r"layer \S+ at pool4 takes .* MiB.* the memory limit of 1 MiB .*--memory-limit"
+        MemoryLimitError,
+        match=r"layer \S+ at pool4: about .* of memory are needed, the limit is 1 MiB; raise --memory-limit",
     ):
         start(run, memory_limit=2**20)
     assert pending(run) == [f"{layer} at pool4" for layer in run.layers]

@@ -9,6 +9,7 @@ from pydantic import create_model
 
 from satstore import __version__
 from satstore.registry import STAGES
+from satstore.stages.stage import DEFAULT_MEMORY_LIMIT, MemoryLimit, Poolings
 
 app = App(
     name="satstore",
@@ -109,6 +110,35 @@ def demo(
     from satstore.cli.demo import run_demo
 
     run_demo(run_id, device, logs_dir)
+
+
+@app.command
+def estimate(
+    *,
+    config: Annotated[str | None, Parameter(help="a JSON config, or a shipped one's name")] = None,
+    model: Annotated[str | None, Parameter(help="in place of the config's")] = None,
+    resolution: Annotated[int | None, Parameter(help="in place of the config's, in pixels")] = None,
+    pooling: Poolings = None,
+    samples: Annotated[
+        int | None, Parameter(help="training images of a dataset that is not here; with --classes")
+    ] = None,
+    eval_samples: Annotated[int | None, Parameter(help="its evaluation images")] = None,
+    classes: Annotated[int | None, Parameter(help="its classes")] = None,
+    device: Annotated[str | None, Parameter(help="cpu or cuda:N, for the times")] = None,
+    memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT,
+    workers: Annotated[
+        int, Parameter(name=["--workers", "-mp"], help="processes that fit probes side by side")
+    ] = 1,
+    calibrate: Annotated[bool, Parameter(help="time this machine for some seconds")] = True,
+    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Say what a config will take before anything runs: latents, disk, memory and time, layer by layer."""
+    from satstore.cli.plan import Question, estimate
+
+    counts = (samples, eval_samples, classes)
+    question = Question(pooling, *counts, device, memory_limit, workers, calibrate, logs_dir)
+    estimate(config, {"model": model, "resolution": resolution}, question, json)
 
 
 @app.command

@@ -7,10 +7,13 @@ from pydantic import Field
 
 from satstore.config import pooling_key
 from satstore.errors import ConfigError
+from satstore.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
 from satstore.files import FORMAT_VERSION
-from satstore.location import join, locate
+from satstore.location import Folder, join, locate
 from satstore.manifest import CHECKPOINT, LATENTS, LatentsRecord, Manifest
-from satstore.memory import forget_peak, peak_bytes
+from satstore.memory import forget_peak, peak_bytes, resident_bytes
+from satstore.model_plan import plan_model
+from satstore.resources import check_disk, check_memory
 from satstore.run import Run
 from satstore.stages.latent_plan import (
     SPLITS,
@@ -24,6 +27,7 @@ from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
     Device,
     Exclude,
+    Force,
     LatentsDir,
     Layers,
     MemoryLimit,
@@ -63,6 +67,7 @@ class ExtractParameters(StageParameters):
     check: Annotated[
         bool, Field(description="read all that is stored and compare it with what was committed")
     ] = True
+    force: Force = False
     overwrite: Overwrite = False
 
 
@@ -85,6 +90,8 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     device = session.choose_device(parameters.device or run.config.device)
     data = session.load_data(run.config)
     session.check_data(run, data)
+    if not parameters.force:
+        check_resources(run, plans, data, parameters)
     model = session.load_model(run, len(data.classes), device)
     forget(run, plans, overwrite=parameters.overwrite)
     for bits, group in group_by_rounding(plans).items():
@@ -93,6 +100,42 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
             if wanted:
                 write_split(run, model, images, split, wanted, bits, parameters.memory_limit)
     commit(run, plans, data)
+
+
+def check_resources(
+    run: Run, plans: Sequence[PoolingPlan], data: "ImageData", parameters: ExtractParameters
+) -> None:
+    """Refuse to begin what disk or memory can't suffice for.
+
+    Raises
+    ------
+    DiskSpaceError, MemoryLimitError
+        Naming what is needed and what is there.
+    """
+    from satstore.store.layout import encode_layer
+
+    plan = plan_model(run.config, len(data.classes), poolings_of(run, parameters))
+    n_samples = {"train": len(data.train), "eval": len(data.eval)}
+    sizes = {(key, layer): shape for key, layers in plan.shapes.items() for layer, shape in layers.items()}
+    needed_bytes = sum(
+        latent_bytes(sizes[todo.key, layer], n_samples[split], TYPICAL_RATIO)
+        for todo in plans
+        for split, layers in todo.missing.items()
+        for layer in layers
+    )
+    what, location = f"the latents of {run.name}", run.latents_location
+    if isinstance(location, Folder):
+        # What a killed extraction left counts: it is gone on with, or replaced.
+        written = sum(
+            sum(location.sizes(f"{todo.key}/{split}/{encode_layer(layer)}").values())
+            for todo in plans
+            for split, layers in todo.missing.items()
+            for layer in layers
+        )
+        check_disk(location.path, needed_bytes - written, what)
+    n_most = max(n_samples.values())
+    needed = extraction_memory(plan, run.config, n_most, parameters.memory_limit, resident_bytes())
+    check_memory(needed, None, what)  # the limit bounds the shards, and refuses those that it can't hold
 
 
 def check_place(run: Run, latents_dir: str | None) -> str:

@@ -17,6 +17,7 @@ from satstore.stages.probe_table import begin, commit, latents_digest
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
     Exclude,
+    Force,
     Layers,
     MemoryLimit,
     Overwrite,
@@ -69,6 +70,7 @@ class ProbeParameters(StageParameters):
         Annotated[str, AfterValidator(_check_prefix)] | None,
         Field(description="keep the results under this name, beside those fitted with other settings"),
     ] = None
+    force: Force = False
     overwrite: Overwrite = False
 
 
@@ -137,7 +139,7 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
             continue
         begin(run, key, layers, settings_of(parameters))
         todo += [make_fit(run, key, layer, parameters) for layer in layers]
-    means = Means(parameters.workers, parameters.scheduler, device, parameters.memory_limit)
+    means = Means(parameters.workers, parameters.scheduler, device, parameters.memory_limit, parameters.force)
     for done, (job, fitted) in enumerate(fit_all(todo, means), start=1):
         if isinstance(fitted, Fitted):
             commit(run, job.key, job.layer, fitted)

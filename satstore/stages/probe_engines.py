@@ -15,8 +15,8 @@ from satstore.analysis.evaluation import EvaluationQuery, EvaluationSums, class_
 from satstore.analysis.logistic_solver import Solution, solve
 from satstore.analysis.memory import fit_bytes, problems_at_once
 from satstore.analysis.rows import BlockRows, Rows
-from satstore.errors import ConfigError
 from satstore.memory import resident_bytes
+from satstore.resources import check_memory
 from satstore.stages.probe_fit import Fit, Means, Splits
 from satstore.store import LatentArray
 
@@ -37,8 +37,8 @@ def fit_layer(
     ------
     NumericsError
         If the latents hold NaN or infinities.
-    ConfigError
-        If the memory limit is too small.
+    MemoryLimitError
+        If the memory limit, or this machine's memory, is too small.
     """
     train = splits["train"][job.layer]
     classes = np.unique(splits["train"].labels)
@@ -145,15 +145,14 @@ def choose_threads(job: Fit, problem: Problem, means: Means) -> int:
 
     Raises
     ------
-    ConfigError
-        If it allows none.
+    MemoryLimitError
+        If the limit, or this machine's memory, allows none.
     """
-    room_bytes = means.memory_bytes - resident_bytes()
+    held_bytes = resident_bytes()
     for n_threads in range(os.cpu_count() or 1, 0, -1):
-        if fit_bytes(problem, n_threads) <= room_bytes:
-            return n_threads
-    raise ConfigError(
-        f"the probe of layer {job.layer} at {job.pooling} takes {fit_bytes(problem, 1) / 2**20:.0f} MiB, and "
-        f"the memory limit of {means.memory_bytes / 2**20:.0f} MiB leaves {room_bytes / 2**20:.0f} MiB; "
-        "raise --memory-limit, or take a smaller pooling"
-    )
+        if held_bytes + fit_bytes(problem, n_threads) <= means.memory_bytes:
+            break
+    if not means.force:
+        what = f"the probe of layer {job.layer} at {job.pooling}"
+        check_memory(held_bytes + fit_bytes(problem, n_threads), means.memory_bytes, what)
+    return n_threads

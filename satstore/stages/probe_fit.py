@@ -74,13 +74,16 @@ class Means:
     device
         Such as ``cuda:0``; None for the CPU.
     memory_bytes
-        What this process may take, and each worker.
+        What this process may take.
+    force
+        Begin also where memory can't suffice.
     """
 
     workers: int
     scheduler: str | None
     device: str | None
     memory_bytes: int
+    force: bool
 
 
 def fit_all(todo: list[Fit], means: Means) -> Iterator[tuple[Fit, Fitted | SatstoreError]]:

@@ -70,6 +70,11 @@ LatentsDir = Annotated[
 Overwrite = Annotated[
     bool, Parameter(negative=""), Field(description="do it again, in place of what is there")
 ]
+Force = Annotated[
+    bool,
+    Parameter(negative=""),
+    Field(description="start even where disk or memory are not expected to suffice"),
+]
 MemoryLimit = Annotated[
     ByteSize,
     Parameter(converter=_parse_bytes, n_tokens=1, show_default=lambda size: ByteSize(size).human_readable()),

@@ -11,6 +11,7 @@ from satstore.stages import extract
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
     Device,
+    Force,
     LatentsDir,
     MemoryLimit,
     Overwrite,
@@ -29,6 +30,7 @@ class TrainParameters(StageParameters):
     pooling: Poolings = None
     latents_dir: LatentsDir = None
     memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT
+    force: Force = False
     overwrite: Overwrite = False
 
 

@@ -1,0 +1,283 @@
+"""What an experiment will take, worked out before anything runs: bytes on disk, peak memory, time.
+
+All of it is arithmetic over a model's sizes (:mod:`satstore.model_plan`) and what was measured of this
+machine (:mod:`satstore.calibration`).
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from satstore.config import ExperimentConfig
+from satstore.errors import ConfigError
+from satstore.model_plan import ModelPlan
+
+if TYPE_CHECKING:
+    from satstore.calibration import Rates
+
+FLOAT16_BYTES, FLOAT32_BYTES, FLOAT64_BYTES = 2, 4, 8
+
+TYPICAL_RATIO = 0.96
+"""Bytes on disk per byte of float16, where nothing was measured: most of a convolution's bits are noise.
+
+Measured of latents pooled to 4 × 4 of networks trained on digits: vgg11_XS at 32 px 0.96 (layers 0.89 to
+1.0), resnet18 at 64 px 0.99 (0.91 to 1.0); of the same networks untrained 0.93 and 0.95.
+"""
+
+OPTIMIZER_VALUES = {"lrs": 1, "lrs60": 1, "sgd": 1}
+"""Values that an optimizer keeps for every parameter; those that aren't here keep two, as Adam does."""
+
+Ratios = Mapping[tuple[str, str], float]
+"""Pooling key and layer to bytes on disk per byte of float16."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How many images and classes a dataset has."""
+
+    n_train: int
+    n_eval: int
+    n_classes: int
+
+    @property
+    def n_samples(self) -> int:
+        """Images of both splits."""
+        return self.n_train + self.n_eval
+
+    @property
+    def n_outputs(self) -> int:
+        """Rows of a probe's weights: one per class, but one in all for two classes."""
+        return self.n_classes if self.n_classes > 2 else 1
+
+
+def latent_bytes(shape: tuple[int, ...], n_samples: int, ratio: float = 1.0) -> int:
+    """Return the bytes of samples' latents, raw float16 or, times a ratio, on disk."""
+    return round(FLOAT16_BYTES * prod(shape) * n_samples * ratio)
+
+
+def store_bytes(plan: ModelPlan, n_samples: int, ratios: Ratios | None = None) -> int:
+    """Return the bytes on disk of all layers and poolings; without ratios, at the typical one."""
+    found = ratios or {}
+    return sum(
+        latent_bytes(shape, n_samples, found.get((key, layer.layer), TYPICAL_RATIO))
+        for layer in plan.layers
+        for key, shape in layer.latents.items()
+    )
+
+
+def checkpoint_bytes(plan: ModelPlan, optimizer: str) -> int:
+    """Return the bytes of a checkpoint: the weights, and what the optimizer keeps of each."""
+    return FLOAT32_BYTES * plan.n_values * (1 + OPTIMIZER_VALUES.get(optimizer, 2))
+
+
+def extraction_memory(
+    plan: ModelPlan, config: ExperimentConfig, n_samples: int, memory_limit: int, base_bytes: int
+) -> int:
+    """Project the peak of an extraction, in bytes: while the checkpoint loads, or while latents are written.
+
+    Parameters
+    ----------
+    n_samples
+        Of the larger split.
+    memory_limit
+        Shards are as large as it allows.
+    base_bytes
+        The interpreter with all libraries loaded, and the images that are held in memory.
+    """
+    from satstore.store import plan_memory
+
+    model = FLOAT32_BYTES * plan.n_values
+    loading = 2 * checkpoint_bytes(plan, config.optimizer) + model
+    held = model + _batch_bytes(plan, config)
+    try:
+        _, writing = plan_memory(plan.shapes, n_samples, memory_limit - base_bytes, held, config.batch_size)
+    except ConfigError:  # not even one sample's latents fit the limit
+        writing = held
+    return base_bytes + max(loading, writing)
+
+
+def _batch_bytes(plan: ModelPlan, config: ExperimentConfig) -> int:
+    """Return what a forward pass without gradients takes: images, the widest module, pooled latents."""
+    images = 3 * config.resolution**2
+    latents = 2 * sum(plan.n_features)  # a batch's are let go when the next one's are there
+    return FLOAT32_BYTES * config.batch_size * (2 * images + plan.widest + latents)
+
+
+def training_memory(plan: ModelPlan, config: ExperimentConfig, base_bytes: int) -> int:
+    """Project the peak of training, in bytes, roughly: weights, gradients, optimizer, kept activations."""
+    weights = FLOAT32_BYTES * plan.n_values + checkpoint_bytes(plan, config.optimizer)
+    # Their gradients come and go while they are let go.
+    activations = FLOAT32_BYTES * config.batch_size * (plan.n_activations + plan.widest)
+    covariances = FLOAT64_BYTES * sum(layer.output_shape[0] ** 2 for layer in plan.layers)
+    # A checkpoint is made in memory, from which it is written.
+    return base_bytes + weights + max(activations, checkpoint_bytes(plan, config.optimizer)) + covariances
+
+
+def probe_memory(plan: ModelPlan, counts: Counts, n_threads: int, base_bytes: int) -> int:
+    """Project the peak of the probe that takes the most, in bytes; see ``fit_bytes``.
+
+    Parameters
+    ----------
+    n_threads
+        That compute, with a tile each.
+    base_bytes
+        The interpreter with all libraries loaded.
+    """
+    from satstore.analysis.coordinates import Problem
+    from satstore.analysis.memory import fit_bytes
+
+    problems = [
+        Problem(
+            n_rows=counts.n_train,
+            n_features=prod(shape),
+            n_classes=counts.n_classes,
+            C=1.0,
+            tol=1e-4,
+            max_iter=1,
+            n_positions=prod(shape[:-1]) if key == "pixelwise" else 1,
+        )
+        for key, layers in plan.shapes.items()
+        for shape in layers.values()
+    ]
+    return base_bytes + max(fit_bytes(problem, n_threads) for problem in problems)
+
+
+def stored_ratios(
+    logs_dir: Path, config: ExperimentConfig, plan: ModelPlan
+) -> tuple[dict[tuple[str, str], float], str]:
+    """Return how far latents of the same model and resolution were compressed in a logs folder, and whose.
+
+    The newest run that has each pooling counts; empty where there is none.
+    """
+    from satstore.logs import list_runs
+    from satstore.store.layout import encode_layer
+
+    found: dict[tuple[str, str], float] = {}
+    names = []
+    alike = [r for r in list_runs(logs_dir, []) if _is_alike(r.config, config)] if logs_dir.is_dir() else []
+    for run in sorted(alike, key=lambda run: run.manifest.created):
+        committed = run.commits.read(run.latents_location.name)
+        for key, record in run.manifest.latents.items():
+            files = [
+                (layer, committed.under(f"{key}/train/{encode_layer(layer)}/latent")) for layer in run.layers
+            ]
+            shapes = plan.shapes.get(key, {})
+            sizes = {
+                name: sum(d.size_bytes for d in under.values()) for name, under in files if name in shapes
+            }
+            if not all(sizes.values()) or sizes.keys() != shapes.keys():
+                continue
+            found |= {(key, n): s / latent_bytes(shapes[n], record.n_train) for n, s in sizes.items()}
+            names.append(run.name)
+    return found, ", ".join(dict.fromkeys(names[-1:]))
+
+
+def _is_alike(one: ExperimentConfig, other: ExperimentConfig) -> bool:
+    return (one.model, one.resolution) == (other.model, other.resolution)
+
+
+PASSES = 60
+"""Passes over a layer's rows that a probe is taken to need at tol 1e-4; 14 to 148 were seen."""
+
+PRODUCT_SHARE = 0.6
+"""The share of the machine's rate of products that a probe's pass is taken to reach."""
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds that the stages take, about."""
+
+    train: float
+    extract: float
+    probe: float
+
+
+def stage_times(
+    plan: ModelPlan, config: ExperimentConfig, counts: Counts, rates: "Rates", workers: int
+) -> Times:
+    """Work out the stages' times from this machine's rates.
+
+    Parameters
+    ----------
+    workers
+        Loader processes, 0 for none.
+    """
+    n_cores = os.cpu_count() or 1
+    on_gpu = rates.device.startswith("cuda")
+    # Per image. On the CPU, decoding and the model share the cores; beside a GPU, they overlap.
+    loading = 0.0 if rates.images is None else 1 / (rates.images * min(max(1, workers), n_cores))
+    train = max(1 / rates.train, loading) if on_gpu else 1 / rates.train + loading
+    forward = max(1 / rates.extract, loading) if on_gpu else 1 / rates.extract + loading
+    encoding = FLOAT16_BYTES * sum(plan.n_features) / rates.encoding
+    return Times(
+        train=config.epoch * (counts.n_train * train + counts.n_eval * forward),
+        extract=counts.n_samples * (max(forward, encoding) if on_gpu else forward + encoding),
+        probe=sum(_pass_seconds(n, counts, rates) for n in plan.n_features) * PASSES,
+    )
+
+
+def _pass_seconds(n_features: int, counts: Counts, rates: "Rates") -> float:
+    """Return what one pass over a layer's rows takes: their products, or reading them if that is slower."""
+    products = 4.0 * counts.n_train * n_features * counts.n_outputs / (rates.flops * PRODUCT_SHARE)
+    return max(products, FLOAT16_BYTES * counts.n_train * n_features / rates.decoding)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of the stages, in bytes of one process."""
+
+    train: int
+    extract: int
+    probe: int
+
+
+def stage_memory(
+    plan: ModelPlan, config: ExperimentConfig, counts: Counts, base: "Base", memory_limit: int, workers: int
+) -> Memory:
+    """Project the stages' peaks; a probe's is that of the layer with the most features.
+
+    Parameters
+    ----------
+    workers
+        Processes that fit probes side by side; each takes the peak.
+    """
+    n_threads = max(1, (os.cpu_count() or 1) // workers)
+    n_most = max(counts.n_train, counts.n_eval)
+    return Memory(
+        train=training_memory(plan, config, base.torch),
+        extract=extraction_memory(plan, config, n_most, memory_limit, base.torch),
+        probe=probe_memory(plan, counts, n_threads, base.probe),
+    )
+
+
+@dataclass(frozen=True)
+class Base:
+    """What a process takes with nothing but its libraries, and the images that it holds, in bytes.
+
+    Attributes
+    ----------
+    probe
+        A process that fits probes.
+    torch
+        One that trains or extracts.
+    """
+
+    probe: int
+    torch: int
+
+
+def measure_base() -> Base:
+    """Load what the stages load, and see how much that took; to be called first."""
+    import pandas  # noqa: F401
+
+    import satstore.analysis.logistic
+    import satstore.store
+    from satstore.memory import resident_bytes
+
+    probe = resident_bytes()
+    import satstore.training  # noqa: F401
+
+    return Base(probe, resident_bytes())

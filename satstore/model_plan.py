@@ -1,0 +1,139 @@
+"""A model's sizes, taken without building it: what its layers put out, and the latents that they leave.
+
+Shapes come from the model on torch's ``meta`` device, which computes no values: a ResNet50 at 224 px takes
+no memory and hardly any time.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from satstore.config import ExperimentConfig, pooling_key
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from satstore.capture import Layer
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """A layer, and the shape of one sample's latent at each pooling that it has latents at."""
+
+    layer: str
+    kind: str
+    output_shape: tuple[int, ...]
+    latents: Mapping[str, tuple[int, ...]]
+
+    def n_features(self, key: str) -> int:
+        """Features at a pooling, 0 if it has no latents there."""
+        return prod(self.latents[key]) if key in self.latents else 0
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A model's sizes.
+
+    Attributes
+    ----------
+    layers
+        Those that are recorded, in forward order.
+    n_values
+        Parameters and buffers.
+    n_activations
+        Values that all modules put out for one image: what training keeps for the backward pass.
+    widest
+        Values that go into and come out of one module for one image, at most.
+    """
+
+    layers: tuple[PlannedLayer, ...]
+    n_values: int
+    n_activations: int
+    widest: int
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Keys of the poolings, such as ``pool4``."""
+        return tuple(dict.fromkeys(key for layer in self.layers for key in layer.latents))
+
+    @property
+    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
+        """Pooling key to layer to the shape of one sample's latent."""
+        return {
+            key: {layer.layer: layer.latents[key] for layer in self.layers if key in layer.latents}
+            for key in self.keys
+        }
+
+    @property
+    def n_features(self) -> list[int]:
+        """Features of every layer at every pooling."""
+        return [prod(shape) for layer in self.layers for shape in layer.latents.values()]
+
+
+def plan_model(config: ExperimentConfig, n_classes: int, poolings: tuple[str, ...]) -> ModelPlan:
+    """Build a config's model without memory and take its sizes."""
+    import torch
+
+    from satstore.capture import describe_layers, select_layers
+    from satstore.registry import MODELS, load_plugins
+
+    load_plugins(config.plugins)
+    for device in ("meta", "cpu"):  # a third party's model may need values to get through a forward pass
+        try:
+            with torch.device(device):
+                model: nn.Module = MODELS[config.model](num_classes=n_classes)
+                image = torch.zeros(1, 3, config.resolution, config.resolution)
+            modules = select_layers(model, config.layers, config.exclude_layers)
+            flow = _Flow(model)
+            layers = describe_layers(model, image, modules)
+            break
+        except (NotImplementedError, RuntimeError):
+            if device == "cpu":
+                raise
+    values = [*model.parameters(), *model.buffers()]
+    return ModelPlan(
+        layers=tuple(_plan_layer(layer, modules[layer.name], poolings) for layer in layers),
+        n_values=sum(value.numel() for value in values),
+        n_activations=flow.n_values,
+        widest=flow.widest,
+    )
+
+
+class _Flow:
+    """Counts what goes through a model's innermost modules in its next forward pass."""
+
+    def __init__(self, model: "nn.Module") -> None:
+        self.n_values = self.widest = 0
+        for module in model.modules():
+            if not any(True for _ in module.children()):
+                module.register_forward_hook(self._see)
+
+    def _see(self, module: "nn.Module", inputs: Any, output: Any) -> None:
+        sizes = [_count(part) for part in (inputs, output)]
+        if not getattr(module, "inplace", False):
+            self.n_values += sizes[1]
+        self.widest = max(self.widest, sum(sizes))
+
+
+def _count(value: Any) -> int:
+    if isinstance(value, tuple | list):
+        return sum(map(_count, value))
+    return int(value.numel()) if hasattr(value, "numel") else 0
+
+
+def _plan_layer(layer: "Layer", module: "nn.Module", poolings: tuple[str, ...]) -> PlannedLayer:
+    import torch
+
+    from satstore.samples import pool_latent
+
+    def shape(pooling: str) -> tuple[int, ...]:
+        blank = torch.empty(1, *layer.output_shape, device="meta")
+        if type(module).__name__ == "LSTM":
+            return (layer.output_shape[-1],)
+        size = int(pooling) if pooling.isdecimal() else "full"
+        return tuple(pool_latent(blank, module, size)[0].shape)  # type: ignore[arg-type]
+
+    n_axes = len(layer.output_shape)
+    latents = {pooling_key(p): shape(p) for p in poolings if p != "pixelwise" or n_axes > 1}
+    return PlannedLayer(layer.name, layer.kind, layer.output_shape, latents)

@@ -1,0 +1,203 @@
+"""Estimates beside what is then measured, and the refusal of what can't suffice."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import CLEAN, satstore
+
+from satstore.config import read_config
+from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
+from satstore.estimate import Counts, solver_bytes, store_bytes
+from satstore.logs import open_run
+from satstore.model_plan import plan_model
+from satstore.pipeline import run_experiments
+from satstore.resources import available_memory, check_disk, check_memory, free_disk, resident_memory
+from satstore.run import Run
+from satstore.words import describe_bytes, describe_duration
+
+CONFIG: dict[str, Any] = {
+    "model": "vgg7_S",
+    "dataset": "Digits",
+    "epoch": 1,
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "device": "cpu",
+    "augment": False,
+}
+
+
+PEAK = """
+import sys
+from satstore.cli import main
+try: main(sys.argv[1:])
+except SystemExit as stop: assert not stop.code, stop.code
+[line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM:")]
+print(line.split()[1])
+"""
+
+
+def run_measured(*words: object) -> int:
+    """Run a command and return the most memory, in bytes, that its process held.
+
+    The process says it itself: what `wait4` tells counts the parent's memory before the exec, too.
+    """
+    command = [sys.executable, "-c", PEAK, *map(str, words)]
+    result = subprocess.run(command, env=CLEAN, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return int(result.stdout.split()[-1]) * 1024
+
+
+def ask(*words: object) -> list[dict[str, Any]]:
+    result = satstore("estimate", "--json", *words)
+    assert result.returncode == 0, result.stderr
+    found: list[dict[str, Any]] = json.loads(result.stdout)
+    return found
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    return path
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run without latents."""
+    logs = tmp_path_factory.mktemp("logs")
+    run_experiments(CONFIG, "res", ["train"], logs_dir=logs, latents=False)
+    return logs
+
+
+def test_estimate__is_within_20_percent_of_what_is_measured(config: Path, logs: Path, tmp_path: Path) -> None:
+    [before] = ask("--config", config, "--no-calibrate", "--logs-dir", tmp_path)
+    assert before["times_s"] is None
+    peak = run_measured("extract", "--run", "res", "--logs-dir", logs)
+    run = open_run("res", logs)
+    assert before["disk_bytes"] == pytest.approx(run.manifest.latents["pool4"].size_bytes, rel=0.2)
+    assert before["memory_bytes"]["extract"] == pytest.approx(peak, rel=0.2)
+
+    shapes = {layer["layer"]: tuple(layer["latents"]["pool4"]["shape"]) for layer in before["layers"]}
+    assert shapes == {name: array.shape[1:] for name, array in run.latents("pool4", "eval").items()}
+
+    # What was stored is the better measure from now on, and names its run.
+    [after] = ask("--config", config, "--no-calibrate", "--logs-dir", logs)
+    assert after["compression"] == run.name
+    assert after["disk_bytes"] == pytest.approx(run.manifest.latents["pool4"].size_bytes, rel=0.1)
+
+    peak = run_measured("probe", "--run", "res", "--logs-dir", logs)
+    assert after["memory_bytes"]["probe"] == pytest.approx(peak, rel=0.2)
+
+
+def test_estimate__times_this_machine(config: Path, tmp_path: Path) -> None:
+    result = satstore("estimate", "--config", config, "-d", 1, "-d", 2, "--logs-dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("vgg7_S on Digits at 32 px: 1,437 + 360 images, 10 classes")
+    assert "pool1 features" in lines[1]
+    assert "pool2 features" in lines[1]
+    for stage in ("train", "extract", "probe"):
+        assert any(line.startswith(stage) and "about" in line for line in lines), result.stdout
+
+
+def test_estimate__plans_a_dataset_that_is_not_here(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text('{"model": "resnet50", "dataset": "ImageNet", "resolution": 224}')
+    counts = ("--samples", 1281167, "--eval-samples", 50000, "--classes", 1000)
+    [found] = ask("--config", config, "-d", 4, *counts, "--no-calibrate", "--logs-dir", tmp_path)
+    assert len(found["layers"]) == 54  # 53 convolutions and a Linear
+    # Channels of the convolutions: stem, then per stage (2·width + 4·width) a block and a shortcut.
+    channels = 64 + sum(w * (6 * blocks + 4) for w, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)))
+    n_features = sum(layer["latents"]["pool4"]["n_features"] for layer in found["layers"])
+    assert n_features == channels * 16 + 1000
+    raw = sum(layer["latents"]["pool4"]["float16_bytes"] for layer in found["layers"])
+    assert raw == 2 * n_features * (1281167 + 50000)
+    assert found["compression"] == "typical"
+    assert 0.8 * raw < found["disk_bytes"] <= raw
+    # The last stage's 2,048 channels: 32,768 features × 1,000 classes × 20 vectors of float64.
+    assert found["memory_bytes"]["probe"] > 32768 * 1000 * 20 * 8
+    assert any("--memory-limit 2 GiB does not suffice to probe" in lack for lack in found["lacks"])
+
+
+def test_estimate__says_what_is_missing(tmp_path: Path) -> None:
+    from satstore.cli.plan import Question, load_counted, read_configs
+
+    [config] = read_config({"dataset": f"ImageFolder:{tmp_path}/none"})
+    with pytest.raises(NotFoundError, match="--samples N --classes K"):
+        load_counted(config)
+    with pytest.raises(ConfigError, match="give --config, or --model"):
+        read_configs(None, {"model": None}, on_paper=False)
+    with pytest.raises(ConfigError, match="no dataset named 'NoSuchImages'"):
+        read_configs(None, {"model": "vgg5", "dataset": "NoSuchImages"}, on_paper=False)
+    assert Question(None, 1, None, None, None, 1, 1, False, None).n_classes is None
+
+
+def test_plan__counts_every_pooling_and_lists_multiply() -> None:
+    small, large = read_config({"model": "vgg5", "resolution": [32, 64]})
+    for config, side in ((small, 32), (large, 64)):
+        plan = plan_model(config, 10, ("2", "full"))
+        assert plan.shapes["full"]["features.0"] == (64, side, side)
+        assert plan.shapes["pool2"]["features.0"] == (64, 2, 2)
+    counts = Counts(100, 20, 2)
+    assert counts.n_outputs == 1
+    ratios = {(key, layer): 0.5 for key, part in plan.shapes.items() for layer in part}
+    assert store_bytes(plan, counts.n_samples, ratios) == sum(plan.n_features) * 120
+
+
+def test_solver_bytes__grow_with_the_bytes_of_a_number() -> None:
+    single, double = (solver_bytes(200, 4096, size) for size in (4, 8))
+    assert double - single == 20 * 4 * 200 * 4097
+
+
+def test_check_disk__names_both_quantities(tmp_path: Path) -> None:
+    path = tmp_path / "not" / "there"
+    free = free_disk(path)
+    check_disk(path, free // 2, "the latents")
+    with pytest.raises(DiskSpaceError, match=r"the latents: about 8 PiB|about 8192 TiB") as caught:
+        check_disk(path, 2**53, "the latents")
+    assert "are free" in str(caught.value)
+    assert "--force" in str(caught.value)
+    assert isinstance(caught.value, OSError)
+
+
+def test_check_memory__names_both_quantities() -> None:
+    check_memory(2**20, 2**30, "it")
+    with pytest.raises(MemoryLimitError, match="it: about 2 GiB of memory are needed, the limit is 512 MiB"):
+        check_memory(2**31, 2**29, "it")
+    if available_memory() is not None:
+        with pytest.raises(MemoryLimitError, match="available here") as caught:
+            check_memory(2**53, None, "it")
+        assert "8192 TiB" in str(caught.value)
+        assert isinstance(caught.value, MemoryError)
+    assert 2**23 < resident_memory() < 2**36
+
+
+@pytest.fixture
+def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with next to no disk left; a real one can't be had in a test."""
+    monkeypatch.setattr("satstore.resources.free_disk", lambda path: 1000)
+
+
+@pytest.mark.usefixtures("crowded")
+def test_extract__refuses_a_full_disk_unless_forced(tmp_path: Path) -> None:
+    [run] = run_experiments(CONFIG, "res", ["train"], logs_dir=tmp_path, latents=False)
+    with pytest.raises(DiskSpaceError, match=r"are to be written to .*, where 1 KiB are free"):
+        run_experiments(CONFIG, "res", ["extract"], logs_dir=tmp_path)
+    assert not run.latents_path.exists()
+    run_experiments(CONFIG, "res", ["extract"], logs_dir=tmp_path, force=True)
+    assert Run(run.path).manifest.latents.keys() == {"pool4"}
+
+
+def test_words__take_a_unit_that_fits() -> None:
+    assert [describe_bytes(n) for n in (12, 2**30, 1.06e12)] == ["12 B", "1 GiB", "1 TiB"]
+    assert [describe_duration(s) for s in (0.5, 80, 5400, 36000, 864000)] == [
+        "0.5 s",
+        "80 s",
+        "1.5 h",
+        "10 h",
+        "10 d",
+    ]
