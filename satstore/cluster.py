@@ -95,7 +95,8 @@ def start_cluster(n_workers: int) -> Iterator[Cluster]:
             n_workers=n_workers,
             threads_per_worker=1,
             memory_limit=None,  # probes keep to their own; Dask would stop workers that the system can bear
-            dashboard_address=None,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",  # any free port, so that two clusters do not meet
             silence_logs=logging.CRITICAL,
         )
     with cluster, Client(cluster) as client:

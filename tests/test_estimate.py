@@ -13,9 +13,10 @@ from satstore.config import read_config
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
 from satstore.estimate import Counts, solver_bytes, store_bytes
 from satstore.logs import open_run
+from satstore.memory import resident_bytes
 from satstore.model_plan import plan_model
 from satstore.pipeline import run_experiments
-from satstore.resources import available_memory, check_disk, check_memory, free_disk, resident_memory
+from satstore.resources import available_memory, check_disk, check_memory, free_disk
 from satstore.run import Run
 from satstore.words import describe_bytes, describe_duration
 
@@ -173,7 +174,7 @@ def test_check_memory__names_both_quantities() -> None:
             check_memory(2**53, None, "it")
         assert "8192 TiB" in str(caught.value)
         assert isinstance(caught.value, MemoryError)
-    assert 2**23 < resident_memory() < 2**36
+    assert 2**23 < resident_bytes() < 2**36
 
 
 @pytest.fixture

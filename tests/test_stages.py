@@ -203,7 +203,7 @@ def test_extract__adds_layers_and_splits_to_what_is_there(trained: Run) -> None:
 
 def test_extract__refuses_layers_and_roundings_that_are_not_there(trained: Run) -> None:
     with pytest.raises(
-        ConfigError, match=r"no layer is left by --layers 'feature\.4'; did you mean 'features\.4'"
+        ConfigError, match=r"no layer left by --layers 'feature\.4'; did you mean 'features\.4'"
     ):
         start(trained, "extract", layers="feature.4")
     with pytest.raises(ConfigError, match=r"--exclude '\(' is no regular expression"):

@@ -7,6 +7,7 @@ that every engine gives the same bits, however many threads or machines it has.
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from threading import local
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -14,7 +15,17 @@ import numpy as np
 from satstore.analysis.coordinates import Coordinates, Problem
 from satstore.analysis.crew import Crew
 from satstore.analysis.logistic_loss import Codes, Float64s
-from satstore.analysis.rows import Floats, Moments, Rows, feature_moments, nonfinite_error, tile_height, tiles
+from satstore.analysis.rows import (
+    Floats,
+    Moments,
+    Reader,
+    Rows,
+    as_floats,
+    feature_moments,
+    nonfinite_error,
+    tile_height,
+    tile_readers,
+)
 from satstore.analysis.warm_start import start_at
 
 MAX_SPANS = 16
@@ -79,7 +90,8 @@ def sum_in_order(parts: Iterable[Sums], total: Sums) -> Sums:
     """Add parts to a total, in place, first to last: the one order that every way of computing them keeps."""
     for part in parts:
         for array, share in zip(total, part, strict=True):
-            array += share
+            # Cast as a whole, NumPy adds four times faster than when it casts on the way.
+            array += share.astype(array.dtype, copy=False)
     return total
 
 
@@ -87,15 +99,16 @@ def sums_of_spans(
     rows: Rows, codes: Codes, query: Query[Sums], spans: Sequence[range], crew: Crew
 ) -> Iterator[Sums]:
     """Yield each span's share of a query; the spans adjoin each other."""
-    first, last = spans[0][0], min(rows.shape[0], spans[-1][-1] + spans[-1].step)
+    starts = range(spans[0].start, spans[-1].stop, spans[0].step)
 
-    def share(place: slice, tile: Floats) -> Sums:
-        return query.share(tile, codes[place])
+    def share(place: slice, read: Reader) -> Sums:
+        # Read where that can be, and widened, by the threads that compute, each in an array of its own.
+        floats = read(_scratch.floats(place.stop - place.start, rows.shape[1]))
+        return query.share(as_floats(floats, query.shift, query.weights.dtype), codes[place])
 
-    dtype = query.weights.dtype
-    parts = crew.map(share, tiles(rows, spans[0].step, query.shift, dtype, crew.reader, first, last))
-    for starts in spans:
-        yield sum_in_order(islice(parts, len(starts)), query.zero())
+    parts = crew.map(share, tile_readers(rows, starts, crew.reader))
+    for span in spans:
+        yield sum_in_order(islice(parts, len(span)), query.zero())
 
 
 def check_sums(sums: Sums, rows: Rows, crew: Crew) -> Sums:
@@ -109,6 +122,21 @@ def check_sums(sums: Sums, rows: Rows, crew: Crew) -> Sums:
     if not np.isfinite(sums[0]).all():
         raise crew.reader.submit(nonfinite_error, rows).result()
     return sums
+
+
+class _Scratch(local):
+    """A thread's array for tiles: of a new one for each, the system would have to clear the pages."""
+
+    def __init__(self) -> None:
+        self._values = np.empty(0, np.float32)
+
+    def floats(self, n_rows: int, n_features: int) -> Floats:
+        if len(self._values) < n_rows * n_features:
+            self._values = np.empty(n_rows * n_features, np.float32)
+        return self._values[: n_rows * n_features].reshape(n_rows, n_features)
+
+
+_scratch = _Scratch()
 
 
 class ThreadEngine:

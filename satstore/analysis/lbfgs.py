@@ -86,9 +86,10 @@ def minimize(
     *,
     memory: int,
     dtype: type[np.floating[Any]],
-    first_scale: float,
 ) -> Minimum:
     """Minimise P functions of D variables.
+
+    A problem's first step has length 1, so give it variables in which that is short but not tiny.
 
     Parameters
     ----------
@@ -100,15 +101,13 @@ def minimize(
         When a problem ends.
     memory
         Pairs of vectors that are kept, in ``dtype``; the points are float64.
-    first_scale
-        The first step is this times the negative gradient.
     """
     n = len(start)
     first = evaluate(start, np.arange(n))
     result = Minimum.starting(start.copy())
     result.value[:], result.measure[:] = first.value, first.measure
     state = _State.at(start, first)
-    history = _History(memory, dtype, first_scale)
+    history = _History(memory, dtype)
     over = (first.measure <= ends.measure) | (ends.max_iter < 1)
     while True:
         result.point[state.index[over]] = state.point[over]
@@ -210,10 +209,10 @@ class _State:
 class _History:
     """The last steps and changes of the gradient, in the dtype of the directions."""
 
-    def __init__(self, length: int, dtype: type[np.floating[Any]], first_scale: float) -> None:
+    def __init__(self, length: int, dtype: type[np.floating[Any]]) -> None:
         self._pairs: deque[tuple[Floats, Floats, Floats]] = deque(maxlen=length)
-        self._dtype, self._first_scale = dtype, first_scale
-        self._scale: Floats | None = None
+        self._dtype = dtype
+        self._scale: Floats | None = None  # NaN of problems that have made no step yet
 
     def add(self, state: _State, point: Float64s, gradient: Float64s, moved: Mask) -> None:
         """Take in the move of those problems that move."""
@@ -224,7 +223,7 @@ class _History:
         used = moved & (products > 0)  # not positive where the step is too short for the precision
         # A pair whose inverse is 0 is without effect.
         inverse = np.divide(1, products, out=np.zeros_like(products), where=used)
-        scale = np.full_like(products, self._first_scale) if self._scale is None else self._scale
+        scale = np.full_like(products, np.nan) if self._scale is None else self._scale
         self._scale = np.divide(products, squares, out=scale, where=used)
         self._pairs.append((s, y, inverse))
 
@@ -235,7 +234,9 @@ class _History:
         for s, y, inverse in reversed(self._pairs):
             weights.append(inverse * np.vecdot(s, q))
             q -= np.multiply(y, weights[-1][:, None], out=scratch)
-        q *= self._dtype(self._first_scale) if self._scale is None else self._scale[:, None]
+        scale = np.full(len(q), np.nan, self._dtype) if self._scale is None else self._scale
+        # The first step of all has length 1: what it finds tells how far the next may go.
+        q *= np.where(np.isnan(scale), 1 / np.linalg.norm(q, axis=1), scale)[:, None]
         for (s, y, inverse), weight in zip(self._pairs, reversed(weights), strict=True):
             weight -= inverse * np.vecdot(y, q)
             q += np.multiply(s, weight[:, None], out=scratch)

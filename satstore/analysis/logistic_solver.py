@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.analysis import lbfgs
-from satstore.analysis.coordinates import CURVATURE, Coordinates, Problem
+from satstore.analysis.coordinates import Coordinates, Problem
 from satstore.analysis.engine import Engine
 from satstore.analysis.logistic_loss import Float64s, LossQuery, LossSums
 from satstore.analysis.rows import Floats
@@ -100,15 +100,7 @@ def solve(engine: Engine, problem: Problem, n_at_once: int | None = None) -> Sol
             objective = Objective(engine, problem, coordinates, part, precision.dtype)
             max_iter = problem.max_iter - found.n_iterations[part]
             ends = lbfgs.Ends(problem.tol, max_iter, precision.least_gain, precision.max_trials)
-            # The Newton step of a problem that is curved by 1 / CURVATURE in every coordinate comes first.
-            minimum = lbfgs.minimize(
-                objective,
-                found.point[part],
-                ends,
-                memory=MEMORY,
-                dtype=precision.dtype,
-                first_scale=CURVATURE,
-            )
+            minimum = lbfgs.minimize(objective, found.point[part], ends, memory=MEMORY, dtype=precision.dtype)
             found.update(part, minimum)
             n_passes += objective.n_passes
         # As scikit-learn has it: a minimum to float64's last digits is one, whatever the gradient's scale.

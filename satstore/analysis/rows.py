@@ -11,6 +11,7 @@ Neither Dask nor Zarr is imported here: an array of theirs can only arrive once 
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -21,7 +22,7 @@ from satstore.errors import ConfigError, NumericsError
 
 Floats = NDArray[np.floating[Any]]
 
-TILE_BYTES = 16 * 2**20
+TILE_BYTES = 24 * 2**20
 # Products of a tile are summed in float32 by BLAS; more rows would add rounding errors and save no time.
 TILE_MAX_ROWS = 8192
 
@@ -73,6 +74,9 @@ class BlockRows:
         The array's dtype. Rows come as float32, or as float64 where float32 can't hold them (int32, float64).
     edges
         Where blocks begin and end: ascending, from 0 to n_rows.
+    load_floats
+        Writes the rows from one edge to a later one, flattened, to a float32 array and returns it; many
+        threads may call it at once. None where there is no such thing.
 
     Attributes
     ----------
@@ -81,18 +85,22 @@ class BlockRows:
     """
 
     def __init__(
-        self, load: Callable[[int, int], Any], shape: Sequence[int], dtype: Any, edges: Sequence[int]
+        self,
+        load: Callable[[int, int], Any],
+        shape: Sequence[int],
+        dtype: Any,
+        edges: Sequence[int],
+        load_floats: Callable[[int, int, Floats], Floats] | None = None,
     ) -> None:
         if len(shape) < 2:
             raise ConfigError(
                 f"expected rows of features, an array of two or more axes; got shape {tuple(shape)}"
             )
         self.shape: tuple[int, int] = (shape[0], int(np.prod(shape[1:])))
-        self.stored_dtype = np.dtype(dtype)
         self.dtype = np.result_type(dtype, np.float32)
         if self.dtype not in (np.float32, np.float64):
             raise ConfigError(f"expected rows of real numbers, got dtype {dtype}")
-        self._load = load
+        self._load, self.load_floats = load, load_floats
         self._edges = np.asarray(edges, dtype=np.int64)
         self.mean: Floats | None = None
         self.std: Floats | None = None
@@ -101,36 +109,36 @@ class BlockRows:
 
     def read(self, start: int, stop: int) -> Floats:
         """Return rows start to stop, (stop - start, n_features)."""
-        rows = np.empty((stop - start, self.shape[1]), self.dtype)
-        filled = self._copy_kept(start, rows)
-        if start + filled < stop:
-            self._load_blocks(start + filled, stop)
-            self._copy_kept(start + filled, rows[filled:])
-            self._keep_last_block()
-        return rows
+        return as_floats(self.read_stored(start, stop), None, self.dtype)
 
-    def _copy_kept(self, start: int, rows: Floats) -> int:
-        """Fill the head of rows from what is kept, and say how many of them were filled."""
+    def is_cut_at(self, starts: range) -> bool:
+        """Tell whether blocks begin at all of these rows."""
+        return bool(np.isin(starts, self._edges).all())
+
+    def read_stored(self, start: int, stop: int) -> NDArray[Any]:
+        """Return rows start to stop in the dtype that they are stored in."""
+        parts = []
         offset = start - self._kept_start
-        if not 0 <= offset < len(self._kept):
-            return 0
-        part = self._kept[offset : offset + len(rows)]
-        widen(part, rows[: len(part)])
-        return len(part)
+        if 0 <= offset < len(self._kept):
+            parts.append(self._kept[offset : offset + stop - start])
+        first = start + sum(map(len, parts))
+        if first < stop or not parts:
+            parts.append(self._load_blocks(first, stop))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def _load_blocks(self, start: int, stop: int) -> None:
-        low = self._edges[np.searchsorted(self._edges, start, side="right") - 1]
-        high = self._edges[np.searchsorted(self._edges, stop, side="left")]
-        self._kept = np.empty((0, self.shape[1]))  # frees the old block before the new ones come
-        self._kept = np.asarray(self._load(int(low), int(high))).reshape(int(high - low), self.shape[1])
-        self._kept_start = int(low)
-
-    def _keep_last_block(self) -> None:
-        last = self._edges[np.searchsorted(self._edges, self._kept_start + len(self._kept)) - 1]
-        if last > self._kept_start:
+    def _load_blocks(self, start: int, stop: int) -> NDArray[Any]:
+        low = int(self._edges[np.searchsorted(self._edges, start, side="right") - 1])
+        high = int(self._edges[np.searchsorted(self._edges, stop, side="left")])
+        if len(self._kept):
+            self._kept = np.empty((0, self.shape[1]))  # frees the old block before the new ones come
+        blocks = np.asarray(self._load(low, high)).reshape(high - low, self.shape[1])
+        last = int(self._edges[np.searchsorted(self._edges, high) - 1])
+        # The next range, or the next sweep over a single block, needs it again.
+        if high > stop or last == 0:
+            self._kept_start = max(low, last)
             # A copy, because a view would hold the whole range.
-            self._kept = self._kept[int(last) - self._kept_start :].copy()
-            self._kept_start = int(last)
+            self._kept = blocks[self._kept_start - low :].copy() if last > low else blocks
+        return blocks[start - low : stop - low]
 
 
 def lazy_rows(data: Any) -> Rows | None:
@@ -190,31 +198,26 @@ def widen(values: NDArray[Any], out: Floats) -> None:
         np.left_shift(bits, 13, out=bits)
         np.bitwise_and(bits, np.int32(-0x70000001), out=bits)
         np.multiply(wide, np.float32(2.0**112), out=wide)
-        # Infinity and NaN have the highest exponent, which the trick takes for an ordinary one.
-        if wide.size and (wide.max() >= 2**16 or wide.min() <= -(2**16)):
+        # Infinity and NaN have the highest exponent, which the trick takes for an ordinary one. Of the
+        # positive numbers they are the largest as int16, of the negative ones as uint16.
+        if half.view(np.int16).max(initial=0) >= 0x7C00 or half.view(np.uint16).max(initial=0) >= 0xFC00:
             np.copyto(wide, half)
 
 
 def tile_height(n_features: int, n_outputs: int) -> int:
-    """Return the number of rows in a tile.
+    """Return the number of rows in a tile, a power of two, as those of stored chunks are as a rule.
 
     It depends on nothing but the arguments, so that sums over tiles don't depend on how rows are stored.
     A tile, its logits and their residuals take at most TILE_BYTES as float32 (or are one row).
     """
     height = TILE_BYTES // (4 * (n_features + 2 * n_outputs))
-    return max(1, min(TILE_MAX_ROWS, height - height % 64 or height))
+    return int(min(TILE_MAX_ROWS, 2 ** (max(1, height).bit_length() - 1)))
 
 
 def tiles(
-    rows: Rows,
-    height: int,
-    shift: Floats | None,
-    dtype: Any,
-    pool: Executor,
-    first: int = 0,
-    last: int | None = None,
+    rows: Rows, height: int, shift: Floats | None, dtype: Any, pool: Executor
 ) -> Iterator[tuple[slice, Floats]]:
-    """Yield (range, tile) for rows in order; while one is used, the pool prepares the next.
+    """Yield (range, tile) for all rows in order; while one is used, the pool prepares the next.
 
     Parameters
     ----------
@@ -224,8 +227,6 @@ def tiles(
         (n_features,), taken off every row; None for nothing.
     dtype
         Of the tiles, float32 or float64; None for the dtype that is read.
-    first, last
-        The rows from first up to last, excluded; by default all.
 
     Yields
     ------
@@ -238,29 +239,83 @@ def tiles(
     NumericsError
         If the source gives another shape than was asked for.
     """
-    end = rows.shape[0] if last is None else last
 
-    def submit(start: int) -> Future[Floats]:
-        return pool.submit(_read_tile, rows, start, min(start + height, end), shift, dtype)
+    def read(start: int, stop: int) -> Floats:
+        return as_floats(_read(rows, start, stop), shift, dtype)
 
-    pending = submit(first)
-    for start in range(first, end, height):
+    yield from _ahead(read, range(0, rows.shape[0], height), rows.shape[0], pool)
+
+
+def stored_tiles(rows: Rows, starts: range, pool: Executor) -> Iterator[tuple[slice, NDArray[Any]]]:
+    """Yield (range, tile) of adjoining tiles as they are stored; `as_floats` makes of them what tiles yields.
+
+    Parameters
+    ----------
+    starts
+        The tiles' first rows; the step is their height.
+    """
+    yield from _ahead(partial(_read, rows), starts, min(rows.shape[0], starts[-1] + starts.step), pool)
+
+
+Reader = Callable[[Floats], Floats]
+"""Gives a tile's rows, as floats: in the float32 array (rows, n_features) that it gets, or in another."""
+
+
+def tile_readers(rows: Rows, starts: range, pool: Executor) -> Iterator[tuple[slice, Reader]]:
+    """Yield (range, reader) of adjoining tiles, whose readers may be called by many threads at once.
+
+    Where rows can be read so, they read; of others they hand on what the pool has read ahead.
+    """
+    end = min(rows.shape[0], starts[-1] + starts.step)
+    if isinstance(rows, BlockRows) and rows.load_floats is not None and rows.is_cut_at(starts):
+        for start in starts:
+            stop = min(start + starts.step, end)
+            yield slice(start, stop), partial(rows.load_floats, start, stop)
+        return
+    for place, tile in stored_tiles(rows, starts, pool):
+        yield place, partial(_hand_on, tile)
+
+
+def _hand_on(tile: NDArray[Any], out: Floats) -> Floats:
+    if tile.dtype != np.float16:
+        return as_floats(tile, None, None)
+    widen(tile, out)
+    return out
+
+
+def _ahead(
+    read: Callable[[int, int], NDArray[Any]], starts: range, end: int, pool: Executor
+) -> Iterator[tuple[slice, NDArray[Any]]]:
+    def submit(start: int) -> Future[NDArray[Any]]:
+        return pool.submit(read, start, min(start + starts.step, end))
+
+    pending = submit(starts[0])
+    for start in starts:
         tile = pending.result()
-        if start + height < end:
-            pending = submit(start + height)
+        if start != starts[-1]:
+            pending = submit(start + starts.step)
         yield slice(start, start + len(tile)), tile
 
 
-def _read_tile(rows: Rows, start: int, stop: int, shift: Floats | None, dtype: Any) -> Floats:
-    tile = np.asarray(rows.read(start, stop))
+def _read(rows: Rows, start: int, stop: int) -> NDArray[Any]:
+    read = rows.read_stored if isinstance(rows, BlockRows) else rows.read
+    tile = np.asarray(read(start, stop))
     expected = (stop - start, rows.shape[1])
     if tile.shape != expected:
         raise NumericsError(f"expected rows {start} to {stop} of shape {expected}, got {tile.shape}")
-    wide = np.result_type(tile, np.float32 if dtype is None else dtype)
+    return tile
+
+
+def as_floats(values: NDArray[Any], shift: Floats | None, dtype: Any) -> Floats:
+    """Return values less shift, in the given dtype, else the least that holds them; maybe a view."""
+    wide = np.result_type(values, np.float32 if dtype is None else dtype)
+    if values.dtype == np.float16:
+        halves, values = values, np.empty(values.shape, np.float32)
+        widen(halves, values)
     if shift is not None:
         # In the wider dtype: where the mean is many times the std, narrowing first loses digits.
-        tile = np.subtract(tile, shift.astype(wide), dtype=wide)
-    return np.ascontiguousarray(tile, wide if dtype is None else dtype)
+        values = np.subtract(values, shift.astype(wide), dtype=wide)
+    return np.ascontiguousarray(values, np.result_type(values, np.float32) if dtype is None else dtype)
 
 
 class Moments(NamedTuple):

@@ -11,7 +11,7 @@ from satstore.analysis.crew import Crew
 from satstore.analysis.engine import Query, Sums, ThreadEngine, check_sums
 from satstore.analysis.logistic_loss import Codes, LossQuery, LossSums
 from satstore.analysis.moments import full_precision
-from satstore.analysis.rows import Rows, tile_height, tiles
+from satstore.analysis.rows import Rows, as_floats, stored_tiles, tile_height
 
 # Of a device's free memory, what rows may stay in.
 KEPT_SHARE = 0.6
@@ -34,8 +34,6 @@ class TorchEngine(ThreadEngine):
         self._device = device
         self._device_codes = torch.from_numpy(codes).to(device)
         self._height = tile_height(rows.shape[1], n_logits)
-        stored = np.dtype(getattr(rows, "stored_dtype", np.float32))
-        self._kept_dtype = torch.float16 if stored == np.float16 else torch.float32
         self._kept: list[Tensor] = []
         self._room_bytes = KEPT_SHARE * torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0.0
 
@@ -64,11 +62,13 @@ class TorchEngine(ThreadEngine):
         first = len(self._kept) * self._height
         if first >= self._rows.shape[0]:
             return
-        for place, tile in tiles(self._rows, self._height, None, None, self._crew.reader, first):
-            values = torch.from_numpy(tile).to(self._device)
+        starts = range(first, self._rows.shape[0], self._height)
+        for place, tile in stored_tiles(self._rows, starts, self._crew.reader):
+            floats = tile if tile.dtype == np.float16 else as_floats(tile, None, None)
+            values = torch.from_numpy(floats).to(self._device)
             if self._room_bytes >= values.nbytes and len(self._kept) * self._height == place.start:
-                self._kept.append(values.to(self._kept_dtype) if values.dtype == torch.float32 else values)
-                self._room_bytes -= self._kept[-1].nbytes
+                self._kept.append(values)
+                self._room_bytes -= values.nbytes
             yield place.start, values.to(dtype)
 
 

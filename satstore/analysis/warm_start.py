@@ -4,13 +4,16 @@ It spares L-BFGS its first passes, which go down from chance. What it gives depe
 problem alone: neither on how rows are stored nor on the number of threads.
 """
 
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
 from satstore.analysis.coordinates import Coordinates, Problem
 from satstore.analysis.crew import Crew
 from satstore.analysis.logistic_loss import Codes, Float64s, LossQuery
-from satstore.analysis.rows import Floats, Rows, tile_height, tiles, widen
+from satstore.analysis.rows import BlockRows, Floats, Rows, tile_height, widen
 
 Float32s = NDArray[np.float32]
 
@@ -18,8 +21,8 @@ Float32s = NDArray[np.float32]
 SAMPLE_VALUES = 80 * 2**20
 EPOCHS = 3
 BATCH = 512
-# A batch is cut into as many parts, and an update into as many blocks, which threads share.
-PARTS = 4
+# A batch is cut into as many parts, and a step into as many blocks, which threads share.
+PARTS, BLOCKS = 4, 16
 # With fewer batches than these Adam gets nowhere, and L-BFGS has little to do.
 MIN_BATCHES = 24
 RATE = 3e-3
@@ -72,66 +75,83 @@ def take_sample(rows: Rows, codes: Codes, problem: Problem, crew: Crew) -> tuple
     """Return rows evenly spaced over all, in the dtype that they are stored in, and their codes."""
     size = sample_size(problem)
     chosen = np.arange(size) * problem.n_rows // size
-    sample = np.empty((size, problem.n_features), getattr(rows, "stored_dtype", np.float32))
+    read = rows.read_stored if isinstance(rows, BlockRows) else rows.read
+    sample: Floats | None = None
     height = tile_height(problem.n_features, problem.n_outputs)
-    for place, tile in tiles(rows, height, None, None, crew.reader):
-        first, last = np.searchsorted(chosen, (place.start, place.stop))
-        sample[first:last] = tile[chosen[first:last] - place.start]
+    for start in range(0, problem.n_rows, height):
+        stop = min(start + height, problem.n_rows)
+        tile = crew.reader.submit(read, start, stop).result()
+        first, last = np.searchsorted(chosen, (start, stop))
+        if sample is None:
+            sample = np.empty((size, problem.n_features), tile.dtype)
+        sample[first:last] = tile[chosen[first:last] - start]
+    assert sample is not None
     return sample, codes[chosen]
 
 
 class _Adam:
-    """The state of Adam: weights (K, C) and intercept (K,) of standardised features, float32.
+    """The state of Adam: weights (K, C) and intercept (K,), float32.
 
-    A rate that is the same for all standardised features is one by scale for the features as they are.
+    Its rate is the same for all standardised features: it goes by their scale for the features as they are.
     """
 
     def __init__(self, problem: Problem, coordinates: Coordinates, n_steps: int) -> None:
         _, k, width = problem.shape
         self._coordinates, self._n_steps, self._n_done = coordinates, n_steps, 0
         self._decay = np.float32(1 / (problem.C * problem.n_rows))  # of the penalty, by mean loss
-        self._rates = (np.sqrt(problem.strength) * coordinates.scale[0]).astype(np.float32)
+        rates = (np.sqrt(problem.strength) * coordinates.scale[0]).astype(np.float32)
+        self._rates, self._intercept_rate = rates[:-1], rates[-1]
         self._remainder = coordinates.remainder[0].astype(np.float32)
-        self._model, self._mean, self._square = (np.zeros((k, width), np.float32) for _ in range(3))
+        # The model, and the means of its gradient and of the gradient's square.
+        self._weights = [np.zeros((k, width - 1), np.float32) for _ in range(3)]
+        self._intercept = [np.zeros(k, np.float32) for _ in range(3)]
 
     def query(self) -> LossQuery:
         """Return what asks for the gradient at the model."""
-        weights = np.ascontiguousarray(self._model[:, :-1])
-        offset = self._model[:, -1] - weights @ self._remainder
-        return LossQuery(weights[None], offset[None])
+        weights = self._weights[0]
+        return LossQuery(weights[None], (self._intercept[0] - weights @ self._remainder)[None])
 
     def step(self, parts: list[tuple[Floats, Float64s]], crew: Crew) -> None:
         """Take a step by the sums that the parts of a batch gave."""
         self._n_done += 1
         rate = RATE * 0.5 * (1 + np.cos(np.pi * self._n_done / self._n_steps))
         rate *= np.sqrt(1 - DECAY_OF_SQUARES**self._n_done) / (1 - DECAY**self._n_done)
-        blocks = np.array_split(np.arange(len(self._model)), PARTS)
-        for _ in crew.map(
-            self._step_block, ((slice(b[0], b[-1] + 1), parts, rate) for b in blocks if len(b))
-        ):
+        residuals = np.sum([intercept for _, intercept in parts], axis=0).astype(np.float32) / BATCH
+        k = len(residuals)
+        edges = [k * i // BLOCKS for i in range(BLOCKS + 1)]
+        blocks = ((slice(*pair), parts, residuals, rate) for pair in pairwise(edges) if pair[0] < pair[1])
+        for _ in crew.map(self._step_block, blocks):
             pass
+        _move(*self._intercept, residuals.copy(), self._intercept_rate * np.float32(rate))
 
-    def _step_block(self, block: slice, parts: list[tuple[Floats, Float64s]], rate: float) -> None:
-        model, mean, square = self._model[block], self._mean[block], self._square[block]
-        gradient = np.empty_like(model)
-        gradient[:, :-1], gradient[:, -1] = parts[0][0][block], parts[0][1][block]
-        for weights, intercept in parts[1:]:
-            gradient[:, :-1] += weights[block]
-            gradient[:, -1] += intercept[block]
-        gradient[:, :-1] -= gradient[:, -1:] * self._remainder
+    def _step_block(
+        self, block: slice, parts: list[tuple[Floats, Float64s]], residuals: Float32s, rate: float
+    ) -> None:
+        model, mean, square = (array[block] for array in self._weights)
+        gradient = parts[0][0][block]
+        for weights, _ in parts[1:]:
+            gradient += weights[block]
         gradient *= np.float32(1 / BATCH)
-        gradient[:, :-1] += self._decay * model[:, :-1]
-        mean *= np.float32(DECAY)
-        mean += np.float32(1 - DECAY) * gradient
-        gradient *= gradient
-        square *= np.float32(DECAY_OF_SQUARES)
-        square += np.float32(1 - DECAY_OF_SQUARES) * gradient
-        np.sqrt(square, out=gradient)
-        gradient += np.float32(EPSILON)
-        np.divide(mean, gradient, out=gradient)
-        gradient *= self._rates * np.float32(rate)
-        model -= gradient
+        gradient -= residuals[block, None] * self._remainder
+        gradient += self._decay * model
+        _move(model, mean, square, gradient, self._rates * np.float32(rate))
 
     def theta(self) -> Float64s:
         """Return the model in the solver's coordinates, (1, K, C + 1)."""
-        return (self._model / self._coordinates.scale)[None]
+        model = np.column_stack([self._weights[0], self._intercept[0]])
+        return (model / self._coordinates.scale)[None]
+
+
+def _move(model: Float32s, mean: Float32s, square: Float32s, gradient: Float32s, rate: Any) -> None:
+    """Take Adam's step, in place; the gradient is used up."""
+    mean *= np.float32(DECAY)
+    mean += np.float32(1 - DECAY) * gradient
+    gradient *= gradient
+    gradient *= np.float32(1 - DECAY_OF_SQUARES)
+    square *= np.float32(DECAY_OF_SQUARES)
+    square += gradient
+    np.sqrt(square, out=gradient)
+    gradient += np.float32(EPSILON)
+    np.divide(mean, gradient, out=gradient)
+    gradient *= rate
+    model -= gradient

@@ -14,7 +14,7 @@ from satstore.analysis.engine import Engine, ThreadEngine
 from satstore.analysis.evaluation import EvaluationQuery, EvaluationSums, class_codes
 from satstore.analysis.logistic_solver import Solution, solve
 from satstore.analysis.memory import fit_bytes, problems_at_once
-from satstore.analysis.rows import BlockRows, Rows
+from satstore.analysis.rows import BlockRows, Floats, Rows, widen
 from satstore.memory import resident_bytes
 from satstore.resources import check_memory
 from satstore.stages.probe_fit import Fit, Means, Splits
@@ -135,7 +135,13 @@ def open_rows(latents: LatentArray, room_bytes: int) -> Rows:
     if latents.array.nbytes > room_bytes:
         return rows
     held = latents.numpy()
-    inner = BlockRows(lambda low, high: held[low:high], held.shape, held.dtype, [0, held.shape[0]])
+
+    def widened(start: int, stop: int, out: Floats) -> Floats:
+        widen(held[start:stop].reshape(out.shape), out)
+        return out
+
+    edges = range(held.shape[0] + 1)
+    inner = BlockRows(lambda low, high: held[low:high], held.shape, held.dtype, edges, widened)
     inner.mean, inner.std = rows.mean, rows.std
     return inner
 

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from zarr.storage import LocalStore
 
-from satstore.analysis.rows import BlockRows
+from satstore.analysis.rows import BlockRows, Floats
 from satstore.errors import CorruptError, SatstoreError, UnknownNameError
 from satstore.location import Location, locate
 from satstore.registry import suggest
 from satstore.store.layout import Array, encode_layer, get_array, open_root
+from satstore.store.shards import ShardReader, open_shards
 
 
 class LatentArray:
@@ -72,15 +75,35 @@ class LatentArray:
         Reading raises CorruptError where a stored chunk isn't what was written.
         """
         edges = [*range(0, self.shape[0], self.array.chunks[0]), self.shape[0]]
-        rows = BlockRows(self._read, self.shape, self.array.dtype, edges)
+        load_floats = self._read_floats if self._shards else None
+        rows = BlockRows(self._read, self.shape, self.array.dtype, edges, load_floats)
         mean, std = self.mean, self.std
         if np.isfinite(mean).all() and np.isfinite(std).all():  # else a pass will say which rows are not
             rows.mean, rows.std = mean, std
         return rows
 
+    @cached_property
+    def _shards(self) -> ShardReader | None:
+        store = self.array.store
+        return (
+            open_shards(store.root / self.array.path, self.array) if isinstance(store, LocalStore) else None
+        )
+
     def _read(self, start: int, stop: int) -> NDArray[np.float16]:
+        with self._damage(start, stop):
+            return np.asarray(self._shards.read(start, stop) if self._shards else self.array[start:stop])
+
+    def _read_floats(self, start: int, stop: int, out: Floats) -> Floats:
+        assert self._shards is not None
+        with self._damage(start, stop):
+            self._shards.read_floats(start, stop, out)
+        return out
+
+    @contextmanager
+    def _damage(self, start: int, stop: int) -> Iterator[None]:
+        """Say of what can't be read where it lies and how it is written again."""
         try:
-            return np.asarray(self.array[start:stop])
+            yield
         except SatstoreError:  # a bucket that can't be reached is not a damaged one
             raise
         except (ValueError, RuntimeError, OSError) as error:  # a checksum, Blosc, the disk

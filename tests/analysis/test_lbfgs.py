@@ -15,7 +15,7 @@ def ends(n, measure=1e-6, max_iter=500, least_gain=1e-15, max_trials=20):
     return Ends(measure, np.full(n, max_iter), least_gain, max_trials)
 
 
-OPTIONS = {"memory": 10, "dtype": np.float64, "first_scale": 1e-3}
+OPTIONS = {"memory": 10, "dtype": np.float64}
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_minimize__steps_back_from_what_is_not_finite():
         gradient = 1 - 1 / points
         return Evaluation(value, gradient, np.abs(gradient[:, 0]))
 
-    found = minimize(evaluate, np.array([[3.0]]), ends(1), memory=5, dtype=np.float64, first_scale=100.0)
+    found = minimize(evaluate, np.array([[0.5]]), ends(1), memory=5, dtype=np.float64)
     assert found.point[0, 0] == pytest.approx(1, abs=1e-5)
 
 
