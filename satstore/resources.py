@@ -9,7 +9,7 @@ from pathlib import Path
 
 from satstore.errors import DiskSpaceError, MemoryLimitError
 from satstore.memory import resident_bytes
-from satstore.words import describe_bytes
+from satstore.words import describe_size
 
 
 def free_disk(path: Path) -> int:
@@ -54,8 +54,8 @@ def check_disk(path: Path, needed_bytes: int, what: str) -> None:
     free = free_disk(path)
     if needed_bytes > free:
         raise DiskSpaceError(
-            f"{what}: about {describe_bytes(needed_bytes)} are to be written to {path}, where "
-            f"{describe_bytes(free)} are free; make room, take a smaller pooling or fewer layers, "
+            f"{what}: about {describe_size(needed_bytes)} are to be written to {path}, where "
+            f"{describe_size(free)} are free; make room, take a smaller pooling or fewer layers, "
             "or try all the same with --force"
         )
 
@@ -77,16 +77,16 @@ def check_memory(needed_bytes: int, limit_bytes: int | None, what: str) -> None:
     MemoryLimitError
         Naming both quantities.
     """
-    needed = describe_bytes(needed_bytes)
+    needed = describe_size(needed_bytes)
     if limit_bytes is not None and needed_bytes > limit_bytes:
         raise MemoryLimitError(
-            f"{what}: about {needed} of memory are needed, the limit is {describe_bytes(limit_bytes)}; "
+            f"{what}: about {needed} of memory are needed, the limit is {describe_size(limit_bytes)}; "
             "raise --memory-limit, take a smaller pooling, or try all the same with --force"
         )
     available = available_memory()
     if available is not None and needed_bytes - resident_bytes() > available:
         raise MemoryLimitError(
-            f"{what}: about {needed} of memory are needed, {describe_bytes(available + resident_bytes())} "
+            f"{what}: about {needed} of memory are needed, {describe_size(available + resident_bytes())} "
             "are available here; end other programs, lower --memory-limit or take a smaller pooling, "
             "or try all the same with --force"
         )

@@ -2,16 +2,9 @@
 
 from collections.abc import Mapping
 
-from pydantic import ByteSize
-
 from satstore.manifest import StageStatus
 
 MARKS: Mapping[StageStatus, str] = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
-
-
-def describe_size(size_bytes: int) -> str:
-    """Return a size in its largest binary unit: ``12.3 MiB``."""
-    return ByteSize(size_bytes).human_readable(separator=" ")
 
 
 def describe_age(seconds: float) -> str:
@@ -30,12 +23,12 @@ def describe_duration(seconds: float) -> str:
     return f"{_two_digits(seconds)} s"
 
 
-def describe_bytes(size: float) -> str:
+def describe_size(size_bytes: float) -> str:
     """Return a size in bytes in a binary unit: ``2 GiB``, ``13.4 MiB``."""
     for unit, length in (("TiB", 2**40), ("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if size >= 0.95 * length:
-            return f"{size / length:.1f}".removesuffix(".0") + f" {unit}"
-    return f"{int(size)} B"
+        if size_bytes >= 0.95 * length:
+            return f"{size_bytes / length:.1f}".removesuffix(".0") + f" {unit}"
+    return f"{int(size_bytes)} B"
 
 
 def _two_digits(number: float) -> str:

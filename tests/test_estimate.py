@@ -11,14 +11,14 @@ from conftest import CLEAN, satstore
 
 from satstore.config import read_config
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
-from satstore.estimate import Counts, solver_bytes, store_bytes
+from satstore.estimate import Counts, store_bytes
 from satstore.logs import open_run
 from satstore.memory import resident_bytes
 from satstore.model_plan import plan_model
 from satstore.pipeline import run_experiments
 from satstore.resources import available_memory, check_disk, check_memory, free_disk
 from satstore.run import Run
-from satstore.words import describe_bytes, describe_duration
+from satstore.words import describe_duration, describe_size
 
 CONFIG: dict[str, Any] = {
     "model": "vgg7_S",
@@ -149,11 +149,6 @@ def test_plan__counts_every_pooling_and_lists_multiply() -> None:
     assert store_bytes(plan, counts.n_samples, ratios) == sum(plan.n_features) * 120
 
 
-def test_solver_bytes__grow_with_the_bytes_of_a_number() -> None:
-    single, double = (solver_bytes(200, 4096, size) for size in (4, 8))
-    assert double - single == 20 * 4 * 200 * 4097
-
-
 def test_check_disk__names_both_quantities(tmp_path: Path) -> None:
     path = tmp_path / "not" / "there"
     free = free_disk(path)
@@ -194,7 +189,7 @@ def test_extract__refuses_a_full_disk_unless_forced(tmp_path: Path) -> None:
 
 
 def test_words__take_a_unit_that_fits() -> None:
-    assert [describe_bytes(n) for n in (12, 2**30, 1.06e12)] == ["12 B", "1 GiB", "1 TiB"]
+    assert [describe_size(n) for n in (12, 2**30, 1.06e12)] == ["12 B", "1 GiB", "1 TiB"]
     assert [describe_duration(s) for s in (0.5, 80, 5400, 36000, 864000)] == [
         "0.5 s",
         "80 s",

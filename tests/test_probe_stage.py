@@ -589,5 +589,5 @@ def test_probe__a_killed_workers_rows_are_computed_again(tmp_path: Path) -> None
 
 def find_workers(pid: int) -> list[int]:
     """The worker processes of a process; multiprocessing's resource tracker is none."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    children = [c for t in Path(f"/proc/{pid}/task").glob("*/children") for c in t.read_text().split()]
     return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]

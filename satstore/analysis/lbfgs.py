@@ -22,6 +22,7 @@ Mask = NDArray[np.bool_]
 
 # The usual constants of the Wolfe conditions: sufficient decrease, and curvature.
 DECREASE, CURVATURE = 1e-4, 0.9
+_TINY = 1e-30  # a gradient that is zero has no direction
 
 
 class Evaluation(NamedTuple):
@@ -236,7 +237,7 @@ class _History:
             q -= np.multiply(y, weights[-1][:, None], out=scratch)
         scale = np.full(len(q), np.nan, self._dtype) if self._scale is None else self._scale
         # The first step of all has length 1: what it finds tells how far the next may go.
-        q *= np.where(np.isnan(scale), 1 / np.linalg.norm(q, axis=1), scale)[:, None]
+        q *= np.where(np.isnan(scale), 1 / np.maximum(np.linalg.norm(q, axis=1), _TINY), scale)[:, None]
         for (s, y, inverse), weight in zip(self._pairs, reversed(weights), strict=True):
             weight -= inverse * np.vecdot(y, q)
             q += np.multiply(s, weight[:, None], out=scratch)

@@ -5,9 +5,9 @@ from satstore.analysis.rows import tile_height
 from satstore.analysis.warm_start import is_worthwhile, sample_size
 
 # The solver's vectors, per coefficient of the problems that it solves at once: its history of 10 pairs of
-# float32 and, in float64, its points, gradients, directions and sums. (In the rare case that float32's
-# rounding stops it, 80 more.)
-SOLVER_BYTES = 190
+# float32 and, in float64, its points, gradients, directions and sums: 170 bytes with the results, measured.
+# (In the rare case that float32's rounding stops it, 80 more.)
+SOLVER_BYTES = 146
 # Results of all problems: points and weights, float64.
 RESULT_BYTES = 24
 # A warm start's model and its moments, float32, and parts of batches.
@@ -34,13 +34,15 @@ def fit_bytes(problem: Problem, n_threads: int) -> int:
     """
     n_logits = problem.n_positions * problem.n_outputs
     height = min(problem.n_rows, tile_height(problem.n_features, n_logits))
-    # A tile, its logits, and the gradient that it gives; three more tiles, and rows as stored, on the way.
-    tile_bytes = 4 * height * (problem.n_features + n_logits)
-    passing = (n_threads + 3) * tile_bytes + n_threads * 4 * problem.n_positions * n_coefficients(problem)
-    stored = 3 * 2 * height * problem.n_features
+    # In each thread a tile, its logits and residuals, and its gradient; besides, tiles as they are stored.
+    tile = 4 * height * (problem.n_features + 2 * n_logits)
+    gradient = 4 * problem.n_positions * n_coefficients(problem)
+    n_tiles = -(-problem.n_rows // height)
+    passing = min(n_threads, n_tiles) * (tile + gradient)
+    passing += min(n_threads + 3, n_tiles) * 2 * height * problem.n_features
     results = RESULT_BYTES * problem.n_positions * n_coefficients(problem)
     solver = SOLVER_BYTES * n_coefficients(problem)
     start = 0
     if is_worthwhile(problem):
         start = 2 * sample_size(problem) * problem.n_features + START_BYTES * n_coefficients(problem)
-    return passing + stored + results + max(solver, start)
+    return passing + results + max(solver, start)

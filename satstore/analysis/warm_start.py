@@ -122,7 +122,8 @@ class _Adam:
         blocks = ((slice(*pair), parts, residuals, rate) for pair in pairwise(edges) if pair[0] < pair[1])
         for _ in crew.map(self._step_block, blocks):
             pass
-        _move(*self._intercept, residuals.copy(), self._intercept_rate * np.float32(rate))
+        model, mean, square = self._intercept
+        _move(model, mean, square, residuals.copy(), self._intercept_rate * np.float32(rate))
 
     def _step_block(
         self, block: slice, parts: list[tuple[Floats, Float64s]], residuals: Float32s, rate: float

@@ -32,7 +32,7 @@ from satstore.memory import resident_bytes
 from satstore.model_plan import ModelPlan, plan_model
 from satstore.registry import DATASETS
 from satstore.resources import available_memory, free_disk
-from satstore.words import describe_bytes, describe_duration
+from satstore.words import describe_duration, describe_size
 
 if TYPE_CHECKING:
     from satstore.datasets.images import ImageData
@@ -216,11 +216,11 @@ def layers_table(found: Answer) -> Table:
                 latent_bytes(shape, n_samples, ratio),
             ]
             totals[key] = [total + value for total, value in zip(totals[key], row, strict=True)]
-            cells += [f"{row[0]:,}", *map(describe_bytes, row[1:])]
+            cells += [f"{row[0]:,}", *map(describe_size, row[1:])]
         table.add_row(*cells)
     cells = [f"{len(found.plan.layers)} layers", "", ""]
     for total in totals.values():
-        cells += [f"{total[0]:,}", *map(describe_bytes, total[1:])]
+        cells += [f"{total[0]:,}", *map(describe_size, total[1:])]
     table.add_row(*cells)
     return table
 
@@ -231,16 +231,16 @@ def needs_table(found: Answer) -> Table:
     for name in ("stage", "memory", "time", "disk"):
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     for name in ("train", "extract", "probe"):
-        memory = describe_bytes(getattr(found.memory, name))
+        memory = describe_size(getattr(found.memory, name))
         duration = "" if found.times is None else f"about {describe_duration(getattr(found.times, name))}"
-        disk = describe_bytes(found.disk_bytes) if name == "extract" else ""
+        disk = describe_size(found.disk_bytes) if name == "extract" else ""
         table.add_row(name, f"{'roughly ' if name == 'train' else ''}{memory}", duration, disk)
     memory_here, disk_here = available_memory(), free_disk(found.logs_dir)
     table.add_row(
         "here",
-        "" if memory_here is None else f"{describe_bytes(memory_here)} available",
+        "" if memory_here is None else f"{describe_size(memory_here)} available",
         "",
-        f"{describe_bytes(disk_here)} free",
+        f"{describe_size(disk_here)} free",
     )
     return table
 
@@ -256,13 +256,13 @@ def lacks(found: Answer) -> list[str]:
         if memory_here is not None and needed > memory_here + resident_bytes():
             lines.append(f"the memory here does not suffice to {name}")
         elif name != "train" and needed > found.memory_limit:
-            lines.append(f"--memory-limit {describe_bytes(found.memory_limit)} does not suffice to {name}")
+            lines.append(f"--memory-limit {describe_size(found.memory_limit)} does not suffice to {name}")
     return lines
 
 
 def print_total(console: Console, answers: list[Answer]) -> None:
     """Print the sums over a grid's experiments."""
-    parts = [f"{describe_bytes(sum(found.disk_bytes for found in answers))} on disk"]
+    parts = [f"{describe_size(sum(found.disk_bytes for found in answers))} on disk"]
     times = [found.times for found in answers if found.times is not None]
     for name in ("train", "extract", "probe"):
         if times:

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.commits import Damage, find_damage
-from satstore.config import pooling_flag
+from satstore.commits import Damage, find_damage, is_under
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import Digest
 from satstore.location import Location
@@ -206,15 +205,17 @@ class LatentsCheck(StoreCheck):
         return self.run.extraction(*([pooling] if pooling in known else known))
 
     def _unfinished(self) -> list[str]:
-        started = {parent(group) for group in self.committed.n_rows}
+        started = {group.split("/")[0] for group in self.committed.n_rows}
         return sorted(started - self.run.manifest.latents.keys())
 
     def check_whole(self) -> Iterator[Finding]:
         """Check each pooling's record: of which checkpoint, which files, and how many rows."""
         manifest = self.run.manifest
         for pooling, record in manifest.latents.items():
-            rows = {split: self.committed.n_rows.get(f"{pooling}/{split}", 0) for split in SPLITS}
             wanted = {"train": record.n_train, "eval": record.n_eval}
+            if record.layers:  # a split may be left out
+                wanted = {split: n for split, n in wanted.items() if record.layers.get(split)}
+            rows = {split: self._n_rows(f"{pooling}/{split}") for split in wanted}
             again = f"{self.run.extraction(pooling)} --overwrite"
             if rows != wanted:
                 yield Finding(f"{pooling} has {rows} rows in the commit log, {wanted} in the manifest", again)
@@ -226,10 +227,15 @@ class LatentsCheck(StoreCheck):
         for pooling in [] if self.run.is_being_written else self._unfinished():
             yield Finding(f"{pooling} is not finished ({self._progress(pooling)})", self.repair(pooling))
 
+    def _n_rows(self, group: str) -> int:
+        """Return the rows that all layers of a group have; early logs counted them by split."""
+        counts = [n for name, n in self.committed.n_rows.items() if is_under(name, group)]
+        return min(counts, default=self.committed.n_rows.get(parent(group), 0))
+
     def _progress(self, pooling: str) -> str:
         dataset = self.run.manifest.dataset
         totals = {"train": dataset.n_train, "eval": dataset.n_eval} if dataset else {}
-        rows = {split: self.committed.n_rows.get(f"{pooling}/{split}", 0) for split in SPLITS}
+        rows = {split: self._n_rows(f"{pooling}/{split}") for split in SPLITS}
         return ", ".join(f"{rows[split]} of {total} rows of {split}" for split, total in totals.items())
 
     def check_group(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
@@ -242,7 +248,7 @@ class LatentsCheck(StoreCheck):
             yield from self._check_samples(group, seen)
 
     def _check_samples(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
-        n_rows = self.committed.n_rows.get(group, 0)
+        n_rows = self._n_rows(group)
         again = f"{self.repair(group)} --overwrite"
         labels, ids = (self._values(f"{group}/{name}", seen[name], n_rows) for name in ("label", "sample_id"))
         dataset = self.run.manifest.dataset
@@ -265,7 +271,7 @@ class LatentsCheck(StoreCheck):
     def _check_layer(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
         latent = self.arrays[f"{group}/latent"]
         split, again = parent(group), f"{self.repair(group)} --overwrite"
-        n_rows = self.committed.n_rows.get(split, 0)
+        n_rows = self._n_rows(group)
         shapes = {name: self.arrays[f"{group}/{name}"].shape for name in seen}
         label = self.arrays.get(f"{split}/label")
         if label is not None and label.shape != latent.shape[:1]:
@@ -325,8 +331,8 @@ class AnalysisCheck(StoreCheck):
         pooling = rest.split("/")[0]
         known = list(self.run.manifest.probes)
         if kind == "probes" and known:
-            flags = map(pooling_flag, [pooling] if pooling in known else known)
-            return " ".join(["satstore probe --run", self.run.name, *flags, "--overwrite"])
+            keys = [pooling] if pooling in known else known
+            return "; ".join(f"{self.run.probing(key)} --overwrite" for key in keys)
         return self.run.repair("metrics.csv")
 
     def check_whole(self) -> Iterator[Finding]:

@@ -66,12 +66,15 @@ def test_minimize__stops_after_max_iter_iterations(starts):
 def test_minimize__steps_back_from_what_is_not_finite():
     def evaluate(points, _):
         with np.errstate(invalid="ignore", divide="ignore"):
-            value = points[:, 0] - np.log(points[:, 0])  # for x > 0, the minimum at 1
-        gradient = 1 - 1 / points
+            value = points[:, 0] - np.log(points[:, 0]) / 2  # for x > 0, the minimum at 1/2
+            gradient = 1 - 0.5 / points
+        seen.extend(value)
         return Evaluation(value, gradient, np.abs(gradient[:, 0]))
 
-    found = minimize(evaluate, np.array([[0.5]]), ends(1), memory=5, dtype=np.float64)
-    assert found.point[0, 0] == pytest.approx(1, abs=1e-5)
+    seen = []
+    found = minimize(evaluate, np.array([[0.9]]), ends(1), memory=5, dtype=np.float64)
+    assert np.isnan(seen[1])
+    assert found.point[0, 0] == pytest.approx(0.5, abs=1e-5)
 
 
 def test_minimize__says_where_the_value_can_not_be_lowered_further():

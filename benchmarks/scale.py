@@ -1,0 +1,174 @@
+"""Probes at TinyImageNet's scale: ResNet18 at 64 px, 100,000 images, 200 classes, all layers.
+
+    python benchmarks/scale.py [--folder tmp/benchmarks] [--full] [--device cpu] [--train 500]
+
+The images are those of tiny_digits.py; the net is trained for some hundred steps. By default three layers are
+extracted and probed through the command line: the smallest, the largest, and the one whose probe converges
+slowest; the others are extrapolated, each at the slowest layer's passes and at the time per feature and pass
+that the largest layer took. --full does them all. What is there from an earlier run is gone on with.
+"""
+
+import argparse
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numcodecs import BitRound
+from tiny_digits import CLASSES, write_tiny_digits
+from torch.nn import functional
+
+from satstore import session
+from satstore.config import read_config
+from satstore.datasets.images import make_loader
+from satstore.manifest import CHECKPOINT
+from satstore.pipeline import make_runs
+from satstore.run import Run
+from satstore.store.encoding import encoded_ratio
+
+MEASURED = {"smallest": "fc", "largest": "layer3.1.conv2", "slowest": "layer1.0.conv1"}
+
+
+def make_run(options: argparse.Namespace) -> Run:
+    """Write the images and a run of a net that was trained for some steps, unless they are there."""
+    images = options.folder / f"tiny{options.train}"
+    if not (images / "done").exists():
+        write_tiny_digits(images, options.train, max(1, options.train // 10))
+        (images / "done").touch()
+    config = {
+        "model": "resnet18",
+        "dataset": f"ImageFolder:{images.absolute()}",
+        "resolution": 64,
+        "batch_size": 64,
+        "epoch": 1,
+        "device": options.device,
+        "augment": False,
+    }
+    [run] = make_runs(read_config(config), f"scale{options.train}", options.folder / "logs")
+    if run.has_file(CHECKPOINT):
+        return run
+    data = session.load_data(run.config)
+    state = session.Session(run.config, data, session.choose_device(options.device))
+    train_briefly(state, data.train_plain, options.steps)
+    with run.lock():
+        session.describe_run(run, state, data, session.recorded_layers(state.model, run.config))
+        content = io.BytesIO()
+        torch.save(state.state(), content)
+        trained = run.manifest.summary.model_copy(update={"epochs_done": run.config.epoch})
+        run.commit({CHECKPOINT: content.getvalue()}, lambda manifest: setattr(manifest, "summary", trained))
+    return run
+
+
+def train_briefly(state: session.Session, images: Any, steps: int) -> None:
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: 64 * steps]
+    loader = make_loader(torch.utils.data.Subset(images, order.tolist()), 64, shuffle=False)
+    state.model.train()
+    for batch, labels in loader:
+        state.optimizer.zero_grad()
+        batch = batch.to(state.device, memory_format=torch.channels_last)
+        functional.cross_entropy(state.model(batch), labels.to(state.device)).backward()
+        state.optimizer.step()
+
+
+def call(run: Run, stage: str, options: argparse.Namespace, *words: str) -> dict[str, float]:
+    """Run a stage in a process of its own; return its seconds and the peak of its resident memory."""
+    command = [sys.executable, "-m", "satstore", stage, "--run", run.name, "--logs-dir", run.path.parents[1]]
+    command += ["-d", "4", "--device", options.device, "--memory-limit", "2GiB", *words]
+    process = subprocess.Popen([str(word) for word in command])
+    peak, started = 0, time.perf_counter()
+    while process.poll() is None:
+        peak = max(peak, resident_bytes(process.pid))
+        time.sleep(0.2)
+    if process.returncode:
+        raise SystemExit(f"{stage} failed")
+    return {"seconds": time.perf_counter() - started, "peak_bytes": peak}
+
+
+def resident_bytes(pid: int) -> int:
+    """Return what a process and those that it started hold, pages that they share counted each time."""
+    total = 0
+    try:
+        total = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return total
+    return total + sum(resident_bytes(int(child)) for child in children)
+
+
+def store_shares(run: Run, layers: list[str]) -> dict[str, float]:
+    """Return the bytes of the store per byte of float32, as it is and at 5 mantissa bits (of a sample)."""
+    train, stored, raw, rounded = run.latents("pool4", "train"), 0, 0, []
+    sizes = run.latents_location.sizes("pool4/train")
+    for layer in layers:
+        raw += 4 * train[layer].array.size
+        stored += sum(size for key, size in sizes.items() if key.startswith(f"pool4/train/{layer}/"))
+        sample = train[layer].rows().read_stored(0, min(2048, train[layer].shape[0])).astype(np.float32)
+        rounded.append((encoded_ratio(BitRound(5).encode(sample).view(np.float32)) / 2, sample.shape[1]))
+    shares, weights = zip(*rounded, strict=True)
+    return {"stored": stored / raw, "stored_5_bits": float(np.average(shares, weights=weights))}
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    run = make_run(options)
+    layers = run.layers if options.full else [n for n in run.layers if n in MEASURED.values()]
+    pattern = "^(" + "|".join(layer.replace(".", r"\.") for layer in layers) + ")$"
+    results: dict[str, Any] = {"images": len(CLASSES) * options.train, "classes": len(CLASSES)}
+    results["extract"] = call(run, "extract", options, "--layers", pattern, "--no-check")
+    results["probe"] = call(run, "probe", options, "--layers", pattern)
+    run.reload()
+    table = run.table("probe-pool4").set_index("layer").loc[layers]
+    results["layers"] = table.reset_index().to_dict("records")
+    results["converged"] = float(table["converged"].mean())
+    results |= store_shares(run, layers)
+    costs = table["duration_s"] / (table["n_features"] * (table["n_iter"] + FIXED_PASSES))
+    slowest, dearest = table["n_iter"].max(), costs[table["n_features"].idxmax()]
+    widths = {r.layer: r.n_features * min(16, int(np.prod(r.output_shape[1:]))) for r in run.manifest.layers}
+    extrapolated = sum(
+        width * dearest * (slowest + FIXED_PASSES) for layer, width in widths.items() if layer not in layers
+    )
+    results["probe_minutes"] = (table["duration_s"].sum() + extrapolated) / 60
+    return results
+
+
+FIXED_PASSES = 8
+"""What a fit costs besides its iterations, in passes: its start, and two evaluations."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("tmp/benchmarks"))
+    parser.add_argument("--train", type=int, default=500, help="training images per class")
+    parser.add_argument("--steps", type=int, default=150, help="training steps of the net")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--full", action="store_true", help="measure all layers")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    options = parser.parse_args()
+    results = measure(options)
+    if options.json:
+        print(json.dumps(results))
+        return
+    print(
+        f"resnet18 at 64 px on {results['images']:,} images of {results['classes']} classes, {options.device}"
+    )
+    for row in results["layers"]:
+        print(
+            f"{row['layer']:20} {row['n_features']:5} features {row['duration_s']:8.1f} s "
+            f"{row['n_iter']:4} iterations {'' if row['converged'] else 'not '}converged, "
+            f"accuracy {row['eval_accuracy']:.1%}, peak {row['peak_memory_bytes'] / 2**20:.0f} MiB"
+        )
+    for stage in ("extract", "probe"):
+        row = results[stage]
+        print(f"{stage:8} {row['seconds']:8.1f} s, peak {row['peak_bytes'] / 2**20:.0f} MiB")
+    print(f"store: {results['stored']:.1%} of float32, {results['stored_5_bits']:.1%} at 5 mantissa bits")
+    what = "measured" if options.full else "extrapolated"
+    print(f"probes of all layers: {results['probe_minutes']:.0f} minutes ({what})")
+
+
+if __name__ == "__main__":
+    main()
