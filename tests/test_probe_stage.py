@@ -22,7 +22,14 @@ from rich.console import Console
 
 from satstore.cli.look import describe_layers, print_layers
 from satstore.config import ExperimentConfig
-from satstore.errors import ConfigError, CorruptError, MemoryLimitError, NotFoundError, UnknownNameError
+from satstore.errors import (
+    ClusterError,
+    ConfigError,
+    CorruptError,
+    MemoryLimitError,
+    NotFoundError,
+    UnknownNameError,
+)
 from satstore.logs import make_run
 from satstore.manifest import (
     DatasetRecord,
@@ -192,6 +199,32 @@ def test_probe__processes_side_by_side_fit_the_same(run: Run) -> None:
     alone = start(run).table("probe-pool4")[columns]
     together = start(run, workers=2, overwrite=True).table("probe-pool4")[columns]
     assert alone.equals(together)
+
+
+def test_probe__a_cluster_that_is_there_fits_the_same(run: Run) -> None:
+    from distributed import LocalCluster
+
+    columns = COLUMNS[: COLUMNS.index("duration_s")]
+    alone = start(run).table("probe-pool4")[columns]
+    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": None}
+    with LocalCluster(n_workers=1, threads_per_worker=2, **options) as cluster:
+        joined = start(run, scheduler=cluster.scheduler_address, overwrite=True)
+    assert joined.table("probe-pool4")[columns].equals(alone)
+
+
+def test_probe__a_scheduler_that_does_not_answer_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("satstore.cluster.CONNECT_S", 1)
+    with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9 within 1 s"):
+        start(run, scheduler="tcp://127.0.0.1:9")
+    assert pending(run) == [f"{layer} at pool4" for layer in run.layers]
+
+
+@pytest.mark.parametrize("limit", [2**28, 2**31])
+def test_probe__the_memory_limit_changes_no_bit(run: Run, limit: int) -> None:
+    columns = COLUMNS[: COLUMNS.index("duration_s")]
+    held = start(run).table("probe-pool4")[columns]
+    limited = start(run, memory_limit=resident_bytes() + limit, overwrite=True).table("probe-pool4")[columns]
+    assert limited.equals(held)
 
 
 # What is fitted again
