@@ -4,7 +4,6 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,7 +14,7 @@ from satstore.files import write_file
 
 BUCKET_SCHEMES = ("s3", "gs", "az")
 MAX_RETRIES = 6
-RETRY_TIMEOUT = timedelta(seconds=15)
+RETRY_TIMEOUT_S = 15
 
 
 class Location(Protocol):
@@ -139,13 +138,15 @@ class Bucket:
         ConfigError
             If obstore is not installed, or the environment can't be used.
         """
+        from datetime import timedelta
+
         try:
             from obstore.store import from_url
         except ImportError:
             raise ConfigError(
                 f"{self.url} is on object storage, which needs obstore: pip install 'satstore[cloud]'"
             ) from None
-        retries: Any = {"max_retries": MAX_RETRIES, "retry_timeout": RETRY_TIMEOUT}
+        retries: Any = {"max_retries": MAX_RETRIES, "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S)}
         with self.refusals():
             # No client options: obstore would take them in place of the environment's, not beside them.
             return from_url(self.url, retry_config=retries)

@@ -558,6 +558,7 @@ def test_commit__a_layer_of_many_positions_has_a_row_of_each(run: Run) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process begin a new peak")
 def test_peak_bytes__are_those_since_the_last_reset() -> None:
+    forget_peak()
     ballast = np.ones(2**27, np.uint8)
     high = peak_bytes()
     assert high >= resident_bytes() > 2**27

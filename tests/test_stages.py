@@ -226,7 +226,8 @@ def test_probe__fits_a_layer_once_and_again_when_its_latents_change(trained: Run
 
     run = Run(trained.path)
     with run.lock():
-        record = run.manifest.latents["pool4"].model_copy(update={"digest": "0" * 64})
+        record = run.manifest.latents["pool4"].model_copy(deep=True)
+        record.layers["train"] = dict.fromkeys(record.layers["train"], "0" * 64)
         run.commit(change=lambda manifest: manifest.latents.update(pool4=record))
     assert len(STAGES["probe"].pending(Run(trained.path), STAGES["probe"].parameters())) == len(run.layers)
 

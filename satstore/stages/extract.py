@@ -7,13 +7,10 @@ from pydantic import Field
 
 from satstore.config import pooling_key
 from satstore.errors import ConfigError
-from satstore.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
 from satstore.files import FORMAT_VERSION
 from satstore.location import Folder, join, locate
 from satstore.manifest import CHECKPOINT, LATENTS, LatentsRecord, Manifest
 from satstore.memory import forget_peak, peak_bytes, resident_bytes
-from satstore.model_plan import plan_model
-from satstore.resources import check_disk, check_memory
 from satstore.run import Run
 from satstore.stages.latent_plan import (
     SPLITS,
@@ -112,6 +109,9 @@ def check_resources(
     DiskSpaceError, MemoryLimitError
         Naming what is needed and what is there.
     """
+    from satstore.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
+    from satstore.model_plan import plan_model
+    from satstore.resources import check_disk, check_memory
     from satstore.store.layout import encode_layer
 
     plan = plan_model(run.config, len(data.classes), poolings_of(run, parameters))

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 from pydantic import AfterValidator, Field
@@ -12,8 +12,6 @@ from satstore.errors import ConfigError, SatstoreError
 from satstore.manifest import ProbesRecord, probe_key, split_probe_key
 from satstore.run import Run
 from satstore.stages.latent_plan import layers_at
-from satstore.stages.probe_fit import Fit, Fitted, Means, fit_all, warn_of_classes
-from satstore.stages.probe_table import begin, commit, latents_digest
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
     Exclude,
@@ -27,6 +25,9 @@ from satstore.stages.stage import (
     layers_of,
     poolings_of,
 )
+
+if TYPE_CHECKING:
+    from satstore.stages.probe_fit import Fit
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 """What is there on a machine that has a GPU: of Linux, and of Linux under Windows."""
@@ -94,6 +95,8 @@ def pending_layers(run: Run, key: str, parameters: ProbeParameters) -> list[str]
     CorruptError
         If the table is lost.
     """
+    from satstore.stages.probe_table import latents_digest
+
     wanted = layers_at(run, split_probe_key(key)[0], layers_of(run, parameters))
     known = run.manifest.probes.get(key)
     if known is None or not run.has_file(f"probe-{key}.csv"):
@@ -125,6 +128,9 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
     SatstoreError
         The first error that kept a layer from being fitted, after all others were.
     """
+    from satstore.stages.probe_fit import Fitted, Means, fit_all, warn_of_classes
+    from satstore.stages.probe_table import begin, commit
+
     device = choose_device(parameters)
     todo: list[Fit] = []
     errors: list[SatstoreError] = []
@@ -150,8 +156,11 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
         raise errors[0]
 
 
-def make_fit(run: Run, key: str, layer: str, parameters: ProbeParameters) -> Fit:
+def make_fit(run: Run, key: str, layer: str, parameters: ProbeParameters) -> "Fit":
     """Say what is to be fitted of a layer."""
+    from satstore.stages.probe_fit import Fit
+    from satstore.stages.probe_table import latents_digest
+
     place = run.latents_path
     return Fit(
         run.path,

@@ -147,12 +147,12 @@ def layers_of(run: Run, parameters: Any) -> list[str]:
     ConfigError
         If that is none, or a regular expression is not one.
     """
-    try:
-        take, leave = (re.compile(text) if text else None for text in (parameters.layers, parameters.exclude))
-    except re.error as error:
-        raise ConfigError(
-            f"expected a regular expression of layers, got {error.pattern!r}: {error}"
-        ) from error
+    for flag, text in (("--layers", parameters.layers), ("--exclude", parameters.exclude)):
+        try:
+            re.compile(text or "")
+        except re.error as error:
+            raise ConfigError(f"{flag} {text!r} is no regular expression: {error}") from error
+    take, leave = (re.compile(text) if text else None for text in (parameters.layers, parameters.exclude))
     chosen = [
         layer
         for layer in run.layers
