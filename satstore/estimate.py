@@ -271,10 +271,7 @@ class Base:
 
 def measure_base() -> Base:
     """Load what the stages load, and see how much that took; to be called first."""
-    import pandas  # noqa: F401
-
-    import satstore.analysis.logistic
-    import satstore.store
+    import satstore.stages.probe_engines
     from satstore.memory import resident_bytes
 
     probe = resident_bytes()

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -25,6 +24,7 @@ from satstore.location import Bucket, Folder, Location, locate
 from satstore.logs import open_run
 from satstore.pipeline import make_plan, run_experiments, run_stages
 from satstore.run import Run
+from satstore.store import LatentWriter, layout
 from satstore.store.durable import open_store
 
 CONFIG: dict[str, Any] = {
@@ -280,27 +280,31 @@ def test_extract__writes_to_a_bucket_what_it_writes_to_a_folder(
         assert value.encode() not in written + result.stdout.encode() + result.stderr.encode()
 
 
-def test_extract__killed_on_the_way_to_a_bucket_goes_on_and_ends_bit_equal(
-    trained: Run, logs: Path, cloud: str
+def test_extract__stopped_on_the_way_to_a_bucket_goes_on_and_ends_bit_equal(
+    trained: Run, logs: Path, cloud: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["extract", "--run", "res", "--logs-dir", trained.path.parents[1], "--memory-limit", "2MiB"]
-    command = [sys.executable, "-m", "satstore", *map(str, words), "--latents-dir", cloud]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for _ in range(12_000):  # a busy machine takes its time
-        committed = trained.commits.read("latents.zarr").n_rows.get("pool4/train", 0)
-        if committed or process.poll() is not None:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert committed > 0
+    monkeypatch.setattr(layout, "SHARD_BYTES", 2**20)  # shards of 256 samples and more
+    append, left = LatentWriter.append, [10]
+
+    def stop(self: LatentWriter, latents: Any, start: int) -> None:
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        append(self, latents, start)
+
+    with monkeypatch.context() as context:
+        context.setattr(LatentWriter, "append", stop)
+        with pytest.raises(KeyboardInterrupt):
+            start(trained, "extract", latents_dir=cloud)
+    committed = trained.commits.read("latents.zarr")
+    assert 0 < committed.n_rows["pool4/train/features.0"] < 1437
     assert "pool4" not in Run(trained.path).manifest.latents
-    first = trained.commits.read("latents.zarr").files
-    done = start(trained, "extract", memory_limit=2 * 2**20)  # the manifest says where
+    first = f'"{next(k for k in committed.files if "latent/c/0" in k)}"'
+    n_lines = trained.commits.path.read_text().count(first)
+    done = start(trained, "extract")  # the manifest says where
     assert str(done.latents_location).startswith(cloud)
-    kept = done.commits.path.read_text().count(f'"{next(k for k in first if "/c/0" in k)}"')
-    assert kept == 1, "what was committed is not written again"
-    here = start(open_run("res", logs), "extract", memory_limit=2 * 2**20, overwrite=True)
+    assert done.commits.path.read_text().count(first) == n_lines, "what was committed is not written again"
+    here = start(open_run("res", logs), "extract", overwrite=True)
     assert contents(done.latents_location) == contents(here.latents_location)
 
 

@@ -19,7 +19,8 @@ Float32s = NDArray[np.float32]
 
 # Rows of the sample at most, times features: 160 MiB of float16.
 SAMPLE_VALUES = 80 * 2**20
-EPOCHS = 3
+# Epochs cost about two passes over all rows, within these bounds: the larger the sample's share, the fewer.
+MIN_EPOCHS, MAX_EPOCHS = 3, 10
 BATCH = 512
 # A batch is cut into as many parts, and a step into as many blocks, which threads share.
 PARTS, BLOCKS = 4, 16
@@ -47,13 +48,18 @@ def start_at(rows: Rows, codes: Codes, problem: Problem, coordinates: Coordinate
     return warm_start(rows, codes, problem, coordinates, crew)
 
 
+def n_epochs(problem: Problem) -> int:
+    """Return the number of epochs over the sample."""
+    return min(MAX_EPOCHS, max(MIN_EPOCHS, 2 * problem.n_rows // sample_size(problem)))
+
+
 def warm_start(rows: Rows, codes: Codes, problem: Problem, coordinates: Coordinates, crew: Crew) -> Float64s:
     """Return θ (1, K, C + 1) after some epochs over a sample."""
     sample, sample_codes = take_sample(rows, codes, problem, crew)
     n = len(sample)
     random = np.random.default_rng(0)
-    model = _Adam(problem, coordinates, n_steps=EPOCHS * (n // BATCH))
-    for _ in range(EPOCHS):
+    model = _Adam(problem, coordinates, n_steps=n_epochs(problem) * (n // BATCH))
+    for _ in range(n_epochs(problem)):
         order = random.permutation(n)
         for batch in np.split(order[: n - n % BATCH], n // BATCH):
             query = model.query()
