@@ -3,7 +3,8 @@
     python benchmarks/features.py [--rows 20000] [--folder tmp/benchmarks]
 
 A class is an ordered pair of scikit-learn's digits, plain or inverted: 200 classes. The net is trained for
-two epochs on 20,000 pairs of the training digits; the features are the output of its last conv, before norm
+one epoch on 4,000 pairs of the training digits, so that a probe of its features has something to do (90 % on
+the evaluation pairs); the features are the output of its last conv, before norm
 and activation, pooled to 4 x 4: 4,096 of them, as satstore's extract would store them. Evaluation pairs are
 of digits that training never saw.
 """

@@ -104,7 +104,7 @@ def read_configs(source: str | None, changes: Mapping[str, Any], *, on_paper: bo
         raise ConfigError("nothing to estimate: give --config, or --model with --samples and --classes")
     content = ({} if source is None else read_content(find_config(source))) | given
     if on_paper:
-        named = content.setdefault("dataset", "on paper")
+        named = content.setdefault("dataset", "paper")
         for name in named if isinstance(named, list) else [named]:
             if name not in DATASETS:
                 DATASETS.register(str(name), family="on paper")(_load_none)
