@@ -271,7 +271,9 @@ class Base:
 
 def measure_base() -> Base:
     """Load what the stages load, and see how much that took; to be called first."""
-    import satstore.stages.probe_engines
+    import satstore.analysis.evaluation
+    import satstore.analysis.logistic_solver
+    import satstore.store
     from satstore.memory import resident_bytes
 
     probe = resident_bytes()
