@@ -561,7 +561,8 @@ def test_peak_bytes__are_those_since_the_last_reset() -> None:
     forget_peak()
     ballast = np.ones(2**27, np.uint8)
     high = peak_bytes()
-    assert high >= resident_bytes() > 2**27
+    # The kernel counts pages per core and adds the counts up now and then: so not to the byte.
+    assert high > 0.99 * resident_bytes() > 2**27
     del ballast
     forget_peak()
     low = peak_bytes()
