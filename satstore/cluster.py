@@ -16,13 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satstore.analysis.coordinates import Coordinates, Problem
 from satstore.analysis.crew import lasting_crew
-from satstore.analysis.engine import Query, Sums, check_sums, make_spans, sum_in_order, sums_of_spans
+from satstore.analysis.engine import (
+    Query,
+    Sums,
+    check_sums,
+    make_spans,
+    sample_span,
+    sum_in_order,
+    sums_of_spans,
+)
 from satstore.analysis.evaluation import class_codes
-from satstore.analysis.logistic_loss import Codes, Float64s
-from satstore.analysis.rows import Moments, Rows, feature_moments, tile_height
-from satstore.analysis.warm_start import start_at
+from satstore.analysis.logistic_loss import Codes
+from satstore.analysis.rows import Floats, Moments, Rows, feature_moments, tile_height
 from satstore.errors import ClusterError
 from satstore.processes import deaf_children
 from satstore.store import LatentArray, open_latents
@@ -141,11 +147,16 @@ class ClusterEngine:
         """Return the features' moments, which the store has as a rule."""
         return feature_moments(self._rows, self._crew.reader)
 
-    def start(self, problem: Problem, coordinates: Coordinates) -> Float64s:
-        """Compute where to start, on one worker."""
-        arguments = (self._source, problem, coordinates, self._cluster.n_threads)
-        found: Float64s = self._cluster.client.submit(_start, *arguments, pure=False).result()
-        return found
+    def sample(self, n_rows: int) -> Floats:
+        """Return rows evenly spaced over all, which the workers pick from their spans."""
+        if not n_rows:
+            return np.empty((0, self._rows.shape[1]), np.float32)
+        client, n_threads = self._cluster.client, self._cluster.n_threads
+        futures = [
+            client.submit(_sample, self._source, n_rows, span, n_threads, pure=False) for span in self._spans
+        ]
+        sample = np.concatenate([future.result() for future in futures])
+        return check_sums((sample,), self._rows, self._crew)[0]
 
     def sums(self, query: Query[Sums]) -> Sums:
         """Make one pass, its spans on the workers."""
@@ -174,5 +185,5 @@ def _span(source: LatentSource, query: Query[Sums], span: range, n_threads: int)
     return sums
 
 
-def _start(source: LatentSource, problem: Problem, coordinates: Coordinates, n_threads: int) -> Float64s:
-    return start_at(source.rows(), source.codes(), problem, coordinates, lasting_crew(n_threads))
+def _sample(source: LatentSource, n_rows: int, span: range, n_threads: int) -> Floats:
+    return sample_span(source.rows(), n_rows, span, lasting_crew(n_threads))

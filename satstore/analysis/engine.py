@@ -12,7 +12,6 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from satstore.analysis.coordinates import Coordinates, Problem
 from satstore.analysis.crew import Crew
 from satstore.analysis.logistic_loss import Codes, Float64s
 from satstore.analysis.rows import (
@@ -26,7 +25,6 @@ from satstore.analysis.rows import (
     tile_height,
     tile_readers,
 )
-from satstore.analysis.warm_start import start_at
 
 MAX_SPANS = 16
 """Spans of a pass at most: among so many workers it can be shared out; each hands on its sums."""
@@ -66,8 +64,14 @@ class Engine(Protocol):
             If rows hold NaN or infinities.
         """
 
-    def start(self, problem: Problem, coordinates: Coordinates) -> Float64s:
-        """Return where to start to solve a problem, θ (P, K, C + 1); see :func:`warm_start.start_at`."""
+    def sample(self, n_rows: int) -> Floats:
+        """Return so many rows, evenly spaced over all, (n_rows, n_features), float32 or float64.
+
+        Raises
+        ------
+        NumericsError
+            If rows hold NaN or infinities.
+        """
 
     def sums(self, query: Query[Sums]) -> Sums:
         """Return what is asked for, summed over all rows in one pass.
@@ -109,6 +113,19 @@ def sums_of_spans(
     parts = crew.map(share, tile_readers(rows, starts, crew.reader))
     for span in spans:
         yield sum_in_order(islice(parts, len(span)), query.zero())
+
+
+def sample_span(rows: Rows, n_sample: int, span: range, crew: Crew) -> Floats:
+    """Return those of n_sample rows, evenly spaced over all, that lie in a span."""
+    chosen = np.arange(n_sample) * rows.shape[0] // n_sample
+
+    def pick(place: slice, read: Reader) -> Floats:
+        first, last = np.searchsorted(chosen, (place.start, place.stop))
+        floats = read(_scratch.floats(place.stop - place.start, rows.shape[1]))
+        picked: Floats = floats[chosen[first:last] - place.start]
+        return picked
+
+    return np.concatenate(list(crew.map(pick, tile_readers(rows, span, crew.reader))))
 
 
 def check_sums(sums: Sums, rows: Rows, crew: Crew) -> Sums:
@@ -160,9 +177,12 @@ class ThreadEngine:
         """Return the features' moments; see :meth:`Engine.moments`."""
         return feature_moments(self._rows, self._crew.reader)
 
-    def start(self, problem: Problem, coordinates: Coordinates) -> Float64s:
-        """Return where to start; see :meth:`Engine.start`."""
-        return start_at(self._rows, self._codes, problem, coordinates, self._crew)
+    def sample(self, n_rows: int) -> Floats:
+        """Return rows evenly spaced over all; see :meth:`Engine.sample`."""
+        if not n_rows:
+            return np.empty((0, self._rows.shape[1]), np.float32)
+        sample = np.concatenate([sample_span(self._rows, n_rows, span, self._crew) for span in self._spans])
+        return check_sums((sample,), self._rows, self._crew)[0]
 
     def sums(self, query: Query[Sums]) -> Sums:
         """Make one pass; see :meth:`Engine.sums`."""

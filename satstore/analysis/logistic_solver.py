@@ -90,8 +90,8 @@ def solve(engine: Engine, problem: Problem, n_at_once: int | None = None) -> Sol
     NumericsError
         If rows hold NaN or infinities.
     """
-    coordinates = Coordinates.of(engine.moments(), problem)
-    found = lbfgs.Minimum.starting(engine.start(problem, coordinates).reshape(problem.n_positions, -1))
+    coordinates = Coordinates.of(engine.moments(), engine.sample(problem.n_sample), problem)
+    found = lbfgs.Minimum.starting(np.zeros((problem.n_positions, problem.n_coefficients)))
     n_passes = 0
     for precision in PRECISIONS:
         todo = np.flatnonzero((found.measure > problem.tol) & (found.n_iterations < problem.max_iter))

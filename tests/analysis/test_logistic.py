@@ -256,8 +256,9 @@ def test_probe__spares_a_pass_if_the_rows_know_their_moments():
     plain, known = KnownRows(X), KnownRows(X)
     known.mean, known.std = X.mean(axis=0), X.std(axis=0)
     one, other = LogisticProbe(tol=1e-5).fit(plain, y), LogisticProbe(tol=1e-5).fit(known, y)
-    assert plain.n_read == (one.n_passes_ + 1) * len(X)
-    assert known.n_read == other.n_passes_ * len(X)
+    # One more to pick a sample.
+    assert plain.n_read == (one.n_passes_ + 2) * len(X)
+    assert known.n_read == (other.n_passes_ + 1) * len(X)
     assert other.objective_ == pytest.approx(one.objective_, rel=1e-4)
 
 
@@ -327,12 +328,12 @@ def test_probe__keeps_its_digits_where_the_mean_is_far_above_the_std():
 
 def test_fit__needs_no_memory_for_all_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(rows_module, "TILE_BYTES", 2**20)
-    shape = (12_000, 256, 2, 2)  # 47 MiB as float32
+    shape = (32_000, 256, 2, 2)  # 125 MiB as float32
     rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 12_000)
+    y = rng.integers(0, 3, 32_000)
     stored = zarr.create_array(tmp_path / "a.zarr", shape=shape, chunks=(256, *shape[1:]), dtype="f2")
-    for start in range(0, 12_000, 2048):
-        part = rng.standard_normal((min(2048, 12_000 - start), *shape[1:]), dtype=np.float32)
+    for start in range(0, 32_000, 2048):
+        part = rng.standard_normal((min(2048, 32_000 - start), *shape[1:]), dtype=np.float32)
         part[:, 0, 0, 0] += y[start : start + 2048]
         stored[start : start + 2048] = part
     tracemalloc.start()
@@ -344,7 +345,7 @@ def test_fit__needs_no_memory_for_all_rows(tmp_path, monkeypatch):
     finally:
         tracemalloc.stop()
     assert result.accuracy > 0.4
-    assert peak_bytes < 16 * 2**20
+    assert peak_bytes < 40 * 2**20
 
 
 @pytest.mark.parametrize("n_outputs", [4, 1])
