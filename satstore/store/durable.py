@@ -81,7 +81,8 @@ class DurableStore(Store):
             assert self._log is not None
             self._log.remove(self.location.name, path)
 
-    def _write(self, key: str, content: bytes) -> None:
+    def write_object(self, key: str, content: bytes) -> None:
+        """Write one object, which is committed with the others."""
         if key in self._committed:
             self._forget(key)
         self.location.write(key, content)
@@ -91,7 +92,7 @@ class DurableStore(Store):
         """Store one object."""
         self._check_writable()
         await self._ensure_open()
-        await asyncio.to_thread(self._write, key, value.to_bytes())
+        await asyncio.to_thread(self.write_object, key, value.to_bytes())
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
         """Store one object, unless there is one; a store has one writer, so that none comes in between."""
@@ -124,7 +125,7 @@ class DurableFolder(DurableStore, LocalStore):
         """Store one object; see :meth:`set`."""
         self._ensure_open_sync()
         self._check_writable()
-        self._write(key, value.to_bytes())
+        self.write_object(key, value.to_bytes())
 
     def delete_sync(self, key: str) -> None:
         """Delete one object; see :meth:`delete`."""

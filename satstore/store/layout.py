@@ -7,7 +7,7 @@ written. Only this package imports zarr.
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import numpy as np
@@ -25,7 +25,12 @@ Array = zarr.Array[Any]
 
 CHUNK_BYTES = 2 * 2**20
 SHARD_BYTES = 128 * 2**20
+# Shards of a split, unless those of all layers are less than this together.
+MIN_SHARDS, SMALL_BYTES = 8, 64 * 2**20
 FLOAT16_BYTES = 2
+CNAME: Final = "lz4"
+CLEVEL: Final = 5
+"""Blosc's compressor and level."""
 ENCODING_BYTES = 32 * 2**20
 """What a dozen chunks take on their way through the codecs, side by side."""
 
@@ -66,16 +71,21 @@ def shards_bytes(shapes: Shapes, shard_rows: Mapping[str, int]) -> int:
 def choose_shard_rows(shapes: Shapes, n_samples: int, memory_bytes: int) -> int:
     """Return how many samples a shard holds: a power of two, the same for all layers.
 
-    What :func:`shards_bytes` gives has to fit the memory; the widest layer's shard is kept to 128 MiB, and
-    one shard is all that a small split needs.
+    What :func:`shards_bytes` gives has to fit the memory, and the widest layer's shard is kept to 128 MiB. A
+    split has a handful of shards, that one is written while the next is computed, and a resume has where to
+    go on; one is all that a small split needs.
 
     Raises
     ------
     ConfigError
         If the memory doesn't hold one sample's.
     """
-    widest = FLOAT16_BYTES * max(math.prod(s) for layers in shapes.values() for s in layers.values())
-    rows: int = 2 ** min((max(1, SHARD_BYTES // widest)).bit_length() - 1, max(0, n_samples - 1).bit_length())
+    row_bytes = [FLOAT16_BYTES * math.prod(s) for layers in shapes.values() for s in layers.values()]
+    rows: int = 2 ** min(
+        max(1, SHARD_BYTES // max(row_bytes)).bit_length() - 1, max(0, n_samples - 1).bit_length()
+    )
+    while n_samples < MIN_SHARDS * rows and rows * sum(row_bytes) > SMALL_BYTES:
+        rows //= 2
     while rows > 1 and shards_bytes(shapes, dict.fromkeys(shapes, rows)) > memory_bytes:
         rows //= 2
     check_memory(shapes, dict.fromkeys(shapes, rows), memory_bytes, "raise --memory-limit")
@@ -144,7 +154,7 @@ def create_array(
         shape=shape,
         dtype=dtype,
         dimension_names=dimensions,
-        compressors=[BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle"), Crc32cCodec()],
+        compressors=[BloscCodec(cname=CNAME, clevel=CLEVEL, shuffle="bitshuffle"), Crc32cCodec()],
         fill_value=np.nan if floating else -1,
         **options,
     )

@@ -20,6 +20,7 @@ from satstore.store.layout import (
     get_array,
 )
 from satstore.store.moments import FeatureMoments
+from satstore.store.shards import is_house_encoding, shard_key
 
 SPATIAL_AXES = ("z", "y", "x")
 
@@ -148,7 +149,8 @@ class SplitOpener:
         layer_group = group.get(key)
         if isinstance(layer_group, zarr.Group) and "latent" in layer_group:
             stored = get_array(layer_group, "latent")
-            if (stored.shape, stored.shards) != ((n_samples, *shape), (shard_rows, *shape)):
+            expected = (n_samples, *shape), (shard_rows, *shape)
+            if (stored.shape, stored.shards) != expected or not is_house_encoding(stored):
                 self._remove(path)
                 layer_group = None
         if not isinstance(layer_group, zarr.Group):
@@ -167,19 +169,19 @@ class SplitOpener:
         for name in ("mean", "std"):
             if name not in layer_group:
                 create_array(layer_group, name, shape, np.float32, axes, chunks=shape)
-        zeros = "/0" * len(shape)
         files = self.committed.files
-        is_whole = all(f"{path}/{name}/c{zeros}" in files for name in ("mean", "std"))
+        is_whole = all(f"{path}/{name}/c{'/0' * len(shape)}" in files for name in ("mean", "std"))
+        array = get_array(layer_group, "latent")
         return Target(
             pooling=pooling,
             layer=layer,
             path=path,
             group=layer_group,
-            array=get_array(layer_group, "latent"),
+            array=array,
             missing={
                 shard
                 for shard in range(-(-n_samples // shard_rows))
-                if f"{path}/latent/c/{shard}{zeros}" not in files
+                if f"{path}/latent/{shard_key(array, shard)}" not in files
             },
             moments=None if is_whole else FeatureMoments(shape),
         )

@@ -16,6 +16,7 @@ from satstore.location import Location
 from satstore.store.durable import open_store
 from satstore.store.halves import FLOAT16_MANTISSA_BITS, Problem, has_non_finite, round_mantissa
 from satstore.store.layout import Shapes, check_memory, get_array
+from satstore.store.shards import encode_shard, shard_key
 from satstore.store.targets import SplitOpener, Target, open_root_group
 
 Key = tuple[str, str]
@@ -237,7 +238,8 @@ class LatentWriter:
             target = self._targets[key]
             span = target.span(filling.shard)
             block = filling.buffer[: span.stop - span.start]
-            target.array[span] = block
+            shard = f"{target.array.path}/{shard_key(target.array, filling.shard)}"
+            self._store.write_object(shard, encode_shard(target.array, block))
             if target.moments is not None:
                 self._see(target, key, span.start)
                 target.moments.update(block)

@@ -1,0 +1,58 @@
+"""Shards are the bytes that Zarr would write, and read by Zarr as what they hold."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from satstore.store.layout import create_array
+from satstore.store.shards import encode_shard, is_house_encoding, shard_key
+
+SHAPE = (3, 2, 2)
+
+
+def make_array(path: Path, n: int) -> zarr.Array:
+    group = zarr.open_group(path, mode="a")
+    axes = ("sample", "channel", "y", "x")
+    return create_array(
+        group, "latent", (n, *SHAPE), np.float16, axes, chunks=(8, *SHAPE), shards=(32, *SHAPE)
+    )
+
+
+def make_rows(n: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((n, *SHAPE)).astype(np.float16)
+
+
+@pytest.mark.parametrize("n", [1, 8, 31, 32, 33, 90])
+def test_encode_shard__gives_the_bytes_that_zarr_writes(tmp_path: Path, n: int) -> None:
+    array, rows = make_array(tmp_path, n), make_rows(n)
+    rows[8:16] = np.nan  # a chunk that Zarr leaves out
+    rows[16:17] = np.nan
+    array[...] = rows
+    for shard in range(-(-n // 32)):
+        written = (tmp_path / "latent" / shard_key(array, shard)).read_bytes()
+        assert encode_shard(array, rows[32 * shard : 32 * shard + 32]) == written
+
+
+def test_encode_shard__of_nothing_but_nan_is_there_and_read_as_nan(tmp_path: Path) -> None:
+    array = make_array(tmp_path, 40)
+    for shard, rows in enumerate((np.full((32, *SHAPE), np.nan, np.float16), make_rows(8))):
+        path = tmp_path / "latent" / shard_key(array, shard)
+        path.parent.mkdir(parents=True)
+        path.write_bytes(encode_shard(array, rows))
+    np.testing.assert_array_equal(array[32:], make_rows(8))
+    assert np.isnan(array[:32]).all()
+
+
+def test_is_house_encoding__is_of_whole_samples_in_the_houses_codecs(tmp_path: Path) -> None:
+    assert is_house_encoding(make_array(tmp_path, 40))
+    for index, options in enumerate(
+        (
+            {"chunks": (8, *SHAPE)},
+            {"chunks": (8, 1, 2, 2), "shards": (32, *SHAPE)},
+            {"chunks": (8, *SHAPE), "shards": (32, *SHAPE), "compressors": None},
+        )
+    ):
+        other = zarr.create_array(tmp_path / str(index), shape=(40, *SHAPE), dtype="f2", **options)
+        assert not is_house_encoding(other)
