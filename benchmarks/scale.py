@@ -136,8 +136,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     return results
 
 
-FIXED_PASSES = 8
-"""What a fit costs besides its iterations, in passes: its start, and two evaluations."""
+FIXED_PASSES = 4
+"""What a fit costs besides its iterations, in passes: the sample, the first evaluation, and those of both splits."""
 
 
 def main() -> None:

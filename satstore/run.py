@@ -232,7 +232,7 @@ class Run:
             raise NotFoundError(
                 f"{self.name} has no latents {pooling!r} (stored: {stored}); write them with: {command}"
             )
-        remedy = f"write it again with: {command} --overwrite"
+        remedy = f"write it again with: {command}"
         location = self.latents_location
         self.commits.read(location.name).check(location, f"{pooling}/{split}", remedy)
         found = open_latents(self.latents_path).split(pooling, split)

@@ -132,6 +132,8 @@ def test_clean__frees_the_disk_and_extract_brings_the_same_bits_back(run: Run) -
     assert cleaned.table("probe-pool4").equals(run.table("probe-pool4"))
     with pytest.raises(NotFoundError, match=f"were removed; write them again with: {command}"):
         cleaned.latents("pool4", "train")
+    shown = satstore("show", "demo", "--logs-dir", logs)
+    assert f"were removed; write them again with: {command}" in shown.stdout
     verified = satstore("verify", "demo", "--logs-dir", logs)
     assert verified.returncode == 0, verified.stdout
 

@@ -14,7 +14,7 @@ from satstore.errors import CorruptError
 from satstore.logs import find_logs_dir, list_runs, open_run
 from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES
 from satstore.run import Run
-from satstore.words import MARKS, describe_age
+from satstore.words import MARKS, describe_age, describe_size
 
 
 def make_console() -> Console:
@@ -113,6 +113,10 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
     if manifest.layers:
         console.print()
         print_layers(console, run)
+    if manifest.re_extractable:
+        size = describe_size(sum(record.size_bytes for record in manifest.re_extractable.values()))
+        again = run.extraction(*manifest.re_extractable)
+        console.print(f"latents of {size} were removed; write them again with: {again}")
     for warning in manifest.warnings:
         console.print(f"warning: {warning}")
     for stage, record in manifest.stages.items():

@@ -97,6 +97,9 @@ def make_engines(
     """Make what computes over the latents of each split."""
     n_logits = problem.n_positions * problem.n_outputs
     if cluster is not None:
+        if not means.force:
+            # What this process holds; the workers' tiles are no more than those of a thread each.
+            refuse_too_much(job, resident_bytes() + fit_bytes(problem, 1), means)
         from satstore.cluster import ClusterEngine, LatentSource
 
         yield {
@@ -159,6 +162,10 @@ def choose_threads(job: Fit, problem: Problem, means: Means) -> int:
         if held_bytes + fit_bytes(problem, n_threads) <= means.memory_bytes:
             break
     if not means.force:
-        what = f"the probe of layer {job.layer} at {job.pooling}"
-        check_memory(held_bytes + fit_bytes(problem, n_threads), means.memory_bytes, what)
+        refuse_too_much(job, held_bytes + fit_bytes(problem, n_threads), means)
     return n_threads
+
+
+def refuse_too_much(job: Fit, needed_bytes: int, means: Means) -> None:
+    """Refuse a fit that the memory limit, or this machine's memory, does not suffice for."""
+    check_memory(needed_bytes, means.memory_bytes, f"the probe of layer {job.layer} at {job.pooling}")

@@ -109,7 +109,7 @@ class LatentArray:
         except (ValueError, RuntimeError, OSError) as error:  # a checksum, Blosc, the disk
             raise CorruptError(
                 f"{self._group.store_path}: samples {start} to {stop - 1} of layer {self.layer} can't be "
-                f"read ({error}); write them again with: satstore extract --overwrite"
+                f"read ({error}); write them again with: satstore extract"
             ) from error
 
     def dask(self, chunk_bytes: int = 64 * 2**20) -> Any:
@@ -169,7 +169,7 @@ class LatentSplit(Mapping[str, LatentArray]):
         except (ValueError, RuntimeError, OSError) as error:
             raise CorruptError(
                 f"{self._group.store_path}: {name} can't be read ({error}); write it again with: "
-                "satstore extract --overwrite"
+                "satstore extract"
             ) from error
 
 

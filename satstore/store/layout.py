@@ -14,7 +14,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from satstore.errors import ConfigError, CorruptError, NotFoundError
+from satstore.errors import CorruptError, MemoryLimitError, NotFoundError
 from satstore.files import FORMAT_VERSION
 from satstore.location import Location
 from satstore.store.durable import open_store
@@ -77,7 +77,7 @@ def choose_shard_rows(shapes: Shapes, n_samples: int, memory_bytes: int) -> int:
 
     Raises
     ------
-    ConfigError
+    MemoryLimitError
         If the memory doesn't hold one sample's.
     """
     row_bytes = [FLOAT16_BYTES * math.prod(s) for layers in shapes.values() for s in layers.values()]
@@ -88,7 +88,7 @@ def choose_shard_rows(shapes: Shapes, n_samples: int, memory_bytes: int) -> int:
         rows //= 2
     while rows > 1 and shards_bytes(shapes, dict.fromkeys(shapes, rows)) > memory_bytes:
         rows //= 2
-    check_memory(shapes, dict.fromkeys(shapes, rows), memory_bytes, "raise --memory-limit")
+    check_shards_fit(shapes, dict.fromkeys(shapes, rows), memory_bytes, "raise --memory-limit")
     return rows
 
 
@@ -106,7 +106,7 @@ def plan_memory(
 
     Raises
     ------
-    ConfigError
+    MemoryLimitError
         If the limit doesn't leave enough for one sample.
     """
     n_features = sum(math.prod(shape) for layers in shapes.values() for shape in layers.values())
@@ -115,18 +115,18 @@ def plan_memory(
     return rows, held_bytes + shards_bytes(shapes, dict.fromkeys(shapes, rows))
 
 
-def check_memory(shapes: Shapes, shard_rows: Mapping[str, int], memory_bytes: int, remedy: str) -> None:
+def check_shards_fit(shapes: Shapes, shard_rows: Mapping[str, int], memory_bytes: int, remedy: str) -> None:
     """Check that shards fit the memory that a limit leaves.
 
     Raises
     ------
-    ConfigError
+    MemoryLimitError
         Naming what they take, what is left and the remedy.
     """
     needed = shards_bytes(shapes, shard_rows)
     if needed > memory_bytes:
         rows, mebi = max(shard_rows.values()), 2**20
-        raise ConfigError(
+        raise MemoryLimitError(
             f"writing latents in shards of {rows} samples takes {needed / mebi:.0f} MiB, the memory limit "
             f"leaves {max(0, memory_bytes) / mebi:.0f} MiB beside model, data and one batch; {remedy} by "
             f"{(needed - memory_bytes) / mebi + 1:.0f} MiB, or take a smaller pooling or fewer layers"

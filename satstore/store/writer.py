@@ -15,7 +15,7 @@ from satstore.errors import ConfigError
 from satstore.location import Location
 from satstore.store.durable import open_store
 from satstore.store.halves import FLOAT16_MANTISSA_BITS, Problem, has_non_finite, round_mantissa
-from satstore.store.layout import Shapes, check_memory, get_array
+from satstore.store.layout import Shapes, check_shards_fit, get_array
 from satstore.store.shards import encode_shard, shard_key
 from satstore.store.targets import SplitOpener, Target, open_root_group
 
@@ -69,7 +69,7 @@ class LatentWriter:
 
     Raises
     ------
-    ConfigError
+    MemoryLimitError
         If shards of the stored size don't fit the memory.
     CorruptError
         If what is stored is of other samples.
@@ -115,7 +115,9 @@ class LatentWriter:
         self._targets: dict[Key, Target] = {(t.pooling, t.layer): t for t in targets}
         if memory_bytes is not None:
             rows = {t.pooling: t.shard_rows for t in targets}
-            check_memory(shapes, rows, memory_bytes, "write them anew with --overwrite, raise --memory-limit")
+            check_shards_fit(
+                shapes, rows, memory_bytes, "write them anew with --overwrite, raise --memory-limit"
+            )
         self._todo = {key: set(target.missing) for key, target in self._targets.items()}
         self._filling: dict[Key, _Filling] = {}
         self._spare: dict[Key, list[NDArray[np.float16]]] = {key: [] for key in self._targets}

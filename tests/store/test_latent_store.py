@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from satstore.commits import CommitLog
-from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
+from satstore.errors import ConfigError, CorruptError, MemoryLimitError, NotFoundError, UnknownNameError
 from satstore.files import Digest, WriteError
 from satstore.location import Folder
 from satstore.store import LatentWriter, choose_shard_rows, open_latents, plan_memory
@@ -811,7 +811,7 @@ def test_plan_memory__adds_up_what_is_held_a_batch_and_the_shards() -> None:
 
 
 def test_choose_shard_rows__refuses_a_memory_that_holds_no_sample() -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(MemoryLimitError) as caught:
         choose_shard_rows({"full": {"x": (2**20,), "y": (7, 2**20)}}, 100, 2**20)
     assert str(caught.value) == (
         "writing latents in shards of 1 samples takes 252 MiB, the memory limit leaves 1 MiB beside model, "
@@ -822,7 +822,7 @@ def test_choose_shard_rows__refuses_a_memory_that_holds_no_sample() -> None:
 def test_writer__refuses_stored_shards_that_do_not_fit_the_memory(root: Path) -> None:
     interrupted(root, Split(29), 16)
     with pytest.raises(
-        ConfigError, match=r"shards of 8 samples takes 32 MiB, .* write them anew with --over"
+        MemoryLimitError, match=r"shards of 8 samples takes 32 MiB, .* write them anew with --over"
     ):
         Split(29).open(root, shard_rows=1, memory_bytes=2**20)
     assert Split(29).open(root, shard_rows=1, memory_bytes=2**26).missing == [(16, 29)]
