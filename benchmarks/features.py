@@ -11,7 +11,7 @@ of digits that training never saw.
 
 import argparse
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -88,11 +88,11 @@ def train_net(folder: Path, epochs: int = 1) -> nn.Sequential:
 
 
 def compute_features(net: nn.Sequential, images: np.ndarray, rows: int = 512) -> Iterator[np.ndarray]:
-    """Yield the recorded conv's output, float16 (rows, 256, 4, 4), batch by batch."""
+    """Yield the recorded conv's output, float32 (rows, 256, 4, 4), batch by batch."""
     with torch.inference_mode():
         for start in range(0, len(images), rows):
             maps = net[: int(LAYER) + 1](as_input(images[start : start + rows]))
-            yield functional.adaptive_avg_pool2d(maps, 4).half().numpy()
+            yield functional.adaptive_avg_pool2d(maps, 4).numpy()
 
 
 def make_store(folder: Path, rows: int) -> Path:
@@ -101,30 +101,39 @@ def make_store(folder: Path, rows: int) -> Path:
     if (path / "done").exists():
         return path
     net = train_net(folder)
-    shapes = {"pool4": {LAYER: (256, 4, 4)}}
     for split, n in (("train", rows), ("eval", rows // 10)):
         images, labels = digit_pairs(n, split=split)
-        with LatentWriter(
-            Folder(path),
-            CommitLog(path.parent / "commits.jsonl"),
-            {
-                "format_version": FORMAT_VERSION,
-                "layers": [LAYER],
-                "classes": list(map(str, range(N_CLASSES))),
-            },
-            {"checkpoint_sha256": "benchmark"},
-            shapes,
-            split,
-            labels,
-            np.arange(n),
-            choose_shard_rows(shapes, n, 2**28),
-        ) as writer:
-            start = 0
-            for part in compute_features(net, images):
-                writer.append({"pool4": {LAYER: part}}, start)
-                start += len(part)
+        write_features(path, split, compute_features(net, images), labels)
     (path / "done").touch()
     return path
+
+
+def write_features(
+    path: Path, split: str, parts: Iterable[np.ndarray], labels: np.ndarray, mantissa_bits: int = 10
+) -> None:
+    """Write features, that come part by part, as satstore's extract does."""
+    shapes = {"pool4": {LAYER: (256, 4, 4)}}
+    attributes = {
+        "format_version": FORMAT_VERSION,
+        "layers": [LAYER],
+        "classes": list(map(str, range(N_CLASSES))),
+    }
+    with LatentWriter(
+        Folder(path),
+        CommitLog(path.parent / "commits.jsonl"),
+        attributes,
+        {"checkpoint_sha256": "benchmark"},
+        shapes,
+        split,
+        labels,
+        np.arange(len(labels)),
+        choose_shard_rows(shapes, len(labels), 2**28),
+        mantissa_bits,
+    ) as writer:
+        start = 0
+        for part in parts:
+            writer.append({"pool4": {LAYER: part}}, start)
+            start += len(part)
 
 
 def main() -> None:

@@ -137,7 +137,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 FIXED_PASSES = 4
-"""What a fit costs besides its iterations, in passes: the sample, the first evaluation, and those of both splits."""
+"""What a fit costs besides its iterations, in passes: the sample, the first evaluation, each split's."""
 
 
 def main() -> None:

@@ -27,9 +27,12 @@ class Digest:
     sha256: str
 
     @classmethod
-    def of(cls, content: bytes | memoryview) -> Self:
-        """Return the digest of some bytes."""
-        return cls(memoryview(content).nbytes, hashlib.sha256(content).hexdigest())
+    def of(cls, *parts: bytes | memoryview) -> Self:
+        """Return the digest of some bytes, in one part or several."""
+        sha256 = hashlib.sha256()
+        for part in parts:
+            sha256.update(part)
+        return cls(sum(memoryview(part).nbytes for part in parts), sha256.hexdigest())
 
     @classmethod
     def of_file(cls, path: Path) -> Self:
@@ -39,8 +42,8 @@ class Digest:
             return cls(file.tell(), sha256)
 
 
-def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Replace a file's content: temporary file, fsync, rename, fsync of the folder.
+def write_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace a file's content, in one part or several: temporary file, fsync, rename, fsync of the folder.
 
     Raises
     ------
@@ -52,7 +55,7 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
         _make_folder(path.parent)
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                file.writelines(parts)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

@@ -42,8 +42,8 @@ class Location(Protocol):
             If there is none.
         """
 
-    def write(self, key: str, content: bytes) -> None:
-        """Put an object in the place of what is there; it is whole, or not there."""
+    def write(self, key: str, *parts: bytes) -> None:
+        """Put an object, in one part or several, in the place of what is there; it is whole, or not there."""
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects; those that are not there are passed over."""
@@ -87,9 +87,9 @@ class Folder:
         except FileNotFoundError:
             raise NotFoundError(f"{self.path} has no {key}") from None
 
-    def write(self, key: str, content: bytes) -> None:
+    def write(self, key: str, *parts: bytes) -> None:
         """Replace a file durably; see :func:`satstore.files.write_file`."""
-        write_file(self.path / key, content)
+        write_file(self.path / key, *parts)
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove files; see :meth:`Location.delete`."""
@@ -200,11 +200,11 @@ class Bucket:
         except FileNotFoundError:
             raise NotFoundError(f"{self.url} has no {key}") from None
 
-    def write(self, key: str, content: bytes) -> None:
-        """Put an object, in parts where it is large: it appears whole, once all are there."""
+    def write(self, key: str, *parts: bytes) -> None:
+        """Put an object, by several requests where it is large: it appears whole, once all are there."""
         try:
             with self.refusals():
-                self.store.put(key, content)
+                self.store.put(key, b"".join(parts) if len(parts) > 1 else parts[0])
         except FileNotFoundError:
             raise self._no_bucket() from None
 

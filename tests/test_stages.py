@@ -1,13 +1,18 @@
 """Stages on a small real run: what is done again, what is kept, and what is refused."""
 
 import io
+import os
 import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import CLEAN
 from rich.console import Console
 
 from satstore.cli.look import print_layers
@@ -136,6 +141,37 @@ def test_extract__killed_goes_on_at_the_last_shard_and_ends_bit_equal(
     done = start(killed, "extract")
     assert forwarded[0] == 500, "the batch that holds the first missing row, and nothing before it"
     assert contents(done.latents_path) == whole
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are known on Linux")
+def test_extract__killed_for_good_goes_on_and_keeps_to_the_memory_limit(trained: Run) -> None:
+    """The process itself is killed, three times, at whatever it is doing."""
+    words = ["extract", "--run", trained.name, "--logs-dir", trained.path.parents[1], "-d", "full"]
+    words += ["--memory-limit", "1GiB", "--no-check"]
+    command = [sys.executable, "-m", "satstore", *map(str, words)]
+    log, committed = trained.path / "commits.jsonl", []
+    for _ in range(3):
+        before = log.stat().st_size
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, env=CLEAN) as process:
+            while process.poll() is None and log.stat().st_size < before + 40_000:
+                time.sleep(0.01)
+            process.kill()
+        killed = Run(trained.path)
+        committed.append(killed.commits.read("latents.zarr").n_rows.get("full/train/features.0", 0))
+        assert "full" not in killed.manifest.latents or not any(
+            killed.manifest.latents["full"].layers.values()
+        )
+    assert committed == sorted(committed)
+    assert 0 < committed[-1] < 1437
+
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=CLEAN)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    assert usage.ru_maxrss * 1024 < 2**30
+    done = Run(trained.path)
+    pieces = contents(done.latents_path / "full")
+    start(done, "extract", pooling=["full"], memory_limit=2**30, overwrite=True)
+    assert contents(done.latents_path / "full") == pieces
 
 
 def files_of(run: Run, layer: str) -> list[Path]:

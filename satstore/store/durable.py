@@ -81,12 +81,12 @@ class DurableStore(Store):
             assert self._log is not None
             self._log.remove(self.location.name, path)
 
-    def write_object(self, key: str, content: bytes) -> None:
-        """Write one object, which is committed with the others."""
+    def write_object(self, key: str, *parts: bytes) -> None:
+        """Write one object, in one part or several, which is committed with the others."""
         if key in self._committed:
             self._forget(key)
-        self.location.write(key, content)
-        self._written[key] = Digest.of(content)
+        self.location.write(key, *parts)
+        self._written[key] = Digest.of(*parts)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Store one object."""

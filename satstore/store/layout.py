@@ -31,6 +31,8 @@ FLOAT16_BYTES = 2
 CNAME: Final = "lz4"
 CLEVEL: Final = 5
 """Blosc's compressor and level."""
+MAX_ENCODERS = 4
+"""Shards that are encoded at once, at most."""
 ENCODING_BYTES = 32 * 2**20
 """What a dozen chunks take on their way through the codecs, side by side."""
 
@@ -58,14 +60,14 @@ def encode_layer(name: str) -> str:
 def shards_bytes(shapes: Shapes, shard_rows: Mapping[str, int]) -> int:
     """Return the memory that writing takes with so many samples in each pooling's shards.
 
-    All layers' shards are filled at once while those before them are encoded: two of each; encoding the
-    largest takes it once more as bytes and in pieces; and the moments hold five numbers of each feature.
+    All layers' shards are filled at once while those before them are encoded: two of each; those that are
+    encoded at once are there once more, as bytes; and the moments hold five numbers of each feature.
     """
     row_bytes = {p: [FLOAT16_BYTES * math.prod(s) for s in layers.values()] for p, layers in shapes.items()}
     shards = sum(2 * shard_rows[p] * sum(rows) for p, rows in row_bytes.items())
-    largest = max(shard_rows[p] * max(rows) for p, rows in row_bytes.items())
+    largest = sorted(shard_rows[p] * size for p, sizes in row_bytes.items() for size in sizes)[-MAX_ENCODERS:]
     moments = 10 * sum(map(sum, row_bytes.values()))
-    return shards + 2 * largest + moments + ENCODING_BYTES
+    return shards + sum(largest) + moments + ENCODING_BYTES
 
 
 def choose_shard_rows(shapes: Shapes, n_samples: int, memory_bytes: int) -> int:

@@ -111,8 +111,8 @@ def shard_key(array: Array, shard: int) -> str:
     return f"c/{shard}{'/0' * (array.ndim - 1)}"
 
 
-def encode_shard(array: Array, rows: NDArray[Any]) -> bytes:
-    """Encode the rows of one shard, those of the array's last one maybe fewer than it has room for.
+def encode_shard(array: Array, rows: NDArray[Any]) -> list[bytes]:
+    """Encode the rows of one shard, in parts that follow each other; the array's last one may lack rows.
 
     Chunks of nothing but NaN are left out, as Zarr leaves them out; a shard of such chunks has an index.
     """
@@ -132,7 +132,7 @@ def encode_shard(array: Array, rows: NDArray[Any]) -> bytes:
         index[chunk] = offset, len(body) + CRC_BYTES
         offset += len(body) + CRC_BYTES
     entries = index.tobytes()
-    return b"".join([*parts, entries, _checksum(entries)])
+    return [*parts, entries, _checksum(entries)]
 
 
 def is_all_nan(values: NDArray[np.float16]) -> bool:

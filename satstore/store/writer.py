@@ -1,6 +1,7 @@
 """Writing stores of latents: whole shards, each committed before the next but one is begun."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,11 +16,15 @@ from satstore.errors import ConfigError
 from satstore.location import Location
 from satstore.store.durable import open_store
 from satstore.store.halves import FLOAT16_MANTISSA_BITS, Problem, has_non_finite, round_mantissa
-from satstore.store.layout import Shapes, check_shards_fit, get_array
+from satstore.store.layout import MAX_ENCODERS, Shapes, check_shards_fit, get_array
 from satstore.store.shards import encode_shard, shard_key
 from satstore.store.targets import SplitOpener, Target, open_root_group
 
 Key = tuple[str, str]
+
+# Layers whose shards are encoded side by side. As many as there are cores, so that a forward pass on the CPU
+# finds all of them as busy: it waits for the slowest of its threads.
+N_ENCODERS = min(MAX_ENCODERS, os.cpu_count() or 1)
 
 
 @dataclass
@@ -35,8 +40,8 @@ class LatentWriter:
     """Writes the latents of one split, all layers and poolings of a forward pass at once.
 
     What is committed and whole stays; what is damaged or missing is to be given: the rows of :attr:`missing`.
-    Rows are gathered in memory until the shards are full; then a thread encodes, writes and commits them
-    while the next are filled, and no more than these two. What goes wrong in it is raised by the next call.
+    Rows are gathered in memory until the shards are full; then threads encode, write and commit them while
+    the next are filled, and no more than these two. What goes wrong in it is raised by the next call.
 
     Parameters
     ----------
@@ -122,6 +127,7 @@ class LatentWriter:
         self._filling: dict[Key, _Filling] = {}
         self._spare: dict[Key, list[NDArray[np.float16]]] = {key: [] for key in self._targets}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="latents")
+        self._encoders = ThreadPoolExecutor(N_ENCODERS, thread_name_prefix="encoder")
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> Self:
@@ -133,6 +139,7 @@ class LatentWriter:
         if kind is None:
             self.close()
         self._thread.shutdown()
+        self._encoders.shutdown()
 
     @property
     def missing(self) -> list[tuple[int, int]]:
@@ -236,21 +243,24 @@ class LatentWriter:
             writing.result()
 
     def _write(self, full: Mapping[Key, _Filling]) -> None:
-        for key, filling in full.items():
-            target = self._targets[key]
-            span = target.span(filling.shard)
-            block = filling.buffer[: span.stop - span.start]
-            shard = f"{target.array.path}/{shard_key(target.array, filling.shard)}"
-            self._store.write_object(shard, encode_shard(target.array, block))
-            if target.moments is not None:
-                self._see(target, key, span.start)
-                target.moments.update(block)
-                target.n_seen = span.stop
-            target.missing.discard(filling.shard)
-            if not target.missing:
-                self._write_moments(target, key)
-            self._spare[key].append(filling.buffer)
+        for _ in self._encoders.map(self._write_shard, full.keys(), full.values()):
+            pass
         self._store.commit({self._targets[key].path: self._targets[key].n_rows for key in full})
+
+    def _write_shard(self, key: Key, filling: _Filling) -> None:
+        target = self._targets[key]
+        span = target.span(filling.shard)
+        block = filling.buffer[: span.stop - span.start]
+        shard = f"{target.array.path}/{shard_key(target.array, filling.shard)}"
+        self._store.write_object(shard, *encode_shard(target.array, block))
+        if target.moments is not None:
+            self._see(target, key, span.start)
+            target.moments.update(block)
+            target.n_seen = span.stop
+        target.missing.discard(filling.shard)
+        if not target.missing:
+            self._write_moments(target, key)
+        self._spare[key].append(filling.buffer)
 
     def _see(self, target: Target, key: Key, stop: int) -> None:
         """Take in what was committed before, up to some row."""

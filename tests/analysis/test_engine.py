@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 
@@ -11,7 +13,7 @@ from satstore.analysis.engine import MAX_SPANS, ThreadEngine, make_spans, sum_in
 from satstore.analysis.evaluation import EvaluationQuery
 from satstore.analysis.logistic_loss import LossQuery
 from satstore.analysis.logistic_solver import solve
-from satstore.analysis.rows import ArrayRows
+from satstore.analysis.rows import ArrayRows, BlockRows
 from satstore.analysis.torch_engine import TorchEngine
 from satstore.errors import NumericsError
 
@@ -63,6 +65,46 @@ def test_solve__fits_a_position_as_if_it_were_alone(crew):
     alone = ArrayRows(np.ascontiguousarray(features.reshape(N, P, C)[:, 2]))
     one = solve(ThreadEngine(alone, codes, 3, crew), Problem(N, C, 3, 1.0, 1e-5, 500))
     assert one.weights[0] == pytest.approx(together.weights[2], abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    features, codes = make_maps(3)
+    problem = Problem(N, P * C, 3, 1.0, 1e-5, 500, P)
+    with crew_of_threads(1) as crew:
+        return solve(ThreadEngine(ArrayRows(features), codes, P * 3, crew), problem)
+
+
+DEVICES = [None, "cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@settings(max_examples=25)
+@given(
+    block=st.integers(1, N),
+    n_at_once=st.integers(1, P),
+    n_threads=st.integers(1, 3),
+    device=st.sampled_from(DEVICES),
+)
+def test_solve__does_not_depend_on_chunks_memory_threads_or_device(
+    reference, block, n_at_once, n_threads, device
+):
+    """Memory decides how many positions are solved at once, and whether rows are held."""
+    features, codes = make_maps(3)
+    problem = Problem(N, P * C, 3, 1.0, 1e-5, 500, P)
+    edges = [*range(0, N, block), N]
+    rows = BlockRows(lambda low, high: features[low:high], features.shape, features.dtype, edges)
+    with crew_of_threads(n_threads) as crew:
+        if device is None:
+            engine = ThreadEngine(rows, codes, P * 3, crew)
+        else:
+            engine = TorchEngine(rows, codes, P * 3, crew, torch.device(device))
+        found = solve(engine, problem, n_at_once)
+    assert found.converged.all()
+    if device is None and n_at_once == P:
+        np.testing.assert_array_equal(found.weights, reference.weights)
+        np.testing.assert_array_equal(found.objective, reference.objective)
+    assert found.objective == pytest.approx(reference.objective, rel=1e-5)
+    assert found.weights == pytest.approx(reference.weights, abs=2e-3)
 
 
 def test_make_spans__cover_all_tiles_in_order():

@@ -787,13 +787,11 @@ def test_problems__large_means_lose_no_spread(root: Path) -> None:
 def test_choose_shard_rows__counts_by_hand() -> None:
     shapes: dict[str, dict[str, tuple[int, ...]]] = {"a": {"x": (10,), "y": (2, 5, 5)}, "b": {"x": (20,)}}
     fixed = ENCODING_BYTES + 10 * 160
-    assert shards_bytes(shapes, {"a": 64, "b": 64}) == 64 * (2 * 160 + 2 * 100) + fixed
-    assert choose_shard_rows(shapes, 10**6, 520 * 100 + fixed) == 64, (
-        "two shards of each, the largest twice more"
-    )
-    assert choose_shard_rows(shapes, 10**6, 520 * 64 + fixed) == 64
-    assert choose_shard_rows(shapes, 10**6, 520 * 64 + fixed - 1) == 32
-    assert choose_shard_rows(shapes, 10**6, 520 + fixed) == 1
+    assert shards_bytes(shapes, {"a": 64, "b": 64}) == 64 * (2 * 160 + 160) + fixed
+    assert choose_shard_rows(shapes, 10**6, 480 * 100 + fixed) == 64, "two shards of each, and their bytes"
+    assert choose_shard_rows(shapes, 10**6, 480 * 64 + fixed) == 64
+    assert choose_shard_rows(shapes, 10**6, 480 * 64 + fixed - 1) == 32
+    assert choose_shard_rows(shapes, 10**6, 480 + fixed) == 1
     assert choose_shard_rows(shapes, 29, 10**9) == 32
     assert choose_shard_rows(shapes, 32, 10**9) == 32
     assert choose_shard_rows(shapes, 1, 10**9) == 1
@@ -804,10 +802,10 @@ def test_choose_shard_rows__counts_by_hand() -> None:
 def test_plan_memory__adds_up_what_is_held_a_batch_and_the_shards() -> None:
     shapes: dict[str, dict[str, tuple[int, ...]]] = {"a": {"x": (1000,), "y": (500,)}}
     held, batch = 300 * 2**20, 64 * 1500 * 6
-    limit = held + batch + ENCODING_BYTES + 10 * 3000 + 100 * (2 * 3000 + 2 * 2000)
+    limit = held + batch + ENCODING_BYTES + 10 * 3000 + 100 * (2 * 3000 + 3000)
     rows, peak = plan_memory(shapes, 10**6, limit, held, 64)
     assert rows == 64
-    assert peak == limit - 36 * (2 * 3000 + 2 * 2000)
+    assert peak == limit - 36 * (2 * 3000 + 3000)
 
 
 def test_choose_shard_rows__refuses_a_memory_that_holds_no_sample() -> None:

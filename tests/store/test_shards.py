@@ -32,7 +32,7 @@ def test_encode_shard__gives_the_bytes_that_zarr_writes(tmp_path: Path, n: int) 
     array[...] = rows
     for shard in range(-(-n // 32)):
         written = (tmp_path / "latent" / shard_key(array, shard)).read_bytes()
-        assert encode_shard(array, rows[32 * shard : 32 * shard + 32]) == written
+        assert b"".join(encode_shard(array, rows[32 * shard : 32 * shard + 32])) == written
 
 
 def test_encode_shard__of_nothing_but_nan_is_there_and_read_as_nan(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_encode_shard__of_nothing_but_nan_is_there_and_read_as_nan(tmp_path: Pat
     for shard, rows in enumerate((np.full((32, *SHAPE), np.nan, np.float16), make_rows(8))):
         path = tmp_path / "latent" / shard_key(array, shard)
         path.parent.mkdir(parents=True)
-        path.write_bytes(encode_shard(array, rows))
+        path.write_bytes(b"".join(encode_shard(array, rows)))
     np.testing.assert_array_equal(array[32:], make_rows(8))
     assert np.isnan(array[:32]).all()
 
