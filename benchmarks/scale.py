@@ -11,7 +11,6 @@ that the largest layer took. --full does them all. What is there from an earlier
 import argparse
 import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -91,10 +90,11 @@ def call(run: Run, stage: str, options: argparse.Namespace, *words: str) -> dict
 
 
 def resident_bytes(pid: int) -> int:
-    """Return what a process and those that it started hold, pages that they share counted each time."""
+    """Return what a process and those that it started hold; of pages that they share, each has its part."""
     total = 0
     try:
-        total = int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        total = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     except OSError:
         return total

@@ -86,7 +86,7 @@ def choose_shard_rows(shapes: Shapes, n_samples: int, memory_bytes: int) -> int:
     rows: int = 2 ** min(
         max(1, SHARD_BYTES // max(row_bytes)).bit_length() - 1, max(0, n_samples - 1).bit_length()
     )
-    while n_samples < MIN_SHARDS * rows and rows * sum(row_bytes) > SMALL_BYTES:
+    while rows > 1 and n_samples < MIN_SHARDS * rows and rows * sum(row_bytes) > SMALL_BYTES:
         rows //= 2
     while rows > 1 and shards_bytes(shapes, dict.fromkeys(shapes, rows)) > memory_bytes:
         rows //= 2

@@ -812,8 +812,8 @@ def test_choose_shard_rows__refuses_a_memory_that_holds_no_sample() -> None:
     with pytest.raises(MemoryLimitError) as caught:
         choose_shard_rows({"full": {"x": (2**20,), "y": (7, 2**20)}}, 100, 2**20)
     assert str(caught.value) == (
-        "writing latents in shards of 1 samples takes 252 MiB, the memory limit leaves 1 MiB beside model, "
-        "data and one batch; raise --memory-limit by 252 MiB, or take a smaller pooling or fewer layers"
+        "writing latents in shards of 1 samples takes 240 MiB, the memory limit leaves 1 MiB beside model, "
+        "data and one batch; raise --memory-limit by 240 MiB, or take a smaller pooling or fewer layers"
     )
 
 
@@ -844,7 +844,7 @@ def test_choose_shard_rows__all_layers_fit_together(
 ) -> None:
     row_bytes = [2 * math.prod(shape) for layers in shapes.values() for shape in layers.values()]
     if shards_bytes(shapes, dict.fromkeys(shapes, 1)) > memory_bytes:
-        with pytest.raises(ConfigError):
+        with pytest.raises(MemoryLimitError):
             choose_shard_rows(shapes, n_samples, memory_bytes)
         return
     rows = choose_shard_rows(shapes, n_samples, memory_bytes)
