@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numcodecs import BitRound
 from tiny_digits import CLASSES, write_tiny_digits
 from torch.nn import functional
 
@@ -108,8 +107,8 @@ def store_shares(run: Run, layers: list[str]) -> dict[str, float]:
     for layer in layers:
         raw += 4 * train[layer].array.size
         stored += sum(size for key, size in sizes.items() if key.startswith(f"pool4/train/{layer}/"))
-        sample = train[layer].rows().read_stored(0, min(2048, train[layer].shape[0])).astype(np.float32)
-        rounded.append((encoded_ratio(BitRound(5).encode(sample).view(np.float32)) / 2, sample.shape[1]))
+        sample = train[layer].rows().read_stored(0, min(2048, train[layer].shape[0]))
+        rounded.append((encoded_ratio(sample, 5) / 2, sample.shape[1]))
     shares, weights = zip(*rounded, strict=True)
     return {"stored": stored / raw, "stored_5_bits": float(np.average(shares, weights=weights))}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satstore.config import ExperimentConfig
-from satstore.errors import ConfigError
+from satstore.errors import MemoryLimitError
 from satstore.model_plan import ModelPlan
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def extraction_memory(
     held = model + _batch_bytes(plan, config)
     try:
         _, writing = plan_memory(plan.shapes, n_samples, memory_limit - base_bytes, held, config.batch_size)
-    except ConfigError:  # not even one sample's latents fit the limit
+    except MemoryLimitError:  # not even one sample's latents fit the limit
         writing = held
     return base_bytes + max(loading, writing)
 

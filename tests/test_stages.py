@@ -167,7 +167,8 @@ def test_extract__killed_for_good_goes_on_and_keeps_to_the_memory_limit(trained:
 
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=CLEAN)
     _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
     assert usage.ru_maxrss * 1024 < 1500 * 2**20
     done = Run(trained.path)
     pieces = contents(done.latents_path / "full")

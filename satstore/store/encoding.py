@@ -8,14 +8,16 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
-from satstore.store.layout import Array, choose_chunk_rows, create_array
+from satstore.store.halves import round_mantissa
+from satstore.store.layout import FLOAT16_MANTISSA_BITS, Array, choose_chunk_rows, create_array
 
 
-def encoded_ratio(latents: NDArray[Any]) -> float:
+def encoded_ratio(latents: NDArray[Any], mantissa_bits: int = FLOAT16_MANTISSA_BITS) -> float:
     """Return the bytes that samples' latents (n, …) have in a store, per byte of float16."""
     with np.errstate(over="ignore"):
         values = latents.astype(np.float16)
-    store = _encode(values)[1]
+    round_mantissa(values, mantissa_bits)
+    store = _encode(values, mantissa_bits)[1]
     return sum(len(part) for key, part in store.items() if "/c/" in key) / values.nbytes
 
 
@@ -32,12 +34,14 @@ def encoding_rates() -> tuple[float, float]:
     return values.nbytes / seconds[0], values.nbytes / seconds[1]
 
 
-def _encode(values: NDArray[np.float16]) -> tuple[Array, dict[str, Any]]:
+def _encode(
+    values: NDArray[np.float16], mantissa_bits: int = FLOAT16_MANTISSA_BITS
+) -> tuple[Array, dict[str, Any]]:
     """Write an array as stores are written, to memory; return it, and the objects by key."""
     store: dict[str, Any] = {}
     group = zarr.create_group(MemoryStore(store))
     chunks = (choose_chunk_rows(values.shape[1:], len(values)), *values.shape[1:])
     dimensions = ("sample", *(f"axis{axis}" for axis in range(1, values.ndim)))
-    array = create_array(group, "latent", values.shape, np.float16, dimensions, chunks=chunks)
+    array = create_array(group, "latent", values.shape, np.float16, dimensions, mantissa_bits, chunks=chunks)
     array[...] = values
     return array, store

@@ -6,7 +6,8 @@ import numpy as np
 from numcodecs import BitRound
 from numpy.typing import NDArray
 
-FLOAT16_MANTISSA_BITS = 10
+from satstore.store.layout import FLOAT16_MANTISSA_BITS
+
 FIRST_NON_FINITE = 0x7C00
 """The bits of float16's infinity; without its sign, what is not finite is no smaller."""
 

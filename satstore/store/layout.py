@@ -7,7 +7,7 @@ written. Only this package imports zarr.
 import hashlib
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -27,10 +27,7 @@ CHUNK_BYTES = 2 * 2**20
 SHARD_BYTES = 128 * 2**20
 # Shards of a split, unless those of all layers are less than this together.
 MIN_SHARDS, SMALL_BYTES = 8, 64 * 2**20
-FLOAT16_BYTES = 2
-CNAME: Final = "lz4"
-CLEVEL: Final = 5
-"""Blosc's compressor and level."""
+FLOAT16_BYTES, FLOAT16_MANTISSA_BITS = 2, 10
 MAX_ENCODERS = 4
 """Shards that are encoded at once, at most."""
 ENCODING_BYTES = 32 * 2**20
@@ -147,19 +144,33 @@ def create_array(
     shape: tuple[int, ...],
     dtype: Any,
     dimensions: tuple[str, ...],
+    mantissa_bits: int = FLOAT16_MANTISSA_BITS,
     **options: Any,
 ) -> Array:
-    """Create an array in the house's encoding: Blosc-lz4 with bitshuffle, a checksum, NaN where unset."""
+    """Create an array in the house's encoding: Blosc, a checksum, NaN where unset."""
     floating = np.issubdtype(np.dtype(dtype), np.floating)
     return group.create_array(
         name,
         shape=shape,
         dtype=dtype,
         dimension_names=dimensions,
-        compressors=[BloscCodec(cname=CNAME, clevel=CLEVEL, shuffle="bitshuffle"), Crc32cCodec()],
+        compressors=[choose_blosc(mantissa_bits), Crc32cCodec()],
         fill_value=np.nan if floating else -1,
         **options,
     )
+
+
+def choose_blosc(mantissa_bits: int) -> BloscCodec:
+    """Return the compressor of values with so many bits of mantissa.
+
+    lz4 with bitshuffle packs the bits that are there, at gigabytes per second. Who rounds some away wants few
+    bytes: zstd with byte shuffle codes what sign, exponent and the rest have of order. At 5 bits, of a
+    ResNet18's latents, it takes 29 % of float32 instead of 34 %, encodes ten times slower and decodes four
+    times slower.
+    """
+    if mantissa_bits < FLOAT16_MANTISSA_BITS:
+        return BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
+    return BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
 
 
 def open_root(location: Location) -> zarr.Group:

@@ -17,9 +17,10 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from satstore.analysis.rows import Floats, widen
-from satstore.store.layout import CLEVEL, CNAME, Array
+from satstore.store.layout import Array
 
 CRC_BYTES = 4
+SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
 MISSING = 2**64 - 1
 """The offset and size, in a shard's index, of a chunk that was not written."""
 
@@ -119,6 +120,7 @@ def encode_shard(array: Array, rows: NDArray[Any]) -> list[bytes]:
     assert array.shards is not None
     chunk_rows, per_shard = array.chunks[0], array.shards[0] // array.chunks[0]
     index = np.full((per_shard, 2), MISSING, "<u8")
+    settings = blosc_settings(array)
     parts, offset = [], 0
     for chunk, start in enumerate(range(0, len(rows), chunk_rows)):
         values = np.ascontiguousarray(rows[start : start + chunk_rows])
@@ -127,12 +129,20 @@ def encode_shard(array: Array, rows: NDArray[Any]) -> list[bytes]:
         if len(values) < chunk_rows:
             padding = np.full((chunk_rows - len(values), *values.shape[1:]), np.nan, values.dtype)
             values = np.concatenate([values, padding])
-        body: bytes = blosc.compress(values, CNAME.encode(), CLEVEL, blosc.BITSHUFFLE, 0)
+        body: bytes = blosc.compress(values, *settings)
         parts += [body, _checksum(body)]
         index[chunk] = offset, len(body) + CRC_BYTES
         offset += len(body) + CRC_BYTES
     entries = index.tobytes()
     return [*parts, entries, _checksum(entries)]
+
+
+def blosc_settings(array: Array) -> tuple[bytes, int, int, int]:
+    """Return how Blosc compresses an array's chunks: compressor, level, shuffle, block size."""
+    metadata: dict[str, Any] = array.metadata.to_dict()
+    _, compressor, _ = metadata["codecs"][0]["configuration"]["codecs"]
+    found = {name: getattr(value, "value", value) for name, value in compressor["configuration"].items()}
+    return found["cname"].encode(), found["clevel"], SHUFFLES[found["shuffle"]], found["blocksize"]
 
 
 def is_all_nan(values: NDArray[np.float16]) -> bool:

@@ -163,6 +163,7 @@ class SplitOpener:
                 (n_samples, *shape),
                 np.float16,
                 ("sample", *axes),
+                self.source["mantissa_bits"],
                 chunks=(choose_chunk_rows(shape, shard_rows), *shape),
                 shards=(shard_rows, *shape),
             )

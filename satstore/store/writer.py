@@ -15,8 +15,8 @@ from satstore.commits import CommitLog, is_under
 from satstore.errors import ConfigError
 from satstore.location import Location
 from satstore.store.durable import open_store
-from satstore.store.halves import FLOAT16_MANTISSA_BITS, Problem, has_non_finite, round_mantissa
-from satstore.store.layout import MAX_ENCODERS, Shapes, check_shards_fit, get_array
+from satstore.store.halves import Problem, has_non_finite, round_mantissa
+from satstore.store.layout import FLOAT16_MANTISSA_BITS, MAX_ENCODERS, Shapes, check_shards_fit, get_array
 from satstore.store.shards import encode_shard, shard_key
 from satstore.store.targets import SplitOpener, Target, open_root_group
 

@@ -12,11 +12,11 @@ from satstore.store.shards import encode_shard, is_house_encoding, shard_key
 SHAPE = (3, 2, 2)
 
 
-def make_array(path: Path, n: int) -> zarr.Array:
+def make_array(path: Path, n: int, bits: int = 10) -> zarr.Array:
     group = zarr.open_group(path, mode="a")
     axes = ("sample", "channel", "y", "x")
     return create_array(
-        group, "latent", (n, *SHAPE), np.float16, axes, chunks=(8, *SHAPE), shards=(32, *SHAPE)
+        group, "latent", (n, *SHAPE), np.float16, axes, bits, chunks=(8, *SHAPE), shards=(32, *SHAPE)
     )
 
 
@@ -24,9 +24,10 @@ def make_rows(n: int) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((n, *SHAPE)).astype(np.float16)
 
 
+@pytest.mark.parametrize("bits", [10, 5])
 @pytest.mark.parametrize("n", [1, 8, 31, 32, 33, 90])
-def test_encode_shard__gives_the_bytes_that_zarr_writes(tmp_path: Path, n: int) -> None:
-    array, rows = make_array(tmp_path, n), make_rows(n)
+def test_encode_shard__gives_the_bytes_that_zarr_writes(tmp_path: Path, n: int, bits: int) -> None:
+    array, rows = make_array(tmp_path, n, bits), make_rows(n)
     rows[8:16] = np.nan  # a chunk that Zarr leaves out
     rows[16:17] = np.nan
     array[...] = rows
