@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from tiny_digits import split_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,12 +33,8 @@ LAYER = "8"
 
 def digit_pairs(n: int, *, split: str, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Draw pairs of digits: uint8 images (n, 8, 16) and labels (n,), every class as often as the others."""
-    bunch = load_digits()
-    parts = train_test_split(
-        np.arange(len(bunch.target)), test_size=360, stratify=bunch.target, random_state=0
-    )
-    ids = parts[0] if split == "train" else parts[1]
-    by_digit = [ids[bunch.target[ids] == digit] for digit in range(10)]
+    digits = load_digits().images
+    by_digit = split_digits()[split != "train"]
     random = np.random.default_rng([seed, split == "train"])
     labels = random.permutation(np.arange(n) % N_CLASSES)
     images = np.empty((n, 8, 16), np.uint8)
@@ -47,7 +43,7 @@ def digit_pairs(n: int, *, split: str, seed: int = 0) -> tuple[np.ndarray, np.nd
         left, right = divmod(label // 2, 10)
         for digit, columns in ((left, slice(0, 8)), (right, slice(8, 16))):
             drawn = random.choice(by_digit[digit], len(rows))
-            images[rows, :, columns] = (bunch.images[drawn] * 15.9375).astype(np.uint8)
+            images[rows, :, columns] = (digits[drawn] * 15.9375).astype(np.uint8)
         if label % 2:
             images[rows] = 255 - images[rows]
     return images, labels

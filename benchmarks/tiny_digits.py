@@ -23,14 +23,10 @@ CLASSES = tuple(f"{a}{b}-{ink}" for ink in ("plain", "inverted") for a in range(
 
 def write_tiny_digits(out: Path, n_train: int = 500, n_val: int = 50, seed: int = 0) -> None:
     """Write n_train and n_val images of each of the 200 classes."""
-    bunch = load_digits()
-    pixels = (bunch.images * (255 / 16)).round().astype(np.uint8)
-    train, val = train_test_split(
-        np.arange(len(pixels)), test_size=360, stratify=bunch.target, random_state=seed
-    )
+    pixels = (load_digits().images * (255 / 16)).round().astype(np.uint8)
+    train, val = split_digits(seed)
     generator = np.random.default_rng(seed)
-    for split, ids, n_images in (("train", train, n_train), ("val", val, n_val)):
-        by_digit = [ids[bunch.target[ids] == digit] for digit in range(10)]
+    for split, by_digit, n_images in (("train", train, n_train), ("val", val, n_val)):
         for name in CLASSES:
             folder = out / split / name
             folder.mkdir(parents=True, exist_ok=True)
@@ -38,6 +34,13 @@ def write_tiny_digits(out: Path, n_train: int = 500, n_val: int = 50, seed: int 
             images = scale(halves, generator)
             for number, image in enumerate(255 - images if name.endswith("inverted") else images):
                 Image.fromarray(image).save(folder / f"{number:04}.jpg", quality=90)
+
+
+def split_digits(seed: int = 0) -> list[list[NDArray[np.int64]]]:
+    """Return which of scikit-learn's digits are for training and which for evaluation, by digit."""
+    targets = load_digits().target
+    parts = train_test_split(np.arange(len(targets)), test_size=360, stratify=targets, random_state=seed)
+    return [[ids[targets[ids] == digit] for digit in range(10)] for ids in parts]
 
 
 def scale(halves: list[NDArray[np.uint8]], generator: np.random.Generator) -> NDArray[np.uint8]:

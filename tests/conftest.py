@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -15,6 +16,18 @@ settings.register_profile("satstore", deadline=None, suppress_health_check=[Heal
 settings.load_profile("satstore")
 
 CLEAN = {k: v for k, v in os.environ.items() if k not in ("SATSTORE_LOGS_DIR", "TORCH_DATADIR")}
+
+
+SMALL: dict[str, Any] = {
+    "model": "vgg7_S",
+    "dataset": "Digits",
+    "epoch": 1,
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "device": "cpu",
+    "augment": False,
+}
+"""A config that trains in seconds."""
 
 
 def satstore(*words: object, **options: object) -> subprocess.CompletedProcess[str]:

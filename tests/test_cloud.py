@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import xarray
+from conftest import SMALL
 from zarr.storage import ObjectStore
 
 import satstore
@@ -27,16 +28,7 @@ from satstore.run import Run
 from satstore.store import LatentWriter, layout
 from satstore.store.durable import open_store
 
-CONFIG: dict[str, Any] = {
-    "model": "vgg7_S",
-    "dataset": "Digits",
-    "epoch": 1,
-    "batch_size": 128,
-    "optimizer": "sgd",
-    "device": "cpu",
-    "augment": False,
-    "layers": "features.0|classifier",
-}
+CONFIG: dict[str, Any] = {**SMALL, "layers": "features.0|classifier"}
 KEY_ID, SECRET = "AKIAUNDERTEST0000001", "wJalrXUtnFEMI-K7MDENG-bPxRfiCYSECRET"
 
 

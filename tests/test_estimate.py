@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import CLEAN, satstore
+from conftest import CLEAN, SMALL, satstore
 
 from satstore.config import read_config
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
@@ -19,17 +19,6 @@ from satstore.pipeline import run_experiments
 from satstore.resources import available_memory, check_disk, check_memory, free_disk
 from satstore.run import Run
 from satstore.words import describe_duration, describe_size
-
-CONFIG: dict[str, Any] = {
-    "model": "vgg7_S",
-    "dataset": "Digits",
-    "epoch": 1,
-    "batch_size": 128,
-    "optimizer": "sgd",
-    "device": "cpu",
-    "augment": False,
-}
-
 
 PEAK = """
 import sys
@@ -62,7 +51,7 @@ def ask(*words: object) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("config") / "config.json"
-    path.write_text(json.dumps(CONFIG))
+    path.write_text(json.dumps(SMALL))
     return path
 
 
@@ -70,7 +59,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A trained run without latents."""
     logs = tmp_path_factory.mktemp("logs")
-    run_experiments(CONFIG, "res", ["train"], logs_dir=logs, latents=False)
+    run_experiments(SMALL, "res", ["train"], logs_dir=logs, latents=False)
     return logs
 
 
@@ -180,11 +169,11 @@ def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("crowded")
 def test_extract__refuses_a_full_disk_unless_forced(tmp_path: Path) -> None:
-    [run] = run_experiments(CONFIG, "res", ["train"], logs_dir=tmp_path, latents=False)
+    [run] = run_experiments(SMALL, "res", ["train"], logs_dir=tmp_path, latents=False)
     with pytest.raises(DiskSpaceError, match=r"are to be written to .*, where 1 KiB are free"):
-        run_experiments(CONFIG, "res", ["extract"], logs_dir=tmp_path)
+        run_experiments(SMALL, "res", ["extract"], logs_dir=tmp_path)
     assert not run.latents_path.exists()
-    run_experiments(CONFIG, "res", ["extract"], logs_dir=tmp_path, force=True)
+    run_experiments(SMALL, "res", ["extract"], logs_dir=tmp_path, force=True)
     assert Run(run.path).manifest.latents.keys() == {"pool4"}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLEAN
+from conftest import CLEAN, SMALL
 from rich.console import Console
 
 from satstore.cli.look import print_layers
@@ -25,21 +25,11 @@ from satstore.run import Run
 from satstore.stages import extract
 from satstore.store import AnalysisStore, LatentWriter, layout
 
-CONFIG: dict[str, Any] = {
-    "model": "vgg7_S",
-    "dataset": "Digits",
-    "epoch": 1,
-    "batch_size": 128,
-    "optimizer": "sgd",
-    "device": "cpu",
-    "augment": False,
-}
-
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logs = tmp_path_factory.mktemp("logs")
-    run_experiments(CONFIG, "res", ["train"], logs_dir=logs)
+    run_experiments(SMALL, "res", ["train"], logs_dir=logs)
     return logs
 
 
@@ -336,7 +326,7 @@ def test_run_stage__with_a_run_names_the_missing_stage(trained: Run) -> None:
 
 
 def test_run_stages__one_failed_experiment_does_not_stop_the_next(tmp_path: Path) -> None:
-    configs = read_config({**CONFIG, "batch_size": [1436, 128]})
+    configs = read_config({**SMALL, "batch_size": [1436, 128]})
     runs = make_runs(configs, "res", tmp_path)
     outcomes = run_stages(runs, make_plan(["train", "saturation"], {"latents": False}), with_needs=True)
 
@@ -348,13 +338,13 @@ def test_run_stages__one_failed_experiment_does_not_stop_the_next(tmp_path: Path
     assert "batch of one" in str(outcomes[0].error)
     with pytest.raises(SatstoreError, match="batch of one"):
         run_experiments(
-            {**CONFIG, "batch_size": [1436, 128]}, "res", ["train"], logs_dir=tmp_path, latents=False
+            {**SMALL, "batch_size": [1436, 128]}, "res", ["train"], logs_dir=tmp_path, latents=False
         )
 
 
 def test_run_stages__an_unforeseen_error_does_not_stop_the_next(tmp_path: Path) -> None:
     runs = make_runs(
-        read_config({**CONFIG, "model": ["vgg11_XXS", "vgg5_S"], "resolution": 16}), "res", tmp_path
+        read_config({**SMALL, "model": ["vgg11_XXS", "vgg5_S"], "resolution": 16}), "res", tmp_path
     )
     outcomes = run_stages(runs, make_plan(["train"], {"latents": False}), with_needs=True)
     assert [outcome.result for outcome in outcomes] == ["failed", "done"]
@@ -414,7 +404,7 @@ def test_run_experiments__repeats_from_an_experiments_own_config(trained: Run, t
 
 def test_run_experiments__refuses_a_parameter_of_no_stage(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="'poling' is no parameter of the stages train"):
-        run_experiments(CONFIG, "res", ["train"], logs_dir=tmp_path, poling=["4"])
+        run_experiments(SMALL, "res", ["train"], logs_dir=tmp_path, poling=["4"])
     assert not list(tmp_path.iterdir())
 
 
@@ -430,7 +420,7 @@ def test_stages__have_what_commands_and_forms_need(name: str) -> None:
 
 
 def test_layers__filter_is_kept_everywhere(tmp_path: Path) -> None:
-    config = {**CONFIG, "layers": "^features", "exclude_layers": r"\.0$"}
+    config = {**SMALL, "layers": "^features", "exclude_layers": r"\.0$"}
     [run] = run_experiments(config, "res", ["train", "saturation", "probe"], logs_dir=tmp_path)
     run.reload()
     assert run.layers
