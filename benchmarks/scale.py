@@ -5,7 +5,7 @@
 The images are those of tiny_digits.py; the net is trained for some hundred steps. By default three layers are
 extracted and probed through the command line: the smallest, the largest, and the conv whose probe converges
 slowest; the others are extrapolated, each at the geometric mean of the two convs' passes and at the time per
-feature and pass that the largest took. --full does them all. What is there from an earlier run is gone on with.
+feature and pass that the largest took. --full does them all. What is there from earlier is gone on with.
 """
 
 import argparse
