@@ -4,16 +4,15 @@
 
 An untrained model on benchmarks/tiny_digits.py's images, 64 px, all layers pooled to 4 × 4, batches of 64.
 Extractions and bare passes take turns, so that a noisy machine troubles both alike; medians are given, and
-the median of the ratios within a turn. Peak memory is that of ``satstore extract`` in a process of its own.
+the median of the ratios within a turn. Peak memory is that of ``satstore extract`` in a process of its own,
+its loader processes with it.
 """
 
 import argparse
 import io
 import json
-import resource
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 from pydantic import ByteSize, TypeAdapter
 from tiny_digits import CLASSES, write_tiny_digits
+from watched import run_watched
 
 from satstore import session
 from satstore.config import read_config
@@ -96,16 +96,14 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
             rates["bare"].append(bare_pass(run, model, images, options))
             rates["extract"].append(extraction(run, model, images, options))
         command = [sys.executable, "-m", "satstore", "extract", "--run", "bench", "--logs-dir", folder]
-        subprocess.run(
-            [*command, "--memory-limit", str(options.memory_limit)], check=True, capture_output=True
-        )
+        watched = run_watched([*command, "--memory-limit", options.memory_limit])
         stored = sum(f.stat().st_size for f in run.latents_path.rglob("*") if f.is_file())
     ratios = [e / b for e, b in zip(rates["extract"], rates["bare"], strict=True)]
     return {
         "bare_images_per_s": statistics.median(rates["bare"]),
         "extract_images_per_s": statistics.median(rates["extract"]),
         "ratio": statistics.median(ratios),
-        "peak_bytes": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024,
+        "peak_bytes": watched["peak_bytes"],
         "memory_limit_bytes": options.memory_limit,
         "stored_bytes": stored,
     }

@@ -11,9 +11,7 @@ feature and pass that the largest took. --full does them all. What is there from
 import argparse
 import io
 import json
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ import numpy as np
 import torch
 from tiny_digits import CLASSES, write_tiny_digits
 from torch.nn import functional
+from watched import run_watched
 
 from satstore import session
 from satstore.config import read_config
@@ -77,27 +76,8 @@ def train_briefly(state: session.Session, images: Any, steps: int) -> None:
 def call(run: Run, stage: str, options: argparse.Namespace, *words: str) -> dict[str, float]:
     """Run a stage in a process of its own; return its seconds and the peak of its resident memory."""
     command = [sys.executable, "-m", "satstore", stage, "--run", run.name, "--logs-dir", run.path.parents[1]]
-    command += ["-d", "4", "--device", options.device, "--memory-limit", "2GiB", *words]
-    process = subprocess.Popen([str(word) for word in command])
-    peak, started = 0, time.perf_counter()
-    while process.poll() is None:
-        peak = max(peak, resident_bytes(process.pid))
-        time.sleep(0.2)
-    if process.returncode:
-        raise SystemExit(f"{stage} failed")
-    return {"seconds": time.perf_counter() - started, "peak_bytes": peak}
-
-
-def resident_bytes(pid: int) -> int:
-    """Return what a process and those that it started hold; of pages that they share, each has its part."""
-    total = 0
-    try:
-        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-        total = sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return total
-    return total + sum(resident_bytes(int(child)) for child in children)
+    command += ["-d", "4", "--device", options.device, "--memory-limit", "2GiB"]
+    return run_watched([*command, *words])
 
 
 def store_shares(run: Run, layers: list[str]) -> dict[str, float]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from satstore.config import ExperimentConfig
 from satstore.errors import MemoryLimitError
 from satstore.model_plan import ModelPlan
+from satstore.resources import loader_bytes
 
 if TYPE_CHECKING:
     from satstore.calibration import Rates
@@ -235,7 +236,13 @@ class Memory:
 
 
 def stage_memory(
-    plan: ModelPlan, config: ExperimentConfig, counts: Counts, base: "Base", memory_limit: int, workers: int
+    plan: ModelPlan,
+    config: ExperimentConfig,
+    counts: Counts,
+    base: "Base",
+    memory_limit: int,
+    workers: int,
+    loaders: int,
 ) -> Memory:
     """Project the stages' peaks; a probe's is that of the layer with the most features.
 
@@ -243,12 +250,14 @@ def stage_memory(
     ----------
     workers
         Processes that fit probes side by side; each takes the peak.
+    loaders
+        Processes that load images beside an extraction, which the memory limit bounds with it.
     """
     n_threads = max(1, (os.cpu_count() or 1) // workers)
     n_most = max(counts.n_train, counts.n_eval)
     return Memory(
         train=training_memory(plan, config, base.torch),
-        extract=extraction_memory(plan, config, n_most, memory_limit, base.torch),
+        extract=extraction_memory(plan, config, n_most, memory_limit, base.torch + loader_bytes(loaders)),
         probe=probe_memory(plan, counts, n_threads, base.probe),
     )
 

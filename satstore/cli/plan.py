@@ -135,11 +135,11 @@ def answer(config: ExperimentConfig, question: Question, base: Base) -> Answer:
     if not ratios and data is not None:
         ratios, measured = calibration.measure_ratios(config, data, poolings), "a batch, untrained"
     times = None
+    loaders = choose_workers(config, in_memory=data is not None and data.in_memory)
     if question.calibrate:
         rates = calibration.measure_rates(config, data, counts.n_classes, poolings, device)
-        workers = choose_workers(config, in_memory=data is not None and data.in_memory)
-        times = stage_times(plan, config, counts, rates, workers)
-    memory = stage_memory(plan, config, counts, base, question.memory_limit, question.workers)
+        times = stage_times(plan, config, counts, rates, loaders)
+    memory = stage_memory(plan, config, counts, base, question.memory_limit, question.workers, loaders)
     return Answer(
         config, counts, plan, ratios, measured, memory, question.memory_limit, times, str(device), logs_dir
     )

@@ -109,9 +109,10 @@ def check_resources(
     DiskSpaceError, MemoryLimitError
         Naming what is needed and what is there.
     """
+    from satstore import session
     from satstore.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
     from satstore.model_plan import plan_model
-    from satstore.resources import check_disk, check_memory
+    from satstore.resources import check_disk, check_memory, loader_bytes
     from satstore.store.layout import encode_layer
 
     plan = plan_model(run.config, len(data.classes), poolings_of(run, parameters))
@@ -134,7 +135,9 @@ def check_resources(
         )
         check_disk(location.path, needed_bytes - written, what)
     n_most = max(n_samples.values())
-    needed = extraction_memory(plan, run.config, n_most, parameters.memory_limit, resident_bytes())
+    loaders = loader_bytes(session.choose_workers(run.config, data.in_memory))
+    held_bytes = resident_bytes() + loaders
+    needed = extraction_memory(plan, run.config, n_most, parameters.memory_limit, held_bytes)
     check_memory(needed, None, what)  # the limit bounds the shards, and refuses those that it can't hold
 
 
@@ -230,6 +233,7 @@ def write_split(
 
     from satstore import session
     from satstore.datasets.images import make_loader
+    from satstore.resources import loader_bytes
 
     size, device = run.config.batch_size, next(model.parameters()).device
     modules = dict(model.named_modules())
@@ -248,10 +252,11 @@ def write_split(
         forget_peak()
         first = forward(images.__getitems__(range(min(size, len(images))))[0])
         shapes = {key: {layer: a.shape[1:] for layer, a in part.items()} for key, part in first.items()}
-        with open_writer(run, shapes, images, split, mantissa_bits, memory_limit - peak_bytes()) as writer:
+        workers = session.choose_workers(run.config, in_memory=images.source.in_memory)
+        room_bytes = memory_limit - peak_bytes() - loader_bytes(workers)
+        with open_writer(run, shapes, images, split, mantissa_bits, room_bytes) as writer:
             starts = batch_starts(writer.missing, size)
             rows = [row for start in starts for row in range(start, min(start + size, len(images)))]
-            workers = session.choose_workers(run.config, in_memory=images.source.in_memory)
             # torch's Subset hands whole batches on to the split, which is all that the loader asks for.
             loader = make_loader(Subset(images, rows), size, shuffle=False, workers=workers, pin_memory=True)
             progress = Progress(run, len(rows))
