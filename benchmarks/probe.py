@@ -15,7 +15,6 @@ passes  one pass from disk beside one over the same features in RAM, and beside 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ from satstore.analysis.logistic import LogisticProbe
 from satstore.analysis.logistic_loss import LossQuery
 from satstore.analysis.logistic_solver import Objective
 from satstore.analysis.rows import ArrayRows
+from satstore.memory import forget_peak, peak_bytes, resident_bytes
 from satstore.store import open_latents
 
 LIMIT_BYTES = 512 * 2**20
@@ -159,22 +159,17 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def resident_bytes() -> int:
-    with Path("/proc/self/statm").open() as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
 def fit_alone(store: Path, max_iter: int) -> None:
     """Fit in this process, and print what it took; run by measure_memory."""
     import torch  # noqa: F401  # what a probe's process holds anyway
 
     layer, labels = open_layer(store)
+    forget_peak()
     before = resident_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         seconds = timed(lambda: LogisticProbe(max_iter=max_iter).fit(layer.rows(), labels))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"rows": len(labels), "peak_bytes": peak - before, "seconds": seconds}))
+    print(json.dumps({"rows": len(labels), "peak_bytes": peak_bytes() - before, "seconds": seconds}))
 
 
 def measure_memory(stores: list[Path], threads: int, max_iter: int) -> dict[str, Any]:
