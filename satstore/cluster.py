@@ -85,8 +85,8 @@ class Cluster:
     n_threads: int
 
     def run(self, function: Callable[[], Any]) -> list[Any]:
-        """Call a function in every worker process."""
-        return list(self.client.run(function).values())
+        """Call a function in every worker process; a worker that is lost meanwhile is passed over."""
+        return list(self.client.run(function, on_error="ignore").values())
 
 
 @contextmanager
@@ -160,10 +160,12 @@ class ClusterEngine:
 
     def sums(self, query: Query[Sums]) -> Sums:
         """Make one pass, its spans on the workers."""
+        from distributed.comm.core import CommClosedError
+
         for _ in range(ATTEMPTS):
             try:
                 return check_sums(self._pass(query), self._rows, self._crew)
-            except CancelledError:  # the query was lost with its workers
+            except (CancelledError, CommClosedError):  # the query was lost with its workers, or on its way
                 pass
         raise ClusterError(
             "the cluster's workers were lost again and again; what is done is kept: run it again"

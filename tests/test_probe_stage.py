@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from satstore.cli.look import describe_layers, print_layers
+from satstore.cluster import start_cluster
 from satstore.config import ExperimentConfig
 from satstore.errors import (
     ClusterError,
@@ -615,6 +617,11 @@ def test_probe__killed_keeps_what_was_fitted_and_fits_the_rest(tmp_path: Path) -
     assert list(after) == list(MANY)
     assert {layer: after[layer] for layer in before} == before
     assert Run(run.path).status("probe") == "done"
+
+
+def test_cluster__passes_over_workers_that_are_lost_while_it_asks() -> None:
+    with start_cluster(1) as cluster:
+        assert cluster.run(partial(os._exit, 1)) == []
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
