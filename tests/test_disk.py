@@ -16,7 +16,9 @@ from satstore.disk import measure
 from satstore.errors import NotFoundError
 from satstore.manifest import Manifest
 from satstore.pipeline import make_plan, run_stages
+from satstore.registry import STAGES
 from satstore.run import Run
+from satstore.stages.latent_plan import plan_latents
 
 
 @pytest.fixture
@@ -142,6 +144,18 @@ def test_clean__frees_the_disk_and_extract_brings_the_same_bits_back(run: Run) -
     again = Run(run.path)
     assert contents(again.latents_path) == before
     assert (again.manifest.latents, again.manifest.re_extractable) == ({"pool4": record}, {})
+
+
+def test_clean__is_undone_with_the_mantissa_bits_that_were_stored(run: Run) -> None:
+    record = run.manifest.latents["pool4"].model_copy(update={"mantissa_bits": 5})
+
+    def remove(manifest: Manifest) -> None:
+        manifest.latents, manifest.re_extractable = {}, {"pool4": record}
+
+    with run.lock():
+        run.commit(change=remove)
+    [plan] = plan_latents(Run(run.path), STAGES["extract"].parameters())
+    assert plan.mantissa_bits == 5
 
 
 def test_clean__stopped_halfway_can_be_done_again(

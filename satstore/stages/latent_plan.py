@@ -80,7 +80,9 @@ def _begin(run: Run, parameters: Any, key: str, layers: list[str]) -> PoolingPla
     record = run.manifest.latents.get(key)
     bits = parameters.mantissa_bits
     if record is None:
-        return PoolingPlan(key, layers, is_anew=False, mantissa_bits=bits or 10)
+        removed = run.manifest.re_extractable.get(key)
+        stored_bits = removed.mantissa_bits if removed else 10
+        return PoolingPlan(key, layers, is_anew=False, mantissa_bits=bits or stored_bits)
     checkpoint = run.manifest.files.get(CHECKPOINT)
     is_stale = checkpoint is None or record.checkpoint_sha256 != checkpoint.sha256
     is_rounded_otherwise = bits is not None and bits != record.mantissa_bits
