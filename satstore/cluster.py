@@ -149,8 +149,6 @@ class ClusterEngine:
 
     def sample(self, n_rows: int) -> Floats:
         """Return rows evenly spaced over all, which the workers pick from their spans."""
-        if not n_rows:
-            return np.empty((0, self._rows.shape[1]), np.float32)
         client, n_threads = self._cluster.client, self._cluster.n_threads
         futures = [
             client.submit(_sample, self._source, n_rows, span, n_threads, pure=False) for span in self._spans

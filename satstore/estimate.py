@@ -75,7 +75,12 @@ def checkpoint_bytes(plan: ModelPlan, optimizer: str) -> int:
 
 
 def extraction_memory(
-    plan: ModelPlan, config: ExperimentConfig, n_samples: int, memory_limit: int, base_bytes: int
+    plan: ModelPlan,
+    config: ExperimentConfig,
+    n_samples: int,
+    memory_limit: int,
+    base_bytes: int,
+    n_loaders: int,
 ) -> int:
     """Project the peak of an extraction, in bytes: while the checkpoint loads, or while latents are written.
 
@@ -87,9 +92,12 @@ def extraction_memory(
         Shards are as large as it allows.
     base_bytes
         The interpreter with all libraries loaded, and the images that are held in memory.
+    n_loaders
+        Processes that load images meanwhile, which the limit bounds, too.
     """
     from satstore.store import plan_memory
 
+    base_bytes += loader_bytes(n_loaders)
     model = FLOAT32_BYTES * plan.n_values
     loading = 2 * checkpoint_bytes(plan, config.optimizer) + model
     held = model + _batch_bytes(plan, config)
@@ -242,7 +250,7 @@ def stage_memory(
     base: "Base",
     memory_limit: int,
     workers: int,
-    loaders: int,
+    n_loaders: int,
 ) -> Memory:
     """Project the stages' peaks; a probe's is that of the layer with the most features.
 
@@ -250,14 +258,14 @@ def stage_memory(
     ----------
     workers
         Processes that fit probes side by side; each takes the peak.
-    loaders
-        Processes that load images beside an extraction, which the memory limit bounds with it.
+    n_loaders
+        Processes that load images beside an extraction.
     """
     n_threads = max(1, (os.cpu_count() or 1) // workers)
     n_most = max(counts.n_train, counts.n_eval)
     return Memory(
         train=training_memory(plan, config, base.torch),
-        extract=extraction_memory(plan, config, n_most, memory_limit, base.torch + loader_bytes(loaders)),
+        extract=extraction_memory(plan, config, n_most, memory_limit, base.torch, n_loaders),
         probe=probe_memory(plan, counts, n_threads, base.probe),
     )
 

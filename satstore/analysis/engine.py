@@ -121,6 +121,8 @@ def sample_span(rows: Rows, n_sample: int, span: range, crew: Crew) -> Floats:
 
     def pick(place: slice, read: Reader) -> Floats:
         first, last = np.searchsorted(chosen, (place.start, place.stop))
+        if first == last:  # of small samples, most tiles need not be read
+            return np.empty((0, rows.shape[1]), np.float32)
         floats = read(_scratch.floats(place.stop - place.start, rows.shape[1]))
         picked: Floats = floats[chosen[first:last] - place.start]
         return picked
@@ -179,8 +181,6 @@ class ThreadEngine:
 
     def sample(self, n_rows: int) -> Floats:
         """Return rows evenly spaced over all; see :meth:`Engine.sample`."""
-        if not n_rows:
-            return np.empty((0, self._rows.shape[1]), np.float32)
         sample = np.concatenate([sample_span(self._rows, n_rows, span, self._crew) for span in self._spans])
         return check_sums((sample,), self._rows, self._crew)[0]
 

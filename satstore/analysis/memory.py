@@ -30,11 +30,10 @@ def fit_bytes(problem: Problem, n_threads: int) -> int:
     n_logits = problem.n_positions * problem.n_outputs
     height = min(problem.n_rows, tile_height(problem.n_features, n_logits))
     n_tiles = -(-problem.n_rows // height)
+    n_computing = min(n_threads, n_tiles)
     # In each thread a tile, and while it computes logits, residuals and a gradient; tiles as they are stored.
-    tiles = min(n_threads, n_tiles) * 4 * height * problem.n_features
-    passing = (
-        min(n_threads, n_tiles) * 4 * (2 * height * n_logits + problem.n_positions * problem.n_coefficients)
-    )
+    tiles = n_computing * 4 * height * problem.n_features
+    passing = n_computing * 4 * (2 * height * n_logits + problem.n_positions * problem.n_coefficients)
     passing += min(n_threads + 3, n_tiles) * 2 * height * problem.n_features
     solver = SOLVER_BYTES * problem.n_coefficients
     results = RESULT_BYTES * problem.n_positions * problem.n_coefficients

@@ -112,7 +112,7 @@ def check_resources(
     from satstore import session
     from satstore.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
     from satstore.model_plan import plan_model
-    from satstore.resources import check_disk, check_memory, loader_bytes
+    from satstore.resources import check_disk, check_memory
     from satstore.store.layout import encode_layer
 
     plan = plan_model(run.config, len(data.classes), poolings_of(run, parameters))
@@ -135,9 +135,9 @@ def check_resources(
         )
         check_disk(location.path, needed_bytes - written, what)
     n_most = max(n_samples.values())
-    loaders = loader_bytes(session.choose_workers(run.config, data.in_memory))
-    held_bytes = resident_bytes() + loaders
-    needed = extraction_memory(plan, run.config, n_most, parameters.memory_limit, held_bytes)
+    n_loaders = session.choose_workers(run.config, data.in_memory)
+    limit, held_bytes = parameters.memory_limit, resident_bytes()
+    needed = extraction_memory(plan, run.config, n_most, limit, held_bytes, n_loaders)
     check_memory(needed, None, what)  # the limit bounds the shards, and refuses those that it can't hold
 
 

@@ -29,7 +29,7 @@ SHARD_BYTES = 128 * 2**20
 MIN_SHARDS, SMALL_BYTES = 8, 64 * 2**20
 FLOAT16_BYTES, FLOAT16_MANTISSA_BITS = 2, 10
 MAX_ENCODERS = 4
-"""Shards that are encoded at once, at most."""
+"""Shards encoded at once, at most. Memory is reckoned with it, so that shards are alike everywhere."""
 ENCODING_BYTES = 32 * 2**20
 """What a dozen chunks take on their way through the codecs, side by side."""
 

@@ -146,7 +146,7 @@ def blosc_settings(array: Array) -> tuple[bytes, int, int, int]:
 
 
 def is_all_nan(values: NDArray[np.float16]) -> bool:
-    """Tell whether there is nothing but NaN; on the bits, as NumPy is slow on float16."""
+    """Tell whether there is nothing but NaN; nearly always, the first value says that there is more."""
     return bool(np.isnan(values.reshape(-1)[:1]).all() and np.isnan(values).all())
 
 
