@@ -36,6 +36,14 @@ if TYPE_CHECKING:
     from satstore.analysis.spectrum import Definition
     from satstore.store import LatentSplit
 
+MAKERS: Mapping[str, str] = {
+    "saturation.csv": "saturation",
+    "receptive_field.csv": "receptive-field",
+    "projection.csv": "project",
+    "computational_info.json": "flops",
+}
+"""The stages that make the files of a run folder; tables of probes and what training writes are not here."""
+
 
 class Run:
     """One experiment's folder.
@@ -192,11 +200,10 @@ class Run:
 
     def repair(self, name: str) -> str:
         """Return the command that makes a file of the run folder again."""
-        command = f"satstore train --run {self.name}"
         if name.startswith("probe-"):
             command = self.probing(name.removeprefix("probe-").removesuffix(".csv"))
-        elif name == "saturation.csv":
-            command = f"satstore saturation --run {self.name}"
+        else:
+            command = f"satstore {MAKERS.get(name, 'train')} --run {self.name}"
         return f"{command} --overwrite"
 
     def probing(self, key: str) -> str:
