@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import satstore
+from conftest import SMALL, satstore
 
 from satstore.cli import main
 from satstore.config import ExperimentConfig, read_config
@@ -333,6 +333,33 @@ def test_run__stages_and_workers_from_the_command_line(tmp_path: Path, demo_logs
         columns = ["layer", "eval_accuracy", "objective", "n_iter"]
         assert run.table("probe-pool2")[columns].equals(other.table("probe-pool2")[columns])
     assert result.stderr.count("train: found done") == 2
+
+
+def test_run__ends_with_a_table_and_one_failed_experiment_does_not_stop_the_others(tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    datasets = ["ImageFolder:nowhere", "Digits"]
+    config.write_text(json.dumps({**SMALL, "dataset": datasets, "stages": ["train", "saturation"]}))
+    words = ["run", "--config", config, "--run-id", "res", "--logs-dir", tmp_path]
+    rows = []
+    for _ in range(2):
+        result = satstore(*words)
+        assert result.returncode == 1
+        assert "1 of 2 experiments failed" in result.stderr
+        assert "no folder" in result.stderr
+        assert "Traceback" not in result.stderr
+        rows.append([" ".join(line.split()) for line in result.stdout.splitlines()])
+    (failed, digits), heads = sorted(p.name for p in tmp_path.glob("res/*")), "experiment train saturation"
+    failed, digits = (failed, digits) if "ImageFolder" in failed else (digits, failed)
+    lost = f"res/{failed} failed –"
+    assert rows[0] == [heads, lost, f"res/{digits} done done", "2 done, 0 found done, 1 failed"]
+    assert rows[1] == [heads, lost, f"res/{digits} found done found done", "0 done, 2 found done, 1 failed"]
+    [run] = [Run(p.parent) for p in tmp_path.glob("res/*Digits*/manifest.json")]
+    assert not run.manifest.latents, "the config's stages have no extract"
+    found = satstore("train", "--run", run.name, "--logs-dir", tmp_path)
+    assert "train: found done" in found.stderr
+    assert satstore("train", "--run", run.name, "--latents", "--logs-dir", tmp_path).returncode == 0
+    run.reload()
+    assert list(run.manifest.latents) == ["pool4"]
 
 
 PLUGIN = """

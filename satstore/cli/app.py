@@ -88,7 +88,9 @@ def add_run() -> None:
         for name in stages or ():
             STAGES.entry(name)
         given = dict(parameters or model())
-        work(target, lambda config: make_plan(stages or config.stages, given, strict=False))
+        if stages and given["latents"] is None:
+            given["latents"] = False  # who names the stages and leaves extract out wants no latents
+        work(target, lambda config: make_plan(stages or config.stages, given, strict=False), with_table=True)
 
     run.__doc__ = "Run all stages that a config names, each experiment of its grid; what is done is skipped."
     run.__annotations__["parameters"] = Annotated[model | None, Parameter(name="*")]

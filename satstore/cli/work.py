@@ -1,8 +1,12 @@
 """Commands that work: stages on the experiments of a config or a run id."""
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from rich.table import Table
+
+from satstore.cli.look import make_console
 from satstore.cli.progress import Bar
 from satstore.config import ExperimentConfig, read_config
 from satstore.errors import ConfigError, SatstoreError
@@ -17,8 +21,13 @@ if TYPE_CHECKING:
 Plan = Callable[[ExperimentConfig], Mapping[str, StageParameters]]
 
 
-def work(target: "Target", plan: Plan) -> None:
+def work(target: "Target", plan: Plan, *, with_table: bool = False) -> None:
     """Run each experiment's plan, show the progress, and say what was done.
+
+    Parameters
+    ----------
+    with_table
+        Print at the end what became of each stage of each experiment.
 
     Raises
     ------
@@ -32,10 +41,13 @@ def work(target: "Target", plan: Plan) -> None:
             found = run_stages([run], plan(run.config), with_needs=target.config is not None)
             outcomes += found
             for outcome in found:
-                if outcome.error is not None and len(runs) == 1:
-                    raise outcome.error
-                bar.say(describe(outcome))
+                if outcome.error is None or len(runs) > 1:
+                    bar.say(describe(outcome))
+    if with_table:
+        print_outcomes(outcomes)
     failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if failed and len(runs) == 1 and failed[0].error is not None:
+        raise failed[0].error
     if failed:
         raise SatstoreError(f"{len(failed)} of {len(runs)} experiments failed")
 
@@ -54,8 +66,30 @@ def find_target(target: "Target", bar: Bar) -> list[Run]:
     return find_runs(name, target.logs_dir, bar.listen)
 
 
+WORDS: Mapping[str, str] = {"done": "done", "skipped": "found done", "failed": "failed"}
+
+
 def describe(outcome: Outcome) -> str:
     """Return what became of a stage, in one line."""
-    words = {"done": "done", "skipped": "found done", "failed": "failed"}
-    text = f"{outcome.run.name}  {outcome.stage}: {words[outcome.result]}"
+    text = f"{outcome.run.name}  {outcome.stage}: {WORDS[outcome.result]}"
     return f"{text}: {outcome.error}" if outcome.error else text
+
+
+def print_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """Print a table of what became of each stage, a row per experiment; a stage not reached has a dash."""
+    stages = list(dict.fromkeys(outcome.stage for outcome in outcomes))
+    table = Table(box=None, pad_edge=False)
+    table.add_column("experiment", no_wrap=True)
+    for stage in stages:
+        table.add_column(stage, no_wrap=True)
+    # Points of a grid that differ only in delta, say, are one experiment: what was done for one counts.
+    results: dict[tuple[str, str], str] = {}
+    for result in ("skipped", "done", "failed"):
+        results |= {(o.run.name, o.stage): result for o in outcomes if o.result == result}
+    for name in dict.fromkeys(outcome.run.name for outcome in outcomes):
+        found = (results.get((name, stage)) for stage in stages)
+        table.add_row(name, *(WORDS[result] if result else "–" for result in found))
+    counts = Counter(results.values())
+    console = make_console()
+    console.print(table)
+    console.print(", ".join(f"{counts[result]} {word}" for result, word in WORDS.items()))

@@ -26,7 +26,12 @@ class TrainParameters(StageParameters):
     """Parameters of ``train``."""
 
     device: Device = None
-    latents: Annotated[bool, Field(description="write the latents at the end, as extract does")] = True
+    latents: Annotated[
+        bool | None,
+        Field(
+            description="write the latents at the end, as extract does; default: if the config's stages do"
+        ),
+    ] = None
     pooling: Poolings = None
     latents_dir: LatentsDir = None
     memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT
@@ -46,7 +51,14 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
         done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
         return [f"epochs {done + 1} to {run.config.epoch}"]
     run.check_file(CHECKPOINT)
-    return extract.pending(run, extract.STAGE.adapt(parameters, check=False)) if parameters.latents else []
+    if not writes_latents(run, parameters):
+        return []
+    return extract.pending(run, extract.STAGE.adapt(parameters, check=False))
+
+
+def writes_latents(run: Run, parameters: TrainParameters) -> bool:
+    """Tell whether the latents are part of what was asked for."""
+    return extract.STAGE.name in run.config.stages if parameters.latents is None else parameters.latents
 
 
 def train(run: Run, parameters: TrainParameters) -> None:
@@ -60,7 +72,7 @@ def train(run: Run, parameters: TrainParameters) -> None:
     if not is_trained(run):
         training.train(run, device)
     latents = extract.STAGE.adapt(parameters, check=False)
-    if parameters.latents and extract.pending(run, latents):
+    if writes_latents(run, parameters) and extract.pending(run, latents):
         with run.stage(extract.STAGE.key, record_parameters(latents)):
             extract.extract(run, latents)
 
