@@ -6,34 +6,53 @@ what they hold, and a CUDA device is waited for once per pass, not once per batc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import sqrt
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from satstore.errors import NumericsError
-from satstore.registry import Entry
+from satstore.errors import ConfigError, NumericsError
+from satstore.registry import METRICS, Entry
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from satstore.protocols import Metric, ValueMetric
 
-class Metric(Protocol):
-    """What the training loop asks of a metric.
 
-    Attributes
-    ----------
-    column
-        The metric's name in tables.
+def start_metrics(names: Iterable[str]) -> list[Metric]:
+    """Return a fresh metric of each name, the accuracy always among them and first.
+
+    Lists, plots and stopping early need the accuracy as a fraction, so it is always satstore's own.
     """
+    metrics: list[Metric] = [TopAccuracy("accuracy", 1)]
+    for name in names:
+        metric = METRICS[name]()
+        adapted: Metric = _ByValue(metric) if not hasattr(metric, "compute") else metric
+        if adapted.column != metrics[0].column:
+            metrics.append(adapted)
+    return metrics
 
-    column: str
+
+class _ByValue:
+    """A :class:`~satstore.protocols.ValueMetric` as a metric; what its value means stays as it is."""
+
+    def __init__(self, metric: ValueMetric) -> None:
+        # Of the class: a value of no batch yet may not be computable.
+        if not (hasattr(metric, "update") and hasattr(metric, "name") and hasattr(type(metric), "value")):
+            raise ConfigError(
+                f"{type(metric).__name__} is no metric: expected update and compute, or update, name and "
+                "the property value"
+            )
+        self.column = metric.name.replace("-", "_")
+        self._metric = metric
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits (B, k), labels int64 (B,), on one device."""
-        ...
+        self._metric.update(labels, logits)
 
     def compute(self) -> float:
-        """Return the metric over all batches so far; NumericsError if there was none."""
-        ...
+        """Return the metric over all batches so far."""
+        return float(self._metric.value)
 
 
 class TopAccuracy:

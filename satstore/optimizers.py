@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from satstore.registry import Entry
+from satstore.errors import ConfigError
+from satstore.registry import OPTIMIZERS, Entry
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
     from torch.optim.lr_scheduler import LRScheduler
+
+    from satstore.protocols import Scheduler
 
 
 def sgd(
@@ -32,6 +35,32 @@ def adaptive(model: nn.Module, *, algorithm: str) -> tuple[Optimizer, None]:
 
     optimizer: Optimizer = getattr(torch.optim, algorithm)(model.parameters())
     return optimizer, None
+
+
+def make_optimizer(name: str, model: nn.Module) -> tuple[Optimizer, Scheduler | None]:
+    """Make the optimizer of a name, whichever of the forms of its protocol its factory returns.
+
+    Raises
+    ------
+    ConfigError
+        If it returns none of them.
+    """
+    from torch.optim import Optimizer
+
+    found = OPTIMIZERS[name](model)
+    if isinstance(found, Optimizer):
+        return found, None
+    optimizer, scheduler = (
+        found
+        if isinstance(found, tuple) and len(found) == 2
+        else (getattr(found, "optimizer", None), getattr(found, "scheduler", None))
+    )
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"optimizer {name!r} returned {type(found).__name__}; expected a torch optimizer, or one "
+            "and its schedule"
+        )
+    return optimizer, scheduler
 
 
 ROWS = (

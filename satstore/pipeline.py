@@ -11,7 +11,7 @@ from satstore.config import ExperimentConfig, describe, read_config
 from satstore.errors import ConfigError, MissingStageError, SatstoreError, StageError
 from satstore.events import Listener
 from satstore.logs import check_run_id, find_logs_dir, make_run
-from satstore.registry import STAGES
+from satstore.registry import STAGES, stand_in
 from satstore.run import Run
 from satstore.stages.stage import Stage, StageParameters, record_parameters
 
@@ -164,6 +164,7 @@ def run_experiments(
     *,
     logs_dir: str | Path | None = None,
     listener: Listener | None = None,
+    registries: Mapping[str, object] | None = None,
     **parameters: Any,
 ) -> list[Run]:
     """Run the experiments of a config, as ``satstore run`` does.
@@ -180,6 +181,9 @@ def run_experiments(
         The logs folder; by default SATSTORE_LOGS_DIR, else the config's, else ``./logs``.
     listener
         Called with every event.
+    registries
+        ``models``, ``datasets``, ``optimizers``, ``metrics`` or ``stages`` to a module, class or object
+        whose ``__dict__`` maps names to factories (:mod:`satstore.protocols`), which come before satstore's.
     **parameters
         Parameters of the stages, such as ``device="cpu"``, ``pooling=["4"]`` or ``workers=2``.
 
@@ -194,12 +198,13 @@ def run_experiments(
         The first error of a stage, after all other experiments have been run.
     """
     stages = (stages,) if isinstance(stages, str) else stages
-    configs = read_config(config)
-    plans = [make_plan(stages or c.stages, parameters) for c in configs]
-    runs = make_runs(configs, run_id, logs_dir, listener)
-    outcomes = [
-        o for run, plan in zip(runs, plans, strict=True) for o in run_stages([run], plan, with_needs=True)
-    ]
+    with stand_in(registries or {}):
+        configs = read_config(config)
+        plans = [make_plan(stages or c.stages, parameters) for c in configs]
+        runs = make_runs(configs, run_id, logs_dir, listener)
+        outcomes = [
+            o for run, plan in zip(runs, plans, strict=True) for o in run_stages([run], plan, with_needs=True)
+        ]
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error

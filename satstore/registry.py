@@ -2,20 +2,25 @@
 
 A registry's own entries are rows that name a function as ``"module:function"``; the module is imported when
 the entry is used, so that listing names imports neither torch nor anything else that is slow. Third parties
-add entries with :meth:`Registry.register`, through entry points, or through a config's ``"plugins"``.
+add entries with :meth:`Registry.register`, through entry points, or through a config's ``"plugins"``; from
+Python, any object whose ``__dict__`` maps names to factories can stand in (:meth:`Registry.stand_in`).
 """
 
 import importlib
 import sys
+from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from satstore.errors import ConfigError, UnknownNameError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class Entry:
     """
 
     name: str
-    target: str | Callable[..., Any]
+    target: Any
     arguments: Mapping[str, Any] = field(default_factory=dict)
     family: str = ""
     description: str = ""
@@ -47,11 +52,24 @@ class Entry:
 
     def load(self) -> Any:
         """Import the target and bind the arguments."""
-        target: Any = self.target
+        target = self.target
         if isinstance(target, str):
             module, _, attribute = target.partition(":")
             target = getattr(importlib.import_module(module), attribute)
         return partial(target, **self.arguments) if self.arguments else target
+
+    @property
+    def origin(self) -> str:
+        """Where it comes from, as ``module:attribute``."""
+        if isinstance(self.target, str):
+            return self.target
+        named = self.target if hasattr(self.target, "__qualname__") else type(self.target)
+        return f"{named.__module__}:{named.__qualname__}"
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is one of satstore's own rows."""
+        return isinstance(self.target, str) and self.target.startswith("satstore.")
 
 
 class Registry(Mapping[str, Any]):
@@ -72,7 +90,11 @@ class Registry(Mapping[str, Any]):
         self._rows = rows
         self._group = group
         self._entries: dict[str, Entry] = {}
+        self._stand_ins: dict[str, Entry] = {}
         self._filled = False
+
+    def _known(self) -> Mapping[str, Entry]:
+        return ChainMap(self._stand_ins, self._fill())
 
     def _fill(self) -> dict[str, Entry]:
         if not self._filled:
@@ -87,7 +109,7 @@ class Registry(Mapping[str, Any]):
 
     def register(
         self, name: str, *, family: str = "", description: str = "", **arguments: Any
-    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    ) -> Callable[[T], T]:
         """Add the decorated object under a name.
 
         Raises
@@ -96,16 +118,45 @@ class Registry(Mapping[str, Any]):
             If the name is taken by another object.
         """
 
-        def add(target: Callable[..., Any]) -> Callable[..., Any]:
+        def add(target: T) -> T:
             known = self._fill().get(name)
             if known is not None and known.target is not target:
                 raise ConfigError(f"a {self.kind} named {name!r} is registered already; choose another name")
-            lines = (target.__doc__ or "").strip().splitlines()
-            text = description or (lines[0] if lines else "")
+            text = description or _first_line(target)
             self._entries[name] = Entry(name, target, arguments, family or target.__module__, text)
             return target
 
         return add
+
+    @contextmanager
+    def stand_in(self, owner: object) -> Iterator[None]:
+        """Let the factories of a module, class or object stand in front of this registry's entries.
+
+        Parameters
+        ----------
+        owner
+            What its ``__dict__`` maps names to and can be called, is a factory; names that begin with an
+            underscore are none. What it lacks is found in the registry as always.
+
+        Raises
+        ------
+        ConfigError
+            If it has no ``__dict__``, or nothing in it that can be called.
+        """
+        found = {k: v for k, v in getattr(owner, "__dict__", {}).items() if callable(v) and k[:1] != "_"}
+        family = getattr(owner, "__name__", type(owner).__name__)
+        if not found:
+            raise ConfigError(
+                f"{family!r} can't stand in for the registry of {self.kind}s: expected an object whose "
+                "__dict__ maps names to factories"
+            )
+        before = self._stand_ins
+        entries = {k: Entry(k, v, family=family, description=_first_line(v)) for k, v in found.items()}
+        self._stand_ins = {**before, **entries}
+        try:
+            yield
+        finally:
+            self._stand_ins = before
 
     def entry(self, name: str) -> Entry:
         """Return the row of a name, an argument after a colon bound to it.
@@ -115,7 +166,7 @@ class Registry(Mapping[str, Any]):
         UnknownNameError
             If there is no such name; the message suggests the nearest.
         """
-        entries = self._fill()
+        entries = self._known()
         base, _, argument = name.partition(":")
         row = entries.get(name) or entries.get(base)
         if row is None:
@@ -133,7 +184,7 @@ class Registry(Mapping[str, Any]):
 
     def entries(self) -> list[Entry]:
         """Return all rows, in the order of their registration."""
-        return list(self._fill().values())
+        return list(self._known().values())
 
     def __getitem__(self, name: str) -> Any:
         entry = self.entry(name)
@@ -153,10 +204,15 @@ class Registry(Mapping[str, Any]):
         return True
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._fill())
+        return iter(self._known())
 
     def __len__(self) -> int:
-        return len(self._fill())
+        return len(self._known())
+
+
+def _first_line(target: object) -> str:
+    lines = (target.__doc__ or "").strip().splitlines()
+    return lines[0] if lines else ""
 
 
 def suggest(name: str, names: Iterable[str]) -> str:
@@ -194,3 +250,28 @@ DATASETS = Registry("dataset", "satstore.datasets:ROWS", "satstore.datasets")
 OPTIMIZERS = Registry("optimizer", "satstore.optimizers:ROWS", "satstore.optimizers")
 METRICS = Registry("metric", "satstore.metrics:ROWS", "satstore.metrics")
 STAGES = Registry("stage", "satstore.stages:ROWS", "satstore.stages")
+
+REGISTRIES: Mapping[str, Registry] = {
+    "models": MODELS,
+    "datasets": DATASETS,
+    "optimizers": OPTIMIZERS,
+    "metrics": METRICS,
+    "stages": STAGES,
+}
+
+
+@contextmanager
+def stand_in(owners: Mapping[str, object]) -> Iterator[None]:
+    """Let objects stand in front of registries, by the registries' names; see :meth:`Registry.stand_in`.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such registry.
+    """
+    with ExitStack() as stack:
+        for name, owner in owners.items():
+            if name not in REGISTRIES:
+                raise UnknownNameError(f"no registry named {name!r}{suggest(name, REGISTRIES)}")
+            stack.enter_context(REGISTRIES[name].stand_in(owner))
+        yield

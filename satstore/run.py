@@ -139,8 +139,8 @@ class Run:
         return self._lock.holder() is not None
 
     def statuses(self) -> dict[str, StageStatus]:
-        """Return every stage's state, by its key in the manifest."""
-        return {stage: self.status(stage) for stage in STAGE_KEYS}
+        """Return every stage's state, by its key in the manifest, those of plugins last."""
+        return {stage: self.status(stage) for stage in dict.fromkeys((*STAGE_KEYS, *self.manifest.stages))}
 
     def table(self, name: str) -> "pd.DataFrame":
         """Return a table of the run, such as ``"metrics"``, ``"saturation"`` or ``"probe-pool4"``.

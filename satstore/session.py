@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from satstore.capture import LatentRecorder, Layer, describe_layers, select_layers
 from satstore.config import ExperimentConfig
 from satstore.datasets.images import ImageData
+from satstore.datasets.loaders import from_loaders, takes_loaders
 from satstore.errors import ConfigError, CorruptError, DeviceError
 from satstore.manifest import CHECKPOINT, DatasetRecord, LayerRecord, Manifest
-from satstore.registry import DATASETS, MODELS, OPTIMIZERS, load_plugins
+from satstore.optimizers import make_optimizer
+from satstore.registry import DATASETS, MODELS, load_plugins
 from satstore.run import Run
 from satstore.store import digest_labels
 
@@ -49,10 +51,38 @@ def choose_device(name: str | None) -> torch.device:
 def load_data(config: ExperimentConfig) -> ImageData:
     """Build a config's dataset."""
     load_plugins(config.plugins)  # which a run that was opened by its name has not loaded yet
-    data: ImageData = DATASETS[config.dataset](
+    factory = DATASETS[config.dataset]
+    if takes_loaders(factory):
+        return from_loaders(config.dataset, factory, config.resolution, config.batch_size, config.data_dir)
+    data: ImageData = factory(
         resolution=config.resolution, data_dir=config.data_dir, augment=config.augment, seed=config.seed
     )
     return data
+
+
+def third_parties(config: ExperimentConfig) -> dict[str, str]:
+    """Return where a config's model and dataset come from, if not from satstore."""
+    rows = {"model": MODELS.entry(config.model), "dataset": DATASETS.entry(config.dataset)}
+    return {kind: row.origin for kind, row in rows.items() if not row.is_own}
+
+
+def check_origins(run: Run) -> None:
+    """Check that the names of a run's model and dataset stand for what it was trained with.
+
+    Raises
+    ------
+    ConfigError
+        If one comes from elsewhere now.
+    """
+    found = third_parties(run.config)
+    known: dict[str, str] = run.manifest.environment.get("third_parties", found)
+    for kind in ("model", "dataset"):
+        if known.get(kind) != found.get(kind):
+            was, now = (origins.get(kind, "satstore") for origins in (known, found))
+            raise ConfigError(
+                f"{run.name} was trained with the {kind} {getattr(run.config, kind)!r} of {was}, which is "
+                f"now that of {now}; give the same plugins or registries, or use another run id"
+            )
 
 
 def build_model(config: ExperimentConfig, n_classes: int, device: torch.device) -> nn.Module:
@@ -86,8 +116,11 @@ def check_data(run: Run, data: ImageData) -> None:
     ------
     CorruptError
         If the fingerprints differ.
+    ConfigError
+        If its model or dataset comes from elsewhere now.
     """
     known = run.manifest.dataset
+    check_origins(run)
     if known and known.fingerprint != data.fingerprint:
         raise CorruptError(
             f"{run.name} was trained on other data than {data.name} in {run.config.data_dir} is now "
@@ -123,7 +156,7 @@ class Session:
         random.seed(config.seed)
         np.random.seed(config.seed % 2**32)  # noqa: NPY002  # third parties' augmentations may draw from it
         self.model = build_model(config, len(data.classes), device)
-        self.optimizer, self.scheduler = OPTIMIZERS[config.optimizer](self.model)
+        self.optimizer, self.scheduler = make_optimizer(config.optimizer, self.model)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
@@ -227,6 +260,7 @@ def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[La
         "device": str(session.device),
         "n_threads": torch.get_num_threads(),
         "n_workers": choose_workers(config, data.in_memory),
+        "third_parties": third_parties(config),
     }
     if session.epoch:
         for key in ("device", "n_threads", "n_workers"):

@@ -17,7 +17,7 @@ from satstore.config import ExperimentConfig
 from satstore.datasets.images import ImageSplit, make_loader
 from satstore.errors import NumericsError
 from satstore.manifest import CHECKPOINT, Manifest
-from satstore.registry import METRICS
+from satstore.metrics import start_metrics
 from satstore.run import Run
 from satstore.session import (
     Session,
@@ -121,8 +121,7 @@ def run_pass(
     """
     training = split == "train"
     model, optimizer, device = session.model, session.optimizer, session.device
-    # Accuracy is always among them: lists, plots and stopping early need it.
-    metrics = [METRICS[name]() for name in dict.fromkeys(("Accuracy", *session.config.metrics))]
+    metrics = start_metrics(session.config.metrics)
     losses, n_samples = [], 0
     autocast = torch.autocast(
         device.type, torch.bfloat16, enabled=session.config.amp and device.type == "cuda"

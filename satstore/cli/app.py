@@ -1,5 +1,6 @@
 """The commands."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ from cyclopts import App, Parameter
 from pydantic import create_model
 
 from satstore import __version__
+from satstore.errors import ConfigError
 from satstore.registry import STAGES
 from satstore.stages.stage import DEFAULT_MEMORY_LIMIT, MemoryLimit, Poolings
 
@@ -66,13 +68,22 @@ def join_parameters(stages: list[str]) -> Any:
     return create_model("RunParameters", **fields)
 
 
-for _name in STAGES:
-    add_stage(_name)
+def usable_stages() -> list[str]:
+    """Return the stages' names, less those of installed packages that are broken, of which it warns."""
+    names = []
+    for name in STAGES:
+        try:
+            STAGES[name]
+        except ConfigError as error:
+            print(f"satstore: warning: {error}", file=sys.stderr)  # noqa: T201
+        else:
+            names.append(name)
+    return names
 
 
-def add_run() -> None:
+def add_run(names: list[str]) -> None:
     """Make the command that runs several stages."""
-    model = join_parameters(list(STAGES))
+    model = join_parameters(names)
 
     def run(
         *,
@@ -85,8 +96,6 @@ def add_run() -> None:
         from satstore.cli.work import work
         from satstore.pipeline import make_plan
 
-        for name in stages or ():
-            STAGES.entry(name)
         given = dict(parameters or model())
         if stages and given["latents"] is None:
             given["latents"] = False  # who names the stages and leaves extract out wants no latents
@@ -98,7 +107,10 @@ def add_run() -> None:
     app.command(run)
 
 
-add_run()
+_stages = usable_stages()
+for _name in _stages:
+    add_stage(_name)
+add_run(_stages)
 
 
 @app.command
@@ -255,9 +267,6 @@ def defaults() -> None:
 @app.command
 def tui(*, logs_dir: LogsDir = None) -> None:
     """Open the terminal app on the logs folder."""
-    import sys
-
-    from satstore.errors import ConfigError
     from satstore.logs import find_logs_dir
 
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # it draws on stderr

@@ -12,6 +12,7 @@ from satstore.config import ExperimentConfig, read_config
 from satstore.errors import ConfigError, SatstoreError
 from satstore.logs import find_runs
 from satstore.pipeline import Outcome, make_runs, run_stages
+from satstore.registry import load_plugins
 from satstore.run import Run
 from satstore.stages.stage import StageParameters
 
@@ -35,10 +36,11 @@ def work(target: "Target", plan: Plan, *, with_table: bool = False) -> None:
         The only experiment's error; where there are several, how many failed, each named before.
     """
     with Bar() as bar:
-        runs = find_target(target, bar)
+        work = find_work(target, plan, bar)
+        runs = [run for run, _ in work]
         outcomes: list[Outcome] = []
-        for run in runs:
-            found = run_stages([run], plan(run.config), with_needs=target.config is not None)
+        for run, parameters in work:
+            found = run_stages([run], parameters, with_needs=target.config is not None)
             outcomes += found
             for outcome in found:
                 if outcome.error is None or len(runs) > 1:
@@ -52,18 +54,27 @@ def work(target: "Target", plan: Plan, *, with_table: bool = False) -> None:
         raise SatstoreError(f"{len(failed)} of {len(runs)} experiments failed")
 
 
-def find_target(target: "Target", bar: Bar) -> list[Run]:
-    """Return the experiments that a command names, those of a config made where they aren't there."""
+def find_work(target: "Target", plan: Plan, bar: Bar) -> list[tuple[Run, Mapping[str, StageParameters]]]:
+    """Return the experiments that a command names, each with its plan.
+
+    Those of a config are made where they aren't there, once all plans are known to be sound.
+    """
     if target.config is not None:
         if target.run is not None:
             raise ConfigError("--config and --run exclude each other: a run has its own config")
         if target.run_id is None:
             raise ConfigError("--config needs --run-id, the name that the run's folder gets")
-        return make_runs(read_config(target.config), target.run_id, target.logs_dir, bar.listen)
+        configs = read_config(target.config)
+        plans = [plan(config) for config in configs]
+        runs = make_runs(configs, target.run_id, target.logs_dir, bar.listen)
+        return list(zip(runs, plans, strict=True))
     name = target.run or target.run_id
     if name is None:
         raise ConfigError("nothing to work on: give --config and --run-id, or --run")
-    return find_runs(name, target.logs_dir, bar.listen)
+    runs = find_runs(name, target.logs_dir, bar.listen)
+    for run in runs:
+        load_plugins(run.config.plugins)  # which may bring the stages that the plan is of
+    return [(run, plan(run.config)) for run in runs]
 
 
 WORDS: Mapping[str, str] = {"done": "done", "skipped": "found done", "failed": "failed"}

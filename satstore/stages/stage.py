@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, Confi
 from satstore.config import Pooling
 from satstore.errors import ConfigError
 from satstore.location import locate
-from satstore.registry import suggest
+from satstore.registry import STAGES, suggest
 from satstore.run import Run
 
 
@@ -131,6 +131,42 @@ class Stage:
         for pooling in getattr(parameters, "pooling", None) or ():
             words += ["-d", pooling]
         return " ".join(words)
+
+
+def stage(
+    name: str,
+    *,
+    table: str = "",
+    parameters: type[StageParameters] = StageParameters,
+    needs: tuple[str, ...] = ("train",),
+    pending: Callable[[Run, Any], list[str]] | None = None,
+) -> Callable[[Callable[[Run, Any], None]], Callable[[Run, Any], None]]:
+    """Register a function as a stage, its docstring's first line as the description.
+
+    Parameters
+    ----------
+    name, table, parameters, needs, pending
+        As for :class:`Stage`. Without ``pending``, the stage is done once the table is committed, and with
+        the parameter ``overwrite`` never.
+
+    Raises
+    ------
+    ConfigError
+        If there is neither ``table`` nor ``pending``, or the name is taken.
+    """
+    if not table and pending is None:
+        raise ConfigError(f"stage {name!r} needs table or pending, to tell when it is done")
+
+    def is_missing(run: Run, asked: Any) -> list[str]:
+        return [] if run.has_file(f"{table}.csv") and not getattr(asked, "overwrite", False) else [table]
+
+    def add(function: Callable[[Run, Any], None]) -> Callable[[Run, Any], None]:
+        text = " ".join((function.__doc__ or name).strip().splitlines()[0].split())
+        made = Stage(name, text, function, pending or is_missing, parameters, needs, table)
+        STAGES.register(name, family=function.__module__, description=text)(made)
+        return function
+
+    return add
 
 
 def record_parameters(parameters: StageParameters) -> dict[str, Any]:
