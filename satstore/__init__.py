@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from satstore.analysis.logistic import LogisticProbe
+    from satstore.analysis.receptive_field import receptive_field
     from satstore.config import ExperimentConfig, read_config
     from satstore.errors import SatstoreError
     from satstore.logs import find_runs, list_runs, open_run
@@ -27,6 +28,7 @@ _MODULES = {
     "open_latents": "satstore.store",
     "open_run": "satstore.logs",
     "read_config": "satstore.config",
+    "receptive_field": "satstore.analysis.receptive_field",
     "run_experiments": "satstore.pipeline",
 }
 
@@ -41,6 +43,7 @@ __all__ = [
     "open_latents",
     "open_run",
     "read_config",
+    "receptive_field",
     "run_experiments",
 ]
 

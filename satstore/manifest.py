@@ -133,6 +133,8 @@ class Summary(_Record):
     intrinsic_dimension: dict[str, int | None] = Field(default_factory=dict)
     saturation: dict[str, float | None] = Field(default_factory=dict)
     probe_accuracy: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    border_layer: str | None = None
+    strict_border_layer: str | None = None
 
 
 class Manifest(_Record):

@@ -4,10 +4,10 @@ Shapes come from the model on torch's ``meta`` device, which computes no values:
 no memory and hardly any time.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from satstore.config import ExperimentConfig, pooling_key
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from satstore.capture import Layer
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -71,26 +73,40 @@ class ModelPlan:
         return [prod(shape) for layer in self.layers for shape in layer.latents.values()]
 
 
+def build_blank(config: ExperimentConfig, n_classes: int, device: str) -> "nn.Module":
+    """Build a config's model on a device, whatever its weights."""
+    import torch
+
+    from satstore.registry import MODELS, load_plugins
+
+    load_plugins(config.plugins)
+    with torch.device(device):
+        model: nn.Module = MODELS[config.model](num_classes=n_classes)
+    return model
+
+
+def without_values(measure: Callable[[str], T]) -> T:
+    """Measure something on the ``meta`` device, or on the CPU where a model can't do without values."""
+    try:
+        return measure("meta")
+    except (NotImplementedError, RuntimeError):
+        return measure("cpu")
+
+
 def plan_model(config: ExperimentConfig, n_classes: int, poolings: tuple[str, ...]) -> ModelPlan:
     """Build a config's model without memory and take its sizes."""
     import torch
 
     from satstore.capture import describe_layers, select_layers
-    from satstore.registry import MODELS, load_plugins
 
-    load_plugins(config.plugins)
-    for device in ("meta", "cpu"):  # a third party's model may need values to get through a forward pass
-        try:
-            with torch.device(device):
-                model: nn.Module = MODELS[config.model](num_classes=n_classes)
-                image = torch.zeros(1, 3, config.resolution, config.resolution)
-            modules = select_layers(model, config.layers, config.exclude_layers)
-            flow = _Flow(model)
-            layers = describe_layers(model, image, modules)
-            break
-        except (NotImplementedError, RuntimeError):
-            if device == "cpu":
-                raise
+    def measure(device: str) -> "tuple[nn.Module, dict[str, nn.Module], _Flow, list[Layer]]":
+        model = build_blank(config, n_classes, device)
+        image = torch.zeros(1, 3, config.resolution, config.resolution, device=device)
+        modules = select_layers(model, config.layers, config.exclude_layers)
+        flow = _Flow(model)
+        return model, modules, flow, describe_layers(model, image, modules)
+
+    model, modules, flow, layers = without_values(measure)
     values = [*model.parameters(), *model.buffers()]
     return ModelPlan(
         layers=tuple(_plan_layer(layer, modules[layer.name], poolings) for layer in layers),

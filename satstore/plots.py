@@ -65,6 +65,9 @@ def plot_layers(run: Run, all_layers: bool = False) -> Figure:
     reached = run.manifest.summary.test_accuracy
     if reached is not None:
         axes.axhline(reached, color=MODEL, linestyle="--", linewidth=1, label=f"model accuracy {reached:.1%}")
+    border = run.manifest.summary.border_layer
+    if border in layers:
+        axes.axvline(layers.index(border), color=MODEL, linestyle=":", linewidth=1.2, label="border layer")
     axes.set_xticks(places, layers, rotation=90, fontsize=8)
     axes.set_xlim(-0.5, len(layers) - 0.5)
     axes.set_ylim(0, 1.02)

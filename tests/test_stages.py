@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import CLEAN, SMALL
+from conftest import CLEAN, SMALL, satstore
 from rich.console import Console
 
 from satstore.cli.look import print_layers
@@ -427,3 +427,40 @@ def test_layers__filter_is_kept_everywhere(tmp_path: Path) -> None:
     assert all(layer.startswith("features.") and layer != "features.0" for layer in run.layers)
     assert list(run.latents("pool4", "train")) == run.layers == list(run.table("probe-pool4")["layer"])
     assert extract.pending(run, extract.ExtractParameters()) == []
+
+
+def test_receptive_field__needs_no_training_and_notes_the_border_layer(tmp_path: Path) -> None:
+    [run] = run_experiments({**SMALL, "model": "vgg11"}, "res", ["receptive-field"], logs_dir=tmp_path)
+    run.reload()
+    table = run.table("receptive_field")
+    assert run.statuses()["train"] == "missing"
+    assert list(table["receptive_field_max"])[:8] == [3, 8, 18, 26, 46, 62, 102, 134]
+    assert run.manifest.summary.border_layer == table["layer"][5] == "features.18"
+    assert run.manifest.summary.strict_border_layer == "features.18"
+    before = run.read_file("receptive_field.csv")
+    [again] = run_experiments(
+        {**SMALL, "model": "vgg11"}, "res", ["receptive-field"], logs_dir=tmp_path, overwrite=True
+    )
+    assert again.read_file("receptive_field.csv") == before
+
+
+def test_receptive_field__has_the_layers_that_are_recorded(trained: Run) -> None:
+    start(trained, "receptive-field")
+    start(trained, "saturation")
+    trained.reload()
+    assert list(trained.table("receptive_field")["layer"]) == trained.layers
+    assert trained.manifest.summary.border_layer is None, "a VGG7 sees 18 px at most"
+    axes = trained.plot().axes[0]
+    assert "border layer" not in [line.get_label() for line in axes.lines]
+
+
+def test_receptive_field__border_layer_is_drawn_and_shown(demo_logs: Path, tmp_path: Path) -> None:
+    shutil.copytree(demo_logs / "demo", tmp_path / "demo")
+    assert satstore("receptive-field", "--run", "demo", "--logs-dir", tmp_path).returncode == 0
+    shown = satstore("show", "demo", "--logs-dir", tmp_path).stdout
+    assert "border layer at 32 px: features.18 (strict: features.18)" in shown
+    [manifest] = tmp_path.glob("demo/*/manifest.json")
+    [line] = [
+        line for line in Run(manifest.parent).plot().axes[0].lines if line.get_label() == "border layer"
+    ]
+    assert list(line.get_xdata()) == [5, 5]

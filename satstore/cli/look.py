@@ -113,6 +113,10 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
     if manifest.layers:
         console.print()
         print_layers(console, run)
+    if run.has_file("receptive_field.csv"):
+        found = manifest.summary.border_layer, manifest.summary.strict_border_layer
+        border, strict = (layer or "none" for layer in found)
+        console.print(f"border layer at {config.resolution} px: {border} (strict: {strict})")
     if manifest.re_extractable:
         size = describe_size(sum(record.size_bytes for record in manifest.re_extractable.values()))
         again = run.extraction(*manifest.re_extractable)

@@ -7,4 +7,5 @@ ROWS = (
     Entry("extract", "satstore.stages.extract:STAGE"),
     Entry("saturation", "satstore.stages.saturation:STAGE"),
     Entry("probe", "satstore.stages.probe:STAGE"),
+    Entry("receptive-field", "satstore.stages.receptive_field:STAGE"),
 )

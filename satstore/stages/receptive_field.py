@@ -1,0 +1,61 @@
+"""The stage ``receptive-field``: what every layer sees of the image, from the model's graph alone."""
+
+from typing import TYPE_CHECKING
+
+from satstore.manifest import Manifest
+from satstore.run import Run
+from satstore.stages.stage import Overwrite, Stage, StageParameters
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLE = "receptive_field"
+
+
+class ReceptiveFieldParameters(StageParameters):
+    """Parameters of ``receptive-field``."""
+
+    overwrite: Overwrite = False
+
+
+def pending(run: Run, parameters: ReceptiveFieldParameters) -> list[str]:
+    """Say whether the table is missing."""
+    if not run.has_file(f"{TABLE}.csv") or parameters.overwrite:
+        return [TABLE]
+    run.check_file(f"{TABLE}.csv")
+    return []
+
+
+def tabulate(run: Run, parameters: ReceptiveFieldParameters) -> None:
+    """Write the table, of the layers that the config records, and note the border layer."""
+    from satstore.analysis.receptive_field import receptive_field
+    from satstore.capture import select_layers
+    from satstore.model_plan import build_blank, without_values
+
+    config = run.config
+
+    def measure(device: str) -> "pd.DataFrame":
+        model = build_blank(config, 10, device)  # any number of classes: the last layer has none to look at
+        recorded = select_layers(model, config.layers, config.exclude_layers)
+        table = receptive_field(model, config.resolution)
+        return table[table["layer"].isin(list(recorded))]
+
+    table = without_values(measure)
+
+    def change(manifest: Manifest) -> None:
+        summary = manifest.summary
+        summary.border_layer, summary.strict_border_layer = (
+            next(iter(table.loc[table[column], "layer"]), None) for column in ("border", "strict_border")
+        )
+
+    run.commit({f"{TABLE}.csv": table.to_csv(index=False).encode()}, change)
+
+
+STAGE = Stage(
+    name="receptive-field",
+    description="Tabulate every layer's receptive field, and find the border layer.",
+    function=tabulate,
+    pending=pending,
+    parameters=ReceptiveFieldParameters,
+    table=TABLE,
+)
