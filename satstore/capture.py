@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
+from satstore.analysis.layers import LAYER_TYPES
 from satstore.analysis.moments import Moments, NonFiniteError
 from satstore.errors import ConfigError
-from satstore.samples import LAYER_TYPES, ConvMethod, Pooling, batch_first_output, pool_latent, to_samples
+from satstore.samples import ConvMethod, Pooling, batch_first_output, pool_latent, to_samples
 
 __all__ = [
     "LatentRecorder",

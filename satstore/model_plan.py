@@ -77,12 +77,12 @@ def build_blank(config: ExperimentConfig, n_classes: int, device: str) -> "nn.Mo
     """Build a config's model on a device, whatever its weights."""
     import torch
 
-    from satstore.registry import MODELS, load_plugins
+    from satstore.models.build import build_model, explaining_misfit
+    from satstore.registry import load_plugins
 
     load_plugins(config.plugins)
-    with torch.device(device):
-        model: nn.Module = MODELS[config.model](num_classes=n_classes)
-    return model
+    with explaining_misfit(config.model, config.resolution), torch.device(device):
+        return build_model(config.model, n_classes, config.resolution)
 
 
 def without_values(measure: Callable[[str], T]) -> T:
@@ -98,13 +98,15 @@ def plan_model(config: ExperimentConfig, n_classes: int, poolings: tuple[str, ..
     import torch
 
     from satstore.capture import describe_layers, select_layers
+    from satstore.models.build import explaining_misfit
 
     def measure(device: str) -> "tuple[nn.Module, dict[str, nn.Module], _Flow, list[Layer]]":
         model = build_blank(config, n_classes, device)
         image = torch.zeros(1, 3, config.resolution, config.resolution, device=device)
         modules = select_layers(model, config.layers, config.exclude_layers)
         flow = _Flow(model)
-        return model, modules, flow, describe_layers(model, image, modules)
+        with explaining_misfit(config.model, config.resolution):
+            return model, modules, flow, describe_layers(model, image, modules)
 
     model, modules, flow, layers = without_values(measure)
     values = [*model.parameters(), *model.buffers()]

@@ -15,8 +15,6 @@ DownsamplingMethod = Literal["centred", "nearest", "average"]
 TimeseriesMethod = Literal["last", "every"]
 Pooling = int | Literal["full", "pixelwise"]
 
-# _ConvNd is the base of Conv and ConvTranspose in one, two and three dimensions, and of nothing else.
-LAYER_TYPES = (_ConvNd, nn.Linear, nn.LSTM)
 _ADAPTIVE_POOLS: dict[int, Callable[..., Tensor]] = {
     1: functional.adaptive_avg_pool1d,
     2: functional.adaptive_avg_pool2d,

@@ -19,6 +19,8 @@ from satstore.datasets.images import ImageData
 from satstore.datasets.loaders import from_loaders, takes_loaders
 from satstore.errors import ConfigError, CorruptError, DeviceError
 from satstore.manifest import CHECKPOINT, DatasetRecord, LayerRecord, Manifest
+from satstore.models.build import build_model as build_model_of
+from satstore.models.build import explaining_misfit
 from satstore.optimizers import make_optimizer
 from satstore.registry import DATASETS, MODELS, load_plugins
 from satstore.run import Run
@@ -89,7 +91,8 @@ def build_model(config: ExperimentConfig, n_classes: int, device: torch.device) 
     """Build a config's model on a device, its weights fixed by the config's seed."""
     load_plugins(config.plugins)
     torch.manual_seed(config.seed)
-    model: nn.Module = MODELS[config.model](num_classes=n_classes)
+    with explaining_misfit(config.model, config.resolution):
+        model = build_model_of(config.model, n_classes, config.resolution)
     # With channels last, a map's positions are rows of its memory: the samples of spectra without a copy.
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
@@ -99,7 +102,9 @@ def recorded_layers(model: nn.Module, config: ExperimentConfig) -> dict[Layer, n
     layers = select_layers(model, config.layers, config.exclude_layers)
     device = next(model.parameters()).device
     image = torch.zeros(1, 3, config.resolution, config.resolution, device=device)
-    return {layer: layers[layer.name] for layer in describe_layers(model, image, layers)}
+    with explaining_misfit(config.model, config.resolution):
+        found = describe_layers(model, image, layers)
+    return {layer: layers[layer.name] for layer in found}
 
 
 def choose_workers(config: ExperimentConfig, in_memory: bool) -> int:

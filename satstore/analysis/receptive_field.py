@@ -18,12 +18,11 @@ from satstore.analysis.field_rules import (
     field_of_function,
     field_of_module,
 )
+from satstore.analysis.layers import LAYER_TYPES
 from satstore.errors import ConfigError
 
 if TYPE_CHECKING:
     import pandas as pd
-
-LAYERS = (_ConvNd, nn.Linear, nn.LSTM)
 
 
 def receptive_field(model: nn.Module, resolution: int) -> "pd.DataFrame":
@@ -65,8 +64,7 @@ def receptive_field(model: nn.Module, resolution: int) -> "pd.DataFrame":
 
     if resolution < 1:
         raise ConfigError(f"resolution {resolution} can't be used; give the pixels of a side, at least 1")
-    blank = _without_values(model)
-    walk = _Walk(fx.GraphModule(blank, _trace(blank)))
+    walk = _Walk(trace_without_values(model))
     walk.run(torch.empty(1, 3, resolution, resolution, device="meta"))
     rows: list[dict[str, Any]] = walk.rows
     for column, key in (("border", "_input_max"), ("strict_border", "_input_min")):
@@ -89,8 +87,19 @@ COLUMNS = (
 )
 
 
+def trace_without_values(model: nn.Module) -> fx.GraphModule:
+    """Return the graph of a model in eval mode, without hooks, its parameters and buffers without memory.
+
+    Raises
+    ------
+    ConfigError
+        If the model can't be traced; the message names the module.
+    """
+    blank = _without_values(model)
+    return fx.GraphModule(blank, _trace(blank))
+
+
 def _without_values(model: nn.Module) -> nn.Module:
-    """Return a copy in eval mode, without hooks, whose parameters and buffers take no memory."""
     held = [*model.parameters(), *model.buffers()]
     blank: dict[int, Any] = {
         id(value): nn.Parameter(value.to("meta"), value.requires_grad)
@@ -175,7 +184,7 @@ class _Walk(fx.Interpreter):
 
     def _tabulate(self, n: fx.Node, seen: Field, output: Any) -> None:
         module, name = self.fetch_attr(str(n.target)), str(n.target)
-        if not isinstance(module, LAYERS) or any(row["layer"] == name for row in self.rows):
+        if not isinstance(module, LAYER_TYPES) or any(row["layer"] == name for row in self.rows):
             return
         field: Field = n.meta["field"]
         vertical = field.spans[0].widest

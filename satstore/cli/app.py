@@ -245,11 +245,17 @@ def du(
 @app.command(name="list")
 def list_names(
     what: Literal["models", "datasets", "optimizers", "metrics", "stages", "configs"],
+    *,
+    details: Annotated[
+        bool,
+        Parameter(negative="", help="of models: parameters, depth and smallest resolution; takes minutes"),
+    ] = False,
+    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
 ) -> None:
     """List the names that configs can use."""
     from satstore.cli.look import list_entries
 
-    list_entries(what)
+    list_entries(what, details, json)
 
 
 config_app = App(name="config", help="Look at configs.", help_format="plaintext")

@@ -3,16 +3,17 @@
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from satstore.config import list_configs
-from satstore.errors import CorruptError
+from satstore.config import list_configs, read_content
+from satstore.errors import ConfigError, CorruptError
 from satstore.logs import find_logs_dir, list_runs, open_run
-from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES
+from satstore.registry import REGISTRIES, STAGES
 from satstore.run import Run
 from satstore.words import MARKS, describe_age, describe_size
 
@@ -192,7 +193,6 @@ def save_figure(figure: Any, path: Path) -> None:
     """Write a figure whole or not at all."""
     import io
 
-    from satstore.errors import ConfigError
     from satstore.files import write_file
 
     content = io.BytesIO()
@@ -203,18 +203,66 @@ def save_figure(figure: Any, path: Path) -> None:
     write_file(path, content.getvalue())
 
 
-def list_entries(what: str) -> None:
-    """Print the names of a registry, or of the shipped configs."""
-    registries = {"models": MODELS, "datasets": DATASETS, "optimizers": OPTIMIZERS, "metrics": METRICS}
-    table = Table(box=None, pad_edge=False, show_header=False)
-    if what == "configs":
-        for name, path in list_configs().items():
-            table.add_row(name, str(json.loads(path.read_text(encoding="utf-8")).get("note", "")))
-    elif what == "stages":
-        for name in STAGES:
-            table.add_row(name, STAGES[name].description)
+def list_entries(what: str, details: bool, as_json: bool) -> None:
+    """Print the names of a registry, or of the shipped configs.
+
+    Raises
+    ------
+    ConfigError
+        If details are asked for of what has none.
+    """
+    if details and what != "models":
+        raise ConfigError(f"--details is for models; {what} have none")
+    rows = describe_entries(what)
+    if details:
+        print_details(rows, as_json)
+    elif as_json:
+        print(json.dumps(rows, indent=1))  # noqa: T201
     else:
-        for entry in registries[what].entries():
-            argument = f":{entry.argument.upper()}" if entry.argument else ""
-            table.add_row(entry.name + argument, entry.family, entry.description)
-    make_console().print(table)
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for row in rows:
+            table.add_row(*row.values())
+        make_console().print(table)
+
+
+def describe_entries(what: str) -> list[dict[str, str]]:
+    """Return name, family where there is one, and description of a registry's entries, or of configs."""
+    if what == "configs":
+        return [
+            {"name": name, "description": str(read_content(path).get("note", ""))}
+            for name, path in list_configs().items()
+        ]
+    if what == "stages":
+        return [{"name": name, "description": STAGES[name].description} for name in STAGES]
+    return [
+        {
+            "name": entry.name + (f":{entry.argument.upper()}" if entry.argument else ""),
+            "family": entry.family,
+            "description": entry.description,
+        }
+        for entry in REGISTRIES[what].entries()
+    ]
+
+
+def print_details(rows: list[dict[str, str]], as_json: bool) -> None:
+    """Print models with parameters, depth and smallest resolution, each as soon as it is known."""
+    from satstore.models.details import N_CLASSES, inspect_model
+
+    if as_json:
+        print(json.dumps([row | asdict(inspect_model(row["name"])) for row in rows], indent=1))  # noqa: T201
+        return
+    widths = [max(len(row[key]) for row in rows) for key in ("name", "family")]
+    heads = f"{'model':{widths[0]}}  {'family':{widths[1]}}  parameters  depth  smallest"
+    print(heads)  # noqa: T201
+    for row in rows:
+        found = inspect_model(row["name"])
+        depth, smallest = (
+            "–" if value is None else f"{value}" for value in (found.depth, found.smallest_resolution)
+        )
+        name, family = row["name"], row["family"]
+        sizes = f"{found.n_parameters:>10,}  {depth:>5}  {smallest:>5} px"
+        print(f"{name:{widths[0]}}  {family:{widths[1]}}  {sizes}  {row['description']}", flush=True)  # noqa: T201
+    print(  # noqa: T201
+        f"parameters with {N_CLASSES:,} classes; depth: layers with weights on the longest path; "
+        "smallest: pixels of a side that training needs"
+    )

@@ -3,15 +3,23 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+import torchvision
+from conftest import SMALL
 from torch import nn
 
-from satstore.errors import UnknownNameError
+from satstore.config import read_config
+from satstore.errors import ConfigError, UnknownNameError
+from satstore.model_plan import plan_model
 from satstore.models import ROWS
+from satstore.models.build import build_model, resolution_step, smallest_resolution, takes
 from satstore.models.catalogue import ALIASES
-from satstore.registry import MODELS
+from satstore.models.details import inspect_model
+from satstore.pipeline import run_experiments
+from satstore.registry import MODELS, Entry
 
 NAMES = set(
     """
@@ -34,6 +42,8 @@ resnet18_early resnet18_late resnet18_thin resnet18_wide
 ResNet18_PC ResNet34_PC ResNet50_PC
 resnet18_nr1_1 resnet18_nr1_2 resnet18_nr1_3 resnet18_nr1_4
 resnet18_nr2_12 resnet18_nr2_13 resnet18_nr2_14 resnet18_nr2_23 resnet18_nr2_24 resnet18_nr2_34
+alexnet squeezenet10 squeezenet11 densenet121 densenet161 densenet169 densenet201 mobilenetV2
+mnasnet05 mnasnet075 mnasnet10 mnasnet13 inceptionv3 efficentnet_b0 efficientnet_b0
 resnet18_nr3_123 resnet18_nr3_124 resnet18_nr3_134 resnet18_nr3_234 resnet34_nr1 resnet34_nr2
 resnet18highway resnet18nodownsample resnet18_bottleneck resnet18_dp00_dspl2 resnet18noskip_dp00_dspl2
 """.split()  # noqa: SIM905 - a list of words is easier to read against the paper's table
@@ -68,23 +78,117 @@ def test_catalogue__aliases_build_what_they_stand_for() -> None:
         assert (rows[alias].target, rows[alias].arguments) == (rows[name].target, rows[name].arguments)
 
 
-@pytest.mark.parametrize("name", [row.name for row in ROWS])
-def test_model__maps_images_to_logits_and_trains_every_parameter(name: str) -> None:
-    model = MODELS[name](num_classes=3)
+TORCHVISIONS = [row for row in ROWS if "torchvision" in str(row.target)]
+OWN = [row.name for row in ROWS if row not in TORCHVISIONS]
+
+# Those whose passes with values take seconds or gigabytes are run without.
+LIGHT = """
+alexnet efficientnet_b0 googlenet mnasnet0_5 mnasnet1_3 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large
+regnet_x_400mf regnet_y_800mf shufflenet_v2_x0_5 shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 densenet121
+inception_v3 swin_t convnext_tiny
+""".split()  # noqa: SIM905
+
+
+def train_once(name: str, resolution: int) -> None:
+    """Run a model forward and backward on two images, and check logits and gradients."""
+    model = build_model(name, 3, resolution)
     assert isinstance(model, nn.Module)
-    logits = model(torch.randn(2, 3, 32, 32))
+    logits = model(torch.randn(2, 3, resolution, resolution))
     assert logits.shape == (2, 3)
-    assert torch.isfinite(logits).all()
+    assert logits.is_meta or torch.isfinite(logits).all()
     logits.square().sum().backward()
     idle = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert idle == []
 
 
-@pytest.mark.parametrize("name", [row.name for row in ROWS])
+@pytest.mark.parametrize("name", OWN)
+def test_model__maps_images_to_logits_and_trains_every_parameter(name: str) -> None:
+    train_once(name, 32)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_torchvisions_model__trains_every_parameter_with_values(name: str) -> None:
+    smallest = smallest_resolution(name)
+    assert smallest is not None
+    train_once(name, max(32, smallest))
+
+
+@pytest.mark.parametrize("name", [row.name for row in TORCHVISIONS if row.name not in LIGHT])
+def test_torchvisions_model__trains_every_parameter(name: str) -> None:
+    step = resolution_step(name)
+    with torch.device("meta"):
+        train_once(name, -(-75 // step) * step)
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_model__takes_other_resolutions(name: str) -> None:
     with torch.device("meta"):
         model = MODELS[name]()
         assert model(torch.empty(2, 3, 33, 47)).shape == (2, 1000)
+
+
+def test_torchvisions_models__are_all_there() -> None:
+    """Under their own names, but for the plain VGGs, whose names the paper's have taken."""
+    theirs = set(torchvision.models.list_models(module=torchvision.models))
+    assert theirs <= set(MODELS)
+    named = {row.arguments["name"] for row in TORCHVISIONS}
+    assert theirs - named == {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}, "satstore's own"
+
+
+@pytest.mark.parametrize("row", TORCHVISIONS, ids=[row.name for row in TORCHVISIONS])
+def test_torchvisions_model__has_the_published_parameters_under_torchvisions_names(row: Entry) -> None:
+    name = row.arguments["name"]
+    weights = min(torchvision.models.get_model_weights(name), key=lambda w: w.meta["min_size"])
+    published = weights.meta["num_params"]
+    with torch.device("meta"):
+        model = MODELS[row.name]()
+    if name == "inception_v3":  # published with the auxiliary classifier
+        with torch.device("meta"):
+            whole = torchvision.models.inception_v3(init_weights=False)
+        published -= sum(p.numel() for p in whole.AuxLogits.parameters())
+        assert set(model.state_dict()) == {k for k in whole.state_dict() if not k.startswith("AuxLogits")}
+    assert sum(p.numel() for p in model.parameters()) == published
+
+
+@pytest.mark.parametrize(
+    ("name", "resolution", "message"),
+    [
+        ("alexnet", 62, "alexnet can't take 62 px: the smallest resolution that it takes is 63 px"),
+        ("inceptionv3", 32, "inceptionv3 can't take 32 px: the smallest resolution that it takes is 75 px"),
+        ("vgg16", 31, "vgg16 can't take 31 px: the smallest resolution that it takes is 32 px"),
+        ("vit_b_16", 33, "vit_b_16 can't take 33 px: it takes multiples of 16; the nearest are 32 or 48 px"),
+        ("maxvit_t", 32, "maxvit_t can't take 32 px: it takes multiples of 224; the nearest are 224 px"),
+    ],
+)
+def test_models__say_which_resolution_they_take(name: str, resolution: int, message: str) -> None:
+    [config] = read_config({"model": name, "resolution": resolution, "dataset": "Digits"})
+    with pytest.raises(ConfigError) as caught:
+        plan_model(config, 10, ("4",))
+    assert str(caught.value) == message
+
+
+def test_train__refuses_a_resolution_that_is_too_small(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"^vgg11 can't take 16 px: the smallest resolution that it takes is 32"
+    ):
+        run_experiments({**SMALL, "model": "vgg11", "resolution": 16}, "res", ["train"], logs_dir=tmp_path)
+
+
+def test_smallest_resolution__is_the_smallest() -> None:
+    for name in ("vgg5", "vgg16", "resnet18", "squeezenet1_1", "vit_b_32"):
+        found, step = smallest_resolution(name), resolution_step(name)
+        assert found is not None
+        assert takes(name, found)
+        assert found == step or not takes(name, found - step)
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [("resnet18", 18), ("resnet50", 50), ("densenet121", 121), ("vgg16", 15), ("torchvision_vgg16", 16)],
+)
+def test_details__depth_is_the_number_in_the_name(name: str, depth: int) -> None:
+    """VGGs here have two Linear layers, and not three."""
+    assert inspect_model(name).depth == depth
 
 
 def test_model__refuses_unknown_arguments() -> None:

@@ -2,6 +2,7 @@
 
 import operator
 import pickle
+import re
 
 import pytest
 import torch
@@ -46,6 +47,58 @@ def count(
                 total += conv(n_in, width, 1)
             n_in = width
     return total + n_in * 10 + 10
+
+
+def count_bottlenecks(n_blocks: list[int], stem: int = 7, downsample: bool = True) -> int:
+    """Parameters of a ResNet of bottleneck blocks with 10 classes, summed by hand."""
+    total, n_in = 3 * 64 * stem**2 + 2 * 64, 64
+    for stage, n in enumerate(n_blocks):
+        width = 64 * 2**stage
+        for i in range(n):
+            total += n_in * width + 9 * width**2 + 4 * width**2 + 2 * (width + width + 4 * width)
+            if downsample and i == 0:
+                total += n_in * 4 * width + 8 * width
+            n_in = 4 * width
+    return total + n_in * 10 + 10
+
+
+# What a 1 x 1 conv and its norm on the skip into each stage take.
+SKIPS = {2: 64 * 128 + 256, 3: 128 * 256 + 512, 4: 256 * 512 + 1024}
+WIDTHS = [64, 128, 256, 512]
+
+
+@pytest.mark.parametrize(
+    "name", [row.name for row in MODELS.entries() if row.target == "satstore.models.resnet:ResNet"]
+)
+def test_resnet__every_name_has_the_parameters_that_were_counted(name: str) -> None:
+    depth = int(re.search(r"resnet(\d+)", name.casefold())[1]) if name != "dp00_dspl2" else 18  # type: ignore[index]
+    noskip, stem = "noskip" in name, 3 if "_PC" in name else 7
+    n_blocks = {18: RESNET18, 34: [3, 4, 6, 3], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}[
+        depth
+    ]
+    widths = [w // {"S": 2, "XS": 4, "XXS": 8}.get(name.rpartition("_")[2], 1) for w in WIDTHS]
+    special = {
+        "dspl2": ([4, 4], [64, 128]),
+        "dspl3": ([2, 3, 3], [64, 128, 256]),
+        "dspl5": ([1, 1, 2, 2, 2], [64, 128, 256, 512, 512]),
+        "dspl6": ([1, 1, 1, 1, 2, 2], [64, 128, 256, 512, 512, 512]),
+        "dspl8": ([1] * 8, [64, 128, 256, *[512] * 5]),
+        "early": ([1, 1, 1, 5], WIDTHS),
+        "late": ([5, 1, 1, 1], WIDTHS),
+        "thin": ([4] * 4, [32, 64, 128, 256]),
+        "wide": ([1] * 4, [128, 256, 512, 1024]),
+    }
+    n_blocks, widths = special.get(name.rpartition("_")[2], (n_blocks, widths))
+    if depth >= 50 or "bottleneck" in name:
+        expected = count_bottlenecks(n_blocks, stem, downsample=not noskip)
+    else:
+        kind = "never" if noskip or "nodownsample" in name else "always" if "highway" in name else "usual"
+        expected = count(n_blocks, widths, stem, kind)
+    plain = {"resnet34_nr1": "1", "resnet34_nr2": "12"}.get(name) or (
+        re.findall(r"_nr\d_(\d+)", name) or [""]
+    )[0]
+    expected -= sum(SKIPS.get(int(stage), 0) for stage in plain)
+    assert n_parameters(build(name)) == expected
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"])

@@ -86,6 +86,42 @@ def count(channels: list[int], num_classes: int, kernel_size: int = 3) -> int:
     return total + 2 * n_hidden + (n_hidden * num_classes + num_classes)
 
 
+# Variants of a name mostly move its pools, which have no parameters.
+CHANNELS = {
+    "vgg5": [64],
+    "vgg6": [64, 128],
+    "vgg7": [64, 128, 256],
+    "vgg8": [64, 128, 256, 512],
+    "vgg9": [64, 128, 256, 512, 512],
+    "vgg11": PLANS["vgg11"],
+    "vgg13": [64, 64, 128, 128, 256, 256, 512, 512, 512, 512],
+    "vgg16": PLANS["vgg16"],
+    "vgg19": [64, 64, 128, 128, *[256] * 4, *[512] * 8],
+    "vgg13_wide": PLANS["vgg13_wide"],
+    "vgg13_thin": PLANS["vgg13_thin"],
+    "vgg19p": [*[64] * 3, *[128] * 3, *[256] * 3, *[512] * 6],
+    "vgg19r0": [*[64] * 4, *[128] * 4, *[256] * 4, *[512] * 4],
+    "vgg19r1": PLANS["vgg19r1"],
+    "vgg19r2": PLANS["vgg19r2d3"],
+    "vgg19r": [64, 64, 128, 128, *[256] * 3, *[512] * 9],
+    "vggresnet": [64, *[128] * 4, *[256] * 4, *[512] * 8],
+}
+WIDTHS = {"S": 2, "XS": 4, "XXS": 8, "XXXS": 16}
+
+
+@pytest.mark.parametrize(
+    "name", [row.name for row in MODELS.entries() if row.target == "satstore.models.vgg:vgg"]
+)
+def test_vgg__every_name_has_the_parameters_that_were_counted(name: str) -> None:
+    base = max((known for known in CHANNELS if name.startswith(known)), key=len)
+    suffix = name.removeprefix(base).removeprefix("_")
+    channels = [n // WIDTHS.get(suffix, 1) for n in CHANNELS[base]]
+    expected = count(channels, 7, int(suffix) if base == "vgg16" and suffix.isdecimal() else 3)
+    if name == "vggresnet":
+        expected += (7**2 - 3**2) * 3 * 64
+    assert sum(p.numel() for p in build(name, num_classes=7).parameters()) == expected
+
+
 @pytest.mark.parametrize("name", PLANS)
 def test_vgg__has_the_listed_convs_and_parameters(name: str) -> None:
     model = build(name, num_classes=7)

@@ -1,0 +1,61 @@
+"""What a model's name alone doesn't say: its parameters, depth and smallest resolution."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from satstore.analysis.layers import LAYER_TYPES
+from satstore.analysis.receptive_field import trace_without_values
+from satstore.errors import ConfigError
+from satstore.models.build import build_model, resolution_step, smallest_resolution
+
+N_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Details:
+    """A model's sizes with 1,000 classes.
+
+    Attributes
+    ----------
+    n_parameters
+        Values that training changes.
+    depth
+        Conv, ConvTranspose, Linear and LSTM layers on the longest path from image to logits; None if the
+        model can't be traced.
+    smallest_resolution
+        Pixels of a side that it needs at least; None if it takes none up to 1024, or needs values to tell.
+    """
+
+    n_parameters: int
+    depth: int | None
+    smallest_resolution: int | None
+
+
+def inspect_model(name: str) -> Details:
+    """Build a model without values, and take its sizes."""
+    try:
+        smallest = smallest_resolution(name)
+        device = "meta"
+    except NotImplementedError:
+        smallest, device = None, "cpu"
+    with torch.device(device):
+        model = build_model(name, N_CLASSES, smallest or 224 // resolution_step(name) * resolution_step(name))
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    try:
+        depth = measure_depth(trace_without_values(model))
+    except ConfigError:
+        depth = None
+    return Details(n_parameters, depth, smallest)
+
+
+def measure_depth(graph: fx.GraphModule) -> int:
+    """Count the layers with weights along a graph's longest path; attention counts as two Linear layers."""
+    depths: dict[fx.Node, int] = {}
+    for node in graph.graph.nodes:
+        before = max((depths[n] for n in node.all_input_nodes), default=0)
+        module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+        layers = 2 if isinstance(module, nn.MultiheadAttention) else int(isinstance(module, LAYER_TYPES))
+        depths[node] = before + layers
+    return max(depths.values())
