@@ -63,6 +63,9 @@ class ExperimentConfig(BaseModel):
     seed: int = Field(0, ge=0, lt=2**63)
     amp: bool = Field(True, description="bfloat16 autocast where the device is a GPU")
     augment: bool = Field(True, description="the dataset's own augmentation of the training images")
+    on_corrupt: Literal["fail", "skip"] = Field(
+        "fail", description="what to do about images that can't be decoded"
+    )
     workers: int | None = Field(None, ge=0, description="loader processes; null: chosen for the machine")
     stop_at_accuracy: float | None = Field(
         None, gt=0, le=1, description="stop after the epoch that reaches it"

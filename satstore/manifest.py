@@ -63,7 +63,7 @@ class DatasetRecord(_Record):
     """The data that an experiment was trained on; the fingerprint tells other data of the same name apart.
 
     ``labels_sha256`` has, by split, a digest of labels and sample ids, which stored latents must agree with;
-    manifests of before it are without.
+    manifests of before it are without. ``skipped`` names the corrupt images that were left out, by split.
     """
 
     name: str
@@ -72,6 +72,7 @@ class DatasetRecord(_Record):
     classes: list[str]
     fingerprint: str
     labels_sha256: dict[str, str] = Field(default_factory=dict)
+    skipped: dict[str, list[str]] = Field(default_factory=dict)
 
 
 class LatentsRecord(_Record):

@@ -1,7 +1,6 @@
 """A run in training: device, data, model, and everything that a checkpoint holds."""
 
 import io
-import os
 import platform
 import random
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from satstore.capture import LatentRecorder, Layer, describe_layers, select_layers
 from satstore.config import ExperimentConfig
 from satstore.datasets.images import ImageData
+from satstore.datasets.keeping import count_cores, skip_corrupt
 from satstore.datasets.loaders import from_loaders, takes_loaders
 from satstore.errors import ConfigError, CorruptError, DeviceError
 from satstore.manifest import CHECKPOINT, DatasetRecord, LayerRecord, Manifest
@@ -50,8 +50,14 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def load_data(config: ExperimentConfig) -> ImageData:
-    """Build a config's dataset."""
+def load_data(config: ExperimentConfig, known: DatasetRecord | None = None) -> ImageData:
+    """Build a config's dataset, without corrupt images if the config says so.
+
+    Parameters
+    ----------
+    known
+        What is recorded of the data, if they were used before: which images were left out.
+    """
     load_plugins(config.plugins)  # which a run that was opened by its name has not loaded yet
     factory = DATASETS[config.dataset]
     if takes_loaders(factory):
@@ -59,7 +65,7 @@ def load_data(config: ExperimentConfig) -> ImageData:
     data: ImageData = factory(
         resolution=config.resolution, data_dir=config.data_dir, augment=config.augment, seed=config.seed
     )
-    return data
+    return skip_corrupt(data, known.skipped if known else None) if config.on_corrupt == "skip" else data
 
 
 def third_parties(config: ExperimentConfig) -> dict[str, str]:
@@ -111,7 +117,7 @@ def choose_workers(config: ExperimentConfig, in_memory: bool) -> int:
     """Return the number of loader processes: the config's, else by the cores, but none for data in memory."""
     if config.workers is not None:
         return config.workers
-    return 0 if in_memory else min(8, os.cpu_count() or 1)
+    return 0 if in_memory else min(8, count_cores())
 
 
 def check_data(run: Run, data: ImageData) -> None:
@@ -298,9 +304,14 @@ def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[La
                 split: digest_labels(images.labels, images.sample_ids)
                 for split, images in (("train", data.train), ("eval", data.eval))
             },
+            skipped={split: list(names) for split, names in data.skipped.items()},
         )
 
     run.commit(change=change)
+    for split, names in data.skipped.items():
+        if names:
+            shown = ", ".join(names[:3]) + (", …" if names[3:] else "")
+            run.warn("train", f"{len(names)} corrupt {split} images are left out: {shown}")
 
 
 def check_batches(config: ExperimentConfig, data: ImageData) -> None:

@@ -15,6 +15,7 @@ from satstore.analysis.spectrum import eigenvalues
 from satstore.capture import Layer, MomentRecorder, to_samples
 from satstore.config import ExperimentConfig
 from satstore.datasets.images import ImageSplit, make_loader
+from satstore.datasets.keeping import hold
 from satstore.errors import NumericsError
 from satstore.manifest import CHECKPOINT, Manifest
 from satstore.metrics import start_metrics
@@ -55,7 +56,7 @@ def train(run: Run, device: torch.device) -> None:
         If the checkpoint can't be gone on with.
     """
     config = run.config
-    data = load_data(config)
+    data = hold(load_data(config, run.manifest.dataset))
     check_batches(config, data)
     session = Session(config, data, device)
     if run.has_file(CHECKPOINT):

@@ -56,6 +56,7 @@ OTHER: dict[str, Any] = {
     "seed": 1,
     "amp": False,
     "augment": False,
+    "on_corrupt": "skip",
     "workers": 2,
     "stop_at_accuracy": 0.5,
     "layers": "features",
@@ -69,7 +70,8 @@ OTHER: dict[str, Any] = {
 
 TRAINING = {
     "model", "epoch", "batch_size", "dataset", "resolution", "optimizer", "metrics", "conv_method",
-    "data_parallel", "downsampling", "seed", "amp", "augment", "stop_at_accuracy", "layers", "exclude_layers",
+    "data_parallel", "downsampling", "seed", "amp", "augment", "on_corrupt", "stop_at_accuracy",
+    "layers", "exclude_layers",
 }  # fmt: skip
 """What weights, metrics or spectra depend on."""
 

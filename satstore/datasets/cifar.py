@@ -15,7 +15,17 @@ import torchvision.datasets
 
 from satstore.datasets.downloads import open_or_download
 from satstore.datasets.images import ImageData, ImageSplit, PixelSource, assemble
-from satstore.datasets.transforms import CIFAR_MEAN, CIFAR_STD, Normalize, RandomCrop, RandomFlip, Resize
+from satstore.datasets.placement import Canvas, check_room, place_randomly
+from satstore.datasets.transforms import (
+    CIFAR_MEAN,
+    CIFAR_STD,
+    Border,
+    Normalize,
+    Padding,
+    RandomCrop,
+    RandomFlip,
+    Resize,
+)
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
@@ -27,6 +37,8 @@ def cifar(
     seed: int = 0,
     *,
     name: str = "Cifar10",
+    border: Padding | None = None,
+    canvas: Canvas | None = None,
 ) -> ImageData:
     """Return Cifar10 or Cifar100: 50,000 images for training, 10,000 for evaluation.
 
@@ -37,16 +49,24 @@ def cifar(
     data_dir
         The folder that has, or gets, the folder ``cifar-10-batches-py`` or ``cifar-100-python``.
     seed
-        Unused: nothing but the augmentation is random.
+        Of the places on a canvas; nothing else but the augmentation is random.
     name
-        ``"Cifar10"`` or ``"Cifar100"``.
+        The dataset's: what follows ``Cifar10`` or ``Cifar100``, or comes before, names a variant.
+    border
+        Centre the images and surround them, instead of resizing; the random crop is padded alike, but for
+        ``reflect``, with black.
+    canvas
+        Place them at random, instead of cropping and resizing; see :mod:`satstore.datasets.placement`.
 
     Raises
     ------
     NotFoundError
         If the files are neither there nor downloadable.
+    ConfigError
+        If the resolution is too small for a border or a canvas.
     """
-    kind: Any = {"Cifar10": torchvision.datasets.CIFAR10, "Cifar100": torchvision.datasets.CIFAR100}[name]
+    kind: Any = torchvision.datasets.CIFAR100 if "Cifar100" in name else torchvision.datasets.CIFAR10
+    Resize(resolution)  # for its check of the resolution, before anything is read
 
     def read(is_train: bool) -> tuple[ImageSplit, list[str]]:
         part = open_or_download(
@@ -61,13 +81,31 @@ def cifar(
 
     train, classes = read(True)
     evaluation, _ = read(False)
+    normalize = Normalize(CIFAR_MEAN, CIFAR_STD)
+    if canvas is not None:
+        return place_randomly(
+            name,
+            classes,
+            train,
+            evaluation,
+            resolution=resolution,
+            canvas=canvas,
+            seed=seed,
+            augmentation=(RandomFlip(),),
+            preparation=(normalize,),
+            augment=augment,
+        )
+    if border is not None:
+        check_room(name, 32, resolution)
+    crop = RandomCrop(32, padding=4, mode="edge" if border == "edge" else "black")
+    fit = Resize(resolution) if border is None else Border(resolution, border)
     return assemble(
         name,
         classes,
         train,
         evaluation,
-        augmentation=(RandomCrop(32, padding=4), RandomFlip()),
-        preparation=(Resize(resolution), Normalize(CIFAR_MEAN, CIFAR_STD)),
+        augmentation=(crop, RandomFlip()),
+        preparation=(fit, normalize),
         augment=augment,
     )
 

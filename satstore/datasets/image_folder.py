@@ -42,31 +42,53 @@ class FileSource:
         The files, as POSIX paths below ``folder``.
     resolution
         Pixels of a side.
+    scaled_to
+        Pixels that the shorter side is scaled to before the middle is cut out; by default the resolution.
+    known_as
+        The names that tell the files apart wherever they lie; by default ``names``.
     """
 
     in_memory = False
 
-    def __init__(self, folder: Path, names: Sequence[str], resolution: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        resolution: int,
+        scaled_to: int | None = None,
+        known_as: Sequence[str] | None = None,
+    ) -> None:
         self.folder = folder
         self.names = tuple(names)
         self.resolution = resolution
+        self.scaled_to = scaled_to or resolution
+        self.known_as = self.names if known_as is None else tuple(known_as)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return the images at some indices, uint8 (B, 3, r, r), in their order."""
-        images = [decode(self.folder / self.names[index], self.resolution) for index in indices]
+        images = [
+            decode(self.folder / self.names[index], self.resolution, self.scaled_to) for index in indices
+        ]
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
     def identify(self, update: Update) -> None:
-        """Feed the relative names and the sizes in bytes of the files to a digest."""
-        for name in self.names:
-            update(f"{name}\0{(self.folder / name).stat().st_size}\0".encode(errors="surrogateescape"))
+        """Feed the names that the files are known as and their sizes in bytes to a digest."""
+        for name, known in zip(self.names, self.known_as, strict=True):
+            update(f"{known}\0{(self.folder / name).stat().st_size}\0".encode(errors="surrogateescape"))
+
+    def only(self, kept: Sequence[int]) -> "FileSource":
+        """Return the source of some of the files."""
+        names, known = ([part[index] for index in kept] for part in (self.names, self.known_as))
+        return FileSource(self.folder, names, self.resolution, self.scaled_to, known)
 
 
-def decode(path: Path, resolution: int) -> npt.NDArray[np.uint8]:
-    """Return an image as RGB, (resolution, resolution, 3): the shorter side scaled to it, the middle cut out.
+def decode(path: Path, resolution: int, scaled_to: int | None = None) -> npt.NDArray[np.uint8]:
+    """Return an image as RGB, (resolution, resolution, 3), the middle cut out.
+
+    Its shorter side is scaled to the resolution, or to as many pixels as said.
 
     Raises
     ------
@@ -75,7 +97,7 @@ def decode(path: Path, resolution: int) -> npt.NDArray[np.uint8]:
     """
     try:
         with Image.open(path) as image:
-            width, height = _scaled(image.size, resolution)
+            width, height = _scaled(image.size, scaled_to or resolution)
             # A JPEG can be decoded at a fraction of its size; at twice the target or more the pixels differ
             # by less than one level of 256 in the mean, and a photo for 32 px takes a quarter of the time.
             drafted = image.draft(None, (2 * width, 2 * height))
@@ -137,6 +159,28 @@ def image_folder(
         If the folder, a split, a class of a split, or the images of a class are missing.
     """
     root = find_folder(path, data_dir)
+    classes, splits = find_splits(root)
+    train, evaluation = (read_split(split, classes, resolution) for split in splits)
+    return assemble(
+        f"ImageFolder:{path}",
+        classes,
+        train,
+        evaluation,
+        augmentation=(RandomCrop(resolution, padding=resolution // 8), RandomFlip()),
+        # The images are read at this size already; the resize is for its check of the resolution.
+        preparation=(Resize(resolution), Normalize(IMAGENET_MEAN, IMAGENET_STD)),
+        augment=augment,
+    )
+
+
+def find_splits(root: Path) -> tuple[list[str], tuple[Path, Path]]:
+    """Return the classes of a folder, and the folders of its two splits.
+
+    Raises
+    ------
+    NotFoundError
+        If a split is missing, or a class of one.
+    """
     names = [split for split in ("train", "val", "test") if (root / split).is_dir()]
     if "train" not in names or len(names) < 2:
         found = f"only {names[0]}/" if names else "neither"
@@ -144,21 +188,12 @@ def image_folder(
             f"{root} has {found}; expected train/ and val/ (or test/), each with one folder per class"
         )
     classes = class_names(root / "train")
-    for name in set(classes) ^ set(class_names(root / names[1])):
+    for name in sorted(set(classes) ^ set(class_names(root / names[1]))):
         has, lacks = ("train", names[1]) if name in classes else (names[1], "train")
         raise NotFoundError(
             f"class {name!r} is in {root / has} but not in {root / lacks}; give both the same class folders"
         )
-    return assemble(
-        f"ImageFolder:{path}",
-        classes,
-        read_split(root / "train", classes, resolution),
-        read_split(root / names[1], classes, resolution),
-        augmentation=(RandomCrop(resolution, padding=resolution // 8), RandomFlip()),
-        # The images are read at this size already; the resize is for its check of the resolution.
-        preparation=(Resize(resolution), Normalize(IMAGENET_MEAN, IMAGENET_STD)),
-        augment=augment,
-    )
+    return classes, (root / "train", root / names[1])
 
 
 def find_folder(path: str, data_dir: str | os.PathLike[str]) -> Path:
@@ -191,7 +226,9 @@ def class_names(split: Path) -> list[str]:
     return names
 
 
-def read_split(split: Path, classes: Sequence[str], resolution: int) -> ImageSplit:
+def read_split(
+    split: Path, classes: Sequence[str], resolution: int, scaled_to: int | None = None
+) -> ImageSplit:
     """Return the images below the class folders of a split, class by class.
 
     Raises
@@ -202,7 +239,7 @@ def read_split(split: Path, classes: Sequence[str], resolution: int) -> ImageSpl
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(_image_names(split, split / name))
+        found = list_images(split, name)
         if not found:
             raise NotFoundError(
                 f"{split / name} has no images; expected files that end in {', '.join(SUFFIXES)}: "
@@ -210,7 +247,12 @@ def read_split(split: Path, classes: Sequence[str], resolution: int) -> ImageSpl
             )
         names += found
         labels += [label] * len(found)
-    return ImageSplit(FileSource(split, names, resolution), labels)
+    return ImageSplit(FileSource(split, names, resolution, scaled_to), labels)
+
+
+def list_images(split: Path, name: str) -> list[str]:
+    """Return the images of a class folder as POSIX paths below the split's, sorted."""
+    return sorted(_image_names(split, split / name))
 
 
 def _image_names(split: Path, folder: Path) -> Iterator[str]:

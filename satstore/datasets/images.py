@@ -6,8 +6,8 @@ A split is a source of uint8 images, their labels, and the transforms of a batch
 
 import hashlib
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing import forkserver
 from typing import Any, Protocol
 
@@ -142,6 +142,8 @@ class ImageData:
         (sizes and pixels in memory, file names and sizes in folders); the same at every resolution.
     in_memory
         Whether the images are held in memory, so that loader workers gain little.
+    skipped
+        The names of corrupt images that were left out, by split (``train``, ``eval``).
     """
 
     name: str
@@ -151,6 +153,7 @@ class ImageData:
     eval: ImageSplit
     fingerprint: str
     in_memory: bool
+    skipped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def assemble(

@@ -12,6 +12,7 @@ import torchvision.datasets
 
 from satstore.datasets.downloads import open_or_download
 from satstore.datasets.images import ImageData, ImageSplit, PixelSource, assemble
+from satstore.datasets.placement import Canvas, place_randomly
 from satstore.datasets.transforms import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -35,6 +36,7 @@ def mnist(
     seed: int = 0,
     *,
     name: str = "MNIST",
+    canvas: Canvas | None = None,
 ) -> ImageData:
     """Return MNIST or FashionMNIST: 60,000 images for training, 10,000 for evaluation, as three channels.
 
@@ -45,27 +47,46 @@ def mnist(
     data_dir
         The folder that has, or gets, the folder ``MNIST/raw`` or ``FashionMNIST/raw``.
     seed
-        Unused: nothing but the augmentation is random.
+        Of the places on a canvas; nothing else but the augmentation is random.
     name
-        ``"MNIST"`` or ``"FashionMNIST"``.
+        ``"MNIST"`` or ``"FashionMNIST"``, and what names a variant.
+    canvas
+        Place the images at random, instead of cropping and resizing; see :mod:`satstore.datasets.placement`.
 
     Raises
     ------
     NotFoundError
         If the files are neither there nor downloadable.
+    ConfigError
+        If the resolution is too small for a canvas.
     """
-    kind: Any = getattr(torchvision.datasets, name)
+    base = "FashionMNIST" if name.startswith("Fashion") else "MNIST"
+    kind: Any = getattr(torchvision.datasets, base)
+    Resize(resolution)  # for its check of the resolution, before anything is read
 
     def read(is_train: bool) -> ImageSplit:
         part = open_or_download(
             name,
             lambda download: kind(data_dir, train=is_train, download=download),
             data_dir=data_dir,
-            layout=f"{name}/raw/ with {{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte (or .gz)",
-            page=PAGES[name],
+            layout=f"{base}/raw/ with {{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte (or .gz)",
+            page=PAGES[base],
         )
         return ImageSplit(PixelSource(part.data[:, None]), part.targets)
 
+    if canvas is not None:
+        return place_randomly(
+            name,
+            kind.classes,
+            read(True),
+            read(False),
+            resolution=resolution,
+            canvas=canvas,
+            seed=seed,
+            augmentation=(RandomFlip(),),
+            preparation=(ToRGB(), Normalize(CIFAR_MEAN, CIFAR_STD)),
+            augment=augment,
+        )
     return assemble(
         name,
         kind.classes,

@@ -7,7 +7,9 @@ DataLoader seeds that generator, in the main process a checkpoint holds it, so a
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
 import torchvision.transforms.v2.functional as vision
 from torch import Tensor
@@ -50,9 +52,24 @@ def flip_each(images: Tensor, chosen: Tensor) -> Tensor:
     return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
+Padding = Literal["black", "edge", "reflect"]
+"""What lies around an image: black, its outermost pixels repeated, or the image mirrored, again and again."""
+
+
+def surround(images: Tensor, before: int, after: int, padding: Padding) -> Tensor:
+    """Add pixels above and to the left of images (B, C, H, W), and below and to the right."""
+    if padding == "black":
+        return pad(images, (before, after, before, after))
+    # Of indices, NumPy mirrors more than the image is wide, which torch does not.
+    for axis in (2, 3):
+        places = np.pad(np.arange(images.shape[axis]), (before, after), mode=padding)
+        images = images.index_select(axis, torch.from_numpy(places))
+    return images
+
+
 @dataclass(frozen=True)
 class RandomCrop:
-    """Cut a square window at a random place of each image, padded with black; every place is as likely.
+    """Cut a square window at a random place of each image, once padded; every place is as likely.
 
     Attributes
     ----------
@@ -60,14 +77,17 @@ class RandomCrop:
         The window's height and width in pixels.
     padding
         The pixels added on each side first.
+    mode
+        What these are.
     """
 
     size: int
     padding: int = 0
+    mode: Padding = "black"
 
     def __call__(self, images: Tensor) -> Tensor:
         """Transform a batch."""
-        padded = pad(images, (self.padding,) * 4)
+        padded = surround(images, self.padding, self.padding, self.mode)
         n_images, _, height, width = padded.shape
         tops = torch.randint(height - self.size + 1, (n_images,))
         lefts = torch.randint(width - self.size + 1, (n_images,))
@@ -76,11 +96,96 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class RandomFlip:
-    """Mirror each image left to right with a probability of one half."""
+    """Mirror each image with a probability of one half, left to right, or, if ``vertical``, top to bottom."""
+
+    vertical: bool = False
 
     def __call__(self, images: Tensor) -> Tensor:
         """Transform a batch."""
-        return flip_each(images, torch.rand(len(images)) < 0.5)
+        chosen = torch.rand(len(images)) < 0.5
+        return flip_each(images.mT, chosen).mT if self.vertical else flip_each(images, chosen)
+
+
+@dataclass(frozen=True)
+class Border:
+    """Centre the images on a canvas; of an odd number of pixels, the one over is below and to the right.
+
+    Attributes
+    ----------
+    size
+        The canvas's height and width in pixels, at least those of the images.
+    mode
+        What surrounds the image.
+    """
+
+    size: int
+    mode: Padding = "black"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch."""
+        room = self.size - images.shape[-1]
+        return surround(images, room // 2, room - room // 2, self.mode)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """Cut the middle out of the images, a square."""
+
+    size: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch."""
+        cropped: Tensor = vision.center_crop(images, [self.size, self.size])
+        return cropped
+
+
+@dataclass(frozen=True)
+class ColorJitter:
+    """Change brightness, contrast and saturation of each image by factors of its own, from 1 ± ``strength``.
+
+    The three follow each other in an order that is drawn once per batch: one image at a time, with an order
+    each, takes many times as long. Pixels stay in 0..255, as float32.
+    """
+
+    strength: float = 0.4
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch."""
+        images = images.to(torch.float32)
+        factors = 1 + self.strength * (2 * torch.rand(3, len(images), 1, 1, 1) - 1)
+        for change in torch.randperm(3).tolist():
+            if change == 0:
+                other: Tensor | float = 0.0
+            else:
+                grey = vision.rgb_to_grayscale(images)
+                other = grey.mean((1, 2, 3), keepdim=True) if change == 1 else grey
+            images = (other + (images - other) * factors[change]).clamp_(0, 255)
+        return images
+
+
+@dataclass(frozen=True)
+class Lighting:
+    """Add a colour to each image, drawn along the principal axes of ImageNet's colours.
+
+    The axes are those of Krizhevsky, Sutskever and Hinton, "ImageNet classification with deep convolutional
+    neural networks", 2012, section 4.1.
+
+    Attributes
+    ----------
+    std
+        Of the draws, in standard deviations along each axis.
+    """
+
+    std: float = 0.1
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch with pixels in 0..255."""
+        variances = torch.tensor([0.2175, 0.0188, 0.0045])
+        axes = torch.tensor(
+            [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
+        )
+        colours = (torch.randn(len(images), 3) * self.std * variances) @ axes.T
+        return images.to(torch.float32) + 255 * colours[:, :, None, None]
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
 
     place(run, parameters.latents_dir)
     device = session.choose_device(parameters.device or run.config.device)
-    data = session.load_data(run.config)
+    data = session.load_data(run.config, run.manifest.dataset)
     session.check_data(run, data)
     if not parameters.force:
         check_resources(run, plans, data, parameters)

@@ -3,8 +3,10 @@
 import gzip
 import hashlib
 import io
+import json
 import logging
 import pickle
+import re
 import struct
 import tarfile
 import threading
@@ -19,16 +21,20 @@ import pytest
 import torch
 import torchvision.datasets
 import torchvision.transforms.v2 as v2
+import torchvision.transforms.v2.functional as vision
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from satstore.datasets.image_folder import decode
-from satstore.datasets.images import ImageData, ImageSplit, PixelSource, make_loader
+from satstore.datasets.image_folder import decode, image_folder
+from satstore.datasets.images import ImageData, ImageSplit, PixelSource, fingerprint, make_loader
+from satstore.datasets.keeping import hold, skip_corrupt
 from satstore.datasets.transforms import (
     CIFAR_MEAN,
     CIFAR_STD,
     IMAGENET_MEAN,
     IMAGENET_STD,
+    ColorJitter,
+    Lighting,
     Normalize,
     RandomCrop,
     RandomFlip,
@@ -120,6 +126,26 @@ def write_folder(root: Path, evaluation: str = "val") -> Path:
     return root
 
 
+def write_tiny_imagenet(root: Path, layout: str) -> Path:
+    """Write TinyImageNet as it is shipped, or with the images of val sorted into ``val/ds`` or ``val``."""
+    classes = ("n02", "n01", "n03")
+    for label, name in enumerate(classes):
+        for image in range(4):
+            write_image(
+                root / "train" / name / "images" / f"{name}_{image}.JPEG", label * 9 + image, (64, 64)
+            )
+        (root / "train" / name / f"{name}_boxes.txt").write_text("boxes")
+    lines = []
+    for image in range(9):
+        name, file = classes[image * 2 % 3], f"val_{image}.JPEG"
+        folder = {"shipped": "images", "ds": f"ds/{name}", "sorted": f"{name}/images"}[layout]
+        write_image(root / "val" / folder / file, 100 + image, (64, 64))
+        lines.append(f"{file}\t{name}\t0\t0\t62\t62\n")
+    if layout == "shipped":
+        (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    return root
+
+
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A data folder with small files of every dataset that is read from files."""
@@ -132,20 +158,22 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         write_files(folder / "MNIST" / "raw", mnist_files(1))
         write_files(folder / "FashionMNIST" / "raw", mnist_files(2))
         write_folder(folder / "insects")
+        write_folder(folder / "ImageNet")
+        write_folder(folder / "inaturalist", evaluation="test")
+        write_folder(folder / "Food_101_Dataset" / "food-101", evaluation="test")
+        write_folder(folder / "malaria", evaluation="test")
+        write_tiny_imagenet(folder / "tiny-imagenet-200", layout="shipped")
         yield folder
 
 
-OFFLINE = {"Digits", "Cifar10", "Cifar100", "MNIST", "FashionMNIST", "ImageFolder"}
+PLACED = {name for name in DATASETS if name.endswith(("Positioning", "Noise")) or name[-7:] == "Cifar10"} - {
+    "Cifar10"
+}
+"""Whose images are not resized, so that their canvas has to be as large."""
 
 
 def build(name: str, data_dir: Path, **keywords: Any) -> ImageData:
-    full = f"{name}:insects" if name == "ImageFolder" else name
-    try:
-        data = DATASETS[full](data_dir=data_dir, **keywords)
-    except NotFoundError:
-        if name in OFFLINE:
-            raise
-        pytest.skip(f"{name} has no small files here")
+    data = DATASETS[f"{name}:insects" if name == "ImageFolder" else name](data_dir=data_dir, **keywords)
     assert isinstance(data, ImageData)
     return data
 
@@ -184,7 +212,12 @@ def test_dataset__splits_are_consistent(name: str, data_dir: Path) -> None:
 @pytest.mark.parametrize("name", DATASETS)
 @pytest.mark.parametrize("resolution", [24, 32])
 def test_dataset__batches_are_normalized_squares(name: str, resolution: int, data_dir: Path) -> None:
-    data = build(name, data_dir, resolution=resolution)
+    if name in PLACED and not name.startswith("MNIST") and resolution < 32:
+        with pytest.raises(ConfigError, match=f"resolution 24 can't be used with {name}: its images of 32"):
+            build(name, data_dir, resolution=resolution)
+        return
+    data = build(name, data_dir, resolution=max(28, resolution) if name in PLACED else resolution)
+    resolution = data.eval[0][0].shape[-1]
     for split in (data.train, data.train_plain, data.eval):
         images, labels = split.__getitems__([2, 0, 3])
         assert images.shape == (3, 3, resolution, resolution)
@@ -233,9 +266,8 @@ def test_dataset__fingerprint_identifies_the_data_alone(name: str, data_dir: Pat
     first = build(name, data_dir)
     assert len(bytes.fromhex(first.fingerprint)) == 32
     assert build(name, data_dir, augment=False).fingerprint == first.fingerprint
-    if name in OFFLINE:
-        other = build(name, data_dir, resolution=48, seed=7)
-        assert other.fingerprint == first.fingerprint
+    other = build(name, data_dir, resolution=48, seed=7)
+    assert other.fingerprint == first.fingerprint
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -254,7 +286,235 @@ def test_dataset__refuses_a_resolution_below_one(name: str, data_dir: Path) -> N
 
 
 def test_fingerprints__differ_between_datasets(data_dir: Path) -> None:
-    assert len({build(name, data_dir).fingerprint for name in OFFLINE}) == len(OFFLINE)
+    names = ("Digits", "Cifar10", "Cifar100", "MNIST", "FashionMNIST", "ImageFolder", "TinyImageNet")
+    assert len({build(name, data_dir).fingerprint for name in names}) == len(names)
+
+
+# ---- TinyImageNet, and photos where the experiments keep them
+
+
+def test_tiny_imagenet__is_the_same_data_however_it_is_sorted(tmp_path: Path) -> None:
+    found = []
+    for layout in ("shipped", "ds", "sorted"):
+        write_tiny_imagenet(tmp_path / layout / "tiny-imagenet-200", layout)
+        found.append(DATASETS["TinyImageNet"](data_dir=tmp_path / layout, resolution=64))
+    assert found[0].classes == ("n01", "n02", "n03")
+    # Of val_0 to val_8, classes go n02, n03, n01, …; sorted by class, then by name.
+    assert found[0].eval.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    images, _ = everything(found[0].eval)
+    raw = tmp_path / "shipped" / "tiny-imagenet-200" / "val" / "images"
+    for place, number in enumerate((2, 5, 8, 0, 3, 6, 1, 4, 7)):
+        expected = compose(64, CIFAR_MEAN, CIFAR_STD)(Image.open(raw / f"val_{number}.JPEG"))
+        torch.testing.assert_close(images[place], expected)
+    for other in found[1:]:
+        assert other.fingerprint == found[0].fingerprint
+        assert torch.equal(everything(other.eval)[0], images)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("val_99.JPEG\tn01", "line 10, names image 'val_99.JPEG', which is not there"),
+        ("val_1.JPEG\tn99", "line 10, names class 'n99', which train/ lacks"),
+        ("nonsense", "line 10, names image 'nonsense', which is not there"),
+    ],
+)
+def test_tiny_imagenet__annotations_that_are_wrong_are_named(line: str, message: str, tmp_path: Path) -> None:
+    root = write_tiny_imagenet(tmp_path / "tiny-imagenet-200", "shipped")
+    with (root / "val" / "val_annotations.txt").open("a") as file:
+        file.write(line)
+    with pytest.raises(CorruptError, match=re.escape(message)):
+        DATASETS["TinyImageNet"](data_dir=tmp_path)
+
+
+def test_tiny_imagenet__a_class_without_images_is_named(tmp_path: Path) -> None:
+    root = write_tiny_imagenet(tmp_path / "tiny-imagenet-200", "ds")
+    for image in (root / "val" / "ds" / "n02").iterdir():
+        image.unlink()
+    with pytest.raises(NotFoundError, match="has no images of class n02"):
+        DATASETS["TinyImageNet"](data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["TinyImageNet", "ImageNet", "iNaturalist", "Food101", "ResizedMalaria"])
+def test_folders__that_are_not_there_say_what_is_expected(name: str, tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"is not in .*; expected .*train/.* cache_dir .*TORCH_DATADIR$"):
+        DATASETS[name](data_dir=tmp_path)
+
+
+def test_imagenet__is_prepared_as_in_the_experiments(data_dir: Path) -> None:
+    data = DATASETS["ImageNet"](data_dir=data_dir, resolution=24)
+    normalize = v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    to_tensor = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalize])
+    path = data_dir / "ImageNet" / "val" / "ant" / "0.png"
+    pipeline = v2.Compose([v2.Resize(int(1.14 * 24)), v2.CenterCrop(24), to_tensor])
+    expected = pipeline(Image.open(path).convert("RGB"))
+    assert float((data.eval[0][0] - expected).abs().max()) < 0.1
+    train = v2.Compose([v2.Resize(24), v2.CenterCrop(24), to_tensor])
+    plain = train(Image.open(data_dir / "ImageNet" / "train" / "ant" / "0.png").convert("RGB"))
+    assert float((data.train_plain[0][0] - plain).abs().max()) < 0.1
+
+
+def test_resized__images_hold_no_more_than_32_px(data_dir: Path) -> None:
+    sharp, small = (
+        DATASETS[name](data_dir=data_dir, resolution=96) for name in ("Food101", "ResizedFood101")
+    )
+    [wide] = [everything(split)[0] for split in (small.train_plain,)]
+    again = torch.nn.functional.interpolate(wide, 32, mode="bilinear", antialias=True)
+    back = torch.nn.functional.interpolate(again, 96, mode="bilinear", antialias=True)
+    assert float((back - wide).abs().mean()) < 0.05
+    assert sharp.fingerprint == small.fingerprint
+    assert small.eval.source.read([0]).shape[-1] == 32
+
+
+def test_food101__is_read_as_its_archive_unpacks(tmp_path: Path) -> None:
+    root = tmp_path / "Food_101_Dataset" / "food-101"
+    for name in ("ramen", "pho"):
+        for image in range(3):
+            write_image(root / "images" / name / f"{image}.jpg", image)
+    (root / "meta").mkdir()
+    for split, numbers in (("train", (0, 2)), ("test", (1,))):
+        listed = {name: [f"{name}/{n}" for n in numbers] for name in ("pho", "ramen")}
+        (root / "meta" / f"{split}.json").write_text(json.dumps(listed))
+    data = DATASETS["Food101"](data_dir=tmp_path, resolution=32)
+    assert data.classes == ("pho", "ramen")
+    assert data.train.labels.tolist() == [0, 0, 1, 1]
+    assert data.eval.source.names == ("images/pho/1.jpg", "images/ramen/1.jpg")  # type: ignore[attr-defined]
+
+
+def test_imagenet__is_read_by_torchvision_where_it_unpacked_it(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "ImageNet")
+    ids = {"ant": ("ant", "pismire"), "bee": ("bee",), "cat": ("cat",)}
+    torch.save((ids, []), root / "meta.bin")
+    data = DATASETS["ImageNet"](data_dir=tmp_path, resolution=32)
+    assert data.classes == ("ant", "bee", "cat")
+    assert data.fingerprint == image_folder(path=str(root), data_dir=tmp_path).fingerprint
+
+
+# ---- small images on a canvas
+
+
+@pytest.mark.parametrize(("name", "size"), [("Cifar10", 32), ("MNIST", 28)])
+def test_placed__every_place_occurs_and_the_image_is_whole(name: str, size: int, data_dir: Path) -> None:
+    data = build(f"{name}SmallRandomPositioning", data_dir, resolution=size + 2, augment=True)
+    plain = build(name, data_dir, resolution=size, augment=False)
+    image = plain.train[1][0]
+    found = set()
+    torch.manual_seed(0)
+    for _ in range(200):
+        canvas = data.train[1][0]
+        for flipped in (image, image.flip(-1)):
+            for top in range(3):
+                for left in range(3):
+                    if torch.equal(canvas[:, top : top + size, left : left + size], flipped):
+                        found.add((top, left))
+    assert len(found) == 9
+
+
+def test_placed__test_places_are_fixed_by_the_seed(data_dir: Path) -> None:
+    one, same, other = (
+        build("Cifar10SmallRandomPositioning", data_dir, resolution=64, seed=seed) for seed in (1, 1, 2)
+    )
+    assert torch.equal(everything(one.eval)[0], everything(same.eval)[0])
+    assert not torch.equal(everything(one.eval)[0], everything(other.eval)[0])
+    assert torch.equal(one.eval.__getitems__([5, 2])[0], everything(one.eval)[0][[5, 2]])
+    places = one.eval.source.tops.tolist()  # type: ignore[attr-defined]
+    assert len(set(places)) > 3
+    black = (0 - torch.tensor(CIFAR_MEAN)) / torch.tensor(CIFAR_STD)
+    canvas = everything(one.eval)[0]
+    assert int((canvas - black[:, None, None]).abs().lt(1e-5).all(1).sum((1, 2)).min()) >= 64**2 - 32**2
+
+
+def test_placed__at_its_own_size_is_the_image(data_dir: Path) -> None:
+    placed = build("Cifar10SmallRandomPositioning", data_dir, resolution=32)
+    plain = build("Cifar10", data_dir, resolution=32)
+    assert torch.equal(everything(placed.eval)[0], everything(plain.eval)[0])
+
+
+def test_placed__noise_is_uniform_and_fixed_for_the_test_images(data_dir: Path) -> None:
+    data = build("Cifar10SmallRandomPositioningNoise", data_dir, resolution=160)
+    pixels = data.eval.source.read([0, 1])
+    assert torch.equal(pixels, data.eval.source.read([1, 0]).flip(0))
+    counts = torch.bincount(pixels.flatten().long(), minlength=256) / pixels.numel()
+    assert float(counts.min()) > 0.5 / 256
+    assert not torch.equal(data.train[0][0], data.train[0][0])
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("BlackBorder", "constant"), ("ReflectBorder", "reflect"), ("EdgePadding", "edge")]
+)
+@pytest.mark.parametrize("resolution", [32, 45, 160])
+def test_borders__are_numpys(name: str, mode: Any, resolution: int, data_dir: Path) -> None:
+    data = build(f"{name}Cifar10", data_dir, resolution=resolution)
+    raw = build("Cifar10", data_dir).eval.source.read([0])[0].numpy()
+    before, after = (resolution - 32) // 2, resolution - 32 - (resolution - 32) // 2
+    padded = np.pad(raw, ((0, 0), (before, after), (before, after)), mode=mode)
+    expected = Normalize(CIFAR_MEAN, CIFAR_STD)(torch.from_numpy(padded[None]))[0]
+    torch.testing.assert_close(data.eval[0][0], expected)
+
+
+# ---- corrupt images, and images held in memory
+
+
+def test_skip__leaves_corrupt_images_out_and_keeps_the_ids_of_the_others(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "insects")
+    whole = image_folder(path=str(root), data_dir=tmp_path)
+    truncate(root / "train" / "bee" / "1.jpg")
+    (root / "val" / "cat" / "0.png").write_text("no image")
+    data = skip_corrupt(image_folder(path=str(root), data_dir=tmp_path))
+    assert data.skipped == {"train": ("bee/1.jpg",), "eval": ("cat/0.png",)}
+    kept = [index for index in range(15) if index != 6]
+    assert data.train.sample_ids.tolist() == data.train_plain.sample_ids.tolist() == kept
+    assert data.train.labels.tolist() == whole.train.labels[kept].tolist()
+    assert everything(data.eval)[0].shape[0] == len(data.eval) == 8
+    assert data.fingerprint != whole.fingerprint
+    again = skip_corrupt(image_folder(path=str(root), data_dir=tmp_path), data.skipped)
+    assert again.fingerprint == data.fingerprint
+
+
+def test_skip__refuses_a_class_of_which_nothing_is_left(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "insects")
+    for path in (root / "val" / "ant").iterdir():
+        path.write_text("no image")
+    with pytest.raises(NotFoundError, match="no eval image of class 'ant' can be decoded"):
+        skip_corrupt(image_folder(path=str(root), data_dir=tmp_path))
+
+
+def test_hold__gives_the_same_images_from_memory(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = build("ImageFolder", data_dir, resolution=24)
+    held = hold(data)
+    assert held.in_memory
+    assert held.train.source is held.train_plain.source
+    assert held.fingerprint == fingerprint(held.classes, held.train_plain, held.eval)
+    for one, other in ((data.train_plain, held.train_plain), (data.eval, held.eval)):
+        assert torch.equal(everything(one)[0], everything(other)[0])
+    monkeypatch.setattr("satstore.datasets.keeping.available_memory", lambda: 4 * 3 * 24 * 24 * 24 - 1)
+    assert hold(data) is data, "24 images need a quarter of what is free, and one byte"
+
+
+# ---- colours
+
+
+def test_color_jitter__is_torchvisions_by_image() -> None:
+    torch.manual_seed(3)
+    images = torch.randint(256, (4, 3, 8, 8), dtype=torch.uint8)
+    state = torch.get_rng_state()
+    found = ColorJitter(0.4)(images)
+    torch.set_rng_state(state)
+    factors, order = 1 + 0.4 * (2 * torch.rand(3, 4, 1, 1, 1) - 1), torch.randperm(3).tolist()
+    changes = (vision.adjust_brightness, vision.adjust_contrast, vision.adjust_saturation)
+    for index, image in enumerate(images):
+        expected = image / 255
+        for change in order:
+            expected = changes[change](expected, float(factors[change, index]))
+        torch.testing.assert_close(found[index] / 255, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_lighting__colours_have_the_published_covariance() -> None:
+    torch.manual_seed(0)
+    colours = Lighting(0.1)(torch.zeros(20000, 3, 1, 1))[:, :, 0, 0] / 255
+    axes = np.array([[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]])
+    expected = axes @ np.diag(np.square(0.1 * np.array([0.2175, 0.0188, 0.0045]))) @ axes.T
+    np.testing.assert_allclose(np.cov(colours.T.numpy()), expected, rtol=0.05, atol=2e-6)
 
 
 # ---- Digits

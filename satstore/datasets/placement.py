@@ -1,0 +1,153 @@
+"""Small images at places of a larger canvas: at random ones, or in the middle."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from satstore.datasets.images import ImageData, ImageSource, ImageSplit, Update, fingerprint
+from satstore.datasets.transforms import Transform
+from satstore.errors import ConfigError
+
+Canvas = Literal["black", "noise"]
+
+
+def check_room(name: str, image_px: int, canvas_px: int) -> None:
+    """Refuse a canvas that is smaller than the images.
+
+    Raises
+    ------
+    ConfigError
+        Naming both sizes.
+    """
+    if canvas_px < image_px:
+        raise ConfigError(
+            f"resolution {canvas_px} can't be used with {name}: its images of {image_px} px are placed on a "
+            f"canvas of that size, unscaled; give {image_px} or more"
+        )
+
+
+def put(images: Tensor, tops: Tensor, lefts: Tensor, canvases: Tensor) -> Tensor:
+    """Put each image (B, C, h, w) on its canvas (B, C, H, W), in place, and return the canvases."""
+    height, width = images.shape[2:]
+    for canvas, image, top, left in zip(canvases, images, tops.tolist(), lefts.tolist(), strict=True):
+        canvas[:, top : top + height, left : left + width] = image
+    return canvases
+
+
+@dataclass(frozen=True)
+class RandomPlace:
+    """Put each image at a place of a canvas that is drawn anew every time; every place is as likely.
+
+    Attributes
+    ----------
+    size
+        The canvas's height and width in pixels.
+    canvas
+        Black, or noise: every value drawn uniformly from 0..255.
+    """
+
+    size: int
+    canvas: Canvas = "black"
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch."""
+        n_images, n_channels, height, width = images.shape
+        tops = torch.randint(self.size - height + 1, (n_images,))
+        lefts = torch.randint(self.size - width + 1, (n_images,))
+        shape = (n_images, n_channels, self.size, self.size)
+        noise = self.canvas == "noise"
+        blank = torch.randint(256, shape, dtype=torch.uint8) if noise else images.new_zeros(shape)
+        return put(images, tops, lefts, blank)
+
+
+class PlacedSource:
+    """Images at places that are drawn once, by the seed and the image's index.
+
+    Parameters
+    ----------
+    source
+        The images, all of one size.
+    size, canvas
+        As for :class:`RandomPlace`.
+    seed
+        Gives the same places, and noise, every time.
+    """
+
+    def __init__(self, source: ImageSource, size: int, canvas: Canvas, seed: int) -> None:
+        self.source, self.size, self.canvas, self.seed = source, size, canvas, seed
+        self.in_memory = source.in_memory
+        height, width = source.read([0]).shape[2:]
+        generator = torch.Generator().manual_seed(seed)
+        self.tops = torch.randint(size - height + 1, (len(source),), generator=generator)
+        self.lefts = torch.randint(size - width + 1, (len(source),), generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Return the placed images at some indices, uint8 (B, C, size, size), in their order."""
+        images, places = self.source.read(indices), torch.as_tensor(indices, dtype=torch.int64)
+        shape = (images.shape[1], self.size, self.size)
+        if self.canvas == "noise":
+            canvases = torch.stack([self._noise(index, shape) for index in places.tolist()])
+        else:
+            canvases = images.new_zeros((len(images), *shape))
+        return put(images, self.tops[places], self.lefts[places], canvases)
+
+    def identify(self, update: Update) -> None:
+        """Feed what tells the images from others to a digest; their places follow from config and seed."""
+        self.source.identify(update)
+
+    def _noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
+        generator = torch.Generator().manual_seed((self.seed << 32) + index & (1 << 63) - 1)
+        return torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+
+
+def place_randomly(
+    name: str,
+    classes: Sequence[str],
+    train: ImageSplit,
+    evaluation: ImageSplit,
+    *,
+    resolution: int,
+    canvas: Canvas,
+    seed: int,
+    augmentation: Sequence[Transform],
+    preparation: Sequence[Transform],
+    augment: bool,
+) -> ImageData:
+    """Put a dataset together whose images lie at random places of a canvas.
+
+    Training images are placed anew every time, unless ``augment`` is off; evaluation images, and training
+    images for latents, keep the places that the seed gives them.
+
+    Parameters
+    ----------
+    augmentation
+        Applied to training images once they are placed, if ``augment``.
+    preparation
+        Applied to all images.
+
+    Raises
+    ------
+    ConfigError
+        If the canvas is smaller than the images.
+    """
+    check_room(name, train.source.read([0]).shape[-1], resolution)
+    plain, held_out = (
+        ImageSplit(PlacedSource(s.source, resolution, canvas, seed + k), s.labels, s.sample_ids, preparation)
+        for k, s in enumerate((train, evaluation))
+    )
+    moving: tuple[Transform, ...] = (RandomPlace(resolution, canvas), *augmentation, *preparation)
+    return ImageData(
+        name=name,
+        classes=tuple(classes),
+        train=train.transformed(moving) if augment else plain,
+        train_plain=plain,
+        eval=held_out,
+        fingerprint=fingerprint(classes, train, evaluation),
+        in_memory=train.source.in_memory,
+    )
