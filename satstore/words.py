@@ -31,5 +31,13 @@ def describe_size(size_bytes: float) -> str:
     return f"{int(size_bytes)} B"
 
 
+def describe_count(number: float) -> str:
+    """Return a large number with a prefix of a unit that follows it: ``3.63 G``."""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.0f} "
+
+
 def _two_digits(number: float) -> str:
     return f"{number:.0f}" if number >= 10 else f"{number:.2g}"

@@ -27,10 +27,13 @@ class Field:
         Along the input's height and its width.
     axes
         Where these two lie in the tensor; None once all positions were taken together.
+    is_pooled
+        Whether every path came through what takes all positions together.
     """
 
     spans: tuple[Span, Span] = (Span(), Span())
     axes: tuple[int, int] | None = (2, 3)
+    is_pooled: bool = False
 
     def sizes(self, tensor: Tensor) -> tuple[int, int]:
         """Return the map's height and width; 1 once all positions were taken together."""
@@ -43,7 +46,7 @@ class Field:
     def pooled(self, tensor: Tensor) -> "Field":
         """Return the field of all positions taken together."""
         sizes = self.sizes(tensor)
-        return replace(self.each(lambda i, span: span.window(range(sizes[i]))), axes=None)
+        return replace(self.each(lambda i, span: span.window(range(sizes[i]))), axes=None, is_pooled=True)
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ def merge(call: Call) -> Field:
     field, tensor = pairs[0]
     for other, _ in pairs[1:]:
         spans = [one.merge(two) for one, two in zip(field.spans, other.spans, strict=True)]
-        field = replace(field, spans=(spans[0], spans[1]))
+        field = replace(field, spans=(spans[0], spans[1]), is_pooled=field.is_pooled and other.is_pooled)
     if field.axes is None or not isinstance(output, Tensor):
         return field
     shifted = output.ndim - tensor.ndim
@@ -259,7 +262,7 @@ def adapt(call: Call) -> Field:
         window = max(ceil((o + 1) * size / n) - o * size // n for o in range(n))
         return span.window(range(window), max(1, size // n))
 
-    return field.each(change)
+    return replace(field.each(change), is_pooled=field.is_pooled or after == (1, 1))
 
 
 def resize(call: Call) -> Field:

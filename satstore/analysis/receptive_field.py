@@ -198,7 +198,7 @@ class _Walk(fx.Interpreter):
                 "jump": int(jump) if jump.is_integer() else jump,
                 "start": vertical.start,
                 "map_size": field.sizes(output)[0] if isinstance(output, Tensor) else 1,
-                "_is_conv": isinstance(module, _ConvNd),
+                "_is_conv": isinstance(module, _ConvNd) and not seen.is_pooled,
                 "_input_max": max(span.widest.size for span in seen.spans),
                 "_input_min": min(span.narrowest.size for span in seen.spans),
             }

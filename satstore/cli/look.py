@@ -15,7 +15,7 @@ from satstore.errors import ConfigError, CorruptError
 from satstore.logs import find_logs_dir, list_runs, open_run
 from satstore.registry import REGISTRIES, STAGES
 from satstore.run import Run
-from satstore.words import MARKS, describe_age, describe_size
+from satstore.words import MARKS, describe_age, describe_count, describe_size
 
 
 def make_console() -> Console:
@@ -114,6 +114,12 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
     if manifest.layers:
         console.print()
         print_layers(console, run)
+    if run.has_file("computational_info.json"):
+        info = json.loads(run.read_file("computational_info.json"))
+        console.print(
+            f"{info['n_parameters']:,} parameters; {describe_count(info['flops'])}FLOP per image, "
+            f"{describe_count(info['training_flops'])}FLOP in all of training"
+        )
     if run.has_file("receptive_field.csv"):
         found = manifest.summary.border_layer, manifest.summary.strict_border_layer
         border, strict = (layer or "none" for layer in found)

@@ -8,4 +8,5 @@ ROWS = (
     Entry("saturation", "satstore.stages.saturation:STAGE"),
     Entry("probe", "satstore.stages.probe:STAGE"),
     Entry("receptive-field", "satstore.stages.receptive_field:STAGE"),
+    Entry("flops", "satstore.stages.flops:STAGE"),
 )

@@ -4,10 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from satstore.errors import ConfigError
 from satstore.location import Folder
 from satstore.manifest import CHECKPOINT, Manifest, Summary
 from satstore.run import Run
-from satstore.stages import extract
+from satstore.stages import extract, flops
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
     Device,
@@ -71,10 +72,22 @@ def train(run: Run, parameters: TrainParameters) -> None:
     extract.place(run, parameters.latents_dir)
     if not is_trained(run):
         training.train(run, device)
+        count_costs(run)
     latents = extract.STAGE.adapt(parameters, check=False)
     if writes_latents(run, parameters) and extract.pending(run, latents):
         with run.stage(extract.STAGE.key, record_parameters(latents)):
             extract.extract(run, latents)
+
+
+def count_costs(run: Run) -> None:
+    """Write what the training cost; a model of which that can't be counted is only warned of."""
+    asked = flops.FlopsParameters()
+    try:
+        if flops.pending(run, asked):
+            with run.stage(flops.STAGE.key, record_parameters(asked)):
+                flops.write(run, asked)
+    except ConfigError as error:
+        run.warn("train", str(error))
 
 
 def forget(run: Run) -> None:

@@ -141,6 +141,26 @@ def test_receptive_field__follows_functions(function: Any, size: int, jump: floa
     assert table["jump"].iloc[-1] == jump
 
 
+class Gate(nn.Module):
+    """Squeeze and excitation, whose convs see all positions together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.gate, self.after = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv(x)
+        return self.after(x * self.gate(nn.functional.adaptive_avg_pool2d(x, 1)))
+
+
+def test_receptive_field__a_gate_is_no_border_layer() -> None:
+    table = receptive_field(Gate(), 8).set_index("layer")
+    assert list(table["receptive_field_max"]) == [3, 8, 10]
+    assert not table["border"].any(), "the gate sees the 8 px of the image"
+    table = receptive_field(nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), Gate()), 8).set_index("layer")
+    assert list(table.index[table["border"]]) == ["1.after"], "the gate itself is passed over"
+
+
 class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()

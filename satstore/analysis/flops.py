@@ -1,0 +1,114 @@
+"""What a model costs to compute: parameters, multiply-accumulates and floating-point operations, by layer.
+
+torch's own counter counts matrix products, convolutions and attention, in the forward and in the backward
+pass, two operations per multiply-accumulate. Biases, norms, activations and pooling are not counted.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a module costs for one image, its submodules left out; ``layer`` is empty for the model itself.
+
+    Attributes
+    ----------
+    n_parameters
+        Of the module's own.
+    flops
+        Operations of the forward pass.
+    """
+
+    layer: str
+    n_parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What a model costs for one image.
+
+    Attributes
+    ----------
+    modules
+        Those with parameters or operations, in order of definition; their sums are the model's.
+    flops, backward_flops
+        Operations of the forward pass, and of the backward pass that training adds.
+    """
+
+    modules: tuple[Cost, ...]
+    flops: int
+    backward_flops: int
+
+
+def count_costs(model: nn.Module, image: Tensor) -> Costs:
+    """Count what a model costs.
+
+    Parameters
+    ----------
+    model
+        A model, whose modes are afterwards what they were; on the ``meta`` device, nothing is computed.
+    image
+        (1, 3, r, r).
+    """
+    modes = {module: module.training for module in model.modules()}
+    # Of grouped convolutions, torch's count of the backward pass is too large by the number of groups.
+    exact: dict[Any, Any] = {torch.ops.aten.convolution_backward: _count_convolution_backward}
+    forward = FlopCounterMode(display=False)
+    backward = FlopCounterMode(display=False, custom_mapping=exact)
+    try:
+        model.eval()
+        with torch.enable_grad():
+            with forward:
+                logits = model(image)
+            with backward:
+                logits.sum().backward()
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        model.zero_grad(set_to_none=True)
+    within = _by_module(forward, model)
+    modules = []
+    for name, module in model.named_modules():
+        children = [f"{name}.{child}".lstrip(".") for child, _ in module.named_children()]
+        flops = within.get(name, 0) - sum(within.get(child, 0) for child in children)
+        n_parameters = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+        if n_parameters or flops:
+            modules.append(Cost(name, n_parameters, flops))
+    return Costs(tuple(modules), forward.get_total_flops(), backward.get_total_flops())
+
+
+def _by_module(counter: FlopCounterMode, model: nn.Module) -> dict[str, int]:
+    """Return the operations counted within each module, submodules included, by its PyTorch name."""
+    root = f"{type(model).__name__}."
+    found = {
+        name.removeprefix(root): sum(operations.values())
+        for name, operations in counter.get_flop_counts().items()
+        if name.startswith(root)
+    }
+    return {**found, "": counter.get_total_flops()}
+
+
+def _count_convolution_backward(
+    grad_out_shape: Sequence[int],
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    output_mask: Sequence[bool],
+    out_shape: Any,
+) -> int:
+    """Each gradient, by input and by weight, takes the multiply-accumulates of the forward pass."""
+    once: int = conv_flop_count(list(x_shape), list(w_shape), list(grad_out_shape), transposed=transposed)
+    return once * sum(map(bool, output_mask[:2]))

@@ -1,0 +1,125 @@
+"""The stage ``flops``: what a model costs, per image and for the whole training, by layer too."""
+
+import json
+from typing import Any
+
+from satstore.config import ExperimentConfig
+from satstore.errors import ConfigError, SatstoreError
+from satstore.run import Run
+from satstore.stages.stage import Overwrite, Stage, StageParameters
+
+FILE = "computational_info.json"
+
+
+class FlopsParameters(StageParameters):
+    """Parameters of ``flops``."""
+
+    overwrite: Overwrite = False
+
+
+def pending(run: Run, parameters: FlopsParameters) -> list[str]:
+    """Say whether the file is missing, or was written of other epochs than were trained."""
+    if not run.has_file(FILE) or parameters.overwrite:
+        return [FILE]
+    run.check_file(FILE)
+    done = run.manifest.summary.epochs_done
+    known = json.loads(run.read_file(FILE))["n_epochs"]
+    return (
+        [FILE]
+        if done and run.config.is_finished(done, run.manifest.summary.test_accuracy) and known != done
+        else []
+    )
+
+
+def write(run: Run, parameters: FlopsParameters) -> None:
+    """Write what the model costs; the training's length is that of the run, or, before it, the config's.
+
+    Raises
+    ------
+    ConfigError
+        If the model's operations can't be counted.
+    """
+    dataset, summary = run.manifest.dataset, run.manifest.summary
+    if dataset is not None:
+        n_train, n_eval, n_classes = dataset.n_train, dataset.n_eval, len(dataset.classes)
+    else:
+        from satstore.session import load_data
+
+        data = load_data(run.config)
+        n_train, n_eval, n_classes = len(data.train), len(data.eval), len(data.classes)
+    is_done = run.config.is_finished(summary.epochs_done, summary.test_accuracy)
+    n_epochs = summary.epochs_done if is_done else run.config.epoch
+    content = describe_costs(run.config, n_classes, n_train, n_eval, n_epochs)
+    run.commit({FILE: (json.dumps(content, indent=1) + "\n").encode()})
+
+
+def describe_costs(
+    config: ExperimentConfig, n_classes: int, n_train: int, n_eval: int, n_epochs: int
+) -> dict[str, Any]:
+    """Return the content of ``computational_info.json``.
+
+    ``macs`` and ``flops`` are one image's forward pass, a multiply-accumulate being two operations;
+    ``backward_flops`` is what training an image adds. ``training_flops`` has forward and backward passes of
+    all training images and forward passes of all evaluation images, in all epochs. Biases, norms, activations
+    and pooling are not counted.
+
+    Raises
+    ------
+    ConfigError
+        If the model's operations can't be counted.
+    """
+    import torch
+
+    from satstore.analysis.flops import Costs, count_costs
+    from satstore.model_plan import build_blank, without_values
+
+    def measure(device: str) -> Costs:
+        model = build_blank(config, n_classes, device)
+        return count_costs(model, torch.zeros(1, 3, config.resolution, config.resolution, device=device))
+
+    try:
+        costs = without_values(measure)
+    except SatstoreError:
+        raise
+    except Exception as error:  # what a third party's model raises
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"the operations of {config.model} at {config.resolution} px can't be counted: "
+            f"{type(error).__name__}: {reason[:200]}"
+        ) from error
+    n_images = n_epochs * (n_train + n_eval)
+    training_flops = n_images * costs.flops + n_epochs * n_train * costs.backward_flops
+    return {
+        "model": config.model,
+        "resolution": config.resolution,
+        "n_classes": n_classes,
+        "n_train": n_train,
+        "n_eval": n_eval,
+        "n_epochs": n_epochs,
+        "n_parameters": sum(cost.n_parameters for cost in costs.modules),
+        "macs": costs.flops // 2,
+        "flops": costs.flops,
+        "backward_flops": costs.backward_flops,
+        "training_macs": training_flops // 2,
+        "training_flops": training_flops,
+        "layers": [
+            {
+                "layer": cost.layer,
+                "n_parameters": cost.n_parameters,
+                "macs": cost.flops // 2,
+                "flops": cost.flops,
+                # Forward passes only: which backward operations are a layer's, the counter doesn't say.
+                "training_forward_flops": n_images * cost.flops,
+            }
+            for cost in costs.modules
+        ],
+    }
+
+
+STAGE = Stage(
+    name="flops",
+    description="Count parameters and operations, per image and for the whole training, by layer too.",
+    function=write,
+    pending=pending,
+    parameters=FlopsParameters,
+)
