@@ -111,7 +111,7 @@ def run_pass(
     loader: DataLoader[tuple[Tensor, Tensor]],
     split: str,
     recorder: MomentRecorder,
-    progress: "Progress",
+    progress: "Progress | None",
 ) -> Pass:
     """Pass once over a split, training on it if it is the training split.
 
@@ -145,7 +145,8 @@ def run_pass(
             # The mean over a batch weighs what the batch holds: the last one is smaller as a rule.
             losses.append(loss.detach().double() * len(labels))
             n_samples += len(labels)
-            progress.advance(len(labels), lambda: (float(losses[-1]) / len(labels), metrics[0].compute()))  # noqa: B023
+            if progress is not None:
+                progress.advance(len(labels), lambda: (float(losses[-1]) / len(labels), metrics[0].compute()))  # noqa: B023
     found = torch.stack(losses)
     if not bool(torch.isfinite(found).all()):
         batch = int(torch.nonzero(~torch.isfinite(found))[0])

@@ -163,13 +163,32 @@ ALIASES = {
 """Other spellings of ResNets: their makers did not agree with themselves where an underscore goes."""
 
 VGG = "satstore.models.vgg:vgg"
+VGG_PCA = "satstore.models.pca:vgg_pca"
 RESNET = "satstore.models.resnet:ResNet"
+
+# (name, arguments, what is kept)
+PCA_VARIANTS: list[tuple[str, dict[str, Any], str]] = [
+    ("vgg13PCA", {}, "99.9 % of the variance after convs, 99 % after the Linear layer"),
+    ("vgg13PCA_centered", {"centred": True}, "as vgg13PCA, of the variance about the mean"),
+    *(
+        (
+            f"vgg13PCA{percent}",
+            {"conv_delta": percent / 100, "linear_delta": percent / 100},
+            f"{percent} % of the variance",
+        )
+        for percent in (*range(98, 89, -1), *range(80, 10, -10))
+    ),
+]
 
 ROWS: tuple[Entry, ...] = (
     *(Entry(name, VGG, {"plan": plan}, "VGG", f"convs {plan}") for name, plan in VGG_PLANS.items()),
     *(
         Entry(name, VGG, {"plan": VGG_PLANS[plan], **arguments}, "VGG", f"{plan}, {difference}")
         for name, plan, arguments, difference in VGG_VARIANTS
+    ),
+    *(
+        Entry(name, VGG_PCA, {"plan": VGG_PLANS["vgg13"], **arguments}, "VGG", f"vgg13, projected: {kept}")
+        for name, arguments, kept in PCA_VARIANTS
     ),
     *(Entry(name, RESNET, arguments, "ResNet", description) for name, arguments, description in RESNETS),
     *(

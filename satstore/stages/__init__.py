@@ -8,5 +8,6 @@ ROWS = (
     Entry("saturation", "satstore.stages.saturation:STAGE"),
     Entry("probe", "satstore.stages.probe:STAGE"),
     Entry("receptive-field", "satstore.stages.receptive_field:STAGE"),
+    Entry("project", "satstore.stages.project:STAGE"),
     Entry("flops", "satstore.stages.flops:STAGE"),
 )

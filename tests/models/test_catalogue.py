@@ -42,6 +42,8 @@ resnet18_early resnet18_late resnet18_thin resnet18_wide
 ResNet18_PC ResNet34_PC ResNet50_PC
 resnet18_nr1_1 resnet18_nr1_2 resnet18_nr1_3 resnet18_nr1_4
 resnet18_nr2_12 resnet18_nr2_13 resnet18_nr2_14 resnet18_nr2_23 resnet18_nr2_24 resnet18_nr2_34
+vgg13PCA vgg13PCA_centered vgg13PCA98 vgg13PCA97 vgg13PCA96 vgg13PCA95 vgg13PCA94 vgg13PCA93 vgg13PCA92
+vgg13PCA91 vgg13PCA90 vgg13PCA80 vgg13PCA70 vgg13PCA60 vgg13PCA50 vgg13PCA40 vgg13PCA30 vgg13PCA20
 alexnet squeezenet10 squeezenet11 densenet121 densenet161 densenet169 densenet201 mobilenetV2
 mnasnet05 mnasnet075 mnasnet10 mnasnet13 inceptionv3 efficentnet_b0 efficientnet_b0
 resnet18_nr3_123 resnet18_nr3_124 resnet18_nr3_134 resnet18_nr3_234 resnet34_nr1 resnet34_nr2

@@ -106,15 +106,14 @@ CHANNELS = {
     "vgg19r": [64, 64, 128, 128, *[256] * 3, *[512] * 9],
     "vggresnet": [64, *[128] * 4, *[256] * 4, *[512] * 8],
 }
+VGG_TARGETS = ("satstore.models.vgg:vgg", "satstore.models.pca:vgg_pca")
 WIDTHS = {"S": 2, "XS": 4, "XXS": 8, "XXXS": 16}
 
 
-@pytest.mark.parametrize(
-    "name", [row.name for row in MODELS.entries() if row.target == "satstore.models.vgg:vgg"]
-)
+@pytest.mark.parametrize("name", [row.name for row in MODELS.entries() if row.target in VGG_TARGETS])
 def test_vgg__every_name_has_the_parameters_that_were_counted(name: str) -> None:
     base = max((known for known in CHANNELS if name.startswith(known)), key=len)
-    suffix = name.removeprefix(base).removeprefix("_")
+    suffix = "" if "PCA" in name else name.removeprefix(base).removeprefix("_")
     channels = [n // WIDTHS.get(suffix, 1) for n in CHANNELS[base]]
     expected = count(channels, 7, int(suffix) if base == "vgg16" and suffix.isdecimal() else 3)
     if name == "vggresnet":
