@@ -22,6 +22,10 @@ def _check_pooling(text: str) -> str:
     return text
 
 
+def _sort_once_each(epochs: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(set(epochs)))
+
+
 Pooling = Annotated[str, AfterValidator(_check_pooling)]
 """How latents are pooled: a number n for adaptive averages over n × n, ``full`` for unpooled maps, or
 ``pixelwise`` for unpooled maps whose features come last, ready for a probe of every position."""
@@ -73,6 +77,9 @@ class ExperimentConfig(BaseModel):
     layers: str | None = Field(None, description="regular expression of the layers to record; null: all")
     exclude_layers: str | None = Field(None, description="regular expression of the layers to leave out")
     pooling: tuple[Pooling, ...] = ("4",)
+    latent_epochs: Annotated[
+        tuple[Annotated[int, Field(ge=0, strict=True)], ...], AfterValidator(_sort_once_each)
+    ] = Field((), description="epochs, from 0, after which latents are extracted too, besides the last")
     stages: tuple[str, ...] = ("train", "extract", "saturation", "probe")
     plugins: tuple[str, ...] = ()
     note: str = ""
@@ -111,11 +118,22 @@ class ExperimentConfig(BaseModel):
 
 
 NOT_TRAINING = frozenset(
-    {"logs_dir", "device", "delta", "cache_dir", "workers", "pooling", "stages", "plugins", "note"}
+    {
+        "logs_dir",
+        "device",
+        "delta",
+        "cache_dir",
+        "workers",
+        "pooling",
+        "latent_epochs",
+        "stages",
+        "plugins",
+        "note",
+    }
 )
 """Keys that an experiment's weights, metrics and spectra don't depend on: they are not in its digest."""
 
-LIST_KEYS = frozenset({"metrics", "pooling", "stages", "plugins"})
+LIST_KEYS = frozenset({"metrics", "pooling", "latent_epochs", "stages", "plugins"})
 """Keys whose value is one list; a list under any other key multiplies out."""
 
 NAMED_KEYS: Mapping[str, Registry] = {
@@ -223,7 +241,11 @@ def expand(content: dict[str, Any]) -> list[ExperimentConfig]:
         if not isinstance(content[key], list | tuple):
             raise ConfigError(f"{key!r} takes a list, found {content[key]!r}")
     for key, value in content.items():
-        if key not in ("plugins", "metrics") and isinstance(value, list | tuple) and not value:
+        if (
+            key not in ("plugins", "metrics", "latent_epochs")
+            and isinstance(value, list | tuple)
+            and not value
+        ):
             raise ConfigError(f"{key!r} is an empty list; give one value at least")
     load_plugins(map(str, content.get("plugins", ())))
     axes = [
@@ -252,6 +274,12 @@ def _make_config(content: dict[str, Any]) -> ExperimentConfig:
             raise ConfigError(
                 f"{key!r}: {getattr(config, key)!r} is no regular expression: {error}"
             ) from error
+    late = [epoch for epoch in config.latent_epochs if epoch >= config.epoch]
+    if late:
+        raise ConfigError(
+            f"'latent_epochs': {late[0]} is past the last of {config.epoch} epochs, which is "
+            f"{config.epoch - 1}: they are counted from 0"
+        )
     if config.data_parallel:
         raise ConfigError("'data_parallel': true is not supported by this version; set it to false")
     return config

@@ -1,22 +1,33 @@
 """The run manifest: what an experiment is, what was done and what it must hold."""
 
 import json
+import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from satstore.config import describe
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import FORMAT_VERSION, Digest
+from satstore.latent_key import latents_key, split_latents_key
 
 StageStatus = Literal["done", "running", "failed", "missing"]
 
 CHECKPOINT = "checkpoint.pt"
 """The name of the file that holds a run's weights and all else that training goes on from."""
 
+
+def checkpoint_name(epoch: int | None) -> str:
+    """Return the name of the file that holds the weights after an epoch, None for the last."""
+    return CHECKPOINT if epoch is None else f"checkpoint-epoch{epoch}.pt"
+
+
 LATENTS = "latents.zarr"
 """The name of the store of latents, wherever it lies."""
+
+EPOCH_PART = re.compile(r"epoch(0|[1-9][0-9]*)")
+"""How tables of probes name an earlier epoch; no prefix may end so."""
 
 STAGE_KEYS = ("train", "extract", "saturation", "probe", "receptive_field", "project", "flops")
 """The stages that a manifest knows, in the order in which they are run."""
@@ -76,7 +87,7 @@ class DatasetRecord(_Record):
 
 
 class LatentsRecord(_Record):
-    """One pooling of stored latents; the digests say of which checkpoint and what was written.
+    """The latents of one key; the digests say of which checkpoint and what was written.
 
     ``layers`` holds each split's layers and the digest of their files. Earlier versions recorded none, and
     stored all layers of both splits.
@@ -105,15 +116,39 @@ class ProbesRecord(_Record):
         return self.C, self.tol, self.max_iter
 
 
-def probe_key(pooling: str, prefix: str | None) -> str:
-    """Return the name of a table of probes: ``pool4``, or ``P-pool4`` with the prefix ``P``."""
-    return f"{prefix}-{pooling}" if prefix else pooling
+class ProbeTable(NamedTuple):
+    """What a table of probes is of: the key of the latents, and the prefix, empty where there is none."""
+
+    latents: str
+    prefix: str
+
+    @property
+    def pooling(self) -> str:
+        """The pooling of the latents: ``pool4``."""
+        return split_latents_key(self.latents)[0]
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of the latents, None for the last."""
+        return split_latents_key(self.latents)[1]
 
 
-def split_probe_key(key: str) -> tuple[str, str]:
-    """Return the pooling and the prefix, empty where there is none, of a table of probes."""
+def probe_key(latents: str, prefix: str | None) -> str:
+    """Return the name of the table of probes of some latents.
+
+    ``pool4``, or ``P-pool4`` with the prefix ``P``; of an earlier epoch ``epoch5-pool4``, ``P-epoch5-pool4``.
+    """
+    pooling, epoch = split_latents_key(latents)
+    return "-".join(part for part in (prefix, "" if epoch is None else f"epoch{epoch}", pooling) if part)
+
+
+def split_probe_key(key: str) -> ProbeTable:
+    """Return what a table of probes is of, by its name."""
     prefix, _, pooling = key.rpartition("-")
-    return pooling, prefix
+    before, _, last = prefix.rpartition("-")
+    if EPOCH_PART.fullmatch(last):
+        return ProbeTable(latents_key(pooling, int(last.removeprefix("epoch"))), before)
+    return ProbeTable(pooling, prefix)
 
 
 class StageRecord(_Record):

@@ -18,7 +18,7 @@ from satstore.datasets.images import ImageData
 from satstore.datasets.keeping import count_cores, skip_corrupt
 from satstore.datasets.loaders import from_loaders, takes_loaders
 from satstore.errors import ConfigError, CorruptError, DeviceError
-from satstore.manifest import CHECKPOINT, DatasetRecord, LayerRecord, Manifest
+from satstore.manifest import DatasetRecord, LayerRecord, Manifest, checkpoint_name
 from satstore.models.build import build_model as build_model_of
 from satstore.models.build import explaining_misfit
 from satstore.optimizers import make_optimizer
@@ -212,25 +212,28 @@ def _as_lists(value: Any) -> Any:
     return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
-def read_checkpoint(run: Run) -> dict[str, Any]:
+def read_checkpoint(run: Run, epoch: int | None = None) -> dict[str, Any]:
     """Return the state of a run's checkpoint, checked against the manifest's digest.
+
+    Of an earlier epoch, the weights were kept: ``model`` alone.
 
     Raises
     ------
     CorruptError
         If it isn't what was committed, or holds more than tensors, numbers, strings, lists and dicts.
     """
-    content = run.read_file(CHECKPOINT)
+    name = checkpoint_name(epoch)
+    content = run.read_file(name)
     try:
         # Random states stay on the CPU whatever the device.
         state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises pickle's, zipfile's and its own errors here
-        raise CorruptError(f"{run.path / CHECKPOINT} can't be loaded: {error}") from error
+        raise CorruptError(f"{run.path / name} can't be loaded: {error}") from error
     return state
 
 
-def load_model(run: Run, n_classes: int, device: torch.device) -> nn.Module:
-    """Build a run's model and load its checkpoint's weights.
+def load_model(run: Run, n_classes: int, device: torch.device, epoch: int | None = None) -> nn.Module:
+    """Build a run's model and load its checkpoint's weights, or those that were kept of an earlier epoch.
 
     Raises
     ------
@@ -238,18 +241,18 @@ def load_model(run: Run, n_classes: int, device: torch.device) -> nn.Module:
         If the checkpoint is of another model.
     """
     model = build_model(run.config, n_classes, device)
-    load_weights(model, read_checkpoint(run)["model"], run)
+    load_weights(model, read_checkpoint(run, epoch)["model"], run, epoch)
     return model
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Tensor], run: Run) -> None:
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], run: Run, epoch: int | None = None) -> None:
     """Load weights into a run's model; see :func:`load_model`."""
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1].strip()
         raise CorruptError(
-            f"{run.path / CHECKPOINT} is of another model than {run.config.model}: {reason}"
+            f"{run.path / checkpoint_name(epoch)} is of another model than {run.config.model}: {reason}"
         ) from error
 
 

@@ -17,7 +17,7 @@ from satstore.config import ExperimentConfig
 from satstore.datasets.images import ImageSplit, make_loader
 from satstore.datasets.keeping import hold
 from satstore.errors import NumericsError
-from satstore.manifest import CHECKPOINT, Manifest
+from satstore.manifest import CHECKPOINT, Manifest, checkpoint_name
 from satstore.metrics import start_metrics
 from satstore.run import Run
 from satstore.session import (
@@ -223,18 +223,24 @@ def count_features(layer: Layer, module: nn.Module, config: ExperimentConfig) ->
 
 
 def commit_epoch(run: Run, session: Session) -> None:
-    """Commit checkpoint, metrics and manifest after an epoch."""
+    """Commit checkpoint, metrics and manifest after an epoch, and the weights if they are to be kept."""
     import pandas as pd
 
-    checkpoint = io.BytesIO()
-    torch.save(session.state(), checkpoint)
+    state, checkpoint = session.state(), io.BytesIO()
+    torch.save(state, checkpoint)
+    files = {CHECKPOINT: checkpoint.getvalue()}
+    epoch = session.epoch - 1
+    if epoch in session.config.latent_epochs and not is_finished(session):  # the last are in the checkpoint
+        weights = io.BytesIO()
+        torch.save({"model": state["model"]}, weights)
+        files[checkpoint_name(epoch)] = weights.getvalue()
     metrics = pd.DataFrame(session.history).to_csv(index=False).encode()
 
     def change(manifest: Manifest) -> None:
         manifest.summary.epochs_done = session.epoch
         manifest.summary.test_accuracy = session.history[-1]["eval_accuracy"]
 
-    run.commit({CHECKPOINT: checkpoint.getvalue(), "metrics.csv": metrics}, change)
+    run.commit({**files, "metrics.csv": metrics}, change)
     row = session.history[-1]
     run.emit(
         "train",

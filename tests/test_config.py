@@ -62,6 +62,7 @@ OTHER: dict[str, Any] = {
     "layers": "features",
     "exclude_layers": "downsample",
     "pooling": ["2"],
+    "latent_epochs": [0, 5],
     "stages": ["train"],
     "plugins": ["json"],
     "note": "a note",
@@ -75,7 +76,18 @@ TRAINING = {
 }  # fmt: skip
 """What weights, metrics or spectra depend on."""
 
-NOT = {"logs_dir", "device", "delta", "cache_dir", "workers", "pooling", "stages", "plugins", "note"}
+NOT = {
+    "logs_dir",
+    "device",
+    "delta",
+    "cache_dir",
+    "workers",
+    "pooling",
+    "latent_epochs",
+    "stages",
+    "plugins",
+    "note",
+}
 
 
 def write(folder: Path, content: object, name: str = "config.json") -> Path:
