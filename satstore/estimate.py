@@ -69,9 +69,20 @@ def store_bytes(plan: ModelPlan, n_samples: int, ratios: Ratios | None = None) -
     )
 
 
+def latent_passes(config: ExperimentConfig) -> int:
+    """Return how many epochs' latents are extracted and probed."""
+    return len({*config.latent_epochs, config.epoch - 1})
+
+
 def checkpoint_bytes(plan: ModelPlan, optimizer: str) -> int:
     """Return the bytes of a checkpoint: the weights, and what the optimizer keeps of each."""
     return FLOAT32_BYTES * plan.n_values * (1 + OPTIMIZER_VALUES.get(optimizer, 2))
+
+
+def kept_bytes(plan: ModelPlan, config: ExperimentConfig) -> int:
+    """Return the bytes of all checkpoints: the last, and the weights that are kept of earlier epochs."""
+    earlier = FLOAT32_BYTES * plan.n_values * (latent_passes(config) - 1)
+    return checkpoint_bytes(plan, config.optimizer) + earlier
 
 
 def extraction_memory(
@@ -221,10 +232,12 @@ def stage_times(
     train = max(1 / rates.train, loading) if on_gpu else 1 / rates.train + loading
     forward = max(1 / rates.extract, loading) if on_gpu else 1 / rates.extract + loading
     encoding = FLOAT16_BYTES * sum(plan.n_features) / rates.encoding
+    extract = counts.n_samples * (max(forward, encoding) if on_gpu else forward + encoding)
+    probe = sum(_pass_seconds(n, counts, rates) for n in plan.n_features) * PASSES
     return Times(
         train=config.epoch * (counts.n_train * train + counts.n_eval * forward),
-        extract=counts.n_samples * (max(forward, encoding) if on_gpu else forward + encoding),
-        probe=sum(_pass_seconds(n, counts, rates) for n in plan.n_features) * PASSES,
+        extract=extract * latent_passes(config),
+        probe=probe * latent_passes(config),
     )
 
 

@@ -20,7 +20,9 @@ from satstore.estimate import (
     Memory,
     Ratios,
     Times,
+    kept_bytes,
     latent_bytes,
+    latent_passes,
     measure_base,
     stage_memory,
     stage_times,
@@ -70,8 +72,13 @@ class Answer:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes on disk of all latents."""
-        return store_bytes(self.plan, self.counts.n_samples, self.ratios)
+        """Bytes on disk of all latents, of every epoch."""
+        return store_bytes(self.plan, self.counts.n_samples, self.ratios) * latent_passes(self.config)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes on disk of all checkpoints."""
+        return kept_bytes(self.plan, self.config)
 
 
 def estimate(source: str | None, changes: Mapping[str, Any], question: Question, as_json: bool) -> None:
@@ -181,7 +188,9 @@ def print_answer(console: Console, found: Answer) -> None:
     )
     console.print(layers_table(found))
     source = f"measured: {found.measured}" if found.measured else f"typical: {TYPICAL_RATIO} of float16"
-    console.print(f"on disk: float16, compressed; {source}\n")
+    console.print(f"on disk: float16, compressed; {source}")
+    n_epochs = latent_passes(found.config)
+    console.print(f"latents of {n_epochs} epochs, each as above\n" if n_epochs > 1 else "")
     console.print(needs_table(found))
     for lack in lacks(found):
         console.print(f"✗ {lack}")
@@ -233,8 +242,13 @@ def needs_table(found: Answer) -> Table:
     for name in ("train", "extract", "probe"):
         memory = describe_size(getattr(found.memory, name))
         duration = "" if found.times is None else f"about {describe_duration(getattr(found.times, name))}"
-        disk = describe_size(found.disk_bytes) if name == "extract" else ""
-        table.add_row(name, f"{'roughly ' if name == 'train' else ''}{memory}", duration, disk)
+        disk = {"train": found.checkpoint_bytes, "extract": found.disk_bytes}.get(name)
+        table.add_row(
+            name,
+            f"{'roughly ' if name == 'train' else ''}{memory}",
+            duration,
+            describe_size(disk) if disk else "",
+        )
     memory_here, disk_here = available_memory(), free_disk(found.logs_dir)
     table.add_row(
         "here",
@@ -249,7 +263,7 @@ def lacks(found: Answer) -> list[str]:
     """Say what does not suffice."""
     memory_here, disk_here = available_memory(), free_disk(found.logs_dir)
     lines = []
-    if found.disk_bytes > disk_here:
+    if found.disk_bytes + found.checkpoint_bytes > disk_here:
         lines.append(f"the disk of {found.logs_dir} does not suffice")
     for name in ("train", "extract", "probe"):
         needed = getattr(found.memory, name)
@@ -297,7 +311,9 @@ def as_dict(found: Answer) -> dict[str, Any]:
             for layer in found.plan.layers
         ],
         "compression": found.measured or "typical",
+        "n_latent_epochs": latent_passes(found.config),
         "disk_bytes": found.disk_bytes,
+        "checkpoint_bytes": found.checkpoint_bytes,
         "disk_free_bytes": free_disk(found.logs_dir),
         "memory_bytes": asdict(found.memory),
         "memory_available_bytes": available_memory(),
