@@ -49,6 +49,8 @@ class LatentSource:
     ----------
     store
         The store's absolute path, or its URL.
+    latents
+        The key of the latents: ``pool4``, ``epochs/5/pool4``.
     digest
         Of the latents: other ones at the same place are another source.
     classes
@@ -56,7 +58,7 @@ class LatentSource:
     """
 
     store: str
-    pooling: str
+    latents: str
     split: str
     layer: str
     digest: str
@@ -73,7 +75,7 @@ class LatentSource:
 
 @lru_cache(maxsize=8)
 def _open(source: LatentSource) -> tuple[LatentArray, Codes]:
-    latents = open_latents(source.store).split(source.pooling, source.split)
+    latents = open_latents(source.store).split(source.latents, source.split)
     return latents[source.layer], class_codes(latents.labels, np.asarray(source.classes))
 
 

@@ -3,11 +3,13 @@
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from urllib.parse import unquote
 
 from satstore.errors import NotFoundError, SatstoreError
+from satstore.latent_key import EPOCHS, split_latents_key
 from satstore.location import Folder, Location
-from satstore.manifest import CHECKPOINT, Manifest
+from satstore.manifest import Manifest, checkpoint_name
 from satstore.run import Run
 
 SPLITS = ("train", "eval")
@@ -20,10 +22,10 @@ class DiskUsage:
     Attributes
     ----------
     latents
-        By pooling, split and layer, layers in forward order; what belongs to no layer, such as labels, is
-        under ``""``, and so is the split of what belongs to no split.
+        By key (``pool4``, ``epochs/5/pool4``), split and layer, layers in forward order; what belongs to no
+        layer, such as labels, is under ``""``, and so is the split of what belongs to no split.
     analysis_bytes, checkpoint_bytes, other_bytes
-        The store of spectra and probes, the checkpoint, and all other files of the run folder.
+        The store of spectra and probes, the checkpoints, and all other files of the run folder.
     """
 
     latents: dict[tuple[str, str, str], int] = field(default_factory=dict)
@@ -33,7 +35,7 @@ class DiskUsage:
 
     @property
     def poolings(self) -> dict[str, int]:
-        """Bytes of latents by pooling, and of the store's own metadata under ``""``."""
+        """Bytes of latents by key, and of the store's own metadata under ``""``."""
         found: Counter[str] = Counter()
         for (pooling, _, _), size_bytes in self.latents.items():
             found[pooling] += size_bytes
@@ -53,7 +55,7 @@ def measure(run: Run) -> DiskUsage:
     sizes = Folder(run.path).sizes()
     rest = {key: n for key, n in sizes.items() if not (inside and key.startswith(latents))}
     analysis_bytes = sum(n for key, n in rest.items() if key.startswith(f"{run.analysis_path.name}/"))
-    checkpoint_bytes = rest.get(CHECKPOINT, 0)
+    checkpoint_bytes = sum(n for key, n in rest.items() if fnmatch(key, "checkpoint*.pt"))
     return DiskUsage(
         latents=_measure_latents(run, location),
         analysis_bytes=analysis_bytes,
@@ -76,14 +78,16 @@ def _measure_latents(run: Run, location: Location) -> dict[tuple[str, str, str],
 
 
 def _place(key: str) -> tuple[str, str, str]:
-    """Return pooling, split and the layer's key of a stored object."""
+    """Return the latents' key, the split and the layer's key of a stored object."""
     for split in SPLITS:
         pooling, found, rest = f"/{key}".partition(f"/{split}/")
         if found:
             layer, _, below = rest.partition("/")
             is_array = layer in ("label", "sample_id") or not below
             return pooling.removeprefix("/"), split, "" if is_array else layer
-    return key.rpartition("/")[0], "", ""
+    group = key.rpartition("/")[0]
+    is_shared = group.startswith(EPOCHS) and group.count("/") < 2  # by the poolings below
+    return "" if is_shared else group, "", ""
 
 
 def _layer_name(location: Location, pooling: str, split: str, key: str) -> str:
@@ -108,15 +112,17 @@ def check_removable(run: Run) -> None:
     Raises
     ------
     NotFoundError
-        If there is no checkpoint.
+        If there is no checkpoint, or not of each epoch that latents are stored of.
     CorruptError
-        If the checkpoint is not what was committed.
+        If a checkpoint is not what was committed.
     """
-    if not run.has_file(CHECKPOINT):
-        raise NotFoundError(
-            f"{run.name} has no {CHECKPOINT}: its latents could not be extracted again, so they stay"
-        )
-    run.read_file(CHECKPOINT)
+    for epoch in dict.fromkeys([None, *(split_latents_key(key)[1] for key in run.manifest.latents)]):
+        name = checkpoint_name(epoch)
+        if not run.has_file(name):
+            raise NotFoundError(
+                f"{run.name} has no {name}: its latents could not be extracted again, so they stay"
+            )
+        run.read_file(name)
 
 
 def remove_latents(run: Run) -> int:

@@ -16,6 +16,7 @@ from satstore.config import ExperimentConfig, pooling_flag
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
 from satstore.files import Digest, sync_folder, write_file
+from satstore.latent_key import latents_key, split_latents_key
 from satstore.location import Folder, Location, is_url, locate
 from satstore.lock import WriteLock
 from satstore.manifest import (
@@ -101,6 +102,11 @@ class Run:
     def layers(self) -> list[str]:
         """Names of the recorded layers, in forward order."""
         return [record.layer for record in self.manifest.layers]
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that was trained, counted from 0; -1 before the first."""
+        return self.manifest.summary.epochs_done - 1
 
     @property
     def latents_path(self) -> Path | str:
@@ -208,17 +214,42 @@ class Run:
 
     def probing(self, key: str) -> str:
         """Return the command that fits the probes of a table (``pool4``), or what is missing of them."""
-        pooling, prefix = split_probe_key(key)
-        named = f" --prefix {prefix}" if prefix else ""
-        return f"satstore probe --run {self.name} -d {pooling_flag(pooling)}{named}"
+        table = split_probe_key(key)
+        named = f" --prefix {table.prefix}" if table.prefix else ""
+        flags = f" -d {pooling_flag(table.pooling)}{self._epoch_flags(table.epoch)}"
+        return f"satstore probe --run {self.name}{flags}{named}"
 
-    def extraction(self, *poolings: str) -> str:
-        """Return the command that writes latents of some poolings (``pool4``), or what is missing of them."""
-        flags = "".join(f" -d {pooling_flag(pooling)}" for pooling in poolings)
-        return f"satstore extract --run {self.name}{flags}"
+    def extraction(self, *keys: str) -> str:
+        """Return the command that writes some latents, or what is missing of them; or commands, after ``;``.
 
-    def latents(self, pooling: str, split: str) -> "LatentSplit":
+        Parameters
+        ----------
+        *keys
+            Such as ``pool4``, or ``epochs/5/pool4`` of an earlier epoch.
+        """
+        poolings: dict[int | None, str] = {}
+        for pooling, epoch in map(split_latents_key, keys):
+            poolings[epoch] = f"{poolings.get(epoch, '')} -d {pooling_flag(pooling)}"
+        epochs: dict[str, list[int | None]] = {}
+        for epoch, flags in poolings.items():
+            epochs.setdefault(flags, []).append(epoch)
+        command = f"satstore extract --run {self.name}"
+        return "; ".join(f"{command}{f}{self._epoch_flags(*e)}" for f, e in epochs.items()) or command
+
+    def _epoch_flags(self, *epochs: int | None) -> str:
+        """Return the flags that name epochs, None for the last; none where that is the default."""
+        is_last = all(epoch is None for epoch in epochs)
+        if self.last_epoch < 0 or (is_last and not self.manifest.config.get("latent_epochs")):
+            return ""
+        return "".join(f" --epoch {self.last_epoch if epoch is None else epoch}" for epoch in epochs)
+
+    def latents(self, pooling: str, split: str, epoch: int | None = None) -> "LatentSplit":
         """Return the latents of one pooling (``pool4``) and split (``train``, ``eval``): layer to array.
+
+        Parameters
+        ----------
+        epoch
+            After which the weights were those that the latents are of, counted from 0; by default the last.
 
         Raises
         ------
@@ -229,21 +260,22 @@ class Run:
         """
         from satstore.store import open_latents
 
-        command = self.extraction(pooling)
-        if pooling in self.manifest.re_extractable:
+        key = latents_key(pooling, None if epoch == self.last_epoch else epoch)
+        command = self.extraction(key)
+        if key in self.manifest.re_extractable:
             raise NotFoundError(
-                f"the latents {pooling!r} of {self.name} were removed; write them again with: {command}"
+                f"the latents {key!r} of {self.name} were removed; write them again with: {command}"
             )
-        if pooling not in self.manifest.latents:
+        if key not in self.manifest.latents:
             stored = ", ".join(self.manifest.latents) or "none"
             raise NotFoundError(
-                f"{self.name} has no latents {pooling!r} (stored: {stored}); write them with: {command}"
+                f"{self.name} has no latents {key!r} (stored: {stored}); write them with: {command}"
             )
         remedy = f"write it again with: {command}"
         location = self.latents_location
-        self.commits.read(location.name).check(location, f"{pooling}/{split}", remedy)
-        found = open_latents(self.latents_path).split(pooling, split)
-        layers = self.manifest.latents[pooling].layers
+        self.commits.read(location.name).check(location, f"{key}/{split}", remedy)
+        found = open_latents(self.latents_path).split(key, split)
+        layers = self.manifest.latents[key].layers
         return found.only(layers.get(split, {})) if layers else found
 
     def saturation(
@@ -288,6 +320,49 @@ class Run:
         delta = self.config.delta if delta is None else delta
         return tabulate_saturation(spectra, self.layers, delta, definition)
 
+    def probe_tables(self) -> list[str]:
+        """Return the names of the tables of probes on the last epoch's latents, as they were fitted."""
+        return [key for key in self.manifest.probes if split_probe_key(key).epoch is None]
+
+    def probe_evolution(self, pooling: str = "pool4", prefix: str = "") -> "pd.DataFrame":
+        """Return the probes of every epoch that has some, the last one's included.
+
+        Parameters
+        ----------
+        pooling
+            Such as ``"pool4"``.
+        prefix
+            The one that the probes were fitted with.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row per epoch (counted from 0) and layer, layers in forward order: ``epoch``, and the columns of
+            ``probe-pool4.csv``.
+
+        Raises
+        ------
+        NotFoundError
+            If no probes are there yet.
+        CorruptError
+            If a table isn't what was committed.
+        """
+        import pandas as pd
+
+        tables = {}
+        for key in self.manifest.probes:
+            table = split_probe_key(key)
+            if (table.pooling, table.prefix) == (pooling, prefix) and self.has_file(f"probe-{key}.csv"):
+                tables[self.last_epoch if table.epoch is None else table.epoch] = f"probe-{key}"
+        if not tables:
+            raise NotFoundError(
+                f"{self.name} has no probes at {pooling!r} yet; fit them with: "
+                f"satstore probe --run {self.name} -d {pooling_flag(pooling)}"
+            )
+        found = [self.table(tables[epoch]).assign(epoch=epoch) for epoch in sorted(tables)]
+        rows = pd.concat(found, ignore_index=True)
+        return rows[["epoch", *(column for column in rows if column != "epoch")]]
+
     def confusion(self, layer: str, table: str | None = None) -> "pd.DataFrame":
         """Return how a layer's probe classifies the eval split.
 
@@ -296,8 +371,8 @@ class Run:
         layer
             The layer's PyTorch name.
         table
-            The pooling, such as ``"pool4"``, or ``"P-pool4"`` for probes fitted with the prefix P; by default
-            the first that was fitted.
+            The pooling, such as ``"pool4"``, or ``"P-pool4"`` for probes fitted with the prefix P, or
+            ``"epoch5-pool4"`` for those of an earlier epoch; by default the first of the last epoch's.
 
         Returns
         -------
@@ -318,7 +393,7 @@ class Run:
 
         from satstore.store import AnalysisStore
 
-        key = table or next(iter(self.manifest.probes), "pool4")
+        key = table or next(iter(self.probe_tables()), "pool4")
         self._check_probe(layer, key)
         remedy = f"fit it again with: {self.probing(key)} --overwrite"
         self.commits.read(self.analysis_path.name).check(Folder(self.analysis_path), f"probes/{key}", remedy)

@@ -1,4 +1,4 @@
-"""The stage ``extract``: one forward pass that writes every layer's latents, at every pooling asked for."""
+"""The stage ``extract``: one pass per epoch that writes every layer's latents, at every pooling asked for."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -8,14 +8,16 @@ from pydantic import Field
 from satstore.config import pooling_key
 from satstore.errors import ConfigError
 from satstore.files import FORMAT_VERSION
+from satstore.latent_key import split_latents_key
 from satstore.location import Folder, join, locate
-from satstore.manifest import CHECKPOINT, LATENTS, LatentsRecord, Manifest
+from satstore.manifest import LATENTS, LatentsRecord, Manifest, checkpoint_name
 from satstore.memory import forget_peak, peak_bytes, resident_bytes
 from satstore.run import Run
 from satstore.stages.latent_plan import (
     SPLITS,
     PoolingPlan,
     describe_missing,
+    group_by_epoch,
     group_by_rounding,
     plan_latents,
     record_of,
@@ -23,6 +25,7 @@ from satstore.stages.latent_plan import (
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
     Device,
+    Epochs,
     Exclude,
     Force,
     LatentsDir,
@@ -50,6 +53,7 @@ class ExtractParameters(StageParameters):
 
     device: Device = None
     pooling: Poolings = None
+    epoch: Epochs = None
     latents_dir: LatentsDir = None
     layers: Layers = None
     exclude: Exclude = None
@@ -77,7 +81,7 @@ def pending(run: Run, parameters: ExtractParameters) -> list[str]:
 
 
 def extract(run: Run, parameters: ExtractParameters) -> None:
-    """Write the latents that are missing, mend those that are damaged, and commit them."""
+    """Write the latents that are missing, mend those that are damaged, and commit them epoch by epoch."""
     plans = [plan for plan in plan_latents(run, parameters) if plan.missing]
     if not plans:
         return
@@ -89,14 +93,15 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     session.check_data(run, data)
     if not parameters.force:
         check_resources(run, plans, data, parameters)
-    model = session.load_model(run, len(data.classes), device)
-    forget(run, plans, overwrite=parameters.overwrite)
-    for bits, group in group_by_rounding(plans).items():
-        for split, images in (("train", data.train_plain), ("eval", data.eval)):
-            wanted = {plan.key: plan.missing[split] for plan in group if split in plan.missing}
-            if wanted:
-                write_split(run, model, images, split, wanted, bits, parameters.memory_limit)
-    commit(run, plans, data)
+    for epoch, of_epoch in group_by_epoch(plans).items():
+        model = session.load_model(run, len(data.classes), device, epoch)
+        forget(run, of_epoch, overwrite=parameters.overwrite)
+        for bits, group in group_by_rounding(of_epoch).items():
+            for split, images in (("train", data.train_plain), ("eval", data.eval)):
+                wanted = {plan.key: plan.missing[split] for plan in group if split in plan.missing}
+                if wanted:
+                    write_split(run, model, images, split, wanted, bits, parameters.memory_limit)
+        commit(run, of_epoch, data)
 
 
 def check_resources(
@@ -119,7 +124,7 @@ def check_resources(
     n_samples = {"train": len(data.train), "eval": len(data.eval)}
     sizes = {(key, layer): shape for key, layers in plan.shapes.items() for layer, shape in layers.items()}
     needed_bytes = sum(
-        latent_bytes(sizes[todo.key, layer], n_samples[split], TYPICAL_RATIO)
+        latent_bytes(sizes[split_latents_key(todo.key)[0], layer], n_samples[split], TYPICAL_RATIO)
         for todo in plans
         for split, layers in todo.missing.items()
         for layer in layers
@@ -169,7 +174,7 @@ def place(run: Run, latents_dir: str | None) -> None:
         run.commit(change=lambda manifest: setattr(manifest, "latents_path", found))
 
 
-def forget(run: Run, plans: list[PoolingPlan], *, overwrite: bool) -> None:
+def forget(run: Run, plans: Sequence[PoolingPlan], *, overwrite: bool) -> None:
     """Let go of what is to be written again, the manifest first."""
     from satstore.store import discard
     from satstore.store.layout import encode_layer
@@ -207,15 +212,15 @@ def forget(run: Run, plans: list[PoolingPlan], *, overwrite: bool) -> None:
 
 
 class Progress:
-    """Reports how far an extraction is, in samples of both splits."""
+    """Reports how far the pass over a split is, in samples."""
 
     def __init__(self, run: Run, total: int) -> None:
         self._run, self._total, self._done = run, total, 0
 
-    def advance(self, n_samples: int, split: str) -> None:
+    def advance(self, n_samples: int, text: str) -> None:
         """Count samples."""
         self._done += n_samples
-        self._run.emit("extract", "progress", split, done=self._done, total=self._total)
+        self._run.emit("extract", "progress", text, done=self._done, total=self._total)
 
 
 def write_split(
@@ -227,7 +232,7 @@ def write_split(
     mantissa_bits: int,
     memory_limit: int,
 ) -> None:
-    """Write one split's latents: of each pooling (``pool4``) the layers wanted, the rows that are missing."""
+    """Write one split's latents: of each key (of one epoch) the layers wanted, the rows that are missing."""
     import torch
     from torch.utils.data import Subset
 
@@ -238,16 +243,15 @@ def write_split(
     size, device = run.config.batch_size, next(model.parameters()).device
     modules = dict(model.named_modules())
     layers = {name: modules[name] for name in run.layers if any(name in part for part in wanted.values())}
-    with session.recording(model, layers, wanted) as recorder, torch.inference_mode():
+    keys = {split_latents_key(key)[0]: key for key in wanted}
+    epoch = split_latents_key(next(iter(wanted)))[1]
+    text = split if epoch is None else f"{split}, epoch {epoch}"
+    with session.recording(model, layers, keys) as recorder, torch.inference_mode():
 
         def forward(batch: "torch.Tensor") -> dict[str, dict[str, Any]]:
             model(batch.to(device, non_blocking=True, memory_format=torch.channels_last))
-            return {
-                pooling_key(str(pooling)): {
-                    layer: part[layer].numpy() for layer in wanted[pooling_key(str(pooling))]
-                }
-                for pooling, part in recorder.pop().items()
-            }
+            parts = {keys[pooling_key(str(pooling))]: part for pooling, part in recorder.pop().items()}
+            return {key: {layer: part[layer].numpy() for layer in wanted[key]} for key, part in parts.items()}
 
         forget_peak()
         first = forward(images.__getitems__(range(min(size, len(images))))[0])
@@ -262,7 +266,7 @@ def write_split(
             progress = Progress(run, len(rows))
             for start, (batch, labels) in zip(starts, loader, strict=True):
                 writer.append(forward(batch), start)
-                progress.advance(len(labels), split)
+                progress.advance(len(labels), text)
     for problem in writer.problems:
         run.warn("extract", f"{problem} of split {split}; a probe of that layer will refuse them")
 
@@ -284,6 +288,7 @@ def open_writer(
     from satstore.store import LatentWriter, choose_shard_rows
 
     assert run.manifest.dataset is not None
+    epoch = split_latents_key(next(iter(shapes)))[1]
     attributes = {
         "format_version": FORMAT_VERSION,
         "run_id": run.run_id,
@@ -296,7 +301,7 @@ def open_writer(
         run.latents_location,
         run.commits,
         attributes,
-        {"checkpoint_sha256": run.manifest.files[CHECKPOINT].sha256},
+        {"checkpoint_sha256": run.manifest.files[checkpoint_name(epoch)].sha256},
         shapes,
         split,
         images.labels,
@@ -327,7 +332,7 @@ def commit(run: Run, plans: Sequence[PoolingPlan], data: "ImageData") -> None:
                     if layer in known
                 }
             manifest.latents[plan.key] = LatentsRecord(
-                checkpoint_sha256=manifest.files[CHECKPOINT].sha256,
+                checkpoint_sha256=manifest.files[checkpoint_name(plan.epoch)].sha256,
                 mantissa_bits=plan.mantissa_bits,
                 layers=layers,
                 digest=committed.digest(plan.key),
@@ -342,7 +347,8 @@ def commit(run: Run, plans: Sequence[PoolingPlan], data: "ImageData") -> None:
 
 STAGE = Stage(
     name="extract",
-    description="Store the latents of every layer, at one pooling or several, in one pass over the data.",
+    description="Store the latents of every layer, at one pooling or several, in one pass over the data "
+    "for each epoch.",
     function=extract,
     pending=pending,
     parameters=ExtractParameters,

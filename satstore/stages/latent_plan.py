@@ -5,26 +5,29 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from satstore.commits import Damage
-from satstore.config import pooling_key
-from satstore.errors import ConfigError
+from satstore.errors import ConfigError, NotFoundError
 from satstore.files import Digest
-from satstore.manifest import CHECKPOINT, LatentsRecord
+from satstore.latent_key import groups_of, split_latents_key
+from satstore.location import Location
+from satstore.manifest import LatentsRecord, checkpoint_name
 from satstore.run import Run
-from satstore.stages.stage import layers_of, poolings_of
+from satstore.stages.stage import latents_of, layers_of
 
 SPLITS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
 
 
 @dataclass
 class PoolingPlan:
-    """What is to be done for one pooling.
+    """What is to be done for one pooling of one epoch.
 
     Attributes
     ----------
+    key
+        ``pool4``, or ``epochs/5/pool4``.
     layers
         Those asked for, in forward order.
     is_anew
-        Whether all that is stored of the pooling goes: it is of other weights, or rounded otherwise.
+        Whether all that is stored of it goes: it is of other weights, or rounded otherwise.
     mantissa_bits
         What it is rounded to.
     missing
@@ -40,19 +43,26 @@ class PoolingPlan:
     missing: dict[str, list[str]] = field(default_factory=dict)
     damage: list[Damage] = field(default_factory=list)
 
+    @property
+    def epoch(self) -> int | None:
+        """The epoch whose weights it is of, None for the last."""
+        return split_latents_key(self.key)[1]
+
 
 def plan_latents(run: Run, parameters: Any) -> list[PoolingPlan]:
-    """Find what an extraction has to do, pooling by pooling.
+    """Find what an extraction has to do, epoch by epoch and pooling by pooling.
 
     Raises
     ------
     ConfigError
-        If no layer is asked for, or the stored latents are rounded otherwise than asked for.
+        If no layer is asked for, an epoch was not trained, or the stored latents are rounded otherwise than
+        asked for.
+    NotFoundError
+        If the weights after an epoch were not kept.
     """
     names = layers_of(run, parameters)
     plans = []
-    for pooling in poolings_of(run, parameters):
-        key = pooling_key(pooling)
+    for key in latents_of(run, parameters):
         plan = _begin(run, parameters, key, layers_at(run, key, names))
         record = run.manifest.latents.get(key)
         if record is not None and not plan.is_anew:
@@ -83,7 +93,7 @@ def _begin(run: Run, parameters: Any, key: str, layers: list[str]) -> PoolingPla
         removed = run.manifest.re_extractable.get(key)
         stored_bits = removed.mantissa_bits if removed else 10
         return PoolingPlan(key, layers, is_anew=False, mantissa_bits=bits or stored_bits)
-    checkpoint = run.manifest.files.get(CHECKPOINT)
+    checkpoint = run.manifest.files.get(checkpoint_name(split_latents_key(key)[1]))
     is_stale = checkpoint is None or record.checkpoint_sha256 != checkpoint.sha256
     is_rounded_otherwise = bits is not None and bits != record.mantissa_bits
     if is_rounded_otherwise and not is_stale and not parameters.overwrite:
@@ -96,14 +106,14 @@ def _begin(run: Run, parameters: Any, key: str, layers: list[str]) -> PoolingPla
 
 
 def layers_at(run: Run, key: str, names: list[str]) -> list[str]:
-    """Return those of some layers that a pooling has: of pixelwise, those that have positions.
+    """Return those of some layers that have latents of a key: of pixelwise, those that have positions.
 
     Raises
     ------
     ConfigError
         If that is none.
     """
-    if key != "pixelwise":
+    if split_latents_key(key)[0] != "pixelwise":
         return names
     found = [layer.layer for layer in run.manifest.layers if layer.has_positions and layer.layer in names]
     if not found and run.layers:
@@ -115,22 +125,30 @@ def layers_at(run: Run, key: str, names: list[str]) -> list[str]:
 
 
 def find_damage(run: Run, key: str, *, content: bool) -> Iterator[Damage]:
-    """Find the files of a pooling that are not as committed; with their content, it tells how far it is."""
+    """Find the files of a key that are not as committed; with their content, it tells how far it is."""
     location = run.latents_location
     committed = run.commits.read(location.name)
-    root = committed.files.get("zarr.json")
-    if root and (not location.exists() or Digest.of(location.read("zarr.json")) != root):
-        yield Damage("zarr.json", "is not what was committed")
+    for name in metadata_above(key):
+        if name in committed.files and not _holds(location, name, committed.files[name]):
+            yield Damage(name, "is not what was committed")
     seen = set()
     for damage in committed.damaged(location, key):
         seen.add(damage.key)
         yield damage
-    groups = sorted({"/".join(k.split("/")[:3]) for k in committed.under(key) if k.count("/") > 2})
+    depth = len(groups_of(key)) + 2  # split and layer
+    groups = sorted({"/".join(k.split("/")[:depth]) for k in committed.under(key) if k.count("/") >= depth})
     for done, group in enumerate(groups if content else (), start=1):
         for damage in committed.damaged(location, group, content=True):
             if damage.key not in seen:
                 yield damage
         run.emit("extract", "progress", f"check {key}", done=done, total=len(groups))
+
+
+def _holds(location: Location, name: str, digest: Digest) -> bool:
+    try:
+        return Digest.of(location.read(name)) == digest
+    except NotFoundError:
+        return False
 
 
 def is_hit(damages: Sequence[Damage], key: str, split: str, layer: str) -> bool:
@@ -140,16 +158,21 @@ def is_hit(damages: Sequence[Damage], key: str, split: str, layer: str) -> bool:
     from satstore.store.layout import encode_layer
 
     def concerns(path: str) -> bool:
-        parts = path.split("/")
-        if len(parts) < 3 or parts[1] != split:
-            return path in ("zarr.json", f"{key}/zarr.json")
-        return parts[2] in (encode_layer(layer), "label", "sample_id", "zarr.json")
+        if not path.startswith(f"{key}/{split}/"):
+            return path in (*metadata_above(key), f"{key}/zarr.json")
+        below = path.removeprefix(f"{key}/{split}/").split("/")
+        return below[0] in (encode_layer(layer), "label", "sample_id", "zarr.json")
 
     return any(concerns(damage.key) for damage in damages)
 
 
+def metadata_above(key: str) -> list[str]:
+    """Return the files that describe the store and the groups above a key's."""
+    return ["zarr.json", *(f"{group}/zarr.json" for group in groups_of(key)[:-1])]
+
+
 def describe_missing(plans: Sequence[PoolingPlan]) -> list[str]:
-    """Say what is missing, in a few words for each pooling and split."""
+    """Say what is missing, in a few words for each key and split."""
     return [
         f"{plan.key} {split}"
         if len(layers) == len(plan.layers)
@@ -159,10 +182,18 @@ def describe_missing(plans: Sequence[PoolingPlan]) -> list[str]:
     ]
 
 
-def group_by_rounding(plans: Sequence[PoolingPlan]) -> Mapping[int, list[PoolingPlan]]:
-    """Return plans with something to do by their mantissa bits: one pass over the data for each."""
-    groups: dict[int, list[PoolingPlan]] = {}
+def group_by_epoch(plans: Sequence[PoolingPlan]) -> Mapping[int | None, list[PoolingPlan]]:
+    """Return plans with something to do by the epoch whose weights they are of."""
+    groups: dict[int | None, list[PoolingPlan]] = {}
     for plan in plans:
         if plan.missing:
-            groups.setdefault(plan.mantissa_bits, []).append(plan)
+            groups.setdefault(plan.epoch, []).append(plan)
+    return groups
+
+
+def group_by_rounding(plans: Sequence[PoolingPlan]) -> Mapping[int, list[PoolingPlan]]:
+    """Return plans by their mantissa bits: one pass over the data for each."""
+    groups: dict[int, list[PoolingPlan]] = {}
+    for plan in plans:
+        groups.setdefault(plan.mantissa_bits, []).append(plan)
     return groups

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from pydantic import AfterValidator, Field
 
-from satstore.config import pooling_key
 from satstore.errors import ConfigError, SatstoreError
-from satstore.manifest import ProbesRecord, probe_key, split_probe_key
+from satstore.manifest import EPOCH_PART, ProbesRecord, probe_key, split_probe_key
 from satstore.run import Run
 from satstore.stages.latent_plan import layers_at
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,
+    Epochs,
     Exclude,
     Force,
     Layers,
@@ -22,8 +22,8 @@ from satstore.stages.stage import (
     Poolings,
     Stage,
     StageParameters,
+    latents_of,
     layers_of,
-    poolings_of,
 )
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def _check_prefix(prefix: str) -> str:
         raise ValueError("expected at most 40 letters, digits, _ . + and -, the first a letter or a digit")
     if re.fullmatch(r"pool[0-9]+|full|pixelwise", prefix):
         raise ValueError("expected a name that no pooling has")
+    if EPOCH_PART.fullmatch(prefix.rpartition("-")[2]):
+        raise ValueError("expected a name that does not end as tables of an earlier epoch begin")
     return prefix
 
 
@@ -49,6 +51,7 @@ class ProbeParameters(StageParameters):
         Field(description="cpu or cuda:N, also for earlier stages that have to run; by default a GPU if any"),
     ] = None
     pooling: Poolings = None
+    epoch: Epochs = None
     layers: Layers = None
     exclude: Exclude = None
     workers: Annotated[
@@ -77,7 +80,7 @@ class ProbeParameters(StageParameters):
 
 def keys_of(run: Run, parameters: ProbeParameters) -> list[str]:
     """Return the names of the tables that parameters ask for."""
-    return [probe_key(pooling_key(p), parameters.prefix) for p in poolings_of(run, parameters)]
+    return [probe_key(latents, parameters.prefix) for latents in latents_of(run, parameters)]
 
 
 def settings_of(parameters: ProbeParameters) -> ProbesRecord:
@@ -97,7 +100,7 @@ def pending_layers(run: Run, key: str, parameters: ProbeParameters) -> list[str]
     """
     from satstore.stages.probe_table import latents_digest
 
-    wanted = layers_at(run, split_probe_key(key)[0], layers_of(run, parameters))
+    wanted = layers_at(run, split_probe_key(key).latents, layers_of(run, parameters))
     known = run.manifest.probes.get(key)
     if known is None or not run.has_file(f"probe-{key}.csv"):
         return wanted
@@ -139,7 +142,7 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
         if not layers:
             continue
         try:
-            warn_of_classes(run, split_probe_key(key)[0])
+            warn_of_classes(run, split_probe_key(key).latents)
         except SatstoreError as error:
             errors.append(error)
             continue

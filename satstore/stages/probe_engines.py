@@ -105,7 +105,7 @@ def make_engines(
         yield {
             split: ClusterEngine(
                 cluster,
-                LatentSource(job.store, job.pooling, split, job.layer, job.digest, tuple(classes.tolist())),
+                LatentSource(job.store, job.latents, split, job.layer, job.digest, tuple(classes.tolist())),
                 n_logits,
             )
             for split in splits
@@ -168,4 +168,4 @@ def choose_threads(job: Fit, problem: Problem, means: Means) -> int:
 
 def refuse_too_much(job: Fit, needed_bytes: int, means: Means) -> None:
     """Refuse a fit that the memory limit, or this machine's memory, does not suffice for."""
-    check_memory(needed_bytes, means.memory_bytes, f"the probe of layer {job.layer} at {job.pooling}")
+    check_memory(needed_bytes, means.memory_bytes, f"the probe of layer {job.layer} at {job.latents}")

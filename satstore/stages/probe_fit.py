@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satstore.config import pooling_flag
 from satstore.errors import ConfigError, CorruptError, NotFoundError, NumericsError, SatstoreError
+from satstore.latent_key import split_latents_key
 from satstore.manifest import split_probe_key
 from satstore.memory import forget_peak, peak_bytes
 from satstore.run import Run
@@ -45,9 +45,14 @@ class Fit:
     max_iter: int
 
     @property
+    def latents(self) -> str:
+        """The key of the latents: ``pool4``, ``epochs/5/pool4``."""
+        return split_probe_key(self.key).latents
+
+    @property
     def pooling(self) -> str:
-        """The pooling of the latents, as the store names it."""
-        return split_probe_key(self.key)[0]
+        """The pooling of the latents: ``pool4``."""
+        return split_probe_key(self.key).pooling
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def fit(job: Fit, means: Means, cluster: "Cluster | None") -> Fitted:
     started = time.perf_counter()
     reset_peaks(cluster)
     run = Run(job.path)
-    splits = {split: run.latents(job.pooling, split) for split in ("train", "eval")}
+    splits = {split: run.latents(job.latents, split) for split in ("train", "eval")}
     check_latents(run, job, splits)
     row: dict[str, Any] = {"layer": job.layer, "n_features": n_features_of(job, splits["train"])}
     try:
@@ -156,9 +161,9 @@ def n_features_of(job: Fit, latents: "LatentSplit") -> int:
 # What may be wrong with the latents
 
 
-def extract_command(run: Run, pooling: str) -> str:
-    """Return the command that writes a pooling's latents again."""
-    return f"satstore extract --run {run.name} -d {pooling_flag(pooling)} --overwrite"
+def extract_command(run: Run, key: str) -> str:
+    """Return the command that writes some latents again."""
+    return f"{run.extraction(key)} --overwrite"
 
 
 def check_latents(run: Run, job: Fit, splits: Splits) -> None:
@@ -172,15 +177,15 @@ def check_latents(run: Run, job: Fit, splits: Splits) -> None:
     for split, latents in splits.items():
         if job.layer not in latents:
             raise NotFoundError(
-                f"{run.name} has no {split} latents of layer {job.layer} at {job.pooling}; "
-                f"write them with: {extract_command(run, job.pooling)}"
+                f"{run.name} has no {split} latents of layer {job.layer} at {job.latents}; "
+                f"write them with: {extract_command(run, job.latents)}"
             )
         array = latents[job.layer].array
         if array.shape[0] != len(latents.labels):
             raise CorruptError(
-                f"{run.name}: layer {job.layer} at {job.pooling} has {array.shape[0]} {split} samples, but "
+                f"{run.name}: layer {job.layer} at {job.latents} has {array.shape[0]} {split} samples, but "
                 f"there are {len(latents.labels)} labels; write them again with: "
-                f"{extract_command(run, job.pooling)}"
+                f"{extract_command(run, job.latents)}"
             )
 
 
@@ -200,7 +205,7 @@ def check_train_labels(run: Run, latents: "LatentSplit") -> None:
         raise ConfigError(f"the train split has {what} only; a probe needs samples of two classes or more")
 
 
-def warn_of_classes(run: Run, pooling: str) -> None:
+def warn_of_classes(run: Run, key: str) -> None:
     """Warn of classes that one split has and the other lacks.
 
     Raises
@@ -208,16 +213,16 @@ def warn_of_classes(run: Run, pooling: str) -> None:
     NotFoundError, CorruptError
         If the latents aren't there, or their labels can't be read or are none of the run's classes.
     """
-    names = class_names(run)
+    names, pooling = class_names(run), split_latents_key(key)[0]
     found: dict[str, set[int]] = {}
     for split in ("train", "eval"):
-        found[split] = set(run.latents(pooling, split).labels.tolist())
+        found[split] = set(run.latents(key, split).labels.tolist())
         strange = sorted(found[split] - set(range(len(names))))
         if strange:
             raise CorruptError(
-                f"{run.name}: the {split} labels at {pooling} hold {strange[0]}, expected 0 to "
+                f"{run.name}: the {split} labels at {key} hold {strange[0]}, expected 0 to "
                 f"{len(names) - 1}, the indices of its classes; write them again with: "
-                f"{extract_command(run, pooling)}"
+                f"{extract_command(run, key)}"
             )
     for split, other, effect in (
         ("eval", "train", "their samples count as wrong"),

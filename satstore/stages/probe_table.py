@@ -29,7 +29,7 @@ COLUMNS = (
 
 def latents_digest(run: Run, key: str, layer: str) -> str | None:
     """Return the digest of the latents that a layer's probe is fitted on and tried on; None if not stored."""
-    record = run.manifest.latents.get(split_probe_key(key)[0])
+    record = run.manifest.latents.get(split_probe_key(key).latents)
     if record is None:
         return None
     splits: Mapping[str, Mapping[str, str]] = getattr(record, "layers", {})
@@ -48,7 +48,7 @@ def read_rows(run: Run, key: str) -> list[dict[str, Any]]:
 def write_rows(run: Run, key: str, rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Return a table with its rows in forward order of the layers, then by position."""
     forward = {layer: index for index, layer in enumerate(run.layers)}
-    positions = ("y", "x") if split_probe_key(key)[0] == "pixelwise" else ()
+    positions = ("y", "x") if split_probe_key(key).pooling == "pixelwise" else ()
     text = io.StringIO()
     table = csv.DictWriter(
         text, ("layer", *positions, *COLUMNS[1:]), extrasaction="ignore", lineterminator="\n"

@@ -2,16 +2,18 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
 
-from satstore.config import Pooling
-from satstore.errors import ConfigError
+from satstore.config import Pooling, pooling_key
+from satstore.errors import ConfigError, NotFoundError
+from satstore.latent_key import latents_key
 from satstore.location import locate
+from satstore.manifest import checkpoint_name
 from satstore.registry import STAGES, suggest
 from satstore.run import Run
 
@@ -50,6 +52,13 @@ Poolings = Annotated[
     tuple[Annotated[Pooling, BeforeValidator(str)], ...] | None,
     Parameter(name=["--pooling", "-d"], negative=""),
     Field(description="pool latents to n x n (a number), or not at all (full, pixelwise); repeatable"),
+]
+Epochs = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...] | None,
+    Parameter(negative=""),
+    Field(
+        description="epoch, from 0, whose latents to take; repeatable; by default the config's and the last"
+    ),
 ]
 Splits = Annotated[
     tuple[Literal["train", "eval"], ...],
@@ -130,6 +139,8 @@ class Stage:
         words = ["satstore", self.name, "--run", run.name]
         for pooling in getattr(parameters, "pooling", None) or ():
             words += ["-d", pooling]
+        for epoch in getattr(parameters, "epoch", None) or ():
+            words += ["--epoch", str(epoch)]
         return " ".join(words)
 
 
@@ -206,3 +217,51 @@ def layers_of(run: Run, parameters: Any) -> list[str]:
 def poolings_of(run: Run, parameters: Any) -> tuple[str, ...]:
     """Return the poolings that parameters ask for, else the config's."""
     return tuple(parameters.pooling or run.config.pooling)
+
+
+def epochs_of(run: Run, parameters: Any) -> tuple[int | None, ...]:
+    """Return the epochs whose latents parameters ask for, else the config's; None, the first, is the last.
+
+    Epochs of the config that training did not come to are left out: it stopped early.
+
+    Raises
+    ------
+    ConfigError
+        If an epoch asked for was not trained.
+    NotFoundError
+        If the weights after one were not kept.
+    """
+    last = run.last_epoch
+    asked = parameters.epoch or (last, *(n for n in run.config.latent_epochs if n <= last))
+    late = [epoch for epoch in asked if epoch > last]
+    if late:
+        raise ConfigError(
+            f"there is no epoch {late[0]} of {run.name}: its {last + 1} epochs are counted from 0 to {last}"
+        )
+    earlier = sorted({epoch for epoch in asked if epoch != last})
+    check_kept(run, earlier)
+    return (*([None] if last in asked else []), *earlier)
+
+
+def check_kept(run: Run, epochs: Iterable[int]) -> None:
+    """Check that training kept the weights after some epochs.
+
+    Raises
+    ------
+    NotFoundError
+        If it did not; the message says which and what to do.
+    """
+    gone = [epoch for epoch in epochs if not run.has_file(checkpoint_name(epoch))]
+    if gone:
+        kept = [n for n in range(run.last_epoch) if run.has_file(checkpoint_name(n))]
+        raise NotFoundError(
+            f"{run.name} did not keep the weights after epoch {', '.join(map(str, gone))} when trained "
+            f"(kept: {', '.join(map(str, kept)) or 'none'}); to have latents of them, train a config with "
+            f'"latent_epochs": {gone} under another run id, or this one with it and --overwrite'
+        )
+
+
+def latents_of(run: Run, parameters: Any) -> list[str]:
+    """Return the keys of the latents that parameters ask for: of each epoch, the last first, each pooling."""
+    poolings = [pooling_key(pooling) for pooling in poolings_of(run, parameters)]
+    return [latents_key(pooling, epoch) for epoch in epochs_of(run, parameters) for pooling in poolings]

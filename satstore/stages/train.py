@@ -1,5 +1,6 @@
 """The stage ``train``: weights, metrics and spectra of every epoch, and at its end the latents."""
 
+import json
 from typing import Annotated
 
 from pydantic import Field
@@ -19,6 +20,7 @@ from satstore.stages.stage import (
     Poolings,
     Stage,
     StageParameters,
+    check_kept,
     record_parameters,
 )
 
@@ -50,6 +52,7 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
     """Say which epochs and latents are missing."""
     if parameters.overwrite or not is_trained(run):
         done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
+        check_kept(run, (epoch for epoch in run.config.latent_epochs if epoch < done))
         return [f"epochs {done + 1} to {run.config.epoch}"]
     run.check_file(CHECKPOINT)
     if not writes_latents(run, parameters):
@@ -71,8 +74,10 @@ def train(run: Run, parameters: TrainParameters) -> None:
         forget(run)
     extract.place(run, parameters.latents_dir)
     if not is_trained(run):
+        note_epochs(run)
         training.train(run, device)
         count_costs(run)
+    warn_of_epochs(run)
     latents = extract.STAGE.adapt(parameters, check=False)
     if writes_latents(run, parameters) and extract.pending(run, latents):
         with run.stage(extract.STAGE.key, record_parameters(latents)):
@@ -88,6 +93,24 @@ def count_costs(run: Run) -> None:
                 flops.write(run, asked)
     except ConfigError as error:
         run.warn("train", str(error))
+
+
+def note_epochs(run: Run) -> None:
+    """Record the epochs that are to be kept, which a later config may have changed."""
+    content = run.manifest.config | {"latent_epochs": list(run.config.latent_epochs)}
+    if content["latent_epochs"] != run.manifest.config.get("latent_epochs", []):
+        files = {"config.json": (json.dumps(content, indent=2) + "\n").encode()}
+        run.commit(files, lambda manifest: setattr(manifest, "config", content))
+
+
+def warn_of_epochs(run: Run) -> None:
+    """Warn of epochs whose latents the config asks for, and that training did not come to."""
+    missed = [str(epoch) for epoch in run.config.latent_epochs if epoch > run.last_epoch]
+    if missed:
+        run.warn(
+            "train",
+            f"no latents of epoch {', '.join(missed)}: training stopped early, after epoch {run.last_epoch}",
+        )
 
 
 def forget(run: Run) -> None:

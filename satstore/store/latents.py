@@ -14,6 +14,7 @@ from zarr.storage import LocalStore
 
 from satstore.analysis.rows import BlockRows, Floats
 from satstore.errors import CorruptError, SatstoreError, UnknownNameError
+from satstore.latent_key import EPOCHS, latents_key
 from satstore.location import Location, locate
 from satstore.registry import suggest
 from satstore.store.layout import Array, encode_layer, get_array, open_root
@@ -199,24 +200,41 @@ class LatentStore:
 
     @property
     def poolings(self) -> list[str]:
-        """Names of the stored poolings, such as ``pool4``."""
-        return sorted(name for name, _ in self._root.groups())
+        """Names of the stored poolings, such as ``pool4``, of the last epoch."""
+        return sorted(name for name in _groups(self._root) if name != EPOCHS)
 
-    def split(self, pooling: str, split: str) -> LatentSplit:
+    @property
+    def epochs(self) -> list[int]:
+        """The earlier epochs, counted from 0, that latents are stored of."""
+        return sorted(map(int, _groups(self._root.get(EPOCHS))))
+
+    def split(self, pooling: str, split: str, epoch: int | None = None) -> LatentSplit:
         """Return one split, ``train`` or ``eval``, of one pooling, such as ``pool4``.
+
+        Parameters
+        ----------
+        epoch
+            One of :attr:`epochs`; by default, the last that was trained.
 
         Raises
         ------
         UnknownNameError
-            If the store has no such pooling or split.
+            If the store has no such epoch, pooling or split.
         """
-        path = f"{pooling}/{split}"
+        path = f"{latents_key(pooling, epoch)}/{split}"
         group = self._root.get(path)
         if not isinstance(group, zarr.Group):
-            groups = {p: self._root[p].groups() for p in self.poolings}  # type: ignore[union-attr]
-            known = [f"{p}/{s}" for p, splits in groups.items() for s, _ in splits]
+            keys = [*self.poolings]
+            for n in self.epochs:
+                keys += [latents_key(p, n) for p in _groups(self._root.get(f"{EPOCHS}/{n}"))]
+            known = [f"{key}/{s}" for key in keys for s in _groups(self._root.get(key))]
             raise UnknownNameError(f"{self.location} has no latents {path!r}{suggest(path, known)}")
         return LatentSplit(group, self.layers)
+
+
+def _groups(group: Any) -> list[str]:
+    """Return the names of the groups in a group; none where it is no group."""
+    return [name for name, _ in group.groups()] if isinstance(group, zarr.Group) else []
 
 
 def digest_labels(labels: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> str:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from satstore.commits import Committed
 from satstore.errors import CorruptError
+from satstore.latent_key import groups_of, split_latents_key
 from satstore.store.durable import DurableStore
 from satstore.store.layout import (
     Array,
@@ -100,15 +101,15 @@ class SplitOpener:
     def open(self, root: zarr.Group, shapes: Shapes, split: str) -> Iterator[Target]:
         """Yield a target for every pooling and layer."""
         for pooling, layers in shapes.items():
-            path = f"{pooling}/{split}"
-            group = self._open_split(root, path)
+            for above in groups_of(pooling):
+                if above not in root:
+                    root.create_group(above)
+            group = self._open_split(root, f"{pooling}/{split}")
             shard_rows = self._stored_rows(group) or self.shard_rows
             for layer, shape in layers.items():
                 yield self._open_layer(group, pooling, layer, shape, shard_rows)
 
     def _open_split(self, root: zarr.Group, path: str) -> zarr.Group:
-        if path.split("/")[0] not in root:
-            root.create_group(path.split("/")[0])
         group = root.get(path)
         if isinstance(group, zarr.Group) and {"mantissa_bits": 10} | dict(group.attrs) != self.source:
             self._remove(path)
@@ -155,7 +156,7 @@ class SplitOpener:
                 layer_group = None
         if not isinstance(layer_group, zarr.Group):
             layer_group = group.create_group(key, attributes={"layer": layer})
-        axes = axes_of(pooling, shape)
+        axes = axes_of(split_latents_key(pooling)[0], shape)
         if "latent" not in layer_group:
             create_array(
                 layer_group,

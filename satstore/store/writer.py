@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from satstore.commits import CommitLog, is_under
 from satstore.errors import ConfigError
+from satstore.latent_key import groups_of
 from satstore.location import Location
 from satstore.store.durable import open_store
 from satstore.store.halves import Problem, has_non_finite, round_mantissa
@@ -55,7 +56,7 @@ class LatentWriter:
         What the latents are made from, such as the checkpoint's digest; kept as attributes of the split. What
         was committed from another source is written anew.
     shapes
-        Pooling key (``pool4``) to layer to the shape of one sample's latent.
+        Key of latents (``pool4``, ``epochs/5/pool4``) to layer to the shape of one sample's latent.
     split
         ``train`` or ``eval``.
     labels, sample_ids
@@ -105,7 +106,8 @@ class LatentWriter:
                 if is_under(damage.key, path) or damage.key == f"{pooling}/zarr.json":
                     self._store.remove_object(damage.key)
             self._store.remove_uncommitted(path)
-        for key in {"zarr.json", *(f"{pooling}/zarr.json" for pooling in shapes)} - committed.files.keys():
+        above = {f"{group}/zarr.json" for pooling in shapes for group in groups_of(pooling)}
+        for key in {"zarr.json", *above} - committed.files.keys():
             self._store.remove_object(key)
         opener = SplitOpener(
             self._store,

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from satstore.commits import Damage, find_damage, is_under
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import Digest
+from satstore.latent_key import key_above, split_latents_key
 from satstore.location import Location
+from satstore.manifest import checkpoint_name
 from satstore.run import Run
 from satstore.store import StoredArray, digest_labels
 from satstore.store.check import Finiteness
@@ -200,12 +202,12 @@ class LatentsCheck(StoreCheck):
 
     def repair(self, key: str) -> str:
         """Return the command that repairs what lies under a key."""
-        pooling = key.split("/")[0]
+        pooling = key_above(key)
         known = [*self.run.manifest.latents, *self._unfinished()]
         return self.run.extraction(*([pooling] if pooling in known else known))
 
     def _unfinished(self) -> list[str]:
-        started = {group.split("/")[0] for group in self.committed.n_rows}
+        started = {key_above(group) for group in self.committed.n_rows}
         return sorted(started - self.run.manifest.latents.keys())
 
     def check_whole(self) -> Iterator[Finding]:
@@ -221,7 +223,7 @@ class LatentsCheck(StoreCheck):
                 yield Finding(f"{pooling} has {rows} rows in the commit log, {wanted} in the manifest", again)
             elif self.committed.digest(pooling) != record.digest:
                 yield Finding(f"{pooling} has other files in the commit log than the manifest says", again)
-            checkpoint = manifest.files.get("checkpoint.pt")
+            checkpoint = manifest.files.get(checkpoint_name(split_latents_key(pooling)[1]))
             if checkpoint is not None and checkpoint.sha256 != record.checkpoint_sha256:
                 yield Finding(f"{pooling} is of another checkpoint than the run's", self.repair(pooling))
         for pooling in [] if self.run.is_being_written else self._unfinished():
