@@ -183,17 +183,21 @@ def plot(
     run: RunName,
     *,
     out: Annotated[
-        Path | None, Parameter(help="PNG, SVG or PDF; by default layers.png in the run's folder")
+        Path | None,
+        Parameter(help="PNG, SVG or PDF; by default layers.png or evolution.png in the run's folder"),
     ] = None,
     all_layers: Annotated[
         bool, Parameter(negative="", help="draw shortcuts and the last Linear too")
     ] = False,
+    evolution: Annotated[
+        bool, Parameter(negative="", help="draw the layers' curves over the epochs instead")
+    ] = False,
     logs_dir: LogsDir = None,
 ) -> None:
-    """Draw saturation and probe accuracy over the layers."""
+    """Draw saturation and probe accuracy over the layers, or over the epochs of training."""
     from satstore.cli.look import plot_experiment
 
-    print(plot_experiment(run, logs_dir, out, all_layers))  # noqa: T201
+    print(plot_experiment(run, logs_dir, out, all_layers, evolution))  # noqa: T201
 
 
 @app.command

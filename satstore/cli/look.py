@@ -72,6 +72,7 @@ def summarize(run: Run) -> dict[str, Any]:
 def describe_layers(run: Run) -> list[dict[str, Any]]:
     """Return an experiment's layers, in forward order, with what was measured after the last epoch."""
     summary = run.manifest.summary
+    tables = {key: summary.probe_accuracy[key] for key in run.probe_tables() if key in summary.probe_accuracy}
     layers = []
     for record in run.manifest.layers:
         saturation = summary.saturation.get(record.layer)
@@ -84,9 +85,7 @@ def describe_layers(run: Run) -> list[dict[str, Any]]:
                 "intrinsic_dimension": summary.intrinsic_dimension.get(record.layer),
                 "saturation": saturation,
                 "probe_accuracy": {
-                    key: found[record.layer]
-                    for key, found in summary.probe_accuracy.items()
-                    if record.layer in found
+                    key: found[record.layer] for key, found in tables.items() if record.layer in found
                 },
             }
         )
@@ -137,7 +136,7 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
 
 def print_layers(console: Console, run: Run) -> None:
     """Print the table of an experiment's layers, each number with a small bar."""
-    keys = list(run.manifest.summary.probe_accuracy)
+    keys = [key for key in run.manifest.summary.probe_accuracy if key in run.probe_tables()]
     layers = describe_layers(run)
     widest = max(layer["n_features"] for layer in layers)
     deepest = max((layer["intrinsic_dimension"] or 0 for layer in layers), default=0) or 1
@@ -185,13 +184,15 @@ def draw_bar(share: float, width: int = 8) -> str:
     return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
 
 
-def plot_experiment(name: str, logs_dir: Path | None, out: Path | None, all_layers: bool) -> Path:
-    """Draw an experiment's layers to a file, and return its path."""
-    from satstore.plots import plot_layers
+def plot_experiment(
+    name: str, logs_dir: Path | None, out: Path | None, all_layers: bool, evolution: bool = False
+) -> Path:
+    """Draw an experiment's layers, or their evolution over the epochs, to a file, and return its path."""
+    from satstore.plots import plot_evolution, plot_layers
 
     run = open_run(name, logs_dir)
-    path = out or run.path / "layers.png"
-    save_figure(plot_layers(run, all_layers), path)
+    path = out or run.path / ("evolution.png" if evolution else "layers.png")
+    save_figure((plot_evolution if evolution else plot_layers)(run, all_layers), path)
     return path.absolute()
 
 
