@@ -220,6 +220,21 @@ class MomentRecorder(_Recorder):
         poisoned = {event.layer for event in self.non_finite}
         return {name: _merged(parts) for name, parts in self._moments.items() if name not in poisoned}
 
+    def part(self) -> "tuple[dict[str, Moments], list[NonFinite]]":
+        """Give what was recorded since `begin`, on the CPU: what another process's recorder can `absorb`."""
+        return {name: moments.cpu() for name, moments in self.results().items()}, self.non_finite
+
+    def absorb(self, part: "tuple[dict[str, Moments], list[NonFinite]]") -> None:
+        """Add what another recorder recorded of the same pass."""
+        moments, non_finite = part
+        self.non_finite = self.non_finite + non_finite
+        for name, found in moments.items():
+            parts = self._moments.setdefault(name, {})
+            if parts:
+                next(iter(parts.values())).merge(found)
+            else:
+                parts[torch.device("cpu")] = found
+
     def _record(self, name: str, module: nn.Module, output: Any) -> None:
         if any(event.layer == name for event in self.non_finite):
             return

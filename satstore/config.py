@@ -61,7 +61,10 @@ class ExperimentConfig(BaseModel):
     device: str | None = Field(None, description="cpu or cuda:N; null: cuda:0 where there is one, else cpu")
     conv_method: Literal["channelwise", "mean", "max", "median", "flatten"] = "channelwise"
     delta: float = Field(0.99, gt=0, le=1)
-    data_parallel: bool = False
+    data_parallel: bool = Field(False, description="train on several GPUs, a process for each")
+    ranks: int | None = Field(
+        None, ge=1, description="processes of data_parallel; null: one per visible GPU, on the CPU one"
+    )
     downsampling: int | None = Field(None, ge=1, description="positions kept per axis of a map, for spectra")
     cache_dir: str | None = Field(None, description="data folder; null: $TORCH_DATADIR, else tmp")
     seed: int = Field(0, ge=0, lt=2**63)
@@ -124,6 +127,7 @@ NOT_TRAINING = frozenset(
         "delta",
         "cache_dir",
         "workers",
+        "ranks",
         "pooling",
         "latent_epochs",
         "stages",
@@ -280,8 +284,6 @@ def _make_config(content: dict[str, Any]) -> ExperimentConfig:
             f"'latent_epochs': {late[0]} is past the last of {config.epoch} epochs, which is "
             f"{config.epoch - 1}: they are counted from 0"
         )
-    if config.data_parallel:
-        raise ConfigError("'data_parallel': true is not supported by this version; set it to false")
     return config
 
 

@@ -22,6 +22,7 @@ from satstore.manifest import DatasetRecord, LayerRecord, Manifest, checkpoint_n
 from satstore.models.build import build_model as build_model_of
 from satstore.models.build import explaining_misfit
 from satstore.optimizers import make_optimizer
+from satstore.ranks import ALONE, Ranks
 from satstore.registry import DATASETS, MODELS, load_plugins
 from satstore.run import Run
 from satstore.store import digest_labels
@@ -155,26 +156,39 @@ class Session:
 
     Attributes
     ----------
+    model
+        The model, its parameters and buffers under its own names.
+    trained
+        What is called in training: the model, or around it what averages gradients over several ranks.
     epoch
         Epochs done.
     history
         One row of metrics per epoch done.
     """
 
-    def __init__(self, config: ExperimentConfig, data: ImageData, device: torch.device) -> None:
+    def __init__(
+        self, config: ExperimentConfig, data: ImageData, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
         self.config = config
         self.device = device
+        self.ranks = ranks
         random.seed(config.seed)
         np.random.seed(config.seed % 2**32)  # noqa: NPY002  # third parties' augmentations may draw from it
         self.model = build_model(config, len(data.classes), device)
+        if ranks.size > 1 and device.type == "cuda":
+            # Statistics of the whole batch, as one process has them; torch has no such layer for the CPU.
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)  # type: ignore[no-untyped-call]
+        self.trained = ranks.wrap(self.model)
+        if not ranks.is_main:
+            torch.manual_seed(config.seed + (ranks.rank << 32))  # dropout and augmentation of its own
         self.optimizer, self.scheduler = make_optimizer(config.optimizer, self.model)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
 
     def state(self) -> dict[str, Any]:
-        """Return all of it, in types that load with ``weights_only=True``."""
-        kind, keys, *numpy_rest = np.random.get_state()  # noqa: NPY002
+        """Return all of it, in types that load with ``weights_only=True``; the ranks call this together."""
+        rng, *others = self.ranks.gather(self._rng()) or [{}]
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -182,12 +196,17 @@ class Session:
             "epoch": self.epoch,
             "history": self.history,
             "loader": self.generator.get_state(),
-            "rng": {
-                "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
-                "python": _as_lists(random.getstate()),
-                "numpy": [kind, np.asarray(keys).tolist(), *numpy_rest],
-            },
+            "rng": rng,
+            **({"rng_of_ranks": others} if others else {}),
+        }
+
+    def _rng(self) -> dict[str, Any]:
+        kind, keys, *numpy_rest = np.random.get_state()  # noqa: NPY002
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "python": _as_lists(random.getstate()),
+            "numpy": [kind, np.asarray(keys).tolist(), *numpy_rest],
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -199,7 +218,10 @@ class Session:
         self.epoch = state["epoch"]
         self.history = state["history"]
         self.generator.set_state(state["loader"])
-        rng = state["rng"]
+        known = [state["rng"], *state.get("rng_of_ranks", ())]
+        if self.ranks.rank >= len(known):
+            return  # one more than there were: it goes on with its own seed
+        rng = known[self.ranks.rank]
         torch.set_rng_state(rng["torch"])
         if rng["cuda"] is not None and self.device.type == "cuda":
             torch.cuda.set_rng_state(rng["cuda"], self.device)
@@ -273,11 +295,12 @@ def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[La
         "torchvision": torchvision.__version__,
         "device": str(session.device),
         "n_threads": torch.get_num_threads(),
+        "n_ranks": session.ranks.size,
         "n_workers": choose_workers(config, data.in_memory),
         "third_parties": third_parties(config),
     }
     if session.epoch:
-        for key in ("device", "n_threads", "n_workers"):
+        for key in ("device", "n_threads", "n_workers", "n_ranks"):
             if run.manifest.environment.get(key) != environment[key]:
                 run.warn(
                     "train",
@@ -317,8 +340,8 @@ def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[La
             run.warn("train", f"{len(names)} corrupt {split} images are left out: {shown}")
 
 
-def check_batches(config: ExperimentConfig, data: ImageData) -> None:
-    """Refuse a batch size that leaves one image for the last batch.
+def check_batches(config: ExperimentConfig, data: ImageData, ranks: Ranks = ALONE) -> None:
+    """Refuse a batch size that leaves a rank one image, or none, of some batch.
 
     Raises
     ------
@@ -326,8 +349,18 @@ def check_batches(config: ExperimentConfig, data: ImageData) -> None:
         Because batch normalisation after the last pooling can't train on a batch of one.
     """
     n_train = len(data.train)
-    if n_train % config.batch_size == 1 or config.batch_size == 1:
+    last = n_train % config.batch_size or config.batch_size
+    smallest = min(ranks.counts(size)[-1] for size in (last, min(config.batch_size, n_train)))
+    last_of_eval = len(data.eval) % config.batch_size or config.batch_size
+    if ranks.counts(last_of_eval)[-1] < 1:
         raise ConfigError(
-            f"batch_size {config.batch_size} leaves a batch of one of {n_train} training images, on which "
-            "batch normalisation can't train; choose another"
+            f"batch_size {config.batch_size} leaves a last batch of {last_of_eval} of {len(data.eval)} "
+            f"evaluation images, of which one of {ranks.size} ranks has none; choose another"
+        )
+    if smallest < 2:
+        of_each = f" for one of {ranks.size} ranks" if ranks.size > 1 else ""
+        count = "one" if smallest else "none"
+        raise ConfigError(
+            f"batch_size {config.batch_size} leaves a batch of {count} of {n_train} training images"
+            f"{of_each}, on which batch normalisation can't train; choose another"
         )

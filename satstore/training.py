@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from satstore.datasets.keeping import hold
 from satstore.errors import NumericsError
 from satstore.manifest import CHECKPOINT, Manifest, checkpoint_name
 from satstore.metrics import start_metrics
+from satstore.ranks import ALONE, Ranks
 from satstore.run import Run
 from satstore.session import (
     Session,
@@ -43,10 +45,11 @@ class Pass:
     metrics: dict[str, float]
 
 
-def train(run: Run, device: torch.device) -> None:
+def train(run: Run, device: torch.device, ranks: Ranks = ALONE) -> None:
     """Train a run's model to its last epoch, going on from its checkpoint if there is one.
 
     After each epoch, the spectra, the checkpoint, the table of metrics and the manifest are committed.
+    Several ranks call this together, each with its device; the main one commits.
 
     Raises
     ------
@@ -57,24 +60,31 @@ def train(run: Run, device: torch.device) -> None:
     """
     config = run.config
     data = hold(load_data(config, run.manifest.dataset))
-    check_batches(config, data)
-    session = Session(config, data, device)
+    check_batches(config, data, ranks)
+    session = Session(config, data, device, ranks)
     if run.has_file(CHECKPOINT):
         state = read_checkpoint(run)
         load_weights(session.model, state["model"], run)
         session.restore(state)
     layers = recorded_layers(session.model, config)
-    describe_run(run, session, data, layers)
+    if ranks.is_main:
+        describe_run(run, session, data, layers)
     analysis = AnalysisStore(run.analysis_path, run.commits)
     workers = choose_workers(config, data.in_memory)
 
     def loader(split: ImageSplit, shuffle: bool) -> DataLoader[tuple[Tensor, Tensor]]:
         generator = session.generator if shuffle else None
         return make_loader(
-            split, config.batch_size, shuffle=shuffle, generator=generator, workers=workers, pin_memory=True
+            split,
+            config.batch_size,
+            shuffle=shuffle,
+            generator=generator,
+            workers=workers,
+            pin_memory=True,
+            ranks=ranks,
         )
 
-    progress = Progress(run, session, len(data.train), len(data.eval))
+    progress = Progress(run, session, len(data.train), len(data.eval)) if ranks.is_main else None
     modules = {layer.name: module for layer, module in layers.items()}
     with MomentRecorder(modules, config.conv_method, config.downsampling) as recorder:
         while not is_finished(session):
@@ -85,7 +95,9 @@ def train(run: Run, device: torch.device) -> None:
                 result = run_pass(session, loader(images, split == "train"), split, recorder, progress)
                 row |= {f"{split}_loss": result.loss}
                 row |= {f"{split}_{name}": value for name, value in result.metrics.items()}
-                spectra[split] = take_spectra(run, session, recorder, layers, split)
+                merge_ranks(recorder, ranks)
+                if ranks.is_main:
+                    spectra[split] = take_spectra(run, session, recorder, layers, split)
             if session.scheduler:
                 session.scheduler.step()
             session.epoch += 1
@@ -95,9 +107,18 @@ def train(run: Run, device: torch.device) -> None:
                 analysis.write_spectra(split, session.epoch - 1, config.epoch, found.eigenvalues)
                 if last:
                     analysis.write_moments(split, found.moments)
-            commit_epoch(run, session)
-    # After the commit: an epoch that has to be done again needs its place in the array.
-    analysis.finish_spectra(session.epoch)
+            state = session.state()
+            if ranks.is_main:
+                commit_epoch(run, session, state)
+    if ranks.is_main:  # after the commit: an epoch that has to be done again needs its place in the array
+        analysis.finish_spectra(session.epoch)
+
+
+def merge_ranks(recorder: MomentRecorder, ranks: Ranks) -> None:
+    """Add to the main rank's recorder what the others recorded, in the order of the ranks."""
+    if ranks.size > 1:
+        for part in ranks.gather(recorder.part())[1:]:
+            recorder.absorb(part)
 
 
 def is_finished(session: Session) -> bool:
@@ -121,13 +142,14 @@ def run_pass(
         If the loss is not finite; the message names the first batch.
     """
     training = split == "train"
-    model, optimizer, device = session.model, session.optimizer, session.device
+    optimizer, device, ranks = session.optimizer, session.device, session.ranks
+    model = session.trained if training else session.model
     metrics = start_metrics(session.config.metrics)
-    losses, n_samples = [], 0
+    losses, n_samples, n_images = [], 0, len(loader.dataset)  # type: ignore[arg-type]
     autocast = torch.autocast(
         device.type, torch.bfloat16, enabled=session.config.amp and device.type == "cuda"
     )
-    model.train(training)
+    session.model.train(training)
     with torch.set_grad_enabled(training):
         for images, labels in loader:
             images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
@@ -136,10 +158,16 @@ def run_pass(
             with autocast:
                 logits = model(images)
             loss = F.cross_entropy(logits.float(), labels)
+            n_together = min(session.config.batch_size, n_images - n_samples)
             if training:
                 optimizer.zero_grad(set_to_none=True)
+                if ranks.size > 1:  # gradients are averaged over ranks; a share counts by what it holds
+                    loss = loss * (len(labels) * ranks.size / n_together)
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
+            if ranks.size > 1:
+                logits, labels = (ranks.gather_rows(part, n_together) for part in (logits.detach(), labels))
+                loss = F.cross_entropy(logits.float(), labels)
             for metric in metrics:
                 metric.update(logits.detach(), labels)
             # The mean over a batch weighs what the batch holds: the last one is smaller as a rule.
@@ -147,6 +175,8 @@ def run_pass(
             n_samples += len(labels)
             if progress is not None:
                 progress.advance(len(labels), lambda: (float(losses[-1]) / len(labels), metrics[0].compute()))  # noqa: B023
+    if training:
+        ranks.share_buffers(session.model)
     found = torch.stack(losses)
     if not bool(torch.isfinite(found).all()):
         batch = int(torch.nonzero(~torch.isfinite(found))[0])
@@ -222,11 +252,11 @@ def count_features(layer: Layer, module: nn.Module, config: ExperimentConfig) ->
     return to_samples(blank, module, config.conv_method, config.downsampling).shape[1]
 
 
-def commit_epoch(run: Run, session: Session) -> None:
+def commit_epoch(run: Run, session: Session, state: dict[str, Any]) -> None:
     """Commit checkpoint, metrics and manifest after an epoch, and the weights if they are to be kept."""
     import pandas as pd
 
-    state, checkpoint = session.state(), io.BytesIO()
+    checkpoint = io.BytesIO()
     torch.save(state, checkpoint)
     files = {CHECKPOINT: checkpoint.getvalue()}
     epoch = session.epoch - 1

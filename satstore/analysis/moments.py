@@ -155,6 +155,12 @@ class Moments:
                 self._add(_moments_of(torch.cat(waiting)))
         return self
 
+    def cpu(self) -> "Moments":
+        """Return a copy on the CPU."""
+        copy = Moments()
+        copy._count, copy._mean, copy._scatter = self.count, self.mean.cpu(), self.scatter.cpu()
+        return copy
+
     def covariance(self) -> Tensor:
         """Divide the scatter by the number of samples.
 

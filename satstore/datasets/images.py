@@ -8,6 +8,7 @@ import hashlib
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from multiprocessing import forkserver
 from typing import Any, Protocol
 
@@ -15,11 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
 
 from satstore.datasets.transforms import Transform
 from satstore.errors import SatstoreError
 from satstore.processes import deaf_children, follow_main_process
+from satstore.ranks import ALONE, Ranks
 
 Batch = tuple[Tensor, Tensor]
 Update = Callable[[bytes | memoryview], None]
@@ -206,6 +208,7 @@ def make_loader(
     generator: torch.Generator | None = None,
     workers: int = 0,
     pin_memory: bool = False,
+    ranks: Ranks = ALONE,
 ) -> DataLoader[Batch]:
     """Return a loader over a split, its last batch as small as it falls out.
 
@@ -225,6 +228,8 @@ def make_loader(
         gain nothing from them at 32 px: 50,000 augmented images take 0.3 s in this process, 1.1 s with two.
     pin_memory
         Copy batches to page-locked memory; without effect where there is no CUDA device.
+    ranks
+        Give this rank's share of every batch: together, they are the batches of a single process.
     """
     context = None
     if workers:
@@ -235,17 +240,39 @@ def make_loader(
         context.set_forkserver_preload([__name__])
         with deaf_children():
             forkserver.ensure_running()
+    order: Sampler[int] = RandomSampler(split, generator=generator) if shuffle else SequentialSampler(split)  # type: ignore[arg-type]
+    batches = BatchSampler(order, batch_size, drop_last=False)
     return _Loader(
         split,
-        batch_size,
-        shuffle=shuffle,
+        batch_sampler=_Shares(batches, ranks),
         generator=generator,
         num_workers=workers,
         collate_fn=_as_is,
         multiprocessing_context=context,
-        worker_init_fn=follow_main_process if workers else None,
+        worker_init_fn=partial(_begin_worker, ranks.rank) if workers else None,
         pin_memory=pin_memory and torch.cuda.is_available(),
     )
+
+
+class _Shares(Sampler[list[int]]):
+    """A rank's share of every batch."""
+
+    def __init__(self, batches: BatchSampler, ranks: Ranks) -> None:
+        self._batches, self._ranks = batches, ranks
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self._batches:
+            yield list(self._ranks.share(batch))
+
+
+def _begin_worker(rank: int, number: int) -> None:
+    """Set a loader's worker up; those of other ranks would draw the same augmentations for other images."""
+    follow_main_process(number)
+    if rank:
+        torch.manual_seed(torch.initial_seed() + (rank << 32))
 
 
 def _as_is(batch: Any) -> Any:

@@ -67,7 +67,7 @@ def writes_latents(run: Run, parameters: TrainParameters) -> bool:
 
 def train(run: Run, parameters: TrainParameters) -> None:
     """Train to the last epoch, then write the latents."""
-    from satstore import session, training
+    from satstore import parallel, session, training
 
     device = session.choose_device(parameters.device or run.config.device)
     if parameters.overwrite:
@@ -75,7 +75,11 @@ def train(run: Run, parameters: TrainParameters) -> None:
     extract.place(run, parameters.latents_dir)
     if not is_trained(run):
         note_epochs(run)
-        training.train(run, device)
+        n_ranks = parallel.count_ranks(run.config, device)
+        if n_ranks > 1:
+            parallel.train_together(run, device, n_ranks)
+        else:
+            training.train(run, device)
         count_costs(run)
     warn_of_epochs(run)
     latents = extract.STAGE.adapt(parameters, check=False)

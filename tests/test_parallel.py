@@ -1,0 +1,202 @@
+"""Training on several ranks: gloo processes on the CPU, against one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from conftest import CLEAN, satstore
+
+from satstore.config import read_config
+from satstore.errors import ConfigError, DeviceError
+from satstore.parallel import count_ranks
+from satstore.pipeline import run_experiments
+from satstore.ranks import Ranks
+from satstore.run import Run
+from satstore.store import AnalysisStore
+
+# Without batch norm, of which torch has no synchronised kind for the CPU: what one process computes is then
+# what several compute together.
+PLUGIN = """
+import torch.distributed as dist
+from torch import nn
+from satstore.registry import MODELS
+
+
+@MODELS.register("PlainNet")
+class PlainNet(nn.Sequential):
+    '''Convs without norms.'''
+
+    def __init__(self, num_classes):
+        super().__init__(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(),
+            nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.0), nn.Linear(64, num_classes),
+        )
+
+
+@MODELS.register("BreaksOnRankOne")
+class Broken(PlainNet):
+    '''Fails on one of two ranks, in the third step.'''
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        if dist.is_initialized() and dist.get_rank() == 1 and self.calls > 3:
+            raise RuntimeError("the second GPU fell off the bus")
+        return super().forward(x)
+"""
+
+CONFIG: dict[str, Any] = {
+    "model": "PlainNet",
+    "plugins": ["plain_net"],
+    "dataset": "Digits",
+    "epoch": 2,
+    "batch_size": 100,
+    "optimizer": "adam",
+    "metrics": ["MCC"],
+    "device": "cpu",
+    "stages": ["train"],
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    (tmp_path / "plain_net.py").write_text(PLUGIN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    n_threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(n_threads)
+
+
+def run(folder: Path, name: str, **changes: Any) -> Run:
+    (folder / f"{name}.json").write_text(json.dumps({**CONFIG, **changes}))
+    result = satstore("run", "--config", f"{name}.json", "--run-id", name, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    [manifest] = folder.glob(f"logs/{name}/*/manifest.json")
+    return Run(manifest.parent)
+
+
+def test_two_ranks__compute_what_one_process_does(folder: Path) -> None:
+    one = run(folder, "one", augment=False)
+    two = run(folder, "two", augment=False, data_parallel=True, ranks=2)
+    assert two.manifest.environment["n_ranks"] == 2
+    assert two.layers == one.layers
+    metrics = one.table("metrics"), two.table("metrics")
+    for column in metrics[0].columns:
+        np.testing.assert_allclose(*(table[column] for table in metrics), rtol=1e-4, err_msg=column)
+    for split in ("train", "eval"):
+        spectra = [AnalysisStore(found.analysis_path).spectra(split) for found in (one, two)]
+        for layer in one.layers:
+            largest = spectra[0][layer].max()
+            np.testing.assert_allclose(spectra[1][layer], spectra[0][layer], rtol=1e-3, atol=1e-5 * largest)
+        for layer in one.layers:
+            mean, covariance = AnalysisStore(one.analysis_path).moments(split, layer)
+            other = AnalysisStore(two.analysis_path).moments(split, layer)
+            np.testing.assert_allclose(other[0], mean, rtol=1e-3, atol=1e-5)
+            np.testing.assert_allclose(other[1], covariance, atol=1e-4 * np.trace(covariance))
+    weights = [torch.load(f.path / "checkpoint.pt", weights_only=True)["model"] for f in (one, two)]
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-2, atol=1e-4)
+
+
+def test_two_ranks__resumed_end_with_the_same_bits(folder: Path) -> None:
+    config = {**CONFIG, "data_parallel": True, "ranks": 2}
+    torch.set_num_threads(2)
+    [whole] = run_experiments(config, "whole", logs_dir=folder)
+
+    def interrupt(event: Any) -> None:
+        if event.kind == "message" and event.text.startswith("epoch 1/2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_experiments(config, "parts", logs_dir=folder, listener=interrupt)
+    [parts] = run_experiments(config, "parts", logs_dir=folder)
+    state, other = (torch.load(r.path / "checkpoint.pt", weights_only=True) for r in (whole, parts))
+    assert len(state["rng_of_ranks"]) == 1
+    assert not torch.equal(state["rng"]["torch"], state["rng_of_ranks"][0]["torch"])
+    for key, value in state["model"].items():
+        assert torch.equal(value, other["model"][key])
+    assert Run(whole.path).read_file("metrics.csv") == Run(parts.path).read_file("metrics.csv")
+
+
+def test_two_ranks__an_error_of_one_is_one_line(folder: Path) -> None:
+    (folder / "c.json").write_text(
+        json.dumps({**CONFIG, "model": "BreaksOnRankOne", "data_parallel": True, "ranks": 2})
+    )
+    result = satstore("train", "--config", "c.json", "--run-id", "a", cwd=folder)
+    assert result.returncode == 1
+    expected = "rank 1 of 2 failed: RuntimeError: the second GPU fell off the bus"
+    assert result.stderr.strip().splitlines()[-1] == f"satstore: {expected}"
+    assert "Traceback" not in result.stderr
+
+
+def test_two_ranks__leave_no_orphans_when_the_main_one_is_killed(folder: Path) -> None:
+    (folder / "c.json").write_text(json.dumps({**CONFIG, "epoch": 500, "data_parallel": True, "ranks": 2}))
+    command = [sys.executable, "-m", "satstore", "train", "--config", "c.json", "--run-id", "a"]
+    process = subprocess.Popen(command, cwd=folder, env=CLEAN, stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not list(folder.glob("logs/a/*/metrics.csv")) and time.monotonic() < until:
+        time.sleep(0.2)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert family
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+def test_ranks__shares_are_the_whole_in_order() -> None:
+    for n_items in range(2, 12):
+        for size in (1, 2, 3):
+            parts = [Ranks(rank, size).share(range(n_items)) for rank in range(size)]
+            assert [item for part in parts for item in part] == list(range(n_items))
+            assert [len(part) for part in parts] == Ranks(0, size).counts(n_items)
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_ranks__a_batch_that_leaves_one_of_them_one_image_is_refused(folder: Path) -> None:
+    # 1,437 images in batches of 717: the last has 3.
+    (folder / "c.json").write_text(
+        json.dumps({**CONFIG, "batch_size": 717, "data_parallel": True, "ranks": 2})
+    )
+    result = satstore("train", "--config", "c.json", "--run-id", "a", cwd=folder)
+    assert result.returncode == 1
+    assert "batch_size 717 leaves a batch of one of 1437 training images for one of 2 ranks" in result.stderr
+
+
+def test_count_ranks__is_one_without_data_parallel_and_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    plain, together, three = (
+        read_config(content)[0]
+        for content in ({"ranks": 3}, {"data_parallel": True}, {"data_parallel": True, "ranks": 3})
+    )
+    assert [count_ranks(c, cpu) for c in (plain, together, three)] == [1, 1, 3]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [count_ranks(c, gpu) for c in (plain, together)] == [1, 2]
+    with pytest.raises(DeviceError, match="ranks 3 need as many GPUs, 2 are visible here"):
+        count_ranks(three, gpu)
+    with pytest.raises(ConfigError, match="'ranks': input should be greater than or equal to 1"):
+        read_config({"ranks": 0})
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus__train_with_synchronised_batch_norm(folder: Path) -> None:
+    config = {"model": "vgg7_S", "batch_size": 128, "device": "cuda:0", "augment": False, "amp": False}
+    one = run(folder, "one", **config)
+    two = run(folder, "two", **config, data_parallel=True)
+    assert two.manifest.environment["n_ranks"] == torch.cuda.device_count()
+    losses = [found.table("metrics")["train_loss"] for found in (one, two)]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
