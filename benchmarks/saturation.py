@@ -4,6 +4,8 @@
 
 Plain steps, steps with MomentRecorder and steps with delve's CheckLayerSat take turns on one model, so that
 a noisy machine troubles all three alike; medians are given, and the median of the ratios within a turn.
+Twice: with channels last in memory, as satstore trains, and in torch's default layout, in which delve's users
+train as a rule.
 On a busy machine use --threads 1, where the time is the process's own: threads that wait for each other
 cost a time slice at each of their meetings.
 """
@@ -24,8 +26,13 @@ from torch.nn import functional
 from satstore.capture import MomentRecorder, select_layers
 from satstore.registry import MODELS
 
+LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}
+"""How maps lie in memory: as satstore trains, and as torch has them by default."""
 
-def make_step(model: nn.Module, n_images: int, resolution: int, device: str) -> Callable[[], None]:
+
+def make_step(
+    model: nn.Module, n_images: int, resolution: int, device: str, layout: str
+) -> Callable[[], None]:
     images = torch.randn(n_images, 3, resolution, resolution, device=device)
     labels = torch.randint(10, (n_images,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
@@ -40,13 +47,13 @@ def make_step(model: nn.Module, n_images: int, resolution: int, device: str) -> 
     return step
 
 
-def measure(options: argparse.Namespace) -> dict[str, list[float]]:
+def measure(options: argparse.Namespace, layout: str) -> dict[str, list[float]]:
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # delve's
         from delve.torchcallback import CheckLayerSat
 
         model = MODELS[options.model](num_classes=10).to(options.device)
-        step = make_step(model, options.batch, options.resolution, options.device)
+        step = make_step(model, options.batch, options.resolution, options.device, layout)
         recorder = MomentRecorder(select_layers(model))
         tracker = CheckLayerSat(folder, "csv", model, device=options.device)
         tracker.stop()
@@ -95,14 +102,16 @@ def main() -> None:
     logging.disable(logging.INFO)  # delve tells of every layer
     if options.threads:
         torch.set_num_threads(options.threads)
-    figures = summarize(measure(options))
+    figures = {layout: summarize(measure(options, layout)) for layout in LAYOUTS}
     if options.json:
         print(json.dumps(vars(options) | {"threads": torch.get_num_threads(), "results": figures}))
         return
     where = f"{options.device}, {torch.get_num_threads()} threads"
     print(f"{options.model}, {options.batch} images of {options.resolution} px, {where}")
-    for name, row in figures.items():
-        print(f"{name:10} {row['median_ms']:9.1f} ms a step   {row['added']:+7.1%}")
+    for layout, rows in figures.items():
+        print(layout)
+        for name, row in rows.items():
+            print(f"  {name:10} {row['median_ms']:9.1f} ms a step   {row['added']:+7.1%}")
 
 
 if __name__ == "__main__":

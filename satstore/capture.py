@@ -172,6 +172,10 @@ class MomentRecorder(_Recorder):
         From `select_layers`.
     method, downsampling, options
         As for `to_samples`.
+    max_samples
+        Images of a pass that a layer's moments take at most, the first ones.
+    log_interval
+        Record every so many batches of a pass, from the first on.
 
     Attributes
     ----------
@@ -195,10 +199,13 @@ class MomentRecorder(_Recorder):
         layers: Layers,
         method: ConvMethod = "channelwise",
         downsampling: int | None = None,
+        max_samples: int | None = None,
+        log_interval: int = 1,
         **options: Any,
     ) -> None:
         super().__init__(layers)
-        self._to_samples: Callable[[Any, nn.Module], Tensor] = partial(
+        self._max_samples, self._log_interval = max_samples, log_interval
+        self._to_samples: Callable[..., Tensor] = partial(
             to_samples, method=method, downsampling=downsampling, **options
         )
         self.begin("")
@@ -209,6 +216,7 @@ class MomentRecorder(_Recorder):
         self.non_finite: list[NonFinite] = []
         # By device, too: replicas of a data-parallel model share the hooks.
         self._moments: dict[str, dict[torch.device, Moments]] = {}
+        self._n_images: dict[str, int] = {}
         self._split, self._batch, self.enabled = split, -1, True
 
     def next_batch(self) -> None:
@@ -236,9 +244,16 @@ class MomentRecorder(_Recorder):
                 parts[torch.device("cpu")] = found
 
     def _record(self, name: str, module: nn.Module, output: Any) -> None:
-        if any(event.layer == name for event in self.non_finite):
+        if any(event.layer == name for event in self.non_finite) or max(self._batch, 0) % self._log_interval:
             return
-        samples = self._to_samples(output, module)
+        room = None
+        if self._max_samples is not None:
+            seen = self._n_images.get(name, 0)
+            room = self._max_samples - seen
+            if room <= 0:
+                return
+            self._n_images[name] = seen + len(batch_first_output(output, module))
+        samples = self._to_samples(output, module, n_images=room)
         moments = self._moments.setdefault(name, {}).setdefault(samples.device, Moments())
         try:
             moments.update(samples)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from satstore.errors import ConfigError, NotFoundError, SatstoreError
 from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, Registry, load_plugins, suggest
@@ -41,6 +41,11 @@ def pooling_flag(key: str) -> str:
     return key.removeprefix("pool")
 
 
+def _as_ours(name: object) -> object:
+    """Return our word for what delve calls otherwise."""
+    return {"last_timestep": "last", "timestepwise": "every"}.get(str(name), name)
+
+
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
 """Where the shipped configs lie: inside an installed wheel, and in a checkout."""
 
@@ -66,6 +71,14 @@ class ExperimentConfig(BaseModel):
         None, ge=1, description="processes of data_parallel; null: one per visible GPU, on the CPU one"
     )
     downsampling: int | None = Field(None, ge=1, description="positions kept per axis of a map, for spectra")
+    downsampling_method: Literal["centred", "nearest", "average"] = Field(
+        "centred", description="which positions; nearest: those that delve takes"
+    )
+    timeseries_method: Annotated[Literal["last", "every"], BeforeValidator(_as_ours)] = Field(
+        "last", description="an LSTM's samples: its last step, or every step"
+    )
+    max_samples: int | None = Field(None, ge=2, description="images of a pass that spectra take at most")
+    log_interval: int = Field(1, ge=1, description="batches from one that spectra take to the next")
     cache_dir: str | None = Field(None, description="data folder; null: $TORCH_DATADIR, else tmp")
     seed: int = Field(0, ge=0, lt=2**63)
     amp: bool = Field(True, description="bfloat16 autocast where the device is a GPU")

@@ -128,10 +128,16 @@ def _batch_bytes(plan: ModelPlan, config: ExperimentConfig) -> int:
 
 def training_memory(plan: ModelPlan, config: ExperimentConfig, base_bytes: int) -> int:
     """Project the peak of training, in bytes, roughly: weights, gradients, optimizer, kept activations."""
+    from satstore.analysis.moments import moments_bytes
+    from satstore.samples import count_features
+
     weights = FLOAT32_BYTES * plan.n_values + checkpoint_bytes(plan, config.optimizer)
     # Their gradients come and go while they are let go.
     activations = FLOAT32_BYTES * config.batch_size * (plan.n_activations + plan.widest)
-    covariances = FLOAT64_BYTES * sum(layer.output_shape[0] ** 2 for layer in plan.layers)
+    method, downsampling = config.conv_method, config.downsampling
+    covariances = moments_bytes(
+        count_features(layer.kind, layer.output_shape, method, downsampling) for layer in plan.layers
+    )
     # A checkpoint is made in memory, from which it is written.
     return base_bytes + weights + max(activations, checkpoint_bytes(plan, config.optimizer)) + covariances
 

@@ -47,7 +47,7 @@ def count_ranks(config: ExperimentConfig, device: torch.device) -> int:
     return config.ranks or n_gpus
 
 
-def train_together(run: Run, device: torch.device, n_ranks: int) -> None:
+def train_together(run: Run, device: torch.device, n_ranks: int, *, force: bool = False) -> None:
     """Train a run's model on several processes, of which this is the main one.
 
     Raises
@@ -72,7 +72,7 @@ def train_together(run: Run, device: torch.device, n_ranks: int) -> None:
                 process.start()
         try:
             with joined(device.type, 0, n_ranks, Path(folder)) as (ranks, own_device):
-                train(run, own_device, ranks)
+                train(run, own_device, ranks, force=force)
         except SatstoreError:
             raise
         except Exception as error:  # what torch raises when a process it talks to is gone

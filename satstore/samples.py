@@ -1,6 +1,7 @@
 """A layer's output, arranged as samples × features for its moments, or pooled for the latent store."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import prod
 from typing import Any, Literal, assert_never, get_args
 
 import torch
@@ -30,6 +31,7 @@ def to_samples(
     *,
     downsampling_method: DownsamplingMethod = "centred",
     timeseries_method: TimeseriesMethod = "last",
+    n_images: int | None = None,
 ) -> Tensor:
     """Arrange a layer's output as samples.
 
@@ -50,6 +52,8 @@ def to_samples(
         "average": adaptive average pooling, which changes the quantity.
     timeseries_method
         For LSTM: (batch, feature), or every step as a sample (batch · step, feature).
+    n_images
+        Of the batch, take the first so many.
 
     Returns
     -------
@@ -62,7 +66,7 @@ def to_samples(
         A method doesn't exist, or the number of positions isn't positive.
     """
     _check("conv_method", method, ConvMethod)
-    tensor = batch_first_output(output, module)
+    tensor = batch_first_output(output, module)[:n_images]
     if isinstance(module, nn.LSTM):
         _check("timeseries_method", timeseries_method, TimeseriesMethod)
         return tensor[:, -1] if timeseries_method == "last" else tensor.flatten(0, 1)
@@ -86,6 +90,17 @@ def to_samples(
             return tensor.flatten(1)
         case _:
             assert_never(method)
+
+
+def count_features(
+    kind: str, output_shape: Sequence[int], method: ConvMethod, downsampling: int | None
+) -> int:
+    """Return the features of a layer's samples, by its class's name and its output's shape for one image."""
+    if kind.endswith(("Linear", "LSTM")):
+        return output_shape[-1]
+    if method != "flatten":
+        return output_shape[0]
+    return output_shape[0] * prod(min(size, downsampling or size) for size in output_shape[1:])
 
 
 def pool_latent(output: Any, module: nn.Module, pooling: Pooling) -> Tensor:

@@ -1,7 +1,7 @@
 """Training: the loop, its checkpoints, and the spectra that it records on the way."""
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,16 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from satstore.analysis.moments import moments_bytes
 from satstore.analysis.spectrum import eigenvalues
-from satstore.capture import Layer, MomentRecorder, to_samples
+from satstore.capture import Layer, MomentRecorder
 from satstore.config import ExperimentConfig
 from satstore.datasets.images import ImageSplit, make_loader
 from satstore.datasets.keeping import hold
-from satstore.errors import NumericsError
+from satstore.errors import MemoryLimitError, NumericsError
 from satstore.manifest import CHECKPOINT, Manifest, checkpoint_name
 from satstore.metrics import start_metrics
 from satstore.ranks import ALONE, Ranks
+from satstore.resources import available_memory
 from satstore.run import Run
+from satstore.samples import count_features
 from satstore.session import (
     Session,
     check_batches,
@@ -33,6 +36,7 @@ from satstore.session import (
     recorded_layers,
 )
 from satstore.store import AnalysisStore
+from satstore.words import describe_size
 
 Float64 = NDArray[np.float64]
 
@@ -45,14 +49,21 @@ class Pass:
     metrics: dict[str, float]
 
 
-def train(run: Run, device: torch.device, ranks: Ranks = ALONE) -> None:
+def train(run: Run, device: torch.device, ranks: Ranks = ALONE, *, force: bool = False) -> None:
     """Train a run's model to its last epoch, going on from its checkpoint if there is one.
 
     After each epoch, the spectra, the checkpoint, the table of metrics and the manifest are committed.
     Several ranks call this together, each with its device; the main one commits.
 
+    Parameters
+    ----------
+    force
+        Begin also where memory is not expected to suffice.
+
     Raises
     ------
+    MemoryLimitError
+        If memory can't suffice for the covariances.
     NumericsError
         If the loss is not finite.
     CorruptError
@@ -68,6 +79,8 @@ def train(run: Run, device: torch.device, ranks: Ranks = ALONE) -> None:
         session.restore(state)
     layers = recorded_layers(session.model, config)
     if ranks.is_main:
+        if not force:
+            check_moments(run, layers, device)
         describe_run(run, session, data, layers)
     analysis = AnalysisStore(run.analysis_path, run.commits)
     workers = choose_workers(config, data.in_memory)
@@ -86,7 +99,7 @@ def train(run: Run, device: torch.device, ranks: Ranks = ALONE) -> None:
 
     progress = Progress(run, session, len(data.train), len(data.eval)) if ranks.is_main else None
     modules = {layer.name: module for layer, module in layers.items()}
-    with MomentRecorder(modules, config.conv_method, config.downsampling) as recorder:
+    with make_recorder(modules, config, ranks) as recorder:
         while not is_finished(session):
             row: dict[str, float] = {"epoch": session.epoch, "lr": session.optimizer.param_groups[0]["lr"]}
             spectra = {}
@@ -112,6 +125,20 @@ def train(run: Run, device: torch.device, ranks: Ranks = ALONE) -> None:
                 commit_epoch(run, session, state)
     if ranks.is_main:  # after the commit: an epoch that has to be done again needs its place in the array
         analysis.finish_spectra(session.epoch)
+
+
+def make_recorder(modules: Mapping[str, nn.Module], config: ExperimentConfig, ranks: Ranks) -> MomentRecorder:
+    """Return what records layers as a config says; of ``max_samples``, each rank takes its share."""
+    limit = config.max_samples
+    return MomentRecorder(
+        modules,
+        config.conv_method,
+        config.downsampling,
+        max_samples=None if limit is None else ranks.counts(limit)[ranks.rank],
+        log_interval=config.log_interval,
+        downsampling_method=config.downsampling_method,
+        timeseries_method=config.timeseries_method,
+    )
 
 
 def merge_ranks(recorder: MomentRecorder, ranks: Ranks) -> None:
@@ -235,21 +262,44 @@ def take_spectra(
         layer: (found.mean.cpu().numpy(), found.covariance().cpu().numpy())
         for layer, found in recorder.results().items()
     }
+    features = features_of(layers, session.config)
     spectra = {
         layer.name: eigenvalues(moments[layer.name][1])
         if layer.name in moments
-        else np.full(count_features(layer, module, session.config), np.nan)
-        for layer, module in layers.items()
+        else np.full(features[layer.name], np.nan)
+        for layer in layers
     }
     return Spectra(spectra, moments)
 
 
-def count_features(layer: Layer, module: nn.Module, config: ExperimentConfig) -> int:
-    """Return the features of a layer's samples, which for ``flatten`` are more than its channels."""
-    if len(layer.output_shape) < 2 or isinstance(module, nn.Linear | nn.LSTM):
-        return layer.n_features
-    blank = torch.zeros(1, *layer.output_shape)
-    return to_samples(blank, module, config.conv_method, config.downsampling).shape[1]
+def features_of(layers: Iterable[Layer], config: ExperimentConfig) -> dict[str, int]:
+    """Return the number of features that each layer's samples have."""
+    method, downsampling = config.conv_method, config.downsampling
+    return {
+        layer.name: count_features(layer.kind, layer.output_shape, method, downsampling) for layer in layers
+    }
+
+
+def check_moments(run: Run, layers: Iterable[Layer], device: torch.device) -> None:
+    """Refuse spectra that this machine's memory can't suffice for, before anything is computed.
+
+    Raises
+    ------
+    MemoryLimitError
+        Naming the layer that takes the most.
+    """
+    features = features_of(layers, run.config)
+    needed, largest = moments_bytes(features.values()), max(features, key=lambda name: features[name])
+    found = available_memory()
+    free = [found] if found is not None else []
+    if device.type == "cuda":
+        free.append(torch.cuda.mem_get_info(device)[0])
+    if free and needed > min(free):
+        raise MemoryLimitError(
+            f"{run.name}: about {describe_size(needed)} of memory are needed for covariances, most of it for "
+            f"layer {largest} of {features[largest]:,} features, {describe_size(min(free))} are available; "
+            "take conv_method channelwise, a downsampling, or fewer layers (exclude_layers), or try --force"
+        )
 
 
 def commit_epoch(run: Run, session: Session, state: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 import contextlib
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
@@ -359,3 +360,64 @@ def test_latent_recorder__keeps_the_precision_of_what_float16_can_not_hold(value
     latent = recorder.pop()[1]["fc"]
     assert latent.dtype == torch.float32
     np.testing.assert_array_equal(latent[:, 0], np.float32(value))
+
+
+# What is left out of a pass
+
+
+def batches_of(layer: nn.Module, sizes: tuple[int, ...]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(n, 3, 6, 6, generator=generator) for n in sizes]
+    with torch.no_grad():
+        return images, torch.cat([layer(batch) for batch in images]).double()
+
+
+def covariance_of(outputs: torch.Tensor) -> np.ndarray:
+    samples = outputs.movedim(1, -1).reshape(-1, outputs.shape[1]).numpy()
+    return np.cov(samples.T, bias=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "taken"),
+    [
+        ({"max_samples": 7}, slice(0, 7)),
+        ({"max_samples": 4}, slice(0, 4)),
+        ({"max_samples": 100}, slice(0, 12)),
+        ({"log_interval": 2}, [0, 1, 2, 3, 8, 9, 10, 11]),
+        ({"log_interval": 3}, slice(0, 4)),
+        ({"log_interval": 2, "max_samples": 6}, [0, 1, 2, 3, 8, 9]),
+    ],
+)
+def test_moment_recorder__takes_the_batches_and_images_that_it_is_told_to(options: Any, taken: Any) -> None:
+    layer = nn.Conv2d(3, 5, 3)
+    images, outputs = batches_of(layer, (4, 4, 4))
+    with MomentRecorder({"layer": layer}, **options) as recorder, torch.no_grad():
+        for _ in range(2):  # each pass begins anew
+            recorder.begin("train")
+            for batch in images:
+                recorder.next_batch()
+                layer(batch)
+            found = recorder.results()["layer"].covariance().numpy()
+            np.testing.assert_allclose(found, covariance_of(outputs[taken]), rtol=1e-4, atol=1e-6)
+
+
+def test_moment_recorder__parts_of_two_add_up_to_the_whole() -> None:
+    layer = nn.Conv2d(3, 5, 3)
+    images, outputs = batches_of(layer, (4, 3, 5))
+    one, two = MomentRecorder({"layer": layer}), MomentRecorder({"layer": layer})
+    for recorder, part in ((one, images[:1]), (two, images[1:])):
+        with recorder, torch.no_grad():
+            recorder.begin("train")
+            for batch in part:
+                recorder.next_batch()
+                layer(batch)
+    one.absorb(two.part())
+    moments = one.results()["layer"]
+    np.testing.assert_allclose(moments.covariance().numpy(), covariance_of(outputs), rtol=1e-4, atol=1e-6)
+    assert moments.count == 12 * 16
+    with two, torch.no_grad():
+        two.begin("train")
+        two.next_batch()
+        layer(torch.full((1, 3, 6, 6), float("nan")))
+    one.absorb(two.part())
+    assert "layer" not in one.results(), "a layer that failed anywhere has no moments"

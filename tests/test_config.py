@@ -52,6 +52,10 @@ OTHER: dict[str, Any] = {
     "delta": 0.5,
     "data_parallel": True,
     "downsampling": 4,
+    "downsampling_method": "nearest",
+    "timeseries_method": "every",
+    "max_samples": 1000,
+    "log_interval": 3,
     "cache_dir": "/data",
     "seed": 1,
     "amp": False,
@@ -73,7 +77,7 @@ OTHER: dict[str, Any] = {
 TRAINING = {
     "model", "epoch", "batch_size", "dataset", "resolution", "optimizer", "metrics", "conv_method",
     "data_parallel", "downsampling", "seed", "amp", "augment", "on_corrupt", "stop_at_accuracy",
-    "layers", "exclude_layers",
+    "layers", "exclude_layers", "downsampling_method", "timeseries_method", "max_samples", "log_interval",
 }  # fmt: skip
 """What weights, metrics or spectra depend on."""
 

@@ -20,7 +20,8 @@ from torch import nn
 from satstore import session, training
 from satstore.analysis.spectrum import eigenvalues
 from satstore.capture import MomentRecorder
-from satstore.errors import ConfigError, CorruptError, DeviceError, NumericsError
+from satstore.config import read_config
+from satstore.errors import ConfigError, CorruptError, DeviceError, MemoryLimitError, NumericsError
 from satstore.logs import make_run, open_run
 from satstore.pipeline import run_experiments
 from satstore.registry import MODELS
@@ -346,3 +347,50 @@ def test_spectra__of_the_same_weights_are_those_that_were_stored(trained: Run, n
     for layer, moments in recorder.results().items():
         spectrum = eigenvalues(moments.covariance().cpu().numpy())
         np.testing.assert_allclose(spectrum, stored[layer][-1], rtol=1e-3, atol=1e-4 * spectrum.sum())
+
+
+@pytest.mark.parametrize(
+    ("method", "features"),
+    [("channelwise", 32), ("mean", 32), ("max", 32), ("median", 32), ("flatten", 32 * 2 * 2)],
+)
+def test_train__records_convs_as_the_config_says(method: str, features: int, tmp_path: Path) -> None:
+    config = {
+        **CONFIG,
+        "epoch": 1,
+        "conv_method": method,
+        "downsampling": 2,
+        "downsampling_method": "average",
+    }
+    [run] = run_experiments({**config, "model": "vgg7_S"}, "res", ["train"], logs_dir=tmp_path, latents=False)
+    spectra = AnalysisStore(run.analysis_path).spectra("eval")
+    assert spectra["features.0"].shape == (1, features)
+    data = session.load_data(run.config)
+    model = session.load_model(run, 10, torch.device("cpu")).eval()
+    with torch.no_grad():
+        maps = model.features[0](data.eval.__getitems__(range(len(data.eval)))[0])
+    pooled = torch.nn.functional.adaptive_avg_pool2d(maps, 2).flatten(2).double()
+    samples = {
+        "channelwise": pooled.transpose(1, 2).flatten(0, 1),
+        "mean": pooled.mean(2),
+        "max": pooled.amax(2),
+        "median": pooled.sort(2).values[:, :, 1],  # of four the lower of the middle ones
+        "flatten": pooled.flatten(1),
+    }[method]
+    expected = np.linalg.eigvalsh(np.cov(samples.T.numpy(), bias=True))[::-1]
+    np.testing.assert_allclose(spectra["features.0"][0], expected, rtol=2e-3, atol=1e-5 * expected.sum())
+
+
+def test_train__refuses_covariances_that_memory_does_not_suffice_for(tmp_path: Path) -> None:
+    config = {**CONFIG, "model": "vgg5", "epoch": 1, "conv_method": "flatten"}
+    expected = r"memory are needed for covariances, most of it for layer features.0 of 65,536 features"
+    with pytest.raises(MemoryLimitError, match=expected):
+        run_experiments(config, "res", ["train"], logs_dir=tmp_path, latents=False)
+    assert not list(tmp_path.glob("res/*/checkpoint.pt"))
+
+
+def test_train__spectra_of_some_batches_are_delves_keys(tmp_path: Path) -> None:
+    """delve's names for its methods mean the same experiment as ours."""
+    one, two = (
+        read_config({**CONFIG, "timeseries_method": method})[0] for method in ("every", "timestepwise")
+    )
+    assert one.digest == two.digest

@@ -1,6 +1,6 @@
 """Mean and covariance of samples, batch by batch: sums in float64, at the price of one float32 product."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import inf, isfinite
 from typing import Any
@@ -179,6 +179,16 @@ class Moments:
                 "no samples were recorded, so there is no covariance; update the moments first"
             )
         return self.scatter / self.count
+
+
+def moments_bytes(n_features: Iterable[int]) -> int:
+    """Project what a pass's moments take at their peak, in bytes.
+
+    Each layer holds its scatter, rows that wait, and, once computed, the covariances of two splits; one layer
+    at a time has products of a batch, or its eigenvalues computed.
+    """
+    squares = [n**2 for n in n_features]
+    return 28 * sum(squares) + 28 * max(squares, default=0)
 
 
 def _moments_of(samples: Tensor) -> Moments:

@@ -77,9 +77,9 @@ def train(run: Run, parameters: TrainParameters) -> None:
         note_epochs(run)
         n_ranks = parallel.count_ranks(run.config, device)
         if n_ranks > 1:
-            parallel.train_together(run, device, n_ranks)
+            parallel.train_together(run, device, n_ranks, force=parameters.force)
         else:
-            training.train(run, device)
+            training.train(run, device, force=parameters.force)
         count_costs(run)
     warn_of_epochs(run)
     latents = extract.STAGE.adapt(parameters, check=False)
