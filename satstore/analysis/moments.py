@@ -25,6 +25,9 @@ _NARROW_FEATURES = 16
 # rows are the same (64 to 512 features). Above this ratio the samples are centred before the product.
 _CENTRE_ABOVE = 16.0
 
+# Rows that wait for a product at most, where the features aren't more: of 1,024 features 16 MiB.
+_WAITING_ROWS = 4096
+
 # Features per strip at least: narrower ones cost more in calls than they save in flops.
 _STRIP_FEATURES = 64
 
@@ -58,8 +61,8 @@ class Moments:
     while the mean isn't many times the standard deviation, and saves the centred copy; where it is,
     the batch is centred first. Over the whole pass, Σxxᵀ − n·μμᵀ is never formed.
 
-    Batches of fewer rows than features wait until there are as many: a merge reads and writes the whole
-    scatter, which for 32 rows of 4,096 features takes far longer than their product.
+    Batches of few rows wait until there are more: a merge reads and writes the whole scatter, which for 32
+    rows of 4,096 features takes far longer than their product, and for 512 rows of 512 half as long.
     """
 
     def __init__(self) -> None:
@@ -109,7 +112,7 @@ class Moments:
         samples = samples.detach().cpu() if samples.device.type == "mps" else samples.detach()
         n_samples, n_features = samples.shape
         with torch.no_grad():
-            if n_samples >= n_features:
+            if n_samples >= _rows_to_wait_for(n_features):
                 self._add(_moments_of(samples))
             elif n_samples > 0:
                 self._wait(samples)
@@ -139,12 +142,14 @@ class Moments:
             self._count = count
 
     def _wait(self, samples: Tensor) -> None:
-        norm = float(torch.linalg.vector_norm(samples, dtype=torch.float64))
-        if not isfinite(norm * norm):
-            raise _non_finite(samples)
+        norm = float(torch.linalg.vector_norm(samples))
+        if not isfinite(norm * norm):  # also where only a sum in float32 overflows
+            norm = float(torch.linalg.vector_norm(samples, dtype=torch.float64))
+            if not isfinite(norm * norm):
+                raise _non_finite(samples)
         # A copy: the caller may write over its tensor, or want its memory back.
         self._waiting.append(samples.clone())
-        if sum(map(len, self._waiting)) >= samples.shape[1]:
+        if sum(map(len, self._waiting)) >= _rows_to_wait_for(samples.shape[1]):
             self._settled()
 
     def _settled(self) -> "Moments":
@@ -181,14 +186,20 @@ class Moments:
         return self.scatter / self.count
 
 
+def _rows_to_wait_for(n_features: int) -> int:
+    """Return how many rows are worth a product: four per feature, where that isn't too many to keep."""
+    return max(n_features, min(4 * n_features, _WAITING_ROWS))
+
+
 def moments_bytes(n_features: Iterable[int]) -> int:
     """Project what a pass's moments take at their peak, in bytes.
 
     Each layer holds its scatter, rows that wait, and, once computed, the covariances of two splits; one layer
     at a time has products of a batch, or its eigenvalues computed.
     """
-    squares = [n**2 for n in n_features]
-    return 28 * sum(squares) + 28 * max(squares, default=0)
+    sizes = list(n_features)
+    held = sum(24 * n**2 + 4 * n * _rows_to_wait_for(n) for n in sizes)
+    return held + 28 * max((n**2 for n in sizes), default=0)
 
 
 def _moments_of(samples: Tensor) -> Moments:
