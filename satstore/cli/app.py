@@ -274,6 +274,57 @@ def defaults() -> None:
     print(ExperimentConfig().model_dump_json(indent=2))  # noqa: T201
 
 
+dataset_app = App(name="dataset", help="Check datasets, and sort them by class.", help_format="plaintext")
+app.command(dataset_app)
+
+Seed = Annotated[int, Parameter(help="gives the same split every time")]
+
+
+@dataset_app.command
+def check(
+    name: Annotated[str, Parameter(help="a name of: satstore list datasets")],
+    *,
+    data_dir: Annotated[
+        Path | None, Parameter(help="the folder that holds it; by default TORCH_DATADIR, else tmp")
+    ] = None,
+    resolution: Annotated[int, Parameter(help="pixels that images are read at")] = 64,
+    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
+) -> None:
+    """Say what there is of a dataset, and read every image of it."""
+    from satstore.cli.data import check_dataset
+
+    check_dataset(name, data_dir, resolution, json)
+
+
+@dataset_app.command
+def split(
+    folder: Annotated[Path, Parameter(help="a folder with a folder of images per class")],
+    *,
+    val: Annotated[float, Parameter(help="share of each class that goes to val/")] = 0.1,
+    seed: Seed = 0,
+) -> None:
+    """Move the images of class folders into train/ and val/."""
+    from satstore.cli.data import split_folder
+
+    split_folder(folder, val, seed)
+
+
+@dataset_app.command
+def prepare(
+    what: Literal["inaturalist", "tinyimagenet"],
+    path: Annotated[Path, Parameter(help="the archive as it is shipped, or the folder that it unpacks to")],
+    *,
+    val: Annotated[
+        float, Parameter(help="share of each class for test/, where iNaturalist's own split is not there")
+    ] = 0.1,
+    seed: Seed = 0,
+) -> None:
+    """Sort a dataset's archive into class folders."""
+    from satstore.cli.data import prepare_dataset
+
+    prepare_dataset(what, path, val, seed)
+
+
 @app.command
 def tui(*, logs_dir: LogsDir = None) -> None:
     """Open the terminal app on the logs folder."""
