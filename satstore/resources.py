@@ -68,6 +68,15 @@ def loader_bytes(n_workers: int) -> int:
     return LOADERS_BYTES + n_workers * LOADER_BYTES if n_workers else 0
 
 
+def beside_gpu(limit_bytes: int) -> int:
+    """Return a memory limit for a process that computes on a GPU: beside what it holds by now.
+
+    A GPU's runtime and libraries take 0.7 to 1.3 GiB of a process, by the machine, which are no part of what
+    a stage takes; they are loaded with the first computations there.
+    """
+    return limit_bytes + resident_bytes()
+
+
 def check_memory(needed_bytes: int, limit_bytes: int | None, what: str) -> None:
     """Refuse what the memory limit, or this machine's memory, does not suffice for.
 

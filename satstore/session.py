@@ -51,6 +51,13 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
+def wake(device: torch.device) -> None:
+    """Compute something on a GPU, which loads its runtime and libraries."""
+    square = torch.ones(64, 64, device=device)
+    torch.cuda.synchronize(device)
+    (square @ square).sum().item()
+
+
 def load_data(config: ExperimentConfig, known: DatasetRecord | None = None) -> ImageData:
     """Build a config's dataset, without corrupt images if the config says so.
 

@@ -91,7 +91,6 @@ BAD_CONFIGS = [
     ('{"dataset": "ImageFolder:"}', "dataset 'ImageFolder:' needs a value: ImageFolder:PATH"),
     ('{"plugins": ["no_such_module_"]}', "plugin 'no_such_module_' can't be imported"),
     ('{"layers": "("}', "'layers': '(' is no regular expression"),
-    ('{"data_parallel": true}', "'data_parallel': true is not supported"),
 ]
 
 
@@ -280,8 +279,8 @@ def test_ls__json_has_the_documented_form(demo_logs: Path, demo_run: Run) -> Non
         "epochs_done": demo_run.manifest.summary.epochs_done,
         "test_accuracy": demo_run.table("metrics")["eval_accuracy"].iloc[-1],
         "stages": {
-            **dict.fromkeys(("train", "extract", "saturation", "probe"), "done"),
-            **dict.fromkeys(("receptive_field", "project", "flops"), "missing"),
+            **dict.fromkeys(("train", "extract", "saturation", "probe", "flops"), "done"),
+            **dict.fromkeys(("receptive_field", "project"), "missing"),
         },
     }
 
@@ -293,7 +292,7 @@ def test_show__json_has_a_row_per_layer(demo_logs: Path, demo_run: Run) -> None:
     saturation = demo_run.saturation(delta=0.99, split="train").groupby("layer").last()
     assert content["config"] == demo_run.config.model_dump(mode="json")
     assert {stage: record["status"] for stage, record in content["stages"].items()} == dict.fromkeys(
-        ("train", "extract", "saturation", "probe"), "done"
+        ("train", "flops", "extract", "saturation", "probe"), "done"
     )
     for index, row in enumerate(content["layers"]):
         assert row["index"] == index

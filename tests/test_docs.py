@@ -22,8 +22,8 @@ def test_readme__names_only_commands_that_exist() -> None:
     from satstore.cli.app import app
 
     text = (ROOT / "README.md").read_text()
-    named = set(re.findall(r"^satstore (\w+)", text, re.MULTILINE)) | set(
-        re.findall(r"`satstore (\w+)", text)
+    named = set(re.findall(r"^satstore ([\w-]+)", text, re.MULTILINE)) | set(
+        re.findall(r"`satstore ([\w-]+)", text)
     )
     assert named
     assert named <= set(app)

@@ -15,6 +15,7 @@ import pytest
 from conftest import CLEAN, SMALL, satstore
 from rich.console import Console
 
+from satstore import session
 from satstore.cli.look import print_layers
 from satstore.config import read_config
 from satstore.errors import ConfigError, CorruptError, MemoryLimitError, MissingStageError, SatstoreError
@@ -342,13 +343,21 @@ def test_run_stages__one_failed_experiment_does_not_stop_the_next(tmp_path: Path
         )
 
 
-def test_run_stages__an_unforeseen_error_does_not_stop_the_next(tmp_path: Path) -> None:
-    runs = make_runs(
-        read_config({**SMALL, "model": ["vgg11_XXS", "vgg5_S"], "resolution": 16}), "res", tmp_path
-    )
+def test_run_stages__an_unforeseen_error_does_not_stop_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = make_runs(read_config({**SMALL, "model": ["vgg6_S", "vgg5_S"]}), "res", tmp_path)
+    build = session.build_model
+
+    def fail_once(config: Any, *rest: Any) -> Any:
+        if config.model == "vgg6_S":
+            raise RuntimeError("cuDNN says no")
+        return build(config, *rest)
+
+    monkeypatch.setattr(session, "build_model", fail_once)
     outcomes = run_stages(runs, make_plan(["train"], {"latents": False}), with_needs=True)
     assert [outcome.result for outcome in outcomes] == ["failed", "done"]
-    assert f"{runs[0].name}: train failed: RuntimeError: Given input size" in str(outcomes[0].error)
+    assert f"{runs[0].name}: train failed: RuntimeError: cuDNN says no" in str(outcomes[0].error)
     assert runs[0].status("train") == "failed"
 
 

@@ -314,10 +314,11 @@ RULES: Mapping[str, Rule] = {
     "pad": pad,
     "interpolate": resize,
     "stochastic_depth": merge,
+    "project_onto": merge,
     "shifted_window_attention": attend_in_windows,
     "_patch_merging_pad": halve,
 }
-"""Functions and methods that do something to positions, or are torchvision's own, by name."""
+"""Functions and methods that do something to positions, or are none of torch's, by name."""
 
 
 def _pool(field: Field, kernel: Any, stride: Any, padding: Any = 0, dilation: Any = 1) -> Field:

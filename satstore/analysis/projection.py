@@ -1,6 +1,7 @@
 """Projections of a layer's features: onto the principal axes of a covariance, or onto random axes."""
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -83,8 +84,7 @@ def project_onto(x: "Tensor", projection: "Tensor", mean: "Tensor") -> "Tensor":
     """
     import torch
 
-    shape = (1, -1, *(1,) * (x.ndim - 2))
-    point = mean.view(shape)
-    with torch.autocast(x.device.type, enabled=False):
-        moved = (x.to(projection.dtype) - point).movedim(1, -1) @ projection
-        return (moved.movedim(-1, 1) + point).to(x.dtype)
+    in_full = nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    with in_full:
+        features_last = x.to(projection.dtype).transpose(1, -1)
+        return ((features_last - mean) @ projection + mean).transpose(1, -1).to(x.dtype)

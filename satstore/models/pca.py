@@ -1,10 +1,13 @@
 """VGGs that project what their layers put out onto its principal axes, which they learn in training."""
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from satstore.analysis.projection import decompose, project_onto
 from satstore.models.vgg import VGG, vgg
+
+torch.fx.wrap("project_onto")  # a step of its own in the model's graph
 
 
 class PCAProjection(nn.Module):

@@ -238,7 +238,7 @@ def write_split(
 
     from satstore import session
     from satstore.datasets.images import make_loader
-    from satstore.resources import loader_bytes
+    from satstore.resources import beside_gpu, loader_bytes
 
     size, device = run.config.batch_size, next(model.parameters()).device
     modules = dict(model.named_modules())
@@ -253,8 +253,12 @@ def write_split(
             parts = {keys[pooling_key(str(pooling))]: part for pooling, part in recorder.pop().items()}
             return {key: {layer: part[layer].numpy() for layer in wanted[key]} for key, part in parts.items()}
 
+        batch, _ = images.__getitems__(range(min(size, len(images))))
+        if device.type == "cuda":
+            forward(batch)  # loads what the GPU needs
+            memory_limit = beside_gpu(memory_limit)
         forget_peak()
-        first = forward(images.__getitems__(range(min(size, len(images))))[0])
+        first = forward(batch)
         shapes = {key: {layer: a.shape[1:] for layer, a in part.items()} for key, part in first.items()}
         workers = session.choose_workers(run.config, in_memory=images.source.in_memory)
         room_bytes = memory_limit - peak_bytes() - loader_bytes(workers)

@@ -131,6 +131,7 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
     SatstoreError
         The first error that kept a layer from being fitted, after all others were.
     """
+    from satstore.resources import beside_gpu
     from satstore.stages.probe_fit import Fitted, Means, fit_all, warn_of_classes
     from satstore.stages.probe_table import begin, commit
 
@@ -148,7 +149,8 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
             continue
         begin(run, key, layers, settings_of(parameters))
         todo += [make_fit(run, key, layer, parameters) for layer in layers]
-    means = Means(parameters.workers, parameters.scheduler, device, parameters.memory_limit, parameters.force)
+    limit = parameters.memory_limit if device is None else beside_gpu(parameters.memory_limit)
+    means = Means(parameters.workers, parameters.scheduler, device, limit, parameters.force)
     for done, (job, fitted) in enumerate(fit_all(todo, means), start=1):
         if isinstance(fitted, Fitted):
             commit(run, job.key, job.layer, fitted)
@@ -197,6 +199,7 @@ def choose_device(parameters: ProbeParameters) -> str | None:
     device = session.choose_device(asked)
     if device.type == "cpu":
         return None
+    session.wake(device)
     if spread:
         raise ConfigError(
             "--device names a GPU, which -mp and --scheduler can't share; leave one of them out"
