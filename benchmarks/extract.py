@@ -60,7 +60,7 @@ def make_run(options: argparse.Namespace, folder: Path) -> Run:
 
 
 def bare_pass(run: Run, model: torch.nn.Module, images: ImageSplit, options: argparse.Namespace) -> float:
-    workers = session.choose_workers(run.config, in_memory=False)
+    workers = session.choose_workers(run.config, in_memory=False, memory_limit=2 * 2**30)
     loader = make_loader(images, options.batch, shuffle=False, workers=workers, pin_memory=True)
     device = next(model.parameters()).device
     model.eval()

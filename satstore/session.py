@@ -24,6 +24,7 @@ from satstore.models.build import explaining_misfit
 from satstore.optimizers import make_optimizer
 from satstore.ranks import ALONE, Ranks
 from satstore.registry import DATASETS, MODELS, load_plugins
+from satstore.resources import loader_bytes
 from satstore.run import Run
 from satstore.store import digest_labels
 
@@ -121,11 +122,22 @@ def recorded_layers(model: nn.Module, config: ExperimentConfig) -> dict[Layer, n
     return {layer: layers[layer.name] for layer in found}
 
 
-def choose_workers(config: ExperimentConfig, in_memory: bool) -> int:
-    """Return the number of loader processes: the config's, else by the cores, but none for data in memory."""
+def choose_workers(config: ExperimentConfig, in_memory: bool, memory_limit: int | None = None) -> int:
+    """Return the number of loader processes: the config's, else by the cores, but none for data in memory.
+
+    Parameters
+    ----------
+    memory_limit
+        Of a stage, in bytes: loaders that aren't the config's take half of it at most, but for one.
+    """
     if config.workers is not None:
         return config.workers
-    return 0 if in_memory else min(8, count_cores())
+    if in_memory:
+        return 0
+    n_workers = min(8, count_cores())
+    while memory_limit is not None and n_workers > 1 and loader_bytes(n_workers) > memory_limit / 2:
+        n_workers -= 1
+    return n_workers
 
 
 def check_data(run: Run, data: ImageData) -> None:

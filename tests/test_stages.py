@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import CLEAN, SMALL, satstore
 from rich.console import Console
+from small_data import write_folder
 
 from satstore import session
 from satstore.cli.look import print_layers
@@ -473,3 +474,27 @@ def test_receptive_field__border_layer_is_drawn_and_shown(demo_logs: Path, tmp_p
         line for line in Run(manifest.parent).plot().axes[0].lines if line.get_label() == "border layer"
     ]
     assert list(line.get_xdata()) == [5, 5]
+
+
+def test_train__leaves_corrupt_images_out_and_extracts_the_same_ones(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "insects")
+    (root / "train" / "bee" / "1.jpg").write_text("no image")
+    config = {**SMALL, "model": "vgg5_S", "dataset": f"ImageFolder:{root}", "batch_size": 7, "workers": 0}
+    stages = ["train", "extract", "probe"]
+    with pytest.raises(CorruptError, match=re.escape(str(root / "train" / "bee" / "1.jpg"))):
+        run_experiments(config, "res", stages, logs_dir=tmp_path)
+    [run] = run_experiments({**config, "on_corrupt": "skip"}, "skip", stages, logs_dir=tmp_path)
+    run = Run(run.path)
+    assert run.manifest.dataset is not None
+    assert run.manifest.dataset.skipped == {"train": ["bee/1.jpg"], "eval": []}
+    assert run.manifest.dataset.n_train == 14
+    assert "train: 1 corrupt train images are left out: bee/1.jpg" in run.manifest.warnings
+    latents = run.latents("pool4", "train")
+    assert latents.labels.tolist() == [0] * 5 + [1] * 4 + [2] * 5
+    assert run.table("probe-pool4")["eval_accuracy"].notna().all()
+    # Another image that gets corrupt later is an error, with its name.
+    (root / "train" / "ant" / "0.png").write_text("no image")
+    with pytest.raises(CorruptError, match="was trained on other data than"):
+        run_experiments(
+            {**config, "on_corrupt": "skip"}, "skip", ["extract"], logs_dir=tmp_path, pooling=["2"]
+        )

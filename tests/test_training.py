@@ -394,3 +394,14 @@ def test_train__spectra_of_some_batches_are_delves_keys(tmp_path: Path) -> None:
         read_config({**CONFIG, "timeseries_method": method})[0] for method in ("every", "timestepwise")
     )
     assert one.digest == two.digest
+
+
+@pytest.mark.parametrize(("limit", "expected"), [(None, 8), (2 * 2**30, 2), (2**20, 1), (16 * 2**30, 8)])
+def test_choose_workers__leaves_half_of_a_memory_limit(
+    limit: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "count_cores", lambda: 16)
+    [config] = read_config({"dataset": "Digits"})
+    assert session.choose_workers(config, False, limit) == expected
+    assert session.choose_workers(config, True, limit) == 0
+    assert session.choose_workers(config.model_copy(update={"workers": 5}), False, limit) == 5

@@ -142,7 +142,7 @@ def answer(config: ExperimentConfig, question: Question, base: Base) -> Answer:
     if not ratios and data is not None:
         ratios, measured = calibration.measure_ratios(config, data, poolings), "a batch, untrained"
     times = None
-    loaders = choose_workers(config, in_memory=data is not None and data.in_memory)
+    loaders = choose_workers(config, data is not None and data.in_memory, question.memory_limit)
     if question.calibrate:
         rates = calibration.measure_rates(config, data, counts.n_classes, poolings, device)
         times = stage_times(plan, config, counts, rates, loaders)

@@ -140,7 +140,7 @@ def check_resources(
         )
         check_disk(location.path, needed_bytes - written, what)
     n_most = max(n_samples.values())
-    n_loaders = session.choose_workers(run.config, data.in_memory)
+    n_loaders = session.choose_workers(run.config, data.in_memory, parameters.memory_limit)
     limit, held_bytes = parameters.memory_limit, resident_bytes()
     needed = extraction_memory(plan, run.config, n_most, limit, held_bytes, n_loaders)
     check_memory(needed, None, what)  # the limit bounds the shards, and refuses those that it can't hold
@@ -253,14 +253,14 @@ def write_split(
             parts = {keys[pooling_key(str(pooling))]: part for pooling, part in recorder.pop().items()}
             return {key: {layer: part[layer].numpy() for layer in wanted[key]} for key, part in parts.items()}
 
+        workers = session.choose_workers(run.config, images.source.in_memory, memory_limit)
         batch, _ = images.__getitems__(range(min(size, len(images))))
-        if device.type == "cuda":
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             forward(batch)  # loads what the GPU needs
             memory_limit = beside_gpu(memory_limit)
         forget_peak()
         first = forward(batch)
         shapes = {key: {layer: a.shape[1:] for layer, a in part.items()} for key, part in first.items()}
-        workers = session.choose_workers(run.config, in_memory=images.source.in_memory)
         room_bytes = memory_limit - peak_bytes() - loader_bytes(workers)
         with open_writer(run, shapes, images, split, mantissa_bits, room_bytes) as writer:
             starts = batch_starts(writer.missing, size)
