@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -68,6 +69,15 @@ class LayerRecord(_Record):
     def has_positions(self) -> bool:
         """Whether the layer is a Conv with two axes of positions or more: what pixelwise latents are of."""
         return self.kind not in ("Linear", "LSTM") and len(self.output_shape) > 2
+
+
+SHORTCUT = re.compile(r"(^|\.)(downsample|shortcut|skip)")
+
+
+def drawn_layers(records: Sequence[LayerRecord]) -> list[str]:
+    """Return the layers that figures show: those of the main path, and the Linears before the last."""
+    linears = [record.layer for record in records if record.kind == "Linear"]
+    return [r.layer for r in records if not SHORTCUT.search(r.layer) and r.layer not in linears[-1:]]
 
 
 class DatasetRecord(_Record):
@@ -197,6 +207,12 @@ class Manifest(_Record):
     probes: dict[str, ProbesRecord] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
     summary: Summary = Field(default_factory=Summary)
+
+    @property
+    def size_bytes(self) -> int:
+        """What is committed takes on disk, in bytes, less the small store of spectra and probes."""
+        latents_bytes = sum(record.size_bytes for record in self.latents.values())
+        return latents_bytes + sum(record.size_bytes for record in self.files.values())
 
 
 def read_manifest(path: Path) -> Manifest:

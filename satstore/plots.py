@@ -1,7 +1,6 @@
 """Figures: from a run's tables to matplotlib. Nothing is computed here that a stage computes."""
 
 import math
-import re
 from typing import TYPE_CHECKING
 
 from matplotlib import colormaps
@@ -9,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from satstore.errors import NotFoundError
-from satstore.manifest import split_probe_key
+from satstore.manifest import drawn_layers, split_probe_key
 from satstore.run import Run
 
 if TYPE_CHECKING:
@@ -20,17 +19,6 @@ SATURATION = "#0072B2"
 PROBES = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "^", "D", "v", "P")
 MODEL = "#000000"
-
-SHORTCUT = re.compile(r"(^|\.)(downsample|shortcut|skip)")
-
-
-def drawn_layers(run: Run, all_layers: bool = False) -> list[str]:
-    """Return the layers that figures show: those of the main path, and the Linears before the last."""
-    records = run.manifest.layers
-    if all_layers:
-        return [record.layer for record in records]
-    linears = [record.layer for record in records if record.kind == "Linear"]
-    return [r.layer for r in records if not SHORTCUT.search(r.layer) and r.layer not in linears[-1:]]
 
 
 def plot_layers(run: Run, all_layers: bool = False) -> Figure:
@@ -48,7 +36,7 @@ def plot_layers(run: Run, all_layers: bool = False) -> Figure:
     NotFoundError
         If the run has neither saturation nor probes yet.
     """
-    layers = drawn_layers(run, all_layers)
+    layers = run.layers if all_layers else drawn_layers(run.manifest.layers)
     probes = {
         key: run.table(f"probe-{key}")
         for key in run.probe_tables()
@@ -104,7 +92,7 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
     NotFoundError
         If the run has neither probes nor saturation yet.
     """
-    layers = drawn_layers(run, all_layers)
+    layers = run.layers if all_layers else drawn_layers(run.manifest.layers)
     panels = evolution_tables(run)
     if not panels:
         raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")

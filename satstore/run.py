@@ -515,7 +515,7 @@ class Run:
         try:
             yield
         except BaseException as error:
-            text = str(error) or type(error).__name__
+            text = "stopped" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
             mark("failed", text)
             self.emit(stage, "failed", text)
             raise

@@ -13,8 +13,12 @@ from pydantic import ValidationError
 
 from satstore.config import describe
 from satstore.errors import NotFoundError
-from satstore.manifest import StageStatus
+from satstore.events import read_events
+from satstore.jobs import Job, list_jobs
+from satstore.manifest import StageStatus, drawn_layers
 from satstore.run import Run
+
+TAIL_BYTES = 4096
 
 Stamp = tuple[int, int, int]
 """Modification time in nanoseconds, size in bytes, and inode: another one, another content."""
@@ -36,6 +40,12 @@ class Experiment:
         Every stage's state, in the order in which they are run.
     failure
         What the first failed stage said, in one line.
+    progress
+        How far the stage that runs is, in [0, 1]; None where none runs, or it doesn't tell.
+    size_bytes
+        What is committed takes on disk.
+    saturation
+        After the last epoch, of the layers that figures show.
     problem
         Why the experiment can't be read, in one line; where there is one, only the path is known.
     """
@@ -50,6 +60,9 @@ class Experiment:
     created: float | None = None
     stages: Mapping[str, StageStatus] = field(default_factory=dict)
     failure: str = ""
+    progress: float | None = None
+    size_bytes: int | None = None
+    saturation: tuple[float | None, ...] = ()
     problem: str = ""
 
     @property
@@ -75,11 +88,14 @@ class Snapshot:
     ----------
     experiments
         By run id and name. One that did not change is the same object as in the snapshot before.
+    jobs
+        The newest first; likewise.
     problem
         Why the folder can't be read, in one line; a folder that isn't there is merely empty.
     """
 
     experiments: tuple[Experiment, ...] = ()
+    jobs: tuple[Job, ...] = ()
     problem: str = ""
 
 
@@ -96,6 +112,7 @@ class Reader:
     def __init__(self, logs_dir: Path) -> None:
         self.logs_dir = logs_dir
         self._known: dict[str, _Known] = {}
+        self._jobs: dict[int, Job] = {}
         self._last = Snapshot()
 
     def poll(self) -> Snapshot:
@@ -103,11 +120,15 @@ class Reader:
         try:
             stamps = find_manifests(self.logs_dir)
         except OSError as error:
-            snapshot = Snapshot(self._last.experiments, f"can't be read: {error.strerror or error}")
+            snapshot = Snapshot(
+                self._last.experiments, self._last.jobs, f"can't be read: {error.strerror or error}"
+            )
         else:
             known = {folder: self._look(folder, stamp) for folder, stamp in stamps.items()}
             self._known = {folder: found for folder, found in known.items() if found is not None}
-            snapshot = Snapshot(tuple(found.experiment for found in self._known.values()))
+            self._jobs = {job.number: job for job in list_jobs(self.logs_dir, self._jobs)}
+            experiments = tuple(found.experiment for found in self._known.values())
+            snapshot = Snapshot(experiments, tuple(self._jobs.values()))
         if snapshot != self._last:
             self._last = snapshot
         return self._last
@@ -176,6 +197,7 @@ def summarize(run: Run) -> Experiment:
     failure = ""
     if failed is not None:
         failure = f"{failed}: {manifest.stages[failed].error or 'its process ended without a word'}"
+    layers = drawn_layers(manifest.layers)
     return Experiment(
         path=run.path,
         model=config.model,
@@ -187,7 +209,24 @@ def summarize(run: Run) -> Experiment:
         created=manifest.created,
         stages=stages,
         failure=failure,
+        progress=read_progress(run.events.path) if "running" in stages.values() else None,
+        size_bytes=manifest.size_bytes,
+        saturation=tuple(manifest.summary.saturation.get(layer) for layer in layers),
     )
+
+
+def read_progress(path: Path) -> float | None:
+    """Return how far an experiment's last stage is, by the end of its events."""
+    try:
+        start = max(0, path.stat().st_size - TAIL_BYTES)
+    except OSError:
+        return None
+    for event in reversed(read_events(path, start)[0]):
+        if event.kind in ("started", "done", "failed"):
+            return None
+        if event.kind == "progress" and event.total and event.done is not None:
+            return event.done / event.total
+    return None
 
 
 class ReaderThread(threading.Thread):

@@ -3,14 +3,19 @@
 import os
 import sys
 
+from satstore.cli import command
 from satstore.cli.app import app
 from satstore.errors import SatstoreError
 
 
 def main(tokens: list[str] | None = None) -> None:
-    """Run a command line and exit: 0 if all went well, 1 on an error, 2 on a wrong usage, 130 on Ctrl-C."""
+    """Run a command line and exit.
+
+    With 0 if all went well, 1 on an error, 2 on a wrong usage, 130 on Ctrl-C, 143 where it was terminated.
+    """
     words = sys.argv[1:] if tokens is None else tokens
     debug = "--debug" in words
+    command.words = tuple(words)
     sys.exit(_run([word for word in words if word != "--debug"], debug))
 
 
@@ -31,8 +36,9 @@ def _run(words: list[str], debug: bool) -> int:
         return _say(describe(error), 2, debug)
     except SatstoreError as error:
         return _say(str(error), 1, debug)
-    except KeyboardInterrupt:
-        return _say("stopped; the same command goes on where this one was", 130, debug)
+    except KeyboardInterrupt as stop:
+        code = 143 if isinstance(stop, command.Terminated) else 130
+        return _say("stopped; the same command goes on where this one was", code, debug)
     except BrokenPipeError:
         # Who read our output has had enough; Python would complain once more when it flushes at the end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

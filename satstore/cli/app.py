@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
-from pydantic import create_model
 
 from satstore import __version__
 from satstore.errors import ConfigError
 from satstore.registry import STAGES
-from satstore.stages.stage import DEFAULT_MEMORY_LIMIT, MemoryLimit, Poolings
+from satstore.stages.stage import DEFAULT_MEMORY_LIMIT, MemoryLimit, Poolings, join_parameters
 
 app = App(
     name="satstore",
@@ -19,6 +18,7 @@ app = App(
     help="Layer saturation, linear probes and receptive fields of image classifiers, out of core. "
     "With --debug, errors show their traceback.",
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # who stops it is told how to go on
 )
 
 LogsDir = Annotated[
@@ -41,6 +41,9 @@ class Target:
     ] = None
     run: Annotated[str | None, Parameter(help="a run that is there: RES, or RES/<experiment>")] = None
     logs_dir: LogsDir = None
+    detach: Annotated[
+        bool, Parameter(negative="", help="start it in the background, and say how to follow it")
+    ] = False
 
 
 def add_stage(name: str) -> None:
@@ -56,16 +59,6 @@ def add_stage(name: str) -> None:
     command.__annotations__["parameters"] = Annotated[stage.parameters | None, Parameter(name="*")]
     command.__annotations__["target"] = Target
     app.command(command, name=name)
-
-
-def join_parameters(stages: list[str]) -> Any:
-    """Return a model with the parameters of all stages, for the command that runs them all."""
-    fields: dict[str, Any] = {}
-    for name in stages:
-        model = STAGES[name].parameters
-        for field, info in model.model_fields.items():
-            fields.setdefault(field, (Annotated[(info.annotation, *info.metadata, info)], info.default))
-    return create_model("RunParameters", **fields)
 
 
 def usable_stages() -> list[str]:
@@ -119,8 +112,18 @@ def demo(
     run_id: Annotated[str, Parameter(help="the name of the run's folder")] = "demo",
     device: Annotated[str | None, Parameter(help="cpu or cuda:N")] = None,
     logs_dir: LogsDir = None,
+    detach: Annotated[
+        bool, Parameter(negative="", help="start it in the background, and say how to follow it")
+    ] = False,
 ) -> None:
     """Train a small VGG on handwritten digits, probe its layers and show what they do, in a minute or two."""
+    if detach:
+        from satstore.cli.work import detach as start
+        from satstore.logs import check_run_id, find_logs_dir
+
+        check_run_id(run_id)
+        start(find_logs_dir(logs_dir))
+        return
     from satstore.cli.demo import run_demo
 
     run_demo(run_id, device, logs_dir)
@@ -163,6 +166,64 @@ def ls(
     from satstore.cli.look import list_experiments
 
     list_experiments(logs_dir, json)
+
+
+@app.command
+def status(
+    *,
+    watch: Annotated[bool, Parameter(negative="", help="print it again whenever something changed")] = False,
+    filter: Annotated[str | None, Parameter(help="such as: model:resnet* acc>90 probe:done text")] = None,
+    sort: Annotated[str, Parameter(help="a column")] = "run",
+    reverse: Annotated[bool, Parameter(negative="", help="the largest first")] = False,
+    csv: Annotated[bool, Parameter(negative="", help="print CSV")] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Print the table that the terminal app starts with, and what runs."""
+    from satstore.cli.status import show_status
+    from tui.filters import parse_filter
+
+    show_status(logs_dir, watch, parse_filter(filter or ""), (sort, reverse), csv)
+
+
+JobNumber = Annotated[int, Parameter(help="a job's number, as satstore jobs prints it")]
+
+
+@app.command
+def jobs(
+    *, json: Annotated[bool, Parameter(negative="", help="print JSON")] = False, logs_dir: LogsDir = None
+) -> None:
+    """List the commands that work on the logs folder or did, in the background or in a terminal."""
+    from satstore.cli.jobs import show_jobs
+
+    show_jobs(logs_dir, json)
+
+
+@app.command
+def cancel(
+    job: JobNumber,
+    *,
+    grace: Annotated[float, Parameter(help="seconds that it has to stop before it is killed")] = 10.0,
+    logs_dir: LogsDir = None,
+) -> None:
+    """End a job; its command goes on where it was when it is started again."""
+    from satstore.cli.jobs import cancel_one
+
+    cancel_one(job, grace, logs_dir)
+
+
+@app.command
+def log(
+    job: JobNumber,
+    *,
+    follow: Annotated[
+        bool, Parameter(name=["--follow", "-f"], negative="", help="print what comes until it ends")
+    ] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Print what a job has printed."""
+    from satstore.cli.jobs import show_log
+
+    show_log(job, follow, logs_dir)
 
 
 @app.command

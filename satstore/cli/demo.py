@@ -4,23 +4,35 @@ import shutil
 import sys
 from pathlib import Path
 
+from satstore.cli import command
+from satstore.cli.command import ended_by_sigterm
 from satstore.cli.look import make_console, print_layers, save_figure
 from satstore.cli.progress import Bar
 from satstore.cli.work import describe
 from satstore.config import read_config
-from satstore.pipeline import make_plan, make_runs, run_stages
+from satstore.job_record import record_job
+from satstore.pipeline import Outcome, make_plan, make_runs, run_stages
+from satstore.run import Run
 
 
 def run_demo(run_id: str, device: str | None, logs_dir: Path | None) -> None:
     """Run the demo's stages, or find them done, and show the result."""
     [config] = read_config("demo")
-    with Bar() as bar:
-        [run] = make_runs([config], run_id, logs_dir, bar.listen)
-        outcomes = run_stages([run], make_plan(config.stages, {"device": device}), with_needs=True)
-        for outcome in outcomes:
-            if outcome.error is not None:
-                raise outcome.error
-            bar.say(describe(outcome))
+    bar = Bar()
+    [run] = make_runs([config], run_id, logs_dir, bar.listen)
+    with ended_by_sigterm(), record_job(command.words, run.path.parent.parent) as bar.record:
+        bar.record.run = run.name
+        with bar:
+            outcomes = run_stages([run], make_plan(config.stages, {"device": device}), with_needs=True)
+            for outcome in outcomes:
+                if outcome.error is not None:
+                    raise outcome.error
+                bar.say(describe(outcome))
+        show_demo(run, outcomes, logs_dir)
+
+
+def show_demo(run: Run, outcomes: list[Outcome], logs_dir: Path | None) -> None:
+    """Draw the demo's figure, and print what it found and what to try next."""
     from satstore.plots import plot_layers
 
     run.reload()

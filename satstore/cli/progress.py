@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from satstore.events import Event
+from satstore.job_record import JobRecord
 
 _log = logging.getLogger("satstore")
 
@@ -26,7 +27,13 @@ class _Announcements(logging.Handler):
 
 
 class Bar:
-    """Shows events on stderr: a bar that moves on a terminal, a line per message elsewhere."""
+    """Shows events on stderr: a bar that moves on a terminal, a line per message elsewhere.
+
+    Attributes
+    ----------
+    record
+        The job's, which is told the same.
+    """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
@@ -43,6 +50,7 @@ class Bar:
             disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
+        self.record: JobRecord | None = None
 
     def __enter__(self) -> Self:
         self._handler = _Announcements(self)
@@ -59,6 +67,8 @@ class Bar:
 
     def listen(self, event: Event) -> None:
         """Show one event."""
+        if self.record is not None:
+            self.record.listen(event)
         if event.kind == "progress":
             if self._task is None:
                 self._task = self._progress.add_task("", stage=event.stage, total=event.total)
@@ -88,4 +98,6 @@ class Bar:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
+        if self.record is not None:
+            self.record.say(text)
         self._console.print(text)

@@ -1,16 +1,22 @@
 """Commands that work: stages on the experiments of a config or a run id."""
 
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
+from satstore.cli import command
+from satstore.cli.command import ended_by_sigterm
 from satstore.cli.look import make_console
 from satstore.cli.progress import Bar
 from satstore.config import ExperimentConfig, read_config
 from satstore.errors import ConfigError, SatstoreError
-from satstore.logs import find_runs
+from satstore.job_record import record_job
+from satstore.jobs import start_job
+from satstore.logs import check_run_id, find_logs_dir, find_runs
 from satstore.pipeline import Outcome, make_runs, run_stages
 from satstore.registry import load_plugins
 from satstore.run import Run
@@ -18,6 +24,8 @@ from satstore.stages.stage import StageParameters
 
 if TYPE_CHECKING:
     from satstore.cli.app import Target
+
+Work = Sequence[tuple[Run, Mapping[str, StageParameters]]]
 
 Plan = Callable[[ExperimentConfig], Mapping[str, StageParameters]]
 
@@ -35,46 +43,94 @@ def work(target: "Target", plan: Plan, *, with_table: bool = False) -> None:
     SatstoreError
         The only experiment's error; where there are several, how many failed, each named before.
     """
-    with Bar() as bar:
-        work = find_work(target, plan, bar)
-        runs = [run for run, _ in work]
-        outcomes: list[Outcome] = []
-        for run, parameters in work:
-            found = run_stages([run], parameters, with_needs=target.config is not None)
-            outcomes += found
-            for outcome in found:
-                if outcome.error is None or len(runs) > 1:
-                    bar.say(describe(outcome))
-    if with_table:
-        print_outcomes(outcomes)
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    if failed and len(runs) == 1 and failed[0].error is not None:
-        raise failed[0].error
-    if failed:
-        raise SatstoreError(f"{len(failed)} of {len(runs)} experiments failed")
+    if target.detach:
+        detach(check_work(target, plan))
+        return
+    bar = Bar()
+    work = find_work(target, plan, bar)
+    with ended_by_sigterm(), record_job(command.words, work[0][0].path.parent.parent) as bar.record:
+        with bar:
+            outcomes = perform(work, bar, with_needs=target.config is not None)
+        if with_table:
+            print_outcomes(outcomes)
+        failed = [outcome for outcome in outcomes if outcome.error is not None]
+        if failed and len(work) == 1 and failed[0].error is not None:
+            raise failed[0].error
+        if failed:
+            raise SatstoreError(f"{len(failed)} of {len(work)} experiments failed")
 
 
-def find_work(target: "Target", plan: Plan, bar: Bar) -> list[tuple[Run, Mapping[str, StageParameters]]]:
+def perform(work: Work, bar: Bar, *, with_needs: bool) -> list[Outcome]:
+    """Run each experiment's plan, and say what was done."""
+    outcomes = []
+    for run, parameters in work:
+        if bar.record is not None:
+            bar.record.run = run.name
+        found = run_stages([run], parameters, with_needs=with_needs)
+        outcomes += found
+        for outcome in found:
+            if outcome.error is None or len(work) > 1:
+                bar.say(describe(outcome))
+    return outcomes
+
+
+def check_target(target: "Target") -> str:
+    """Return the run id, or the name of the run, that a command is to work on.
+
+    Raises
+    ------
+    ConfigError
+        If it names none, or two.
+    """
+    if target.config is not None and target.run is not None:
+        raise ConfigError("--config and --run exclude each other: a run has its own config")
+    if target.config is not None and target.run_id is None:
+        raise ConfigError("--config needs --run-id, the name that the run's folder gets")
+    name = target.run or target.run_id
+    if name is None:
+        raise ConfigError("nothing to work on: give --config and --run-id, or --run")
+    return name
+
+
+def find_work(target: "Target", plan: Plan, bar: Bar) -> Work:
     """Return the experiments that a command names, each with its plan.
 
     Those of a config are made where they aren't there, once all plans are known to be sound.
     """
+    name = check_target(target)
     if target.config is not None:
-        if target.run is not None:
-            raise ConfigError("--config and --run exclude each other: a run has its own config")
-        if target.run_id is None:
-            raise ConfigError("--config needs --run-id, the name that the run's folder gets")
         configs = read_config(target.config)
         plans = [plan(config) for config in configs]
-        runs = make_runs(configs, target.run_id, target.logs_dir, bar.listen)
+        runs = make_runs(configs, name, target.logs_dir, bar.listen)
         return list(zip(runs, plans, strict=True))
-    name = target.run or target.run_id
-    if name is None:
-        raise ConfigError("nothing to work on: give --config and --run-id, or --run")
     runs = find_runs(name, target.logs_dir, bar.listen)
     for run in runs:
         load_plugins(run.config.plugins)  # which may bring the stages that the plan is of
     return [(run, plan(run.config)) for run in runs]
+
+
+def check_work(target: "Target", plan: Plan) -> Path:
+    """Check a command as its start would, and return its logs folder; nothing is made."""
+    name = check_target(target)
+    if target.config is None:
+        return find_work(target, plan, Bar())[0][0].path.parent.parent
+    configs = read_config(target.config)
+    for config in configs:
+        plan(config)
+    check_run_id(name)
+    return find_logs_dir(target.logs_dir, configs[0])
+
+
+def detach(logs_dir: Path) -> None:
+    """Start the command line that runs in the background instead, and say how to follow it."""
+    words = command.words_without("--detach", "--logs-dir=")
+    job = start_job([*words, "--logs-dir", str(logs_dir.absolute())], logs_dir)
+    where = (
+        ""
+        if logs_dir.absolute() == find_logs_dir().absolute()
+        else f" --logs-dir {shlex.quote(f'{logs_dir}')}"
+    )
+    print(f"job {job.number} started; follow it with: satstore log {job.number} --follow{where}")  # noqa: T201
 
 
 WORDS: Mapping[str, str] = {"done": "done", "skipped": "found done", "failed": "failed"}

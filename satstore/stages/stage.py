@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter, Token
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, TypeAdapter
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ByteSize,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    create_model,
+)
 
 from satstore.config import Pooling, pooling_key
 from satstore.errors import ConfigError, NotFoundError
@@ -178,6 +187,17 @@ def stage(
         return function
 
     return add
+
+
+def join_parameters(stages: Iterable[str]) -> type[BaseModel]:
+    """Return a model with the parameters of some stages, for the command that runs them all."""
+    fields: dict[str, Any] = {}
+    for name in stages:
+        model = STAGES[name].parameters
+        for field, info in model.model_fields.items():
+            fields.setdefault(field, (Annotated[(info.annotation, *info.metadata, info)], info.default))
+    joined: type[BaseModel] = create_model("RunParameters", **fields)
+    return joined
 
 
 def record_parameters(parameters: StageParameters) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""What a command that works tells of itself, for those who watch its job."""
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from satstore.events import Event, EventLog
+from satstore.jobs import claim_job
+from satstore.supervisor import write_json
+
+
+class JobRecord:
+    """What a command tells of itself while it works."""
+
+    def __init__(self, path: Path | None, owns_log: bool) -> None:
+        self.path = path
+        self.run = ""
+        self._owns_log = owns_log
+        self._stage, self._first, self._written = "", (0.0, 0), -math.inf
+
+    def listen(self, event: Event) -> None:
+        """Write down how far a stage is, a few times a second at most."""
+        if self.path is None:
+            return
+        now = time.monotonic()
+        if event.kind in ("started", "done", "failed"):
+            self._stage = ""
+        if event.kind == "started":
+            self._write({"run": self.run, "stage": event.stage})
+        if event.kind != "progress" or event.done is None:
+            return
+        if self._stage != event.stage:
+            self._stage, self._first = event.stage, (now, event.done)
+        is_last = event.done == event.total
+        if now - self._written < EventLog.PROGRESS_INTERVAL_S and not is_last:
+            return
+        self._written = now
+        since, before = self._first
+        rate = (event.done - before) / (now - since) if now > since and event.done > before else None
+        left_s = (event.total - event.done) / rate if rate and event.total else None
+        self._write(
+            {
+                "run": self.run,
+                "stage": event.stage,
+                "done": event.done,
+                "total": event.total,
+                "text": event.text,
+                "rate": rate,
+                "left_s": left_s,
+            }
+        )
+
+    def say(self, text: str) -> None:
+        """Write a line to the log, where nobody else does."""
+        if self.path is not None and self._owns_log:
+            with suppress(OSError), (self.path / "log.txt").open("a", errors="replace") as log:
+                log.write(text + "\n")
+
+    def end(self, code: int, error: str = "") -> None:
+        """Write down how the command ended, where no supervisor does."""
+        if self.path is not None and self._owns_log:
+            if error:
+                self.say(f"satstore: {error}")
+            with suppress(OSError):
+                write_json(self.path / "exit.json", {"code": code, "ended": time.time(), "error": error})
+
+    def _write(self, content: Mapping[str, object]) -> None:
+        assert self.path is not None
+        with suppress(OSError):  # it is for watching; the work must not fail for it
+            write_json(self.path / "progress.json", content)
+
+
+@contextmanager
+def record_job(words: Sequence[str], logs_dir: Path) -> Iterator[JobRecord]:
+    """Record a command that works as a job, or, in a job's process, its progress.
+
+    Where the logs folder can't be written, nothing is recorded: the work itself will say so.
+    """
+    folder = os.environ.get("SATSTORE_JOB")
+    if folder is not None:
+        yield JobRecord(Path(folder), owns_log=False)
+        return
+    path = None
+    with suppress(OSError):
+        path = claim_job(words, logs_dir, Path.cwd(), detached=False)
+        created = psutil.Process().create_time()
+        write_json(path / "process.json", {"pid": os.getpid(), "created": created})
+    record = JobRecord(path, owns_log=True)
+    try:
+        yield record
+    except KeyboardInterrupt:
+        record.end(130, "stopped")
+        raise
+    except BaseException as error:
+        record.end(1, " ".join(str(error).split()) or type(error).__name__)
+        raise
+    record.end(0)

@@ -1,0 +1,357 @@
+"""Jobs: commands that work on a logs folder, in the background or in someone's terminal.
+
+A job is a folder under ``<logs>/.jobs``, named by its number: ``job.json`` (the command), ``process.json``
+(who runs it), ``progress.json``, ``log.txt`` and, at the end, ``exit.json``. Whoever reads the logs folder
+sees it.
+"""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from satstore.errors import LockedError, NotFoundError, SatstoreError
+from satstore.files import WriteError, write_file
+
+JobState = Literal["running", "done", "failed", "cancelled", "lost"]
+"""``lost``: its process is gone and nobody wrote down how it ended, as after a power loss."""
+
+N_KEPT = 200
+"""So many jobs that have ended are kept; older ones are removed when a new one starts."""
+
+START_S = 30.0
+"""A job that has no process after so many seconds never got one."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a job's stage is.
+
+    Attributes
+    ----------
+    run, stage
+        The experiment and the stage that it works on.
+    done, total
+        Units of work done and to do; None where nothing is counted.
+    rate
+        Units per second since the stage started.
+    left_s
+        Seconds that the stage still takes, at that rate.
+    """
+
+    run: str = ""
+    stage: str = ""
+    done: int | None = None
+    total: int | None = None
+    text: str = ""
+    rate: float | None = None
+    left_s: float | None = None
+
+    @property
+    def share(self) -> float | None:
+        """How far the stage is, in [0, 1]."""
+        return self.done / self.total if self.total and self.done is not None else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command that works, or worked.
+
+    Attributes
+    ----------
+    words
+        The command's, without ``satstore``.
+    started, ended
+        Seconds since the epoch.
+    exit_code
+        Negative: the signal that ended it. None while it runs, and where nobody knows.
+    error
+        The last line of the log of one that failed.
+    detached
+        Whether it runs in the background, rather than in a terminal.
+    """
+
+    number: int
+    path: Path
+    words: tuple[str, ...]
+    state: JobState
+    started: float
+    ended: float | None
+    exit_code: int | None
+    error: str
+    pid: int | None
+    host: str
+    detached: bool
+    progress: Progress | None
+
+    @property
+    def command(self) -> str:
+        """The command line."""
+        return shlex.join(("satstore", *self.words))
+
+    @property
+    def log_path(self) -> Path:
+        """The file of what it printed."""
+        return self.path / "log.txt"
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it goes on."""
+        return self.state == "running"
+
+    @property
+    def duration_s(self) -> float | None:
+        """How long it ran, or has been running; None where its end is not known."""
+        end = time.time() if self.is_running else self.ended
+        return None if end is None else end - self.started
+
+
+def jobs_dir(logs_dir: Path) -> Path:
+    """Return the folder of a logs folder's jobs."""
+    return logs_dir / ".jobs"
+
+
+# Reading
+
+
+def list_jobs(logs_dir: Path, known: Mapping[int, Job] | None = None) -> list[Job]:
+    """Return the jobs of a logs folder, the newest first.
+
+    Parameters
+    ----------
+    known
+        Jobs read before, by number: those that had ended are not read again.
+    """
+    jobs = []
+    for number in sorted(_numbers(jobs_dir(logs_dir)), reverse=True):
+        before = (known or {}).get(number)
+        job = before if before and before.ended is not None else read_job(jobs_dir(logs_dir) / f"{number}")
+        if job is not None:
+            jobs.append(job)
+    return jobs
+
+
+def _numbers(folder: Path) -> list[int]:
+    try:
+        return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+    except OSError:
+        return []
+
+
+def find_job(name: str | int, logs_dir: Path) -> Job:
+    """Return a job by its number.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none.
+    """
+    path = jobs_dir(logs_dir) / f"{name}"
+    job = read_job(path) if f"{name}".isdecimal() else None
+    if job is None:
+        raise NotFoundError(f"no job {name!r} in {logs_dir.absolute()}; see: satstore jobs")
+    return job
+
+
+def read_job(path: Path) -> Job | None:
+    """Return the job of a folder; None if it is no job's."""
+    try:
+        content = _read_json(path / "job.json")
+        words = tuple(map(str, content["words"]))
+        started, host, detached = float(content["started"]), str(content["host"]), bool(content["detached"])
+    except (LookupError, TypeError, ValueError):
+        return None
+    process, end = _read_json(path / "process.json"), _read_json(path / "exit.json")
+    pid, code, ended = process.get("pid"), end.get("code"), end.get("ended")
+    is_cancelled = (path / "cancel").exists()
+    state: JobState
+    if isinstance(code, int):
+        state = "done" if code == 0 else "cancelled" if is_cancelled else "failed"
+    elif _may_run(host, process, started):
+        state = "running"
+    else:
+        state = "cancelled" if is_cancelled else "lost"
+    error = str(end.get("error") or "")
+    if state in ("failed", "lost") and not error:
+        error = last_line(path / "log.txt") or "its process ended without a word"
+    progress = _read_progress(path)
+    return Job(int(path.name), path, words, state, started, ended, code, error, pid, host, detached, progress)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _read_progress(path: Path) -> Progress | None:
+    content = _read_json(path / "progress.json")
+    try:
+        return Progress(**content) if content else None
+    except TypeError:
+        return None
+
+
+def _may_run(host: str, process: Mapping[str, Any], started: float) -> bool:
+    if host != platform.node():
+        return True  # what runs elsewhere can't be seen from here
+    if not process:
+        return time.time() - started < START_S
+    try:
+        found = psutil.Process(int(process["pid"]))
+        # The number of a process that is gone may be another's by now.
+        is_same = abs(found.create_time() - float(process["created"])) < 1
+        return is_same and bool(found.status() != psutil.STATUS_ZOMBIE)
+    except (psutil.Error, LookupError, TypeError, ValueError):
+        return False
+
+
+def last_line(path: Path, n_bytes: int = 4096) -> str:
+    """Return the last line of a log that is not empty."""
+    lines = tail(path, n_bytes)[0].splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def tail(path: Path, n_bytes: int, offset: int | None = None) -> tuple[str, int]:
+    """Return the end of a log, or what came after an offset, and the offset to go on from."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = max(0, size - n_bytes) if offset is None or offset > size else max(offset, size - n_bytes)
+            file.seek(start)
+            content = file.read(n_bytes)
+    except OSError:
+        return "", offset or 0
+    return content.decode(errors="replace"), start + len(content)
+
+
+# Starting
+
+
+def start_job(words: Sequence[str], logs_dir: Path, cwd: Path | None = None) -> Job:
+    """Start a command in the background, where neither a closed terminal nor a lost connection ends it.
+
+    Parameters
+    ----------
+    words
+        The command's, without ``satstore``.
+    cwd
+        The folder that it runs in; by default the current one.
+
+    Raises
+    ------
+    WriteError
+        If the logs folder can't be written.
+    SatstoreError
+        If no process could be started.
+    """
+    path = claim_job(words, logs_dir, cwd or Path.cwd(), detached=True)
+    environment = {key: value for key, value in os.environ.items() if key != "SATSTORE_JOB"}
+    # What is imported here is imported there, whatever lies in the folder that it runs in.
+    environment["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    with (path / "log.txt").open("ab") as log:
+        supervisor = subprocess.Popen(
+            [sys.executable, "-P", "-m", "satstore.supervisor", str(path.absolute())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=environment,
+        )
+    deadline = time.monotonic() + START_S
+    while not (path / "process.json").exists():
+        if supervisor.poll() is not None or time.monotonic() > deadline:
+            reason = last_line(path / "log.txt") or "its process ended without a word"
+            shutil.rmtree(path, ignore_errors=True)
+            raise SatstoreError(f"{shlex.join(('satstore', *words))} could not be started: {reason}")
+        time.sleep(0.02)
+    _reap_later(supervisor)
+    return find_job(path.name, logs_dir)
+
+
+def _reap_later(process: "subprocess.Popen[bytes]") -> None:
+    """Let no zombie stay of a supervisor that ends before we do."""
+    import threading
+
+    threading.Thread(target=process.wait, daemon=True).start()
+
+
+def claim_job(words: Sequence[str], logs_dir: Path, cwd: Path, *, detached: bool) -> Path:
+    """Make the folder of a new job; of several processes that do so at once, each gets its own."""
+    folder = jobs_dir(logs_dir)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = folder / f"{max(_numbers(folder), default=0) + 1}"
+            with suppress(FileExistsError):
+                path.mkdir()
+                break
+        content = {"words": list(words), "cwd": str(cwd), "started": time.time(), "host": platform.node()}
+        write_file(path / "job.json", json.dumps(content | {"detached": detached}).encode())
+        (path / "log.txt").touch()
+    except OSError as error:
+        if isinstance(error, SatstoreError):
+            raise
+        raise WriteError(f"{folder} can't be written: {error.strerror or error}") from error
+    _prune(logs_dir)
+    return path
+
+
+def _prune(logs_dir: Path) -> None:
+    jobs = list_jobs(logs_dir)
+    for job in [job for job in jobs if not job.is_running][N_KEPT:]:
+        shutil.rmtree(job.path, ignore_errors=True)
+
+
+# Ending
+
+
+def cancel_job(job: Job, grace_s: float = 10.0) -> Job:
+    """End a job: ask it to stop, and kill it and all that it started where it does not.
+
+    Parameters
+    ----------
+    grace_s
+        Seconds that it has to stop.
+
+    Raises
+    ------
+    LockedError
+        If it runs on another host.
+    SatstoreError
+        If it has ended already.
+    """
+    if not job.is_running:
+        raise SatstoreError(f"job {job.number} is not running: it is {job.state}")
+    if job.host != platform.node():
+        raise LockedError(f"job {job.number} runs on {job.host}; cancel it there")
+    (job.path / "cancel").touch()
+    try:
+        process = psutil.Process(job.pid)
+        others = process.children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        process.wait(grace_s)
+    except psutil.TimeoutExpired:
+        for each in (process, *process.children(recursive=True), *others):
+            with suppress(psutil.Error):
+                each.kill()
+    except psutil.Error:
+        pass  # it has just ended
+    deadline = time.monotonic() + 5
+    while (found := find_job(job.number, job.path.parent.parent)).is_running and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found

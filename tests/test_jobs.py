@@ -1,0 +1,318 @@
+"""Jobs: real processes in the background, started, followed, cancelled and killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import satstore
+
+from satstore import jobs
+from satstore.config import ExperimentConfig
+from satstore.errors import LockedError, NotFoundError, SatstoreError
+from satstore.files import WriteError
+from satstore.jobs import Job, cancel_job, find_job, jobs_dir, list_jobs, read_job, start_job
+from satstore.logs import list_runs, make_run
+from satstore.usage import UsageMeter
+from tui.reader import Reader
+
+PLUGIN = '''
+import os, signal, time
+from satstore.stages.stage import stage
+
+@stage("sleepy", needs=(), pending=lambda run, parameters: ["sleep"])
+def sleepy(run, parameters):
+    """Sleep in steps."""
+    how = run.config.note
+    if how == "fail":
+        raise ValueError("the bed\\nbroke")
+    if how == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    n_steps = 4 if how == "short" else 4000
+    for step in range(n_steps):
+        run.emit("sleepy", "progress", "asleep", done=step + 1, total=n_steps)
+        time.sleep(0.05)
+'''
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Job]:
+    """Starts a job that sleeps: until it is stopped, shortly, deaf to SIGTERM, or fails."""
+    (tmp_path / "sleeping.py").write_text(PLUGIN)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+    def start(how: str) -> Job:
+        config = {"plugins": ["sleeping"], "stages": ["sleepy"], "note": how}
+        (tmp_path / f"{how}.json").write_text(json.dumps(config))
+        words = ["run", "--config", str(tmp_path / f"{how}.json"), "--run-id", how]
+        return start_job([*words, "--logs-dir", str(tmp_path / "logs")], tmp_path / "logs", tmp_path)
+
+    return start
+
+
+def wait_until(job: Job, condition: Callable[[Job], bool]) -> Job:
+    deadline = time.monotonic() + 60
+    while True:
+        found = read_job(job.path)
+        assert found is not None
+        if condition(found):
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+
+
+def is_asleep(job: Job) -> bool:
+    return job.progress is not None and job.progress.stage == "sleepy" and job.progress.done is not None
+
+
+def test_job__runs_to_its_end(start: Callable[[str], Job], tmp_path: Path) -> None:
+    job = start("short")
+    assert (job.state, job.number, job.detached) == ("running", 1, True)
+    assert job.command.startswith("satstore run --config ")
+    assert os.getsid(job.pid or 0) != os.getsid(0), "it outlives the terminal"
+    job = wait_until(job, lambda job: not job.is_running)
+    assert (job.state, job.exit_code, job.error) == ("done", 0, "")
+    assert job.progress is not None
+    assert job.progress.run.startswith("short/")
+    assert (job.progress.stage, job.progress.done, job.progress.share, job.progress.left_s) == (
+        "sleepy",
+        4,
+        1.0,
+        0.0,
+    )
+    assert job.progress.rate == pytest.approx(20, rel=0.5)
+    assert job.duration_s is not None
+    assert 0.2 < job.duration_s < 60
+    assert "sleepy: done" in job.log_path.read_text()
+    assert [run.run_id for run in list_runs(tmp_path / "logs")] == ["short"], "jobs are no runs"
+    assert Reader(tmp_path / "logs").poll().jobs == (job,)
+
+
+def test_job__that_fails_keeps_code_and_last_line(start: Callable[[str], Job]) -> None:
+    job = wait_until(start("fail"), lambda job: not job.is_running)
+    assert (job.state, job.exit_code) == ("failed", 1)
+    assert job.error.startswith("satstore: fail/")
+    assert job.error.endswith("ValueError: the bed broke (see --debug)")
+
+
+def test_cancel__stops_in_good_order(start: Callable[[str], Job], tmp_path: Path) -> None:
+    job = wait_until(start("long"), is_asleep)
+    started = time.monotonic()
+    assert cancel_job(job).state == "cancelled"
+    assert time.monotonic() - started < 9, "it was not killed"
+    assert wait_until(job, lambda job: job.exit_code is not None).exit_code == 143
+    [run] = list_runs(tmp_path / "logs")
+    assert run.manifest.stages["sleepy"].error == "stopped"
+    assert run.status("sleepy") == "failed"
+    with pytest.raises(SatstoreError, match="job 1 is not running: it is cancelled"):
+        cancel_job(find_job(1, tmp_path / "logs"))
+
+
+def test_cancel__kills_what_does_not_stop(start: Callable[[str], Job]) -> None:
+    job = wait_until(start("deaf"), is_asleep)
+    family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
+    assert cancel_job(job, grace_s=0.2).state == "cancelled"
+    assert not any(process.is_running() and process.status() != "zombie" for process in family)
+
+
+def test_job__whose_command_is_killed_has_failed(start: Callable[[str], Job]) -> None:
+    job = wait_until(start("long"), is_asleep)
+    os.kill(job.pid or 0, signal.SIGKILL)
+    job = wait_until(job, lambda job: not job.is_running)
+    assert (job.state, job.exit_code) == ("failed", -9)
+
+
+def test_job__that_nobody_saw_end_is_lost(start: Callable[[str], Job]) -> None:
+    job = wait_until(start("long"), is_asleep)
+    supervisor = psutil.Process(job.pid).ppid()
+    os.kill(supervisor, signal.SIGKILL)
+    assert wait_until(job, lambda _: True).state == "running", "the command goes on"
+    os.kill(job.pid or 0, signal.SIGKILL)
+    job = wait_until(job, lambda job: not job.is_running)
+    assert (job.state, job.exit_code) == ("lost", None)
+    assert job.error
+
+
+def make_folder(logs_dir: Path, number: int, **content: object) -> Path:
+    path = jobs_dir(logs_dir) / f"{number}"
+    path.mkdir(parents=True)
+    about = {"words": ["train"], "started": 1.0, "host": os.uname().nodename, "detached": True}
+    (path / "job.json").write_text(json.dumps(about | content))
+    return path
+
+
+def test_job__of_a_number_that_is_another_process_now_is_lost(tmp_path: Path) -> None:
+    path = make_folder(tmp_path, 1)
+    (path / "process.json").write_text(json.dumps({"pid": os.getpid(), "created": 1.0}))
+    assert find_job(1, tmp_path).state == "lost"
+
+
+def test_job__on_another_host_is_left_to_it(tmp_path: Path) -> None:
+    make_folder(tmp_path, 1, host="elsewhere")
+    job = find_job(1, tmp_path)
+    assert job.is_running
+    with pytest.raises(LockedError, match="job 1 runs on elsewhere; cancel it there"):
+        cancel_job(job)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"words": 3}', "\0", "[" * 100_000])
+def test_list_jobs__passes_over_what_is_no_job(tmp_path: Path, content: str) -> None:
+    (make_folder(tmp_path, 1) / "job.json").write_text(content)
+    path = make_folder(tmp_path, 2)
+    for name in ("process.json", "progress.json", "exit.json"):
+        (path / name).write_text(content)
+    (jobs_dir(tmp_path) / "notes").mkdir()
+    assert [job.number for job in list_jobs(tmp_path)] == [2]
+
+
+def test_find_job__says_where_it_looked(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match=r"no job '\.\./1' in .*; see: satstore jobs"):
+        find_job("../1", tmp_path)
+
+
+def test_claim__gives_each_its_own_number(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        paths = list(
+            pool.map(lambda _: jobs.claim_job(["train"], tmp_path, tmp_path, detached=True), range(24))
+        )
+    assert sorted(int(path.name) for path in paths) == list(range(1, 25))
+
+
+def test_claim__removes_the_oldest_that_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "N_KEPT", 3)
+    for number in range(1, 7):
+        path = make_folder(tmp_path, number)
+        if number != 2:  # which still runs
+            (path / "exit.json").write_text('{"code": 0, "ended": 2.0}')
+    created = psutil.Process().create_time()
+    (jobs_dir(tmp_path) / "2" / "process.json").write_text(
+        json.dumps({"pid": os.getpid(), "created": created})
+    )
+    jobs.claim_job(["train"], tmp_path, tmp_path, detached=True)
+    assert [job.number for job in list_jobs(tmp_path)] == [7, 6, 5, 4, 2]
+
+
+def test_start__refuses_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
+    (tmp_path / "logs").write_text("")
+    with pytest.raises(WriteError, match=r"logs/\.jobs can't be written: Not a directory"):
+        start_job(["train"], tmp_path / "logs")
+
+
+def test_usage__measures_all_descendants() -> None:
+    code = "import subprocess, sys\nsubprocess.run([sys.executable, '-c', 'while True: len([0] * 9)'])"
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        meter, deadline = UsageMeter(), time.monotonic() + 30
+        meter.measure(process.pid)
+        while True:
+            time.sleep(0.3)
+            usage = meter.measure(process.pid)
+            assert usage is not None
+            if usage.cpu_percent > 30:
+                break
+            assert time.monotonic() < deadline
+        assert 2**20 < usage.memory_bytes < 2**28
+    finally:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
+    assert UsageMeter().measure(process.pid) is None
+
+
+# The commands
+
+
+def test_cli__detaches_follows_and_lists(tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    make_run(logs, "r", ExperimentConfig(model="vgg11_XS", dataset="Digits"))
+    done = satstore("probe", "--run", "r", "--detach", "--logs-dir", logs)
+    line = f"job 1 started; follow it with: satstore log 1 --follow --logs-dir {logs}\n"
+    assert (done.returncode, done.stdout) == (0, line), done.stderr
+    done = satstore("log", 1, "--follow", "--logs-dir", logs)
+    assert done.returncode == 0
+    assert "probe needs" in done.stdout
+    assert done.stderr == "job 1: failed\n"
+    [record] = json.loads(satstore("jobs", "--json", "--logs-dir", logs).stdout)
+    assert record["words"] == ["probe", "--run", "r", "--logs-dir", str(logs)]
+    assert (record["state"], record["exit_code"], record["detached"]) == ("failed", 1, True)
+    listed = satstore("jobs", "--logs-dir", logs).stdout
+    assert "failed" in listed
+    assert "probe needs" in listed
+    done = satstore("cancel", 1, "--logs-dir", logs)
+    assert (done.returncode, done.stderr) == (1, "satstore: job 1 is not running: it is failed\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["probe", "--run", "nothing"], 1, "no run 'nothing'"),
+        (["probe", "--run", "r", "--tol", "x"], 2, "'tol'"),
+        (["train", "--config", "demo"], 1, "--config needs --run-id"),
+        (["train", "--config", "demo", "--run-id", "../x"], 1, "run id '../x' can't be used"),
+        (["run", "--config", "demo", "--run-id", "a", "--stages", "sleep"], 1, "no stage named 'sleep'"),
+        (["demo", "--run-id", "a/b"], 1, "run id 'a/b' can't be used"),
+    ],
+)
+def test_cli__detaches_nothing_that_is_wrong(tmp_path: Path, words: list[str], code: int, said: str) -> None:
+    make_run(tmp_path, "r", ExperimentConfig())
+    done = satstore(*words, "--detach", "--logs-dir", tmp_path)
+    assert done.returncode == code
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not jobs_dir(tmp_path).exists()
+
+
+def test_cli__records_what_works_in_a_terminal(tmp_path: Path) -> None:
+    make_run(tmp_path, "r", ExperimentConfig(model="vgg11_XS", dataset="Digits"))
+    done = satstore("probe", "--run", "r", "--logs-dir", tmp_path)
+    assert done.returncode == 1
+    [job] = list_jobs(tmp_path)
+    assert (job.state, job.exit_code, job.detached) == ("failed", 1, False)
+    assert "probe needs" in job.error
+    assert job.error in job.log_path.read_text()
+
+
+def test_cli__log_stops_to_follow_on_ctrl_c_and_the_job_goes_on(
+    start: Callable[[str], Job], tmp_path: Path
+) -> None:
+    job = wait_until(start("long"), is_asleep)
+    words = [sys.executable, "-m", "satstore", "log", "1", "--follow", "--logs-dir", str(tmp_path / "logs")]
+    follower = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    follower.send_signal(signal.SIGINT)
+    out, err = follower.communicate(timeout=30)
+    assert (follower.returncode, err) == (0, "")
+    assert "job 1 goes on; end it with: satstore cancel 1" in out
+    assert find_job(1, tmp_path / "logs").is_running
+    cancel_job(job)
+
+
+def test_status__prints_experiments_and_jobs(start: Callable[[str], Job], tmp_path: Path) -> None:
+    logs = tmp_path / "logs"
+    make_run(logs, "other", ExperimentConfig(model="vgg16"))
+    job = wait_until(start("long"), is_asleep)
+    done = satstore("status", "--logs-dir", logs)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:3]] == ["run", "long", "other"]
+    assert "2 experiments · 1 running" in lines[3]
+    assert lines[4].startswith("job 1: satstore run --config ")
+    done = satstore(
+        "status", "--filter", "model:vgg*", "--sort", "epoch", "--reverse", "--csv", "--logs-dir", logs
+    )
+    assert [line.split(",")[:2] for line in done.stdout.splitlines()] == [
+        ["run", "model"],
+        ["other", "vgg16"],
+    ]
+    done = satstore("status", "--sort", "modl", "--logs-dir", logs)
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "no column 'modl'; did you mean 'model'?" in done.stderr
+    cancel_job(job)
