@@ -302,12 +302,14 @@ def _make_config(content: dict[str, Any]) -> ExperimentConfig:
 
 def describe(error: ValidationError) -> str:
     """Return what pydantic found wrong, in one line: the key, what was found and what was expected."""
-    parts = []
-    for item in error.errors():
-        key = ".".join(str(place) for place in item["loc"])
-        text = item["msg"].removeprefix("Value error, ")
-        # An error of our own says what was found, or must not say it: a URL with a password in it.
-        is_own = isinstance(item.get("ctx", {}).get("error"), SatstoreError)
-        found = "" if is_own else f", found {item['input']!r}"
-        parts.append(f"{key!r}: {text[0].lower()}{text[1:]}{found}")
-    return "; ".join(parts)
+    return "; ".join(map(describe_item, error.errors()))
+
+
+def describe_item(item: Mapping[str, Any]) -> str:
+    """Return one of the things that pydantic found wrong."""
+    key = ".".join(str(place) for place in item["loc"])
+    text = item["msg"].removeprefix("Value error, ")
+    # An error of our own says what was found, or must not say it: a URL with a password in it.
+    is_own = isinstance(item.get("ctx", {}).get("error"), SatstoreError)
+    found = "" if is_own else f", found {item['input']!r}"
+    return f"{key!r}: {text[0].lower()}{text[1:]}{found}"

@@ -24,6 +24,7 @@ import psutil
 
 from satstore.errors import LockedError, NotFoundError, SatstoreError
 from satstore.files import WriteError, write_file
+from satstore.processes import import_environment
 
 JobState = Literal["running", "done", "failed", "cancelled", "lost"]
 """``lost``: its process is gone and nobody wrote down how it ended, as after a power loss."""
@@ -110,6 +111,11 @@ class Job:
     def is_running(self) -> bool:
         """Whether it goes on."""
         return self.state == "running"
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it runs on this host."""
+        return self.host == platform.node()
 
     @property
     def duration_s(self) -> float | None:
@@ -260,9 +266,6 @@ def start_job(words: Sequence[str], logs_dir: Path, cwd: Path | None = None) -> 
         If no process could be started.
     """
     path = claim_job(words, logs_dir, cwd or Path.cwd(), detached=True)
-    environment = {key: value for key, value in os.environ.items() if key != "SATSTORE_JOB"}
-    # What is imported here is imported there, whatever lies in the folder that it runs in.
-    environment["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
     with (path / "log.txt").open("ab") as log:
         supervisor = subprocess.Popen(
             [sys.executable, "-P", "-m", "satstore.supervisor", str(path.absolute())],
@@ -270,7 +273,7 @@ def start_job(words: Sequence[str], logs_dir: Path, cwd: Path | None = None) -> 
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=environment,
+            env=import_environment(),
         )
     deadline = time.monotonic() + START_S
     while not (path / "process.json").exists():
@@ -337,7 +340,7 @@ def cancel_job(job: Job, grace_s: float = 10.0) -> Job:
     """
     if not job.is_running:
         raise SatstoreError(f"job {job.number} is not running: it is {job.state}")
-    if job.host != platform.node():
+    if not job.is_here:
         raise LockedError(f"job {job.number} runs on {job.host}; cancel it there")
     (job.path / "cancel").touch()
     try:

@@ -1,6 +1,7 @@
 """Figures: from a run's tables to matplotlib. Nothing is computed here that a stage computes."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from matplotlib import colormaps
@@ -13,15 +14,20 @@ from satstore.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which people with any colour vision tell apart; markers differ too.
 SATURATION = "#0072B2"
 PROBES = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("s", "^", "D", "v", "P")
 MODEL = "#000000"
+RUNS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#000000", "#999999")
+RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
-def plot_layers(run: Run, all_layers: bool = False) -> Figure:
+def plot_layers(
+    run: Run, all_layers: bool = False, delta: float | None = None, epoch: int | None = None
+) -> Figure:
     """Draw saturation and probe accuracy over the layers, and the model's accuracy as a dashed line.
 
     Probes that were fitted under a prefix are left out: they vary what the others hold.
@@ -30,33 +36,31 @@ def plot_layers(run: Run, all_layers: bool = False) -> Figure:
     ----------
     all_layers
         Draw shortcut convolutions and the last Linear too.
+    delta
+        Of the saturation, from the stored spectra; by default the config's.
+    epoch
+        Counted from 0; by default the last.
 
     Raises
     ------
     NotFoundError
-        If the run has neither saturation nor probes yet.
+        If the run has neither saturation nor probes, then.
     """
     layers = run.layers if all_layers else drawn_layers(run.manifest.layers)
-    probes = {
-        key: run.table(f"probe-{key}")
-        for key in run.probe_tables()
-        if run.has_file(f"probe-{key}.csv") and not split_probe_key(key).prefix
-    }
-    saturation = run.manifest.summary.saturation
-    if not saturation and not probes:
+    probes = probe_curves(run, layers, epoch)
+    saturation = saturation_curve(run, layers, delta, epoch)
+    if saturation is None and not probes:
         raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
     figure = Figure(figsize=(max(5.0, 1.6 + 0.32 * len(layers)), 4.2), layout="constrained")
     axes = figure.add_subplot()
     places = range(len(layers))
-    if saturation:
-        found = [saturation.get(layer) for layer in layers]
-        values = [math.nan if value is None else value for value in found]
-        axes.plot(places, values, color=SATURATION, marker="o", markersize=5, label="saturation")
-    for (key, table), color, marker in zip(probes.items(), PROBES, MARKERS, strict=False):
+    if saturation is not None:
+        label = "saturation" if delta is None else f"saturation (delta {delta:g})"
+        axes.plot(places, saturation, color=SATURATION, marker="o", markersize=5, label=label)
+    for (key, accuracy), color, marker in zip(probes.items(), PROBES, MARKERS, strict=False):
         label = f"probe accuracy ({key})"
-        accuracy = table.groupby("layer")["eval_accuracy"].mean().reindex(layers)  # over its positions
         axes.plot(places, accuracy, color=color, marker=marker, markersize=5, label=label)
-    reached = run.manifest.summary.test_accuracy
+    reached = model_accuracy(run, epoch)
     if reached is not None:
         axes.axhline(reached, color=MODEL, linestyle="--", linewidth=1, label=f"model accuracy {reached:.1%}")
     border = run.manifest.summary.border_layer
@@ -64,16 +68,105 @@ def plot_layers(run: Run, all_layers: bool = False) -> Figure:
         axes.axvline(layers.index(border), color=MODEL, linestyle=":", linewidth=1.2, label="border layer")
     axes.set_xticks(places, layers, rotation=90, fontsize=8)
     axes.set_xlim(-0.5, len(layers) - 0.5)
-    axes.set_ylim(0, 1.02)
-    axes.set_ylabel("saturation, accuracy")
-    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    config = run.config
-    axes.set_title(f"{config.model} on {config.dataset} at {config.resolution} px", fontsize=11)
+    finish_axes(axes, "saturation, accuracy")
+    at = "" if epoch is None or epoch == run.last_epoch else f", epoch {epoch}"
+    axes.set_title(f"{describe_experiment(run)}{at}", fontsize=11)
     # Below the axes: inside, it would cover one curve or the other.
     figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
+
+
+def plot_comparison(
+    runs: Sequence[Run], by_depth: bool = False, all_layers: bool = False, delta: float | None = None
+) -> Figure:
+    """Draw saturation and probe accuracy of several runs over their layers, a colour and a marker each.
+
+    Parameters
+    ----------
+    by_depth
+        Align the layers by their share of the depth, rather than by their number.
+    all_layers, delta
+        Those of :func:`plot_layers`; by default delta is each config's.
+
+    Raises
+    ------
+    NotFoundError
+        If no run has saturation or probes yet.
+    """
+    figure = Figure(figsize=(11.0, 4.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    n_drawn = 0
+    for number, run in enumerate(runs):
+        layers = run.layers if all_layers else drawn_layers(run.manifest.layers)
+        places = [place / max(1, len(layers) - 1) if by_depth else place + 1 for place in range(len(layers))]
+        probes = probe_curves(run, layers, None)
+        curves = (saturation_curve(run, layers, delta, None), next(iter(probes.values()), None))
+        look = {"color": RUNS[number % len(RUNS)], "marker": RUN_MARKERS[number % len(RUN_MARKERS)]}
+        for axes, curve in zip(panels, curves, strict=True):
+            if curve is not None:
+                n_drawn += 1
+                axes.plot(places, curve, markersize=5, label=describe_experiment(run), **look)
+    if not n_drawn:
+        raise NotFoundError("none of these runs has anything to draw yet; run: satstore saturation --run RES")
+    for axes, title in zip(panels, ("saturation", "probe accuracy"), strict=True):
+        axes.set_xlabel("depth" if by_depth else "layer")
+        finish_axes(axes, title)
+    lines = {line.get_label(): line for axes in panels for line in axes.get_lines()}
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=3, frameon=False, fontsize=8
+    )
+    return figure
+
+
+def describe_experiment(run: Run) -> str:
+    """Return what an experiment is, for titles and legends."""
+    config = run.config
+    return f"{config.model} on {config.dataset} at {config.resolution} px"
+
+
+def finish_axes(axes: "Axes", label: str) -> None:
+    """Give the axes of shares their look."""
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel(label)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def saturation_curve(
+    run: Run, layers: Sequence[str], delta: float | None, epoch: int | None
+) -> "list[float] | None":
+    """Return the train split's saturation of some layers; None if the run has none, then."""
+    if delta is None and epoch in (None, run.last_epoch):
+        found: Mapping[str, float | None] = run.manifest.summary.saturation
+    elif run.last_epoch < 0:
+        return None
+    else:
+        table = run.saturation(delta, split="train")
+        rows = table[table["epoch"] == (run.last_epoch if epoch is None else epoch)]
+        found = dict(zip(rows["layer"], rows["saturation"], strict=True))
+    values = [found.get(layer) for layer in layers]
+    return [math.nan if value is None else value for value in values] if found else None
+
+
+def probe_curves(run: Run, layers: Sequence[str], epoch: int | None) -> "dict[str, pd.Series[float]]":
+    """Return the accuracy of some layers' probes after an epoch, by pooling; the mean over positions."""
+    wanted = None if epoch in (None, run.last_epoch) else epoch
+    found = {}
+    for key in run.manifest.probes:
+        table = split_probe_key(key)
+        if not table.prefix and table.epoch == wanted and run.has_file(f"probe-{key}.csv"):
+            accuracy = run.table(f"probe-{key}").groupby("layer")["eval_accuracy"].mean()
+            found[table.pooling] = accuracy.reindex(list(layers))
+    return found
+
+
+def model_accuracy(run: Run, epoch: int | None) -> float | None:
+    """Return the model's test accuracy after an epoch."""
+    if epoch in (None, run.last_epoch) or not run.has_file("metrics.csv"):
+        return run.manifest.summary.test_accuracy
+    metrics = run.table("metrics")
+    return float(metrics.loc[metrics["epoch"] == epoch, "eval_accuracy"].iloc[0])
 
 
 def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
@@ -107,10 +200,7 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
         axes.set_xlabel("epoch")
         axes.set_xlim(-0.5, run.last_epoch + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_ylim(0, 1.02)
-        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        finish_axes(axes, "")
     lines, names = every[-1].get_legend_handles_labels()
     if run.has_file("metrics.csv"):
         reached = run.table("metrics")
@@ -118,8 +208,7 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
             reached["epoch"], reached["eval_accuracy"], color=MODEL, linestyle="--", linewidth=1
         )
         names.append("model accuracy")
-    config = run.config
-    figure.suptitle(f"{config.model} on {config.dataset} at {config.resolution} px", fontsize=11)
+    figure.suptitle(describe_experiment(run), fontsize=11)
     figure.legend(
         lines, names, loc="outside right center", ncols=-(-len(names) // 20), frameon=False, fontsize=7
     )

@@ -1,11 +1,23 @@
-"""Worker processes that end when the process that they work for does."""
+"""Processes that work for this one: what they import, and that they end when they should."""
 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+
+def import_environment() -> dict[str, str]:
+    """Return the environment of a command of its own that imports what this process would.
+
+    Whatever lies in the folder that it runs in; it is to be started with ``-P``.
+    """
+    environment = {key: value for key, value in os.environ.items() if key != "SATSTORE_JOB"}
+    environment["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+    return environment
 
 
 @contextmanager

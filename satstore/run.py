@@ -6,7 +6,7 @@ holds its digest.
 
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +31,10 @@ from satstore.manifest import (
 from satstore.registry import suggest
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.figure import Figure
+    from numpy.typing import NDArray
 
     from satstore.analysis.spectrum import Definition
     from satstore.store import LatentSplit
@@ -278,6 +280,29 @@ class Run:
         layers = self.manifest.latents[key].layers
         return found.only(layers.get(split, {})) if layers else found
 
+    def spectra(self, split: str, layers: Collection[str] | None = None) -> "dict[str, NDArray[np.float64]]":
+        """Return each layer's eigenvalues (epoch, eigenvalue), descending; NaN where the layer failed.
+
+        Parameters
+        ----------
+        split
+            ``train`` or ``eval``.
+        layers
+            Those to read; by default all.
+
+        Raises
+        ------
+        CorruptError
+            If what is stored isn't what was committed.
+        """
+        from satstore.store import AnalysisStore
+
+        remedy = f"train again with: satstore train --run {self.name} --overwrite"
+        self.commits.read(self.analysis_path.name).check(Folder(self.analysis_path), "spectra", remedy)
+        n_epochs = self.manifest.summary.epochs_done
+        found = AnalysisStore(self.analysis_path).spectra(split, layers)
+        return {layer: eigenvalues[:n_epochs] for layer, eigenvalues in found.items()}
+
     def saturation(
         self, delta: float | None = None, definition: "Definition" = "exact", split: str | None = None
     ) -> "pd.DataFrame":
@@ -303,18 +328,10 @@ class Run:
             If no spectra are there yet.
         """
         from satstore.analysis.spectrum import tabulate_saturation
-        from satstore.store import AnalysisStore
 
         if split not in (None, "train", "eval"):
             raise UnknownNameError(f"no split named {split!r}; known are train, eval")
-        remedy = f"train again with: satstore train --run {self.name} --overwrite"
-        self.commits.read(self.analysis_path.name).check(Folder(self.analysis_path), "spectra", remedy)
-        store = AnalysisStore(self.analysis_path)
-        n_epochs = self.manifest.summary.epochs_done
-        spectra = {
-            name: {layer: found[:n_epochs] for layer, found in store.spectra(name).items()}
-            for name in (("train", "eval") if split is None else (split,))
-        }
+        spectra = {name: self.spectra(name) for name in (("train", "eval") if split is None else (split,))}
         if not any(spectra.values()):
             raise NotFoundError(f"{self.name} has no spectra yet; train it first")
         delta = self.config.delta if delta is None else delta

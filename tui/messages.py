@@ -2,6 +2,7 @@
 
 from textual.message import Message
 
+from satstore.usage import Usage
 from tui.reader import Snapshot
 
 
@@ -11,3 +12,11 @@ class SnapshotTaken(Message):
     def __init__(self, snapshot: Snapshot) -> None:
         super().__init__()
         self.snapshot = snapshot
+
+
+class UsageMeasured(Message):
+    """What the running jobs use, by number."""
+
+    def __init__(self, usages: dict[int, Usage]) -> None:
+        super().__init__()
+        self.usages = usages

@@ -5,6 +5,7 @@ It knows nothing of the app. A poll costs one ``stat`` per experiment; only a ma
 
 import os
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from satstore.events import read_events
 from satstore.jobs import Job, list_jobs
 from satstore.manifest import StageStatus, drawn_layers
 from satstore.run import Run
+from satstore.usage import Usage, UsageMeter
 
 TAIL_BYTES = 4096
 
@@ -230,26 +232,57 @@ def read_progress(path: Path) -> float | None:
 
 
 class ReaderThread(threading.Thread):
-    """Polls a logs folder until it is stopped, and posts each snapshot that differs from the one before."""
+    """Polls a logs folder until it is stopped, and posts each snapshot that differs from the one before.
 
-    def __init__(self, logs_dir: Path, post: Callable[[Snapshot], object], interval_s: float) -> None:
+    Attributes
+    ----------
+    measures
+        Whether what the running jobs use is measured and posted too.
+    """
+
+    def __init__(
+        self,
+        logs_dir: Path,
+        post: Callable[[Snapshot], object],
+        post_usages: Callable[[dict[int, Usage]], object],
+        interval_s: float,
+    ) -> None:
         super().__init__(name="reader", daemon=True)  # a hanging network disk must not keep the app alive
+        self.measures = False
         self._reader = Reader(logs_dir)
-        self._post = post
+        self._meter = UsageMeter()
+        self._post, self._post_usages = post, post_usages
         self._interval_s = interval_s
-        self._stopped = threading.Event()
+        self._stopped, self._woken = threading.Event(), threading.Event()
 
     def run(self) -> None:
         """Poll, post, wait."""
         posted: Snapshot | None = None
         while not self._stopped.is_set():
+            self._woken.clear()
+            started = time.monotonic()
             snapshot = self._reader.poll()
             if snapshot is not posted and not self._stopped.is_set():
                 self._post(snapshot)
                 posted = snapshot
-            self._stopped.wait(self._interval_s)
+            if self.measures:
+                self._measure(snapshot.jobs)
+            # A folder of thousands, or on a slow disk, must not keep a core busy.
+            self._woken.wait(max(self._interval_s, 50 * (time.monotonic() - started)))
+
+    def _measure(self, jobs: tuple[Job, ...]) -> None:
+        pids = {job.number: job.pid for job in jobs if job.is_running and job.pid and job.is_here}
+        found = {number: self._meter.measure(pid) for number, pid in pids.items()}
+        self._meter.forget(pids.values())
+        if not self._stopped.is_set():
+            self._post_usages({number: usage for number, usage in found.items() if usage is not None})
+
+    def look_now(self) -> None:
+        """Poll at once."""
+        self._woken.set()
 
     def stop(self) -> None:
         """Stop, and wait a moment for a poll that is under way."""
         self._stopped.set()
+        self._woken.set()
         self.join(timeout=2)

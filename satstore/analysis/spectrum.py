@@ -94,6 +94,30 @@ def intrinsic_dimension(eigenvalues: Float64, delta: float, definition: Definiti
     return np.where(np.isfinite(cumulative[..., -1]), count.astype(np.float64), np.nan)
 
 
+def dimension_table(eigenvalues: Float64, deltas: Sequence[float]) -> Float64:
+    """Return the exact intrinsic dimension at many deltas at once, one pass over the spectra for all.
+
+    Parameters
+    ----------
+    eigenvalues
+        (epoch, eigenvalue), as for `intrinsic_dimension`.
+    deltas
+        In (0, 1].
+
+    Returns
+    -------
+    ndarray
+        (epoch, delta), equal to what `intrinsic_dimension` returns for each.
+    """
+    table = np.full((len(eigenvalues), len(deltas)), np.nan)
+    for epoch, cumulative in enumerate(np.cumsum(eigenvalues, axis=-1)):
+        total = cumulative[-1]
+        if np.isfinite(total):
+            below = np.searchsorted(cumulative, np.asarray(deltas) * total)
+            table[epoch] = below + 1 if total > 0 else 0
+    return table
+
+
 def saturation(eigenvalues: Float64, delta: float, definition: Definition = "exact") -> Float64:
     """Divide the intrinsic dimension by the number of features.
 

@@ -242,7 +242,7 @@ def show(
 @app.command
 def plot(
     run: RunName,
-    *,
+    *others: Annotated[str, Parameter(help="more runs, to compare")],
     out: Annotated[
         Path | None,
         Parameter(help="PNG, SVG or PDF; by default layers.png or evolution.png in the run's folder"),
@@ -253,12 +253,18 @@ def plot(
     evolution: Annotated[
         bool, Parameter(negative="", help="draw the layers' curves over the epochs instead")
     ] = False,
+    by_depth: Annotated[
+        bool, Parameter(negative="", help="align the layers of several runs by their share of the depth")
+    ] = False,
+    delta: Annotated[float | None, Parameter(help="of the saturation; by default the config's")] = None,
+    epoch: Annotated[int | None, Parameter(help="from 0; by default the last")] = None,
     logs_dir: LogsDir = None,
 ) -> None:
-    """Draw saturation and probe accuracy over the layers, or over the epochs of training."""
-    from satstore.cli.look import plot_experiment
+    """Draw saturation and probe accuracy over the layers, of one run or several, or over the epochs."""
+    from satstore.cli.look import PlotOptions, plot_experiments
 
-    print(plot_experiment(run, logs_dir, out, all_layers, evolution))  # noqa: T201
+    options = PlotOptions(all_layers, evolution, by_depth, delta, epoch)
+    print(plot_experiments((run, *others), logs_dir, out, options))  # noqa: T201
 
 
 @app.command

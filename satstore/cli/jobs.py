@@ -10,10 +10,11 @@ from typing import Any
 from rich.table import Table
 
 from satstore.cli.look import make_console
-from satstore.jobs import Job, Progress, cancel_job, find_job, list_jobs, read_job, tail
+from satstore.jobs import Job, cancel_job, find_job, list_jobs, read_job, tail
 from satstore.logs import find_logs_dir
 from satstore.usage import Usage, UsageMeter
-from satstore.words import describe_age, describe_duration, describe_size
+from satstore.words import describe_age
+from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory
 
 POLL_S = 0.2
 PIECE_BYTES = 2**20
@@ -59,39 +60,10 @@ def make_table(jobs: list[Job], usages: dict[int, Usage]) -> Table:
         table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
     for job in jobs:
         usage = usages.get(job.number)
-        cells = [f"{job.number}", job.state, describe_job(job), *describe_usage(usage, has_gpu)]
+        cells = [f"{job.number}", job.state, describe_job(job), describe_cpu(usage), describe_memory(usage)]
+        cells += [describe_gpu(usage)] if has_gpu else []
         table.add_row(*cells, describe_age(time.time() - job.started), job.command)
     return table
-
-
-def describe_job(job: Job) -> str:
-    """Return how far a job is, or how it ended."""
-    if job.is_running:
-        return "" if job.progress is None else describe_progress(job.progress)
-    if job.state in ("failed", "lost"):
-        code = "" if job.exit_code is None else f"exit {job.exit_code}: "
-        return f"{code}{job.error}"
-    return "" if job.duration_s is None else f"after {describe_duration(job.duration_s)}"
-
-
-def describe_progress(progress: Progress) -> str:
-    """Return how far a stage is, in words."""
-    parts = [progress.stage]
-    if progress.share is not None:
-        parts[0] += f" {progress.share:.0%}"
-    if progress.rate is not None:
-        parts.append(f"{progress.rate:.3g}/s")
-    if progress.left_s is not None:
-        parts.append(f"{describe_duration(progress.left_s)} left")
-    return " · ".join(parts)
-
-
-def describe_usage(usage: Usage | None, has_gpu: bool) -> list[str]:
-    """Return the cells of what a job uses."""
-    if usage is None:
-        return ["", "", *([""] if has_gpu else [])]
-    gpu = "" if not usage.gpu_bytes else f"{usage.gpu_percent}% {describe_size(usage.gpu_bytes)}"
-    return [f"{usage.cpu_percent:.0f}%", describe_size(usage.memory_bytes), *([gpu] if has_gpu else [])]
 
 
 def cancel_one(number: int, grace_s: float, logs_dir: Path | None) -> None:

@@ -1,6 +1,6 @@
 """The small store of what was computed: spectra, last moments, probe coefficients and confusion matrices."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,17 @@ class AnalysisStore:
         store.remove_group(f"probes/{pooling}")
         store.remove_object("probes/zarr.json")  # written again with the first probe
 
-    def spectra(self, split: str) -> dict[str, NDArray[np.float64]]:
-        """Return each layer's eigenvalues (epoch, eigenvalue), descending; NaN where the layer failed."""
+    def spectra(self, split: str, layers: Collection[str] | None = None) -> dict[str, NDArray[np.float64]]:
+        """Return each layer's eigenvalues (epoch, eigenvalue), descending; NaN where the layer failed.
+
+        Parameters
+        ----------
+        layers
+            Those to read; by default all.
+        """
         groups = self._layers(f"spectra/{split}")
+        if layers is not None:
+            groups = {layer: group for layer, group in groups.items() if layer in layers}
         return {layer: np.asarray(get_array(group, "eigenvalues")[...]) for layer, group in groups.items()}
 
     def moments(self, split: str, layer: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

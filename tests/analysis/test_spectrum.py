@@ -1,3 +1,4 @@
+import math
 import subprocess
 import sys
 
@@ -5,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
-from satstore.analysis.spectrum import eigenvalues, intrinsic_dimension, saturation
+from satstore.analysis.spectrum import dimension_table, eigenvalues, intrinsic_dimension, saturation
 from satstore.errors import ConfigError, NumericsError
 
 DELTAS = [0.01, 0.5, 0.9, 0.99, 0.999, 0.9999, 1.0]
@@ -134,3 +137,21 @@ def test_eigenvalues__refuses_what_is_no_covariance():
 def test_spectrum__does_not_import_torch():
     code = "import sys, satstore.analysis.spectrum; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@given(
+    arrays(np.float64, st.tuples(st.integers(1, 4), st.integers(1, 12)), elements=st.floats(0, 1e6)),
+    st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=8),
+)
+def test_dimension_table__equals_the_dimension_at_each_delta(
+    values: NDArray[np.float64], deltas: list[float]
+) -> None:
+    spectra = -np.sort(-values, axis=-1)
+    table = dimension_table(spectra, deltas)
+    for place, delta in enumerate(deltas):
+        np.testing.assert_array_equal(table[:, place], intrinsic_dimension(spectra, delta))
+
+
+def test_dimension_table__is_nan_where_the_spectrum_is() -> None:
+    table = dimension_table(np.array([[3.0, 1.0], [math.nan, math.nan], [0.0, 0.0]]), [0.5, 1.0])
+    np.testing.assert_array_equal(table, [[1, 2], [math.nan, math.nan], [0, 0]])

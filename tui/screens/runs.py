@@ -1,109 +1,78 @@
 """The screen of all runs, with which the app starts."""
 
+import csv
+import io
 import shlex
-import time
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal
+from textual.containers import Horizontal, Vertical
 from textual.reactive import reactive
 from textual.screen import Screen
-from textual.widgets import DataTable, Footer, Static
+from textual.widgets import Button, Footer, Input, Static
 
+from satstore.errors import ConfigError
+from satstore.files import write_file
+from satstore.jobs import Job
 from satstore.logs import find_logs_dir
-from satstore.manifest import STAGE_KEYS, StageStatus
-from satstore.words import MARKS, describe_age
+from satstore.words import MARKS
+from tui.filters import Filter, parse_filter
+from tui.job_words import describe_job, find_job_of
 from tui.reader import Experiment, Snapshot
+from tui.rows import (
+    COLUMNS,
+    SORT_KEYS,
+    STYLES,
+    clean,
+    describe_counts,
+    describe_problem,
+    describe_row,
+    sort_experiments,
+)
+from tui.widgets.table import Table
 
-STYLES: dict[StageStatus, str] = {
-    "done": "green",
-    "running": "bold cyan",
-    "failed": "red",
-    "missing": "dim",
-}
-
-NAMES = ("run", "model", "dataset")
-NUMBERS = frozenset({"px", "epoch", "accuracy", "age"})
-COLUMNS = ("run", "model", "dataset", "px", "epoch", "accuracy", "stages", "age", "experiment")
-LAST = COLUMNS[-1]
-LEAST_WIDTHS = {"stages": len(STAGE_KEYS), "age": len("59 min"), LAST: len(LAST)}
+if TYPE_CHECKING:
+    from tui.app import SatstoreApp
 
 
-class RunsTable(DataTable[Text]):
-    """The table of experiments: one that changed is updated in place, the last column takes the room left."""
+class RunsTable(Table[Experiment]):
+    """The table of experiments."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("j", "cursor_down", "Cursor down", show=False),
-        Binding("k", "cursor_up", "Cursor up", show=False),
-    ]
+    HELP = """\
+## Runs
 
-    def __init__(self) -> None:
-        super().__init__(cursor_type="row")
-        self._shown: dict[str, Experiment] = {}
-        self._widths: dict[str, int] = {}
+Every experiment of the logs folder, live. `enter` opens one, `space` marks it, `c` compares the marked ones.
 
-    @property
-    def highlighted(self) -> Experiment | None:
-        """The experiment under the cursor."""
-        return next(iter(list(self._shown.values())[self.cursor_row :]), None)
-
-    @property
-    def _gap(self) -> int:
-        return 1 if self.screen.has_class("-narrow") else 2
-
-    def show(self, experiments: Iterable[Experiment]) -> None:
-        """Show these experiments, in their order; the cursor stays on its experiment."""
-        wanted = {experiment.name: experiment for experiment in experiments}
-        widths = fit_columns(list(wanted.values()), self.scrollable_content_region.width, self._gap)
-        if widths == self._widths and list(wanted) == list(self._shown):
-            changed = [e for name, e in wanted.items() if e is not self._shown[name]]
-            self._shown = wanted
-            for experiment in changed:
-                for column, cell in zip(COLUMNS, make_cells(experiment, widths), strict=True):
-                    self.update_cell(experiment.name, column, cell)
-        else:
-            self._fill(wanted, widths)
-
-    def _fill(self, wanted: dict[str, Experiment], widths: dict[str, int]) -> None:
-        under_cursor, row, top = self.highlighted, self.cursor_row, self.scroll_offset.y
-        self._shown, self._widths = wanted, widths
-        with self.app.batch_update():
-            self.clear(columns=True)
-            self.cell_padding = self._gap - 1
-            for column in COLUMNS:
-                label = align(column, column, widths[column])
-                self.add_column(label, key=column, width=widths[column] + 1 - self.cell_padding)
-            for name, experiment in wanted.items():
-                self.add_row(*make_cells(experiment, widths), key=name)
-            names = list(wanted)
-            if under_cursor is not None and under_cursor.name in wanted:
-                row = names.index(under_cursor.name)
-            self.scroll_to(y=top, animate=False, immediate=True)
-            self.move_cursor(row=min(row, len(names) - 1))
-
-    def update_ages(self) -> None:
-        """Let the experiments grow older: only those whose age reads differently now."""
-        now = time.time()
-        for name, experiment in self._shown.items():
-            age = experiment_age(experiment, now)
-            if self.get_cell(name, "age").plain.lstrip() != age:
-                self.update_cell(name, "age", Text(align("age", age, self._widths["age"])))
-
-    def on_resize(self) -> None:
-        """Fit the columns to the new width."""
-        self.show(self._shown.values())
+- `/` filters as you type: `model:resnet* acc>90 probe:done text`. Also `run:`, `experiment:`, `dataset:`,
+  `epoch>5`, `px=32`, `age<2h`, `disk>1GiB`, any stage (`train:failed`), `is:running`; `-` negates a term.
+- `s` sorts by the next column, `S` the other way round; so does a click on a heading.
+- `n` starts a stage, `x` ends the job of this run, `l` shows its log.
+- `e` writes the table as CSV, `y` copies the command that shows this run.
+"""
 
 
 class RunsScreen(Screen[None]):
     """All experiments of a logs folder, and what became of the one under the cursor."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("full_stop", "pause", "Pause", key_display=".", tooltip="Hold what is shown, or go on"),
+        Binding("slash", "filter", "Filter", key_display="/", tooltip="Show only what matches"),
+        Binding("space", "mark", "Mark", tooltip="Mark this run for comparison"),
+        Binding("c", "compare", "Compare", tooltip="Overlay the marked runs"),
+        Binding("s", "sort(1)", "Sort", show=False, tooltip="Sort by the next column"),
+        Binding("S", "reverse", "Reverse", show=False, tooltip="Sort the other way round"),
+        Binding("l", "log", "Log", show=False, tooltip="The log of this run's job"),
+        Binding("x", "cancel", "Cancel", show=False, tooltip="End this run's job"),
+        Binding("e", "export", "Export", show=False, tooltip="Write the table as CSV"),
+        Binding("y", "copy", "Copy command", show=False, tooltip="Copy the command that shows this run"),
+        Binding("d", "demo", "Demo", show=False, tooltip="Run the demo"),
+        Binding(
+            "full_stop", "pause", "Pause", key_display=".", show=False, tooltip="Hold what is shown, or go on"
+        ),
+        Binding("escape", "back", show=False),
     ]
 
     paused: reactive[bool] = reactive(False, init=False)
@@ -111,45 +80,99 @@ class RunsScreen(Screen[None]):
     def __init__(self, logs_dir: Path) -> None:
         super().__init__()
         self._logs_dir = logs_dir
+        self._filter = Filter()
+        self._order = ("run", False)
+        self.marked: frozenset[str] = frozenset()
+
+    @property
+    def _app(self) -> "SatstoreApp":
+        return cast("SatstoreApp", self.app)
+
+    @property
+    def table(self) -> RunsTable:
+        """The table of experiments."""
+        return self.query_one(RunsTable)
 
     def compose(self) -> ComposeResult:
         """Lay the screen out."""
         with Horizontal(id="top"):
             yield Static(Text(clean(f"satstore  {self._logs_dir}")), id="logs-dir")
             yield Static("reading …", id="counts")
-        yield RunsTable()
-        yield Static(id="empty")
+        with Horizontal(id="filter-bar"):
+            yield Static("/", id="slash")
+            yield Input(placeholder="model:resnet* acc>90 probe:done text", id="filter", compact=True)
+            yield Static(id="filter-error")
+        yield RunsTable(COLUMNS, key=lambda e: e.name, note=describe_problem)
+        with Vertical(id="empty"):
+            yield Static(id="empty-text")
+            yield Button("Run the demo (d)", id="demo", variant="primary")
         yield Static(id="detail")
-        yield Footer()
+        yield Static(id="jobs-line")
+        yield Footer(compact=True)
 
     def on_mount(self) -> None:
         """Follow the reader, and the clock."""
+        self.query_one("#filter-bar").display = False
+        self.query_one("#demo").display = not self._app.read_only
         self.watch(self.app, "snapshot", self._show)
         self.set_interval(1, self._tick)
+        self.table.set_sorted_by(*self._order)
+        self.table.focus()
+
+    # What is shown
 
     def _show(self, snapshot: Snapshot | None) -> None:
         if snapshot is None or self.paused:
             return
-        table = self.query_one(RunsTable)
         was_empty = self.has_class("-empty")
         self.set_class(not snapshot.experiments, "-empty")
-        self.query_one("#empty", Static).update(describe_empty(self._logs_dir, snapshot.problem))
-        table.show(snapshot.experiments)
+        empty = describe_empty(self._logs_dir, snapshot.problem)
+        if not snapshot.experiments:
+            self.query_one("#empty-text", Static).update(empty)
+            self.query_one("#demo").display = not (self._app.read_only or snapshot.problem)
+        found = [e for e in snapshot.experiments if self._filter.matches(e)]
+        self.table.show(sort_experiments(found, *self._order))
         if was_empty and snapshot.experiments:
-            table.focus()
-        self.query_one("#counts", Static).update(describe_counts(snapshot, self.paused))
+            self.table.focus()
+        self._show_counts(snapshot)
         self._show_detail()
+        self._show_jobs(snapshot.jobs)
+
+    def _show_counts(self, snapshot: Snapshot) -> None:
+        if snapshot.problem:
+            text = Text(clean(snapshot.problem), "bold red")
+        else:
+            text = describe_counts(self.table.rows, len(snapshot.experiments))
+        if self.marked:
+            text.append(" · ", "dim").append(f"● {len(self.marked)} marked", "bold")
+        if self.paused:
+            text.append("  ").append(" paused ", "reverse")
+        self.query_one("#counts", Static).update(text)
+
+    def _show_jobs(self, jobs: tuple[Job, ...]) -> None:
+        line = self.query_one("#jobs-line", Static)
+        running = [job for job in jobs if job.is_running]
+        line.display = bool(running)
+        text = Text(no_wrap=True, overflow="ellipsis")
+        for job in running:
+            text.append(f" ▶ {job.number} ", STYLES["running"]).append(f"{describe_job(job)}  ")
+        line.update(text)
 
     def _tick(self) -> None:
-        if not self.paused:
-            self.query_one(RunsTable).update_ages()
+        if not self.paused and self.is_current:
+            self.table.refresh_stale()
 
-    @on(DataTable.RowHighlighted)
+    @on(Table.Moved)
     def _show_detail(self) -> None:
-        experiment = self.query_one(RunsTable).highlighted
-        self.query_one("#detail", Static).update(
-            "" if experiment is None else describe_experiment(experiment)
-        )
+        experiment = self.table.current
+        detail = "" if experiment is None else describe_experiment(experiment)
+        self.query_one("#detail", Static).update(detail)
+
+    def _show_again(self) -> None:
+        snapshot = self._app.snapshot
+        paused, self.paused = self.paused, False
+        self._show(snapshot)
+        self.paused = paused
 
     def action_pause(self) -> None:
         """Hold what is shown, or go on."""
@@ -157,110 +180,164 @@ class RunsScreen(Screen[None]):
 
     def watch_paused(self) -> None:
         """Say so, and catch up where it ends."""
-        snapshot: Snapshot | None = getattr(self.app, "snapshot", None)
+        snapshot = self._app.snapshot
         if snapshot is not None:
-            self.query_one("#counts", Static).update(describe_counts(snapshot, self.paused))
+            self._show_counts(snapshot)
         self._show(snapshot)
 
+    # The filter
 
-def make_cells(experiment: Experiment, widths: dict[str, int]) -> list[Text]:
-    """Return an experiment's row."""
-    cells = []
-    for column, text in describe_row(experiment).items():
-        if column == "stages":
-            cells.append(Text.assemble(*((MARKS[s], STYLES[s]) for s in experiment.stages.values())))
-            continue
-        style = "yellow" if experiment.problem and column == LAST else ""
-        width = widths[column]
-        n_last = width // 2
-        if column == LAST:  # a name begins with what other columns show, and ends with a digest
-            n_last = 0 if experiment.problem else width - 1
-        cells.append(Text(align(column, shorten(text, width, n_last), width), style, no_wrap=True))
-    return cells
+    def action_filter(self) -> None:
+        """Type a filter."""
+        self.query_one("#filter-bar").display = True
+        self.query_one("#filter").focus()
 
+    @on(Input.Changed, "#filter")
+    def _filter_changed(self, event: Input.Changed) -> None:
+        error = self.query_one("#filter-error", Static)
+        try:
+            self._filter = parse_filter(event.value)
+        except ConfigError as problem:  # the rows stay as they were for the last one that could be read
+            error.update(Text(clean(str(problem)), no_wrap=True, overflow="ellipsis"))
+            return
+        error.update("")
+        self._show_again()
 
-def describe_row(experiment: Experiment) -> dict[str, str]:
-    """Return the texts of an experiment's row, by column, at full length."""
-    accuracy, epochs = experiment.test_accuracy, experiment.epochs
-    return {
-        "run": clean(experiment.run_id),
-        "model": clean(experiment.model),
-        "dataset": clean(experiment.dataset),
-        "px": "" if experiment.resolution is None else f"{experiment.resolution}",
-        "epoch": "" if epochs is None else f"{experiment.epochs_done}/{epochs}",
-        "accuracy": "" if accuracy is None else f"{accuracy:.2%}",
-        "stages": "".join(MARKS[status] for status in experiment.stages.values()),
-        "age": experiment_age(experiment, time.time()),
-        "experiment": clean(
-            f"⚠ {experiment.problem.removeprefix('manifest.json ')}"
-            if experiment.problem
-            else experiment.path.name
-        ),
-    }
+    @on(Input.Submitted, "#filter")
+    def _filter_done(self) -> None:
+        self.table.focus()
+        self.query_one("#filter-bar").display = bool(self.query_one("#filter", Input).value)
 
+    def action_back(self) -> None:
+        """Leave the filter; then take it away, and then the marks."""
+        text = self.query_one("#filter", Input)
+        if text.value:
+            text.value = ""
+        elif self.marked and not text.has_focus:
+            self.marked = frozenset()
+            self.table.set_marked(self.marked)
+            self._show_again()
+        self.query_one("#filter-bar").display = False
+        self.table.focus()
 
-def fit_columns(experiments: Sequence[Experiment], room: int, gap: int) -> dict[str, int]:
-    """Return the columns' widths: what their texts need, and for the last column what is left.
+    # The order
 
-    The longest names give way where that would be less than a sixth. No width depends on what a stage
-    changes, so that its progress moves no column.
-    """
-    rows = [describe_row(experiment) for experiment in experiments]
-    widths = {}
-    for column in COLUMNS[:-1]:
-        least = max(len(column), LEAST_WIDTHS.get(column, 0))
-        widths[column] = max([least, *(len(row[column]) for row in rows)])
-    widths["epoch"] = max([widths["epoch"], *(2 * len(str(e.epochs)) + 1 for e in experiments if e.epochs)])
-    for column in ("accuracy", "age"):  # longer ones than foreseen would be nonsense
-        widths[column] = max(len(column), LEAST_WIDTHS.get(column, 0))
-    room -= gap * len(COLUMNS)
-    least = max(LEAST_WIDTHS[LAST], room // 6)
-    while sum(widths.values()) + least > room:
-        widest = max(NAMES, key=widths.__getitem__)
-        if widths[widest] <= len(widest) + 1:
-            break
-        widths[widest] -= 1
-    widths[LAST] = max(least, room - sum(widths.values()))
-    return widths
+    def action_sort(self, step: int) -> None:
+        """Sort by the next of the columns in sight."""
+        keys = [key for key in self.table.widths if key in SORT_KEYS]
+        place = keys.index(self._order[0]) if self._order[0] in keys else -1
+        self._sort_by(keys[(place + step) % len(keys)])
 
+    @on(Table.HeadingClicked)
+    def _heading_clicked(self, event: Table.HeadingClicked) -> None:
+        if event.key == self._order[0]:
+            self.action_reverse()
+        else:
+            self._sort_by(event.key)
 
-def align(column: str, text: str, width: int) -> str:
-    """Return a text as wide as its column: numbers to the right, all else to the left."""
-    return text.rjust(width) if column in NUMBERS else text.ljust(width)
+    def _sort_by(self, column: str) -> None:
+        self._order = (
+            column,
+            column in ("accuracy", "saturation", "disk"),
+        )  # there, the largest are looked for
+        self.table.set_sorted_by(*self._order)
+        self._show_again()
 
+    def action_reverse(self) -> None:
+        """Sort the other way round."""
+        self._order = (self._order[0], not self._order[1])
+        self.table.set_sorted_by(*self._order)
+        self._show_again()
 
-def shorten(text: str, width: int, n_last: int) -> str:
-    """Cut a text to a width, out of its middle: the last characters, such as a digest, are kept."""
-    if len(text) <= width:
-        return text
-    n_last = min(n_last, width - 1)
-    return text[: width - 1 - n_last] + "…" + text[len(text) - n_last :]
+    # The run under the cursor
 
+    @on(Table.Opened)
+    def _open(self) -> None:
+        from tui.screens.run import RunScreen
 
-def clean(text: str) -> str:
-    """Return a text that a terminal can show: names on disk may hold control characters and broken UTF-8."""
-    return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
+        experiment = self.table.current
+        if experiment is not None and not experiment.problem:
+            self.app.push_screen(RunScreen(experiment.path))
 
+    def action_mark(self) -> None:
+        """Mark the run under the cursor, or unmark it."""
+        experiment = self.table.current
+        if experiment is not None:
+            self.marked ^= {experiment.name}
+            self.table.set_marked(self.marked)
+            self.table.action_move(1)
+            if self._app.snapshot is not None:
+                self._show_counts(self._app.snapshot)
 
-def experiment_age(experiment: Experiment, now: float) -> str:
-    """Return an experiment's age; nothing where it isn't known."""
-    return "" if experiment.created is None else describe_age(now - experiment.created)
+    def action_compare(self) -> None:
+        """Overlay the marked runs, and that under the cursor where only one is marked."""
+        from tui.screens.compare import CompareScreen
 
+        names = set(self.marked)
+        if len(names) < 2 and self.table.current is not None:
+            names.add(self.table.current.name)
+        known = self._app.snapshot.experiments if self._app.snapshot is not None else ()
+        paths = [e.path for e in known if e.name in names and not e.problem]
+        if len(paths) < 2:
+            self.notify("mark two runs or more with space, then compare them", severity="warning")
+            return
+        self.app.push_screen(CompareScreen(paths))
 
-def describe_counts(snapshot: Snapshot, paused: bool) -> Text:
-    """Return how many experiments there are, and of those how many need a look."""
-    if snapshot.problem:
-        return Text(clean(snapshot.problem), "bold red")
-    experiments = snapshot.experiments
-    text = Text(f"{len(experiments)} experiment" + "s" * (len(experiments) != 1))
-    for n, what, style in (
-        (sum(e.has("running") for e in experiments), "running", STYLES["running"]),
-        (sum(e.has("failed") for e in experiments), "failed", STYLES["failed"]),
-        (sum(bool(e.problem) for e in experiments), "unreadable", "yellow"),
-    ):
-        if n:
-            text.append(" · ", "dim").append(f"{n} {what}", style)
-    return text.append("  ").append(" paused ", "reverse") if paused else text
+    def job_target(self) -> str | None:
+        """Return what a new job is likely to be about."""
+        experiment = self.table.current
+        return None if experiment is None or experiment.problem else experiment.name
+
+    def _job(self) -> Job | None:
+        experiment = self.table.current
+        job = None if experiment is None else find_job_of(experiment.name, self._app.jobs)
+        if job is None:
+            self.notify("no job of this run is known", severity="warning")
+        return job
+
+    def action_log(self) -> None:
+        """Show the log of the run's job."""
+        from tui.screens.jobs import JobsScreen
+
+        job = self._job()
+        if job is not None:
+            self.app.push_screen(JobsScreen(job.number))
+
+    def action_cancel(self) -> None:
+        """End the run's job."""
+        job = self._job()
+        if job is not None and job.is_running:
+            self._app.cancel(job)
+        elif job is not None:
+            self.notify(f"job {job.number} is not running: it is {job.state}", severity="warning")
+
+    def action_copy(self) -> None:
+        """Copy the command that shows the run."""
+        experiment = self.table.current
+        if experiment is not None:
+            command = shlex.join(["satstore", "show", experiment.name, "--logs-dir", str(self._logs_dir)])
+            self.app.copy_to_clipboard(command)
+            self.notify(f"copied: {command}")
+
+    def action_export(self) -> None:
+        """Write the table as CSV into the current folder."""
+        rows = [describe_row(e) | {"problem": e.problem} for e in self.table.rows]
+        path = Path("satstore-runs.csv").absolute()
+
+        def work() -> None:
+            text = io.StringIO()
+            writer = csv.DictWriter(text, rows[0] if rows else [column.key for column in COLUMNS])
+            writer.writeheader()
+            writer.writerows(rows)
+            write_file(path, text.getvalue().encode())
+            self.app.call_from_thread(self.notify, f"wrote {path}")
+
+        self._app.in_thread(work, "export")
+
+    @on(Button.Pressed, "#demo")
+    def action_demo(self) -> None:
+        """Run the demo."""
+        self._app.start(["demo"])
 
 
 def describe_experiment(experiment: Experiment) -> Text:

@@ -99,6 +99,12 @@ class Table(ScrollView, Generic[T], can_focus=True):
         self._key, self._note = key, note
         self._drawn: dict[int, Strip] = {}
 
+    def set_columns(self, columns: Sequence[Column[T]]) -> None:
+        """Take other columns."""
+        self._columns = {column.key: column for column in columns}
+        self._fit()
+        self._draw_anew()
+
     @property
     def row_count(self) -> int:
         """How many rows it has."""

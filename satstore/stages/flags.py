@@ -1,0 +1,146 @@
+"""A stage's parameters as texts that people type: which fields there are, what is wrong, and the flags."""
+
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from cyclopts import Parameter
+from pydantic import BaseModel, ByteSize, ValidationError
+from pydantic.fields import FieldInfo
+
+from satstore.config import describe_item
+from satstore.registry import STAGES
+from satstore.stages.stage import join_parameters
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A parameter as a form shows it.
+
+    Attributes
+    ----------
+    name, flag, description
+        The parameter's; the flag is the one of its command.
+    default
+        How its default reads; empty where it has none.
+    choices
+        The values that it can have, where these are few; of a switch, none.
+    is_switch
+        Whether it is on or off.
+    takes_many
+        Whether it is a list, whose items commas or blanks separate.
+    """
+
+    name: str
+    flag: str
+    description: str
+    default: str
+    choices: tuple[str, ...] = ()
+    is_switch: bool = False
+    takes_many: bool = False
+
+
+def stage_model(stage: str) -> type[BaseModel]:
+    """Return the model of a stage's parameters, or of all stages' for ``run``."""
+    if stage == "run":
+        return join_parameters(STAGES)
+    model: type[BaseModel] = STAGES[stage].parameters
+    return model
+
+
+def describe_entries(model: type[BaseModel]) -> list[Entry]:
+    """Return a model's parameters as a form shows them."""
+    return [_describe(name, info) for name, info in model.model_fields.items()]
+
+
+def _describe(name: str, info: FieldInfo) -> Entry:
+    kind = _without_none(info.annotation)
+    takes_many = get_origin(kind) is tuple
+    is_optional_bool = kind is bool and info.default is None
+    choices: tuple[str, ...] = ()
+    if get_origin(kind) is Literal:
+        choices = tuple(map(str, get_args(kind)))
+    elif is_optional_bool:
+        choices = ("yes", "no")
+    return Entry(
+        name,
+        flag_of(name, info),
+        info.description or name.replace("_", " "),
+        _write_default(info.default),
+        choices,
+        kind is bool and not is_optional_bool,
+        takes_many,
+    )
+
+
+def _without_none(annotation: Any) -> Any:
+    if get_origin(annotation) in (Union, types.UnionType):
+        [kind] = [arg for arg in get_args(annotation) if arg is not type(None)]
+        return kind if not hasattr(kind, "__metadata__") else get_args(kind)[0]
+    return annotation
+
+
+def flag_of(name: str, info: FieldInfo) -> str:
+    """Return the flag of a parameter, as its command has it."""
+    named = [meta.name for meta in info.metadata if isinstance(meta, Parameter) and meta.name]
+    return tuple(named[0])[0] if named else f"--{name.replace('_', '-')}"
+
+
+def _write_default(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return ""
+    if isinstance(value, ByteSize):
+        return value.human_readable()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def check_texts(
+    model: type[BaseModel], texts: Mapping[str, str | bool]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the parameters that texts stand for, those at their default left out, and what is wrong.
+
+    Parameters
+    ----------
+    texts
+        What was typed, by parameter; empty: the default. A switch's is whether it is on.
+
+    Returns
+    -------
+    values
+        As the flags take them; see :func:`flag_words`.
+    errors
+        By parameter, the same that the command says.
+    """
+    values: dict[str, Any] = {}
+    for entry in describe_entries(model):
+        text = texts.get(entry.name, "")
+        if entry.is_switch:
+            if isinstance(text, bool) and text != model.model_fields[entry.name].default:
+                values[entry.name] = text
+        elif str(text).strip() not in ("", entry.default):
+            words = tuple(re.split(r"[\s,]+", str(text).strip()))
+            values[entry.name] = words if entry.takes_many else str(text).strip()
+    errors: dict[str, str] = {}
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        for item in error.errors():
+            errors.setdefault(str(item["loc"][0]), describe_item(item))
+    return values, errors
+
+
+def flag_words(model: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
+    """Return the flags that give a command those parameters."""
+    words: list[str] = []
+    for name, value in values.items():
+        flag = flag_of(name, model.model_fields[name])
+        if value in (True, "yes"):
+            words.append(flag)
+        elif value in (False, "no"):
+            words.append(flag.replace("--", "--no-", 1))
+        else:
+            for item in value if isinstance(value, tuple) else (value,):
+                words += [flag, str(item)]
+    return words

@@ -1,0 +1,82 @@
+"""Parameters as people type them: every stage's, against the command line itself."""
+
+from typing import Any
+
+import pytest
+
+from satstore.cli.app import app
+from satstore.registry import STAGES
+from satstore.stages.flags import check_texts, describe_entries, flag_words, stage_model
+
+EXAMPLES: dict[str, str] = {
+    "device": "cpu",
+    "latents": "no",
+    "pooling": "2, full pixelwise",
+    "latents_dir": "/tmp/some where",
+    "memory_limit": "3GiB",
+    "epoch": "0 4",
+    "layers": r"features\.\d",
+    "exclude": "fc",
+    "splits": "eval",
+    "mantissa_bits": "5",
+    "delta": ".9,.999",
+    "definition": "delve",
+    "workers": "2",
+    "scheduler": "tcp://host:8786",
+    "C": "0.5",
+    "tol": "1e-5",
+    "max_iter": "20",
+    "prefix": "weak",
+    "mode": "random",
+    "seed": "7",
+}
+
+
+def parse(stage: str, words: list[str]) -> Any:
+    _, bound, *_ = app.parse_args([stage, "--run", "r", *words], exit_on_error=False, print_error=False)
+    return bound.arguments.get("parameters") or stage_model(stage)()
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "run"])
+def test_flags__give_the_command_what_the_form_says(stage: str) -> None:
+    model = stage_model(stage)
+    entries = describe_entries(model)
+    assert all(entry.description for entry in entries)
+    texts = {e.name: True if e.is_switch else EXAMPLES[e.name] for e in entries}
+    values, errors = check_texts(model, texts)
+    assert not errors
+    assert dict(parse(stage, flag_words(model, values))) == dict(model.model_validate(values))
+    for entry in entries:  # and each alone
+        other = False if entry.is_switch and model.model_fields[entry.name].default else texts[entry.name]
+        values, errors = check_texts(model, {entry.name: other})
+        assert not errors
+        assert dict(parse(stage, flag_words(model, values))) == dict(model.model_validate(values)), entry
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "run"])
+def test_flags__are_none_where_all_is_left_at_its_default(stage: str) -> None:
+    model = stage_model(stage)
+    texts = {
+        e.name: model.model_fields[e.name].default if e.is_switch else e.default
+        for e in describe_entries(model)
+    }
+    assert check_texts(model, texts) == ({}, {})
+    assert check_texts(model, {}) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("stage", "name", "text", "said"),
+    [
+        ("probe", "workers", "many", "'workers': input should be a valid integer"),
+        ("probe", "pooling", "4, 0x2", "expected a number from 1 to 9999, full, or pixelwise, found '0x2'"),
+        ("extract", "mantissa_bits", "99", "'mantissa_bits': input should be less than or equal to 10"),
+        ("extract", "splits", "train,test", "'splits.1': input should be 'train' or 'eval', found 'test'"),
+        ("saturation", "delta", "2", "'delta.0': input should be less than or equal to 1"),
+        ("train", "memory_limit", "much", "'memory_limit'"),
+    ],
+)
+def test_check_texts__says_what_the_command_says(stage: str, name: str, text: str, said: str) -> None:
+    values, errors = check_texts(stage_model(stage), {name: text})
+    assert list(errors) == [name]
+    assert said in errors[name]
+    assert values

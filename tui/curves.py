@@ -1,0 +1,204 @@
+"""What the plots of a run are of: read once from its folder, then at any delta and epoch without a wait."""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satstore.analysis.spectrum import dimension_table
+from satstore.analysis.tail import find_tail
+from satstore.errors import SatstoreError
+from satstore.manifest import LayerRecord, drawn_layers, split_probe_key
+from satstore.run import Run
+
+Float64 = NDArray[np.float64]
+
+DELTAS: tuple[float, ...] = (
+    *(round(0.5 + 0.02 * i, 2) for i in range(20)),
+    *(round(0.9 + 0.01 * i, 2) for i in range(9)),
+    *(round(0.99 + 0.001 * i, 3) for i in range(9)),
+    *(round(0.999 + 0.0001 * i, 4) for i in range(10)),
+)
+"""What the delta slider stops at: from .5 to .9999, finer towards 1, where saturation changes most."""
+
+
+@dataclass(frozen=True)
+class RunCurves:
+    """One experiment's curves over its layers, at every epoch and delta.
+
+    Attributes
+    ----------
+    layers
+        In forward order.
+    shown
+        Places, among the layers, of those that figures show.
+    deltas
+        In ascending order, the config's among them.
+    dimensions
+        Split to intrinsic dimensions (epoch, layer, delta); NaN where the layer has no spectrum.
+    probes
+        Table of probes, such as ``pool4``, to epoch to accuracy on the eval split (layer).
+    metrics
+        Columns of ``metrics.csv``, a value per epoch.
+    fields
+        Layer to its smallest and largest receptive field, in pixels.
+    problems
+        What could not be read, in one line each.
+    """
+
+    name: str
+    title: str
+    path: Path
+    layers: tuple[LayerRecord, ...] = ()
+    shown: tuple[int, ...] = ()
+    n_epochs: int = 0
+    delta: float = 0.99
+    deltas: tuple[float, ...] = DELTAS
+    dimensions: Mapping[str, Float64] = field(default_factory=dict)
+    probes: Mapping[str, Mapping[int, Float64]] = field(default_factory=dict)
+    metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    fields: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    border: str | None = None
+    test_accuracy: float | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def n_features(self) -> Float64:
+        """Features of each layer."""
+        return np.array([record.n_features for record in self.layers], dtype=float)
+
+    def saturation(self, split: str, epoch: int, place: int) -> Float64:
+        """Return the saturation of each layer after an epoch, at the delta of that place."""
+        found = self.dimensions.get(split)
+        if found is None or not 0 <= epoch < len(found):
+            return np.full(len(self.layers), math.nan)
+        saturation: Float64 = found[epoch, :, place] / self.n_features
+        return saturation
+
+    def probe(self, table: str, epoch: int) -> Float64:
+        """Return the accuracy of each layer's probe after an epoch; NaN where none was fitted."""
+        return self.probes.get(table, {}).get(epoch, np.full(len(self.layers), math.nan))
+
+    def model_accuracy(self, epoch: int) -> float | None:
+        """Return the model's test accuracy after an epoch."""
+        values = self.metrics.get("eval_accuracy", ())
+        if 0 <= epoch < len(values):
+            return values[epoch]
+        return self.test_accuracy if epoch == self.n_epochs - 1 else None
+
+    def tail(self, epoch: int, place: int, layers: Sequence[int]) -> int | None:
+        """Return where the tail starts among some layers, by the probes and the train split's saturation."""
+        if not self.probes:
+            return None
+        accuracy = self.probe(next(iter(self.probes)), epoch)[list(layers)]
+        saturation = self.saturation("train", epoch, place)[list(layers)]
+        return find_tail([*accuracy], [*saturation])
+
+
+def read_curves(path: Path) -> RunCurves:
+    """Read an experiment's curves; what is missing is left out, and what is damaged is named.
+
+    Raises
+    ------
+    SatstoreError
+        If there is no such run, or its manifest can't be read.
+    """
+    run = Run(path)
+    config, manifest = run.config, run.manifest
+    problems: list[str] = []
+    names = run.layers
+    drawn = set(drawn_layers(manifest.layers))
+    deltas = tuple(sorted({*DELTAS, config.delta}))
+    return RunCurves(
+        name=run.name,
+        title=f"{config.model} on {config.dataset} at {config.resolution} px",
+        path=path,
+        layers=tuple(manifest.layers),
+        shown=tuple(place for place, name in enumerate(names) if name in drawn),
+        n_epochs=manifest.summary.epochs_done,
+        delta=config.delta,
+        deltas=deltas,
+        dimensions=_read_dimensions(run, deltas, problems),
+        probes=_read_probes(run, problems),
+        metrics={name: _numbers(texts) for name, texts in _read_table(run, "metrics.csv", problems).items()},
+        fields=_read_fields(run, problems),
+        border=manifest.summary.border_layer,
+        test_accuracy=manifest.summary.test_accuracy,
+        problems=tuple(problems),
+    )
+
+
+def _read_dimensions(run: Run, deltas: Sequence[float], problems: list[str]) -> dict[str, Float64]:
+    found = {}
+    if run.last_epoch < 0:
+        return {}
+    for split in ("train", "eval"):
+        try:
+            spectra = run.spectra(split)
+        except SatstoreError as error:
+            problems.append(str(error))
+            continue
+        table = np.full((run.last_epoch + 1, len(run.layers), len(deltas)), math.nan)
+        for place, layer in enumerate(run.layers):
+            if layer in spectra:
+                rows = dimension_table(spectra[layer], deltas)
+                table[: len(rows), place] = rows
+        if spectra:
+            found[split] = table
+    return found
+
+
+def _read_probes(run: Run, problems: list[str]) -> dict[str, dict[int, Float64]]:
+    found: dict[str, dict[int, Float64]] = {}
+    for key in run.manifest.probes:
+        table = split_probe_key(key)
+        name = f"{table.prefix}-{table.pooling}" if table.prefix else table.pooling
+        columns = _read_table(run, f"probe-{key}.csv", problems)
+        accuracy: dict[str, list[float]] = {}
+        values = _numbers(columns.get("eval_accuracy", ()))
+        for layer, value in zip(columns.get("layer", ()), values, strict=True):
+            accuracy.setdefault(layer, []).append(value)
+        means = [float(np.mean(accuracy[layer])) if layer in accuracy else math.nan for layer in run.layers]
+        epoch = run.last_epoch if table.epoch is None else table.epoch
+        if accuracy:
+            found.setdefault(name, {})[epoch] = np.array(means)
+    return dict(sorted(found.items(), key=lambda item: "-" in item[0]))  # those without a prefix first
+
+
+def _read_fields(run: Run, problems: list[str]) -> dict[str, tuple[float, float]]:
+    table = _read_table(run, "receptive_field.csv", problems)
+    low, high = (_numbers(table.get(f"receptive_field_{end}", ())) for end in ("min", "max"))
+    return dict(zip(table.get("layer", ()), zip(low, high, strict=True), strict=True))
+
+
+def _read_table(run: Run, name: str, problems: list[str]) -> dict[str, list[str]]:
+    """Return a CSV table's columns; of one that isn't there, none. Not with pandas: it takes 40 MB."""
+    if not run.has_file(name):
+        return {}
+    try:
+        rows = list(csv.DictReader(run.read_file(name).decode().splitlines()))
+    except (SatstoreError, ValueError) as error:
+        problems.append(str(error))
+        return {}
+    return {column: [row[column] or "" for row in rows] for column in (rows[0] if rows else ())}
+
+
+def _numbers(texts: Iterable[str]) -> list[float]:
+    return [float(text or "nan") for text in texts]
+
+
+def decimate(x: Sequence[float], y: Sequence[float], n_most: int) -> tuple[list[float], list[float]]:
+    """Return at most so many points of a curve: of each stretch the smallest and the largest."""
+    if len(x) <= n_most:
+        return list(x), list(y)
+    n_stretches = max(1, n_most // 2)
+    kept: list[int] = []
+    for stretch in np.array_split(np.arange(len(x)), n_stretches):
+        values = np.asarray([y[i] for i in stretch], dtype=float)
+        if np.isfinite(values).any():
+            kept += sorted({int(stretch[np.nanargmin(values)]), int(stretch[np.nanargmax(values)])})
+    return [x[i] for i in kept], [y[i] for i in kept]

@@ -1,0 +1,229 @@
+"""From a run's curves to what its screens draw and read out of them."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.text import Text
+
+from tui.curves import RunCurves
+from tui.rows import clean
+from tui.widgets.columns import Column
+from tui.widgets.curve_plot import MARKERS, PROBES, SATURATION, SATURATION_EVAL, Curve, Rule
+
+SPLITS = (("train", "saturation", SATURATION, "●"), ("eval", "saturation, eval", SATURATION_EVAL, "○"))
+MODEL, BORDER, TAIL, CURSOR = "#FFFFFF", "#F0E442", "#D55E00", "#888888"
+
+
+@dataclass(frozen=True)
+class View:
+    """What of a run is looked at.
+
+    Attributes
+    ----------
+    epoch
+        Counted from 0.
+    place
+        Of the delta, among the run's.
+    layers
+        Places of the layers that are shown.
+    cursor
+        Among these.
+    """
+
+    epoch: int
+    place: int
+    layers: tuple[int, ...]
+    cursor: int = 0
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """What is known of a layer at an epoch and a delta; NaN where it is not."""
+
+    index: int
+    layer: str
+    kind: str
+    n_features: int
+    shape: tuple[int, ...]
+    dimension: float
+    saturation: float
+    saturation_eval: float
+    probes: dict[str, float]
+    field: tuple[float, float] | None
+
+
+def tabulate(data: RunCurves, view: View) -> list[LayerRow]:
+    """Return a row per layer that is shown."""
+    train, evaluated = (data.saturation(split, view.epoch, view.place) for split in ("train", "eval"))
+    probes = {table: data.probe(table, view.epoch) for table in data.probes}
+    rows = []
+    for place in view.layers:
+        record = data.layers[place]
+        rows.append(
+            LayerRow(
+                place,
+                record.layer,
+                record.kind,
+                record.n_features,
+                tuple(record.output_shape),
+                round(train[place] * record.n_features) if np.isfinite(train[place]) else math.nan,
+                float(train[place]),
+                float(evaluated[place]),
+                {table: float(accuracy[place]) for table, accuracy in probes.items()},
+                data.fields.get(record.layer),
+            )
+        )
+    return rows
+
+
+def make_curves(data: RunCurves, view: View) -> list[Curve]:
+    """Return saturation of both splits and the accuracy of the probes over the layers."""
+    curves = []
+    x = list(range(len(view.layers)))
+    for split, label, color, marker in reversed(SPLITS):
+        if split in data.dimensions:
+            y = data.saturation(split, view.epoch, view.place)[list(view.layers)]
+            curves.append(Curve(label, x, [*y], color, marker))
+    for (table, _), color, marker in zip(data.probes.items(), PROBES, MARKERS, strict=False):
+        y = data.probe(table, view.epoch)[list(view.layers)]
+        if np.isfinite(y).any():
+            curves.append(Curve(f"probe {table}", x, [*y], color, marker))
+    return curves
+
+
+def make_rules(data: RunCurves, view: View) -> list[Rule]:
+    """Return the cursor, the border layer, where the tail starts, and the model's accuracy."""
+    rules = []
+    names = [data.layers[place].layer for place in view.layers]
+    if names:
+        rules.append(Rule("cursor", view.cursor, CURSOR, "│"))
+    if data.border in names:
+        rules.append(Rule("border", names.index(data.border), BORDER, "┊"))
+    tail = data.tail(view.epoch, view.place, view.layers)
+    if tail is not None:
+        rules.append(Rule("tail", tail - 0.5, TAIL, "╎"))
+    accuracy = data.model_accuracy(view.epoch)
+    if accuracy is not None:
+        rules.append(Rule("model", accuracy, MODEL, "╌", is_vertical=False))
+    return rules
+
+
+def percent(value: float | None) -> str:
+    """Return a share in percent, a dash where it isn't known."""
+    return "–" if value is None or math.isnan(value) else f"{value:.1%}"
+
+
+def describe_layer(data: RunCurves, view: View) -> Text:
+    """Return which layer is under the cursor, in a line."""
+    record = data.layers[view.layers[view.cursor]]
+    shape = " × ".join(map(str, record.output_shape))
+    text = Text.assemble(
+        (f"▸ {view.cursor + 1}/{len(view.layers)} ", "dim"),
+        (clean(record.layer), "bold"),
+        f"  {record.kind}, {record.n_features} features, output {shape}",
+        no_wrap=True,
+        overflow="ellipsis",
+    )
+    if record.layer in data.fields:
+        low, high = data.fields[record.layer]
+        text.append(f", sees {low:.0f} px" if low == high else f", sees {low:.0f} to {high:.0f} px")
+    return text
+
+
+def describe_values(data: RunCurves, view: View) -> Text:
+    """Return the values under the cursor, each beside its mark in the plot."""
+    row = tabulate(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
+    text = Text()
+    found = {"train": row.saturation, "eval": row.saturation_eval}
+    for split, label, color, marker in SPLITS:
+        if split in data.dimensions:
+            text.append(f"{marker} ", color).append(f"{label} {percent(found[split])}   ")
+    for (table, accuracy), color, marker in zip(row.probes.items(), PROBES, MARKERS, strict=False):
+        text.append(f"{marker} ", color).append(f"probe {table} {percent(accuracy)}   ")
+    for rule in make_rules(data, view):
+        if rule.label == "model":
+            text.append("╌ ", MODEL).append(f"model {percent(rule.at)}   ")
+        elif rule.label == "border":
+            text.append("┊ ", BORDER).append(f"border {clean(data.border or '')}   ")
+        elif rule.label == "tail":
+            start = data.layers[view.layers[math.ceil(rule.at)]].layer
+            text.append("╎ ", TAIL).append(f"tail from {clean(start)}   ")
+    return text
+
+
+def make_columns(tables: Sequence[str]) -> list[Column[LayerRow]]:
+    """Return the columns of the table of layers."""
+
+    def column(key: str, label: str, width: int, rank: int, form: str) -> Column[LayerRow]:
+        return Column(
+            key, label, lambda row: _write(getattr(row, key), form), width, width, rank=rank, align="right"
+        )
+
+    columns = [
+        Column[LayerRow]("index", "#", lambda row: f"{row.index + 1}", 4, 4, rank=0, align="right"),
+        Column[LayerRow]("layer", "layer", lambda row: clean(row.layer), 12, 44, rank=0),
+        Column[LayerRow]("kind", "kind", lambda row: row.kind, 8, 8, rank=6),
+        column("n_features", "features", 8, 4, "{}"),
+        column("dimension", "dimension", 9, 5, "{:.0f}"),
+        column("saturation", "saturation", 10, 1, "{:.1%}"),
+        column("saturation_eval", "eval", 6, 3, "{:.1%}"),
+    ]
+    for table in tables:
+        columns.append(
+            Column[LayerRow](
+                table,
+                f"probe {table}",
+                lambda row, table=table: _write(row.probes[table], "{:.1%}"),  # type: ignore[misc]
+                max(6, len(table) + 6),
+                max(6, len(table) + 6),
+                rank=2,
+                align="right",
+            )
+        )
+    columns.append(Column("field", "sees px", lambda row: _describe_field(row.field), 11, 11, rank=7))
+    return columns
+
+
+def _write(value: float, form: str) -> str:
+    return "–" if math.isnan(value) else form.format(value)
+
+
+def _describe_field(field: tuple[float, float] | None) -> str:
+    if field is None:
+        return ""
+    return f"{field[0]:.0f}" if field[0] == field[1] else f"{field[0]:.0f}–{field[1]:.0f}"
+
+
+def training_curves(data: RunCurves) -> tuple[list[Curve], list[Curve]]:
+    """Return accuracies and losses over the epochs."""
+    colors = {"train": SATURATION, "eval": PROBES[0]}
+
+    def curves(of_accuracy: bool) -> list[Curve]:
+        found = []
+        for name, values in data.metrics.items():
+            split = name.partition("_")[0]
+            if split in colors and ("loss" in name) != of_accuracy:
+                first = name in ("train_accuracy", "eval_accuracy", "train_loss", "eval_loss")
+                marker = ("●" if split == "train" else "■") if first else "·"
+                found.append(Curve(name, list(range(len(values))), values, colors[split], marker))
+        return found
+
+    return curves(True), curves(False)
+
+
+def describe_curves(curves: Sequence[Curve], place: int) -> Text:
+    """Return a legend with the values at a place."""
+    text = Text()
+    for curve in curves:
+        value = curve.y[place] if place < len(curve.y) else math.nan
+        shown = "–" if math.isnan(value) else f"{value:.1%}" if "loss" not in curve.label else f"{value:.4g}"
+        text.append(f"{curve.marker} ", curve.color).append(f"{curve.label.replace('_', ' ')} {shown}   ")
+    return text
+
+
+def as_json(content: object) -> str:
+    """Return JSON to read."""
+    return json.dumps(content, indent=2, ensure_ascii=False)

@@ -1,0 +1,226 @@
+"""The screen of jobs: what runs, what ran, and the log of the one under the cursor."""
+
+import time
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal
+from textual.reactive import reactive
+from textual.screen import Screen
+from textual.widgets import Footer, Static
+
+from satstore.jobs import Job, JobState
+from satstore.usage import Usage
+from satstore.words import describe_age
+from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory
+from tui.reader import Snapshot
+from tui.rows import clean
+from tui.widgets.columns import Cell, Column
+from tui.widgets.log_view import LogView
+from tui.widgets.table import Table
+
+if TYPE_CHECKING:
+    from tui.app import SatstoreApp
+
+LOOKS: dict[JobState, tuple[str, str]] = {
+    "running": ("▶ running", "bold cyan"),
+    "done": ("✓ done", "green"),
+    "failed": ("✗ failed", "bold red"),
+    "cancelled": ("■ cancelled", "yellow"),
+    "lost": ("? lost", "bold red"),
+}
+
+BAR_WIDTH = 10
+
+
+class JobsTable(Table[tuple[Job, Usage | None]]):
+    """The table of jobs."""
+
+    HELP = """\
+## Jobs
+
+Commands that work on this logs folder, in the background or in a terminal, the newest first. They are processes
+of their own: closing this app, or the connection, ends none of them.
+
+- `x` ends a job: it is asked to stop, and killed after 10 s. The same command goes on where it was.
+- `l` goes to the log below, `y` copies the command, `n` starts a new one.
+- `.` holds what is shown, or goes on.
+"""
+
+
+class JobsScreen(Screen[None]):
+    """Jobs, and the log of the one under the cursor."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("x", "cancel", "Cancel", tooltip="End this job"),
+        Binding("l", "log", "Log", tooltip="Scroll through this job's log"),
+        Binding("y", "copy", "Copy command", tooltip="Copy this job's command"),
+        Binding(
+            "full_stop", "pause", "Pause", key_display=".", show=False, tooltip="Hold what is shown, or go on"
+        ),
+        Binding("escape", "back", "Back"),
+    ]
+
+    paused: reactive[bool] = reactive(False, init=False)
+
+    def __init__(self, number: int | None = None) -> None:
+        super().__init__()
+        self._wanted = number
+
+    @property
+    def _app(self) -> "SatstoreApp":
+        return cast("SatstoreApp", self.app)
+
+    @property
+    def table(self) -> JobsTable:
+        """The table of jobs."""
+        return self.query_one(JobsTable)
+
+    def compose(self) -> ComposeResult:
+        """Lay the screen out."""
+        with Horizontal(id="top"):
+            yield Static("jobs", id="title")
+            yield Static(id="counts")
+        yield JobsTable(COLUMNS, key=lambda row: f"{row[0].number}")
+        yield Static(id="none")
+        yield Static(id="detail")
+        yield LogView()
+        yield Footer(compact=True)
+
+    def on_mount(self) -> None:
+        """Follow the reader, and let it measure."""
+        self.watch(self.app, "snapshot", self._show)
+        self.watch(self.app, "usages", self._show)
+        self.set_interval(1, self._tick)
+        self.table.focus()
+
+    def on_screen_resume(self) -> None:
+        """Let what jobs use be measured."""
+        self._app.measure_usage(True)
+
+    def on_screen_suspend(self) -> None:
+        """Measure no more."""
+        self._app.measure_usage(False)
+
+    def on_unmount(self) -> None:
+        """Measure no more."""
+        self._app.measure_usage(False)
+
+    def _show(self, _: Snapshot | dict[int, Usage] | None = None) -> None:
+        if self._app.snapshot is None or self.paused:
+            return
+        jobs, usages = self._app.jobs, self._app.usages
+        known = {row[0].number: row for row in self.table.rows}
+        rows = []
+        for job in jobs:
+            row, before = (job, usages.get(job.number)), known.get(job.number)
+            rows.append(before if before == row and before is not None else row)
+        cursor, self._wanted = self._wanted, None
+        self.table.show(rows, None if cursor is None else f"{cursor}")
+        self.set_class(not jobs, "-empty")
+        self.query_one("#none", Static).update(
+            "No jobs yet. Press n to start one, or any stage with --detach."
+        )
+        self._show_counts()
+        self._show_current()
+
+    def _show_counts(self) -> None:
+        n_running = sum(job.is_running for job in self._app.jobs)
+        text = Text(f"{len(self._app.jobs)} jobs · ").append(f"{n_running} running", "bold cyan")
+        if self.paused:
+            text.append("  ").append(" paused ", "reverse")
+        self.query_one("#counts", Static).update(text)
+
+    def _tick(self) -> None:
+        if not self.paused and self.is_current:
+            self.table.refresh_stale()
+
+    @on(Table.Moved)
+    def _show_current(self) -> None:
+        row = self.table.current
+        log = self.query_one(LogView)
+        if row is None:
+            self.query_one("#detail", Static).update("")
+            log.follow(None)
+            return
+        job = row[0]
+        where = f"process {job.pid}" + ("" if job.is_here else f" on {job.host}")
+        text = Text(clean(job.command) + "\n", "bold")
+        text.append(where if job.is_running else clean(describe_job(job)), f"not bold {LOOKS[job.state][1]}")
+        if job.progress is not None and job.progress.run:
+            text.append(clean(f"  {job.progress.run}  {job.progress.text}"), "not bold dim")
+        self.query_one("#detail", Static).update(text)
+        log.follow(job.log_path)
+
+    @property
+    def _job(self) -> Job | None:
+        return None if self.table.current is None else self.table.current[0]
+
+    def job_target(self) -> str | None:
+        """Return what a new job is likely to be about."""
+        job = self._job
+        return job.progress.run if job is not None and job.progress is not None else None
+
+    @on(Table.Opened)
+    def action_log(self) -> None:
+        """Go to the log."""
+        self.query_one(LogView).focus()
+
+    def action_cancel(self) -> None:
+        """End the job under the cursor."""
+        job = self._job
+        if job is not None and job.is_running:
+            self._app.cancel(job)
+        elif job is not None:
+            self.notify(f"job {job.number} is not running: it is {job.state}", severity="warning")
+
+    def action_copy(self) -> None:
+        """Copy the command of the job under the cursor."""
+        if self._job is not None:
+            self.app.copy_to_clipboard(self._job.command)
+            self.notify(f"copied: {self._job.command}")
+
+    def action_pause(self) -> None:
+        """Hold what is shown, or go on."""
+        self.paused = not self.paused
+
+    def watch_paused(self) -> None:
+        """Say so, and catch up where it ends."""
+        self._show_counts()
+        self.query_one(LogView).paused = self.paused
+        self._show()
+
+    def action_back(self) -> None:
+        """Leave the log, then the screen."""
+        if self.query_one(LogView).has_focus:
+            self.table.focus()
+        else:
+            self.dismiss()
+
+
+def draw_progress(row: tuple[Job, Usage | None]) -> Cell:
+    """Return a bar of how far a job's stage is, and what there is to say."""
+    job = row[0]
+    share = job.progress.share if job.progress is not None else None
+    if not job.is_running or share is None:
+        return ((clean(describe_job(job)), "" if job.state in ("running", "done") else "red"),)
+    full = round(share * BAR_WIDTH)
+    return (("━" * full, "cyan"), ("─" * (BAR_WIDTH - full), "dim"), (f" {clean(describe_job(job))}", ""))
+
+
+COLUMNS: tuple[Column[tuple[Job, Usage | None]], ...] = (
+    Column("job", "job", lambda row: f"{row[0].number}", 4, 6, rank=0, align="right"),
+    Column("state", "state", lambda row: (LOOKS[row[0].state],), 11, 11, rank=1),
+    Column("progress", "progress", draw_progress, 26, 50, rank=2),
+    Column("cpu", "CPU", lambda row: describe_cpu(row[1]), 6, 6, rank=4, align="right"),
+    Column("memory", "memory", lambda row: describe_memory(row[1]), 9, 9, rank=5, align="right"),
+    Column("gpu", "GPU", lambda row: describe_gpu(row[1]), 14, 14, rank=7, align="right"),
+    Column("age", "age", lambda row: describe_age(time.time() - row[0].started), 6, 6, rank=6, align="right"),
+    Column(
+        "command", "command", lambda row: clean(row[0].command), 12, 300, rank=3, n_last=0, stretches=True
+    ),
+)
+"""The columns of the jobs screen."""

@@ -1,0 +1,338 @@
+"""The form of a new job, made from a stage's own parameters."""
+
+import re
+import shlex
+from functools import partial
+from typing import TYPE_CHECKING, ClassVar, cast
+
+from pydantic import BaseModel
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.screen import Screen
+from textual.suggester import SuggestFromList
+from textual.widgets import Button, Checkbox, Footer, Input, Select, Static
+
+from satstore.config import ExperimentConfig, list_configs, read_config
+from satstore.errors import ConfigError, SatstoreError
+from satstore.logs import check_run_id, find_runs
+from satstore.registry import STAGES
+from satstore.stages.flags import Entry, check_texts, describe_entries, flag_words, stage_model
+from satstore.stages.stage import StageParameters
+from tui.export import run_command
+from tui.rows import clean
+
+if TYPE_CHECKING:
+    from tui.app import SatstoreApp
+
+TARGETS = (
+    Entry("run", "--run", "a run that is there: RES, or RES/<experiment>", ""),
+    Entry(
+        "config",
+        "--config",
+        "or a config: a shipped one's name, or a JSON file; missing stages run first",
+        "",
+    ),
+    Entry("run_id", "--run-id", "with a config: the name that the run gets", ""),
+)
+N_SHOWN = 6
+
+
+class NewJobScreen(Screen[None]):
+    """Starts a stage.
+
+    Parameters
+    ----------
+    target
+        The run that it is likely to be about.
+    """
+
+    HELP = """\
+## A new job
+
+The fields are the stage's own parameters; what is left empty has its default. What is wrong is said under its
+field, as the command would say it. The command line below does the same in a shell.
+
+- `tab` and `enter` go to the next field, `ctrl+s` starts the job, `ctrl+y` copies the command line.
+- `ctrl+g` shows what a config takes before it starts: disk, memory and time.
+- The job is a process of its own: closing this app does not end it.
+"""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+s", "start", "Start", priority=True, tooltip="Start the job"),
+        Binding("ctrl+g", "estimate", "Estimate", priority=True, tooltip="What the config takes"),
+        Binding("ctrl+y", "copy", "Copy command", priority=True, tooltip="Copy the command line"),
+        Binding("escape", "dismiss", "Back", tooltip="Back, and start nothing"),
+    ]
+
+    def __init__(self, target: str | None = None, stage: str | None = None) -> None:
+        super().__init__()
+        self._target, self._stage = target, stage or "run"
+        self._model: type[BaseModel] = StageParameters
+        self._errors: dict[str, str] = {}
+        self._words: list[str] = []
+
+    @property
+    def _app(self) -> "SatstoreApp":
+        return cast("SatstoreApp", self.app)
+
+    # Its layout
+
+    def compose(self) -> ComposeResult:
+        """Lay the screen out."""
+        stages = ["run", *(name for name in STAGES if _is_usable(name))]
+        first = self._likely_stage(stages)
+        with Horizontal(id="top"):
+            yield Static("new job", id="title")
+            yield Static(id="counts")
+        with VerticalScroll(id="form", can_focus=False):
+            with Horizontal(classes="field"):
+                yield Static("stage", classes="label")
+                yield Select(
+                    [(name, name) for name in stages],
+                    value=first,
+                    allow_blank=False,
+                    id="stage",
+                    compact=True,
+                )
+            yield Static(id="about", classes="about")
+            for entry in TARGETS:
+                yield self._make_field(entry)
+            yield Vertical(id="parameters")
+        yield Static(id="preview")
+        with Horizontal(id="command-bar"):
+            yield Static(id="command")
+            yield Button("Estimate", id="estimate", compact=True)
+            yield Button("Start", id="start", variant="primary", compact=True)
+        yield Footer(compact=True)
+
+    def _likely_stage(self, stages: list[str]) -> str:
+        """Return the first stage that the run lacks."""
+        known = self._app.snapshot.experiments if self._app.snapshot is not None else ()
+        found = next((e for e in known if e.name == self._target), None)
+        missing = [
+            stage for stage in stages[1:] if found and found.stages.get(stage.replace("-", "_")) != "done"
+        ]
+        return missing[0] if missing else self._stage
+
+    def _make_field(self, entry: Entry) -> Vertical:
+        error = Static(id=f"error-{entry.name}", classes="error")
+        error.display = False
+        label = Static(entry.name.replace("_", " "), classes="label")
+        return Vertical(Horizontal(label, self._make_widget(entry), classes="field"), error, classes="entry")
+
+    def _make_widget(self, entry: Entry) -> Input | Select[str] | Checkbox:
+        name = f"field-{entry.name}"
+        if entry.is_switch:
+            is_on = bool(self._model.model_fields[entry.name].default)
+            return Checkbox(entry.description, is_on, id=name, compact=True, tooltip=entry.flag)
+        if entry.choices:
+            options = [(choice, choice) for choice in entry.choices]
+            if entry.default:
+                return Select(options, value=entry.default, allow_blank=False, id=name, compact=True)
+            return Select(options, prompt=entry.description, id=name, compact=True)
+        suggestions = self._suggest(entry.name)
+        return Input(
+            value=(self._target or "") if entry.name == "run" else "",
+            placeholder=f"{entry.default}  {entry.description}".strip(),
+            suggester=SuggestFromList(suggestions, case_sensitive=False) if suggestions else None,
+            id=name,
+            compact=True,
+            tooltip=f"{entry.flag}: {entry.description}",
+        )
+
+    def _suggest(self, name: str) -> list[str]:
+        if name == "config":
+            return list(list_configs())
+        if name == "run" and self._app.snapshot is not None:
+            return [experiment.name for experiment in self._app.snapshot.experiments]
+        return []
+
+    def on_mount(self) -> None:
+        """Show the stage's parameters."""
+        self.query_one("#preview").display = False
+        self.query_one("#field-config" if self._target is None else "#stage").focus()
+
+    @on(Select.Changed, "#stage")
+    async def _stage_chosen(self, event: Select.Changed) -> None:
+        stage = str(event.value)
+        self._model = stage_model(stage)
+        about = "all stages that the config names" if stage == "run" else STAGES[stage].description
+        self.query_one("#about", Static).update(Text(about))
+        parameters = self.query_one("#parameters", Vertical)
+        await parameters.remove_children()
+        await parameters.mount_all(map(self._make_field, describe_entries(self._model)))
+        self._check()
+
+    # What is typed
+
+    @on(Input.Changed)
+    @on(Checkbox.Changed)
+    @on(Select.Changed)
+    def _changed(self) -> None:
+        self._check()
+
+    @on(Input.Submitted)
+    def _next(self) -> None:
+        self.focus_next()
+
+    def _read(self, name: str) -> str | bool:
+        found = self.query(f"#field-{name}")
+        if not found:
+            return ""
+        widget = found.first()
+        if isinstance(widget, Checkbox):
+            return widget.value
+        if isinstance(widget, Select):
+            return "" if widget.is_blank() else str(widget.value)
+        assert isinstance(widget, Input)
+        return widget.value
+
+    def _check(self) -> None:
+        """Say what is wrong, and what the command line is."""
+        stage = str(self.query_one("#stage", Select).value)
+        names = [entry.name for entry in describe_entries(self._model)]
+        values, errors = check_texts(self._model, {name: self._read(name) for name in names})
+        target = {entry.name: str(self._read(entry.name)).strip() for entry in TARGETS}
+        self._words = [stage]
+        for entry in TARGETS:
+            if target[entry.name]:
+                self._words += [entry.flag, target[entry.name]]
+        self._words += flag_words(self._model, values)
+        self._errors = self._check_target(target) | errors
+        for name in [entry.name for entry in TARGETS] + names:
+            for widget in self.query(f"#error-{name}"):
+                widget.display = name in self._errors and self._errors[name] != ""
+                cast(Static, widget).update(Text(clean(self._errors.get(name, ""))))
+        self._show_grid(target["config"])
+        self.query_one("#command", Static).update(Text(clean(shlex.join(["satstore", *self._words])), "bold"))
+        self.query_one("#start").disabled = bool(self._errors) or self._app.read_only
+        self.query_one("#estimate").disabled = not (target["config"] or target["run"])
+
+    def _check_target(self, target: dict[str, str]) -> dict[str, str]:
+        """Return what is wrong with what the job is about; nothing is said of what is not yet typed."""
+        errors = {}
+        if target["run"]:
+            try:
+                find_runs(target["run"], self._app.logs_dir, unreadable=[])
+            except SatstoreError as error:
+                errors["run"] = str(error)
+            if target["config"]:
+                errors["config"] = "--config and --run exclude each other: a run has its own config"
+        elif not target["config"]:
+            errors["config"] = ""
+        elif not target["run_id"]:
+            errors["run_id"] = "--config needs --run-id, the name that the run's folder gets"
+        for name, check in (("config", read_config), ("run_id", check_run_id)):
+            if target[name] and name not in errors:
+                try:
+                    check(target[name])
+                except (SatstoreError, ImportError) as error:
+                    errors[name] = str(error)
+        if target["run_id"] and target["run"] and "run_id" not in errors:
+            errors["run_id"] = "--run-id goes with a config; a run has its name"
+        return errors
+
+    def _show_grid(self, config: str) -> None:
+        """Show the experiments that a config stands for."""
+        counts = self.query_one("#counts", Static)
+        try:
+            grid = read_config(config) if config else []
+        except (SatstoreError, ImportError):
+            grid = []
+        counts.update(f"{len(grid)} experiment" + "s" * (len(grid) != 1) if grid else "")
+        preview = self.query_one("#preview", Static)
+        preview.display = bool(grid)
+        preview.update(describe_grid(grid))
+
+    # What is done
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Grey out what ``--read-only`` forbids."""
+        return None if action == "start" and self._app.read_only else True
+
+    @on(Button.Pressed, "#start")
+    def action_start(self) -> None:
+        """Start the job, unless something is wrong."""
+        if self._errors:
+            name = next(iter(self._errors))
+            self.notify(
+                self._errors[name] or "name a run that is there, or a config and a run id", severity="error"
+            )
+            self.query_one(f"#field-{name}").focus()
+            return
+        self._app.start(self._words)
+        self.dismiss()
+
+    @on(Button.Pressed, "#estimate")
+    def action_estimate(self) -> None:
+        """Ask what the config takes, in a process of its own."""
+        config = str(self._read("config")).strip()
+        run = str(self._read("run")).strip()
+        try:
+            runs = find_runs(run, self._app.logs_dir) if run and not config else []
+            source = config or f"{runs[0].path / 'config.json'}"
+            read_config(source)
+        except (SatstoreError, IndexError) as error:
+            self.notify(str(error) or "name a config first", severity="warning")
+            return
+        poolings = [
+            word for item in str(self._read("pooling")).replace(",", " ").split() for word in ("-d", item)
+        ]
+        words = ["estimate", "--config", source, *poolings, "--logs-dir", str(self._app.logs_dir)]
+        self.query_one("#counts", Static).update("estimating …")
+        self._app.in_thread(partial(self._show_estimate, words), "estimate")
+
+    def _show_estimate(self, words: list[str]) -> None:
+        def say(text: str) -> None:
+            if self.is_attached:
+                self.query_one("#counts", Static).update("")
+                preview = self.query_one("#preview", Static)
+                preview.display = bool(text)
+                preview.update(Text(text.rstrip()))
+
+        try:
+            text = run_command(words)
+        except SatstoreError:
+            self.app.call_from_thread(say, "")
+            raise
+        self.app.call_from_thread(say, summarize_estimate(text))
+
+    def action_copy(self) -> None:
+        """Copy the command line."""
+        words = ["satstore", *self._words, "--logs-dir", str(self._app.logs_dir)]
+        self.app.copy_to_clipboard(shlex.join(words))
+        self.notify(f"copied: {shlex.join(words)}")
+
+
+def _is_usable(stage: str) -> bool:
+    try:
+        STAGES[stage]
+    except ConfigError:  # of a package that is broken
+        return False
+    return True
+
+
+def describe_grid(grid: list[ExperimentConfig]) -> Text:
+    """Return the first experiments of a grid, and their stages."""
+    text = Text(no_wrap=True, overflow="ellipsis")
+    if grid:
+        text.append(f"stages: {', '.join(grid[0].stages)}\n", "dim")
+    for config in grid[:N_SHOWN]:
+        text.append(f"{config.model} on {config.dataset}", "bold")
+        text.append(f" at {config.resolution} px, {config.epoch} epochs, {config.optimizer}\n")
+    if len(grid) > N_SHOWN:
+        text.append(f"and {len(grid) - N_SHOWN} more\n", "dim")
+    text.rstrip()
+    return text
+
+
+LAYER_ROW = re.compile(r"\s(Conv|Linear|LSTM)|^layer\s")
+
+
+def summarize_estimate(text: str, n_lines: int = 12) -> str:
+    """Return what ``satstore estimate`` prints, less the layers' rows."""
+    lines = [line.rstrip() for line in text.splitlines() if line.strip() and not LAYER_ROW.search(line)]
+    return "\n".join(lines[-n_lines:])

@@ -1,0 +1,484 @@
+"""The screen of one run: its curves over the layers, at any epoch and delta, and all else that is known."""
+
+import csv
+import io
+import json
+import math
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import numpy as np
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.screen import Screen
+from textual.widgets import Footer, Log, Static, TabbedContent, TabPane
+
+from satstore.errors import NotFoundError
+from satstore.events import Event
+from satstore.files import write_file
+from satstore.jobs import Job
+from satstore.run import Run
+from satstore.words import MARKS
+from tui.curves import RunCurves, read_curves
+from tui.export import ExportScreen, export_plot
+from tui.job_words import describe_job, find_job_of
+from tui.layers import (
+    LayerRow,
+    View,
+    as_json,
+    describe_curves,
+    describe_layer,
+    describe_values,
+    make_columns,
+    make_curves,
+    make_rules,
+    tabulate,
+    training_curves,
+)
+from tui.reader import Experiment, Snapshot
+from tui.rows import STYLES, clean
+from tui.widgets.curve_plot import SATURATION, Curve, CurvePlot, Rule
+from tui.widgets.heat_map import HeatMap
+from tui.widgets.log_view import LogView
+from tui.widgets.slider import Slider
+from tui.widgets.table import Table
+
+if TYPE_CHECKING:
+    from tui.app import SatstoreApp
+
+TABS = ("layers", "training", "spectrum", "table", "pixelwise", "config", "manifest", "events", "log")
+
+HELP = """\
+## A run
+
+Saturation and probe accuracy over the layers, in forward order.
+
+- `←` `→` move **delta**: saturation follows at once, from the stored spectra.
+- `[` `]` scrub through the **epochs** of training.
+- `↑` `↓`, `j` `k` move the **cursor** over the layers; its values are read out above the plot.
+- `1` to `9` choose a tab; `a` shows all layers, shortcuts and the last Linear too.
+- `e` exports the plot or the table, `y` copies the command that shows this run.
+- `n` starts a stage, `x` ends this run's job, `l` shows its log.
+
+The dashed line is the model's accuracy. `┊` is the border layer: the first conv whose input sees more than the
+image. `╎` is where the tail starts: from there on no probe gains a point, and saturation is under half the median.
+"""
+
+
+class LayerPlot(CurvePlot):
+    """The plot over the layers."""
+
+    HELP = HELP + "\n" + CurvePlot.HELP
+
+
+class LayersTable(Table[LayerRow]):
+    """The table of layers."""
+
+    HELP = "The layers at this epoch and delta. `e` exports the table as CSV."
+
+
+class EventsView(LogView):
+    """The events of a run, a line each."""
+
+    def describe_line(self, line: str) -> str:
+        """Return an event in words."""
+        import time
+
+        try:
+            event = Event(**json.loads(line))
+        except (ValueError, TypeError):
+            return ""
+        at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time))
+        count = f" {event.done}/{event.total}" if event.total else ""
+        values = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
+        return clean(f"{at} {event.stage} {event.kind}{count} {event.text} {values}")
+
+
+class RunScreen(Screen[None]):
+    """One run."""
+
+    HELP = HELP
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "delta(-1)", "Delta −", key_display="←", tooltip="A smaller delta"),
+        Binding("right", "delta(1)", "Delta +", key_display="→", tooltip="A larger delta"),
+        Binding("left_square_bracket", "epoch(-1)", "Epoch −", key_display="[", tooltip="An epoch back"),
+        Binding("right_square_bracket", "epoch(1)", "Epoch +", key_display="]", tooltip="An epoch on"),
+        Binding("up,k", "layer(-1)", "Layer −", show=False, tooltip="The layer before"),
+        Binding("down,j", "layer(1)", "Layer +", show=False, tooltip="The next layer"),
+        Binding("a", "all_layers", "All layers", tooltip="Shortcuts and the last Linear too, or not"),
+        Binding("e", "export", "Export", tooltip="Write the plot as PNG or SVG, or the table as CSV"),
+        Binding("y", "copy", "Copy", show=False, tooltip="Copy the command that shows this run"),
+        Binding("l", "log", "Log", show=False, tooltip="The log of this run's job"),
+        Binding("x", "cancel", "Cancel", show=False, tooltip="End this run's job"),
+        Binding("escape", "dismiss", "Back", tooltip="Back to the runs"),
+        *(
+            Binding(f"{i + 1}", f"tab({tab!r})", f"Tab {tab}", show=False, tooltip=f"Show {tab}")
+            for i, tab in enumerate(TABS)
+        ),
+    ]
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+        self._data: RunCurves | None = None
+        self._experiment: Experiment | None = None
+        self._view = View(-1, 0, ())
+        self._shows_all = False
+        self._map_of: tuple[str, object] | None = None
+
+    @property
+    def _app(self) -> "SatstoreApp":
+        return cast("SatstoreApp", self.app)
+
+    @property
+    def name_of_run(self) -> str:
+        """Run id and experiment."""
+        return f"{self._path.parent.name}/{self._path.name}"
+
+    def compose(self) -> ComposeResult:
+        """Lay the screen out."""
+        with Horizontal(id="top"):
+            yield Static(Text(clean(self.name_of_run)), id="title")
+            yield Static("reading …", id="counts")
+        yield Static(id="notice")
+        with TabbedContent(id="tabs"):
+            with TabPane("Layers", id="layers"):
+                yield Static(id="layer")
+                yield Static(id="values")
+                yield LayerPlot(id="layer-plot")
+            with TabPane("Training", id="training"):
+                yield Static(id="training-values")
+                with Horizontal(id="training-plots"):
+                    yield CurvePlot(id="accuracy-plot")
+                    yield CurvePlot(id="loss-plot")
+            with TabPane("Spectrum", id="spectrum"):
+                yield Static(id="spectrum-layer")
+                yield CurvePlot(id="spectrum-plot")
+            with TabPane("Table", id="table"):
+                yield LayersTable(make_columns([]), key=lambda row: row.layer)
+            with TabPane("Pixelwise", id="pixelwise"):
+                yield Static(id="pixelwise-layer")
+                yield HeatMap()
+            for name in ("config", "manifest"):
+                with TabPane(name.capitalize(), id=name):
+                    yield Log(id=f"{name}-text")
+            with TabPane("Events", id="events"):
+                yield EventsView(id="events-text")
+            with TabPane("Log", id="log"):
+                yield Static(id="log-job")
+                yield LogView(id="log-text")
+        with Vertical(id="sliders"):
+            yield Slider("delta", ["–"], keys="← →", id="delta")
+            yield Slider("epoch", ["–"], keys="[ ]", id="epoch")
+        yield Footer(compact=True)
+
+    def on_mount(self) -> None:
+        """Follow the reader."""
+        self.query_one("#notice").display = False
+        self.query_one("#layer-plot").focus()
+        self.query_one(EventsView).follow(self._path / "events.jsonl")
+        self.watch(self.app, "snapshot", self._follow)
+
+    # What is read
+
+    def _follow(self, snapshot: Snapshot | None) -> None:
+        if snapshot is None:
+            return
+        found = next((e for e in snapshot.experiments if e.path == self._path), None)
+        if found is None:
+            self._say("the folder of this run is gone", "bold red")
+            return
+        self._show_job(find_job_of(self.name_of_run, snapshot.jobs))
+        before, self._experiment = self._experiment, found
+        self._show_state()
+        if found.problem:
+            self._say(f"⚠ {clean(found.problem)}", "yellow")
+        elif before is None or replace(before, progress=None) != replace(found, progress=None):
+            self._app.in_thread(self._read, f"run {self._path}")
+
+    def _read(self) -> None:
+        data = read_curves(self._path)
+        run = Run(self._path)
+        texts = {"config": as_json(run.manifest.config), "manifest": run.manifest.model_dump_json(indent=2)}
+        self.app.call_from_thread(self._take, data, texts)
+
+    def _take(self, data: RunCurves, texts: dict[str, str]) -> None:
+        """Show what was read; the epoch stays, or goes on with training where it was the last."""
+        if not self.is_attached:
+            return
+        before, view = self._data, self._view
+        self._data = data
+        at_end = before is None or view.epoch == before.n_epochs - 1
+        epoch = data.n_epochs - 1 if at_end else min(view.epoch, data.n_epochs - 1)
+        place = data.deltas.index(data.delta) if before is None else view.place
+        layers = tuple(range(len(data.layers))) if self._shows_all else data.shown
+        cursor = min(view.cursor, max(0, len(layers) - 1))
+        self._view = View(max(0, epoch), place, layers, cursor)
+        self.query_one("#delta", Slider).set_texts([f"{delta:g}" for delta in data.deltas], place)
+        last = data.n_epochs - 1
+        texts_of_epochs = [f"{n}/{last}" for n in range(data.n_epochs)] or ["none yet"]
+        self.query_one("#epoch", Slider).set_texts(texts_of_epochs, max(0, epoch))
+        for name, text in texts.items():
+            log = self.query_one(f"#{name}-text", Log)
+            if "\n".join(log.lines).strip() != text.strip():
+                log.clear()
+                log.auto_scroll = False
+                log.write_lines(text.splitlines())
+        self.query_one(LayersTable).set_columns(make_columns(list(data.probes)))
+        self._map_of = None
+        self._say_what_is_missing(data)
+        self._draw()
+
+    # What is shown
+
+    def _say(self, text: str | Text, style: str = "") -> None:
+        notice = self.query_one("#notice", Static)
+        notice.display = bool(text)
+        notice.update(Text(text, style) if isinstance(text, str) else text)
+
+    def _say_what_is_missing(self, data: RunCurves) -> None:
+        lines = [Text(clean(problem), "red") for problem in data.problems]
+        failure = self._experiment.failure if self._experiment is not None else ""
+        if failure:
+            lines.append(Text(clean(failure), "red"))
+        running = self._experiment is not None and self._experiment.has("running")
+        if not data.dimensions and not data.problems:
+            again = "training has just begun" if running else "press n to start train"
+            lines.append(Text(f"no spectra yet: {again}", "yellow"))
+        elif not data.probes and not running:
+            lines.append(Text("no probes yet: press n to start probe", "yellow"))
+        self._say(Text("\n").join(lines))
+
+    def _show_state(self) -> None:
+        experiment = self._experiment
+        if experiment is None:
+            return
+        text = Text.assemble(*((MARKS[s], STYLES[s]) for s in experiment.stages.values()))
+        if experiment.progress is not None:
+            text.append(f" {experiment.progress:.0%}", STYLES["running"])
+        text.append(f"  epoch {experiment.epochs_done}/{experiment.epochs}")
+        if experiment.test_accuracy is not None:
+            text.append(f"  {experiment.test_accuracy:.2%}", "bold")
+        self.query_one("#counts", Static).update(text)
+
+    def _show_job(self, job: Job | None) -> None:
+        text = "no job of this run is known"
+        if job is not None:
+            text = f"job {job.number}, {job.state}  {describe_job(job)}  {job.command}"
+        self.query_one("#log-job", Static).update(Text(clean(text), "dim", no_wrap=True, overflow="ellipsis"))
+        self.query_one("#log-text", LogView).follow(None if job is None else job.log_path)
+
+    def _draw(self) -> None:
+        """Draw what the tab in sight shows."""
+        data, view = self._data, self._view
+        if data is None or not view.layers:
+            return
+        tab = self.query_one(TabbedContent).active
+        if tab == "layers":
+            self._draw_layers(data, view)
+        elif tab == "training":
+            self._draw_training(data, view)
+        elif tab == "spectrum":
+            self._app.in_thread(self._read_spectrum, "spectrum")
+        elif tab == "table":
+            self.query_one(LayersTable).show(
+                tabulate(data, view), data.layers[view.layers[view.cursor]].layer
+            )
+        elif tab == "pixelwise":
+            self._draw_map(data, view)
+
+    def _draw_layers(self, data: RunCurves, view: View) -> None:
+        self.query_one("#layer", Static).update(describe_layer(data, view))
+        self.query_one("#values", Static).update(describe_values(data, view))
+        n_layers = len(view.layers)
+        self.query_one("#layer-plot", CurvePlot).draw(
+            make_curves(data, view),
+            make_rules(data, view),
+            x_limits=(-0.5, n_layers - 0.5),
+            y_limits=(0.0, 1.0),
+            names=[data.layers[place].layer for place in view.layers],
+        )
+
+    def _draw_training(self, data: RunCurves, view: View) -> None:
+        accuracy, loss = training_curves(data)
+        values = describe_curves(accuracy, view.epoch).append_text(describe_curves(loss, view.epoch))
+        self.query_one("#training-values", Static).update(values)
+        x_limits = (-0.2, max(1, data.n_epochs - 1) + 0.2)
+        names = [f"{n}" for n in range(data.n_epochs)]
+        top = max((v for curve in loss for v in curve.y if math.isfinite(v)), default=1.0)
+        epoch = [Rule("epoch", view.epoch, "#888888", "│")]
+        self.query_one("#accuracy-plot", CurvePlot).draw(
+            accuracy, epoch, x_limits=x_limits, y_limits=(0.0, 1.0), names=names
+        )
+        self.query_one("#loss-plot", CurvePlot).draw(
+            loss, epoch, x_limits=x_limits, y_limits=(0.0, 1.05 * top), names=names
+        )
+
+    def _read_spectrum(self) -> None:
+        data, view = self._data, self._view
+        if data is None or not view.layers:
+            return
+        layer = data.layers[view.layers[view.cursor]].layer
+        spectra = Run(self._path).spectra("train", [layer])
+        if layer in spectra and view.epoch < len(spectra[layer]):
+            self.app.call_from_thread(self._draw_spectrum, data, view, spectra[layer][view.epoch])
+
+    def _draw_spectrum(self, data: RunCurves, view: View, eigenvalues: np.ndarray) -> None:
+        if not self.is_attached or view != self._view:
+            return
+        shares = eigenvalues / max(float(eigenvalues.sum()), 1e-300)
+        logs = np.log10(np.maximum(shares, 1e-12))
+        row = tabulate(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
+        delta = data.deltas[view.place]
+        text = describe_layer(data, view)
+        text.append(f"\n{row.dimension:.0f} of {row.n_features} directions hold {delta:g} of the variance")
+        text.append("; shares of the eigenvalues as powers of ten, the largest first", "dim")
+        self.query_one("#spectrum-layer", Static).update(text)
+        x_limits, y_limits = (0.0, len(logs) + 1.0), (max(-12.0, math.floor(float(logs.min()))), 0.0)
+        self.query_one("#spectrum-plot", CurvePlot).draw(
+            [Curve("share", list(range(1, len(logs) + 1)), [*logs], SATURATION)],
+            [Rule("dimension", row.dimension, "#F0E442", "┊")],
+            x_limits=x_limits,
+            y_limits=y_limits,
+        )
+
+    def _draw_map(self, data: RunCurves, view: View) -> None:
+        text = describe_layer(data, view)
+        record = data.layers[view.layers[view.cursor]]
+        if "pixelwise" not in data.probes:
+            text.append("\nno pixelwise probes: press n to start probe with the pooling pixelwise", "yellow")
+            self.query_one("#pixelwise-layer", Static).update(text)
+        elif self._map_of != (record.layer, data):
+            self._map_of = (record.layer, data)
+            self._app.in_thread(lambda: self._read_map(record.layer, text), "map")
+
+    def _read_map(self, layer: str, text: Text) -> None:
+        from satstore.store import AnalysisStore
+
+        try:
+            values = AnalysisStore(Run(self._path).analysis_path).probe("pixelwise", layer)["accuracy"]
+            text.append("\naccuracy of a probe at every position, in percent; after the last epoch", "dim")
+        except (NotFoundError, KeyError):
+            values = np.zeros((0, 0))
+            text.append("\nno pixelwise probe of this layer", "yellow")
+
+        def show() -> None:
+            if self.is_attached:
+                self.query_one("#pixelwise-layer", Static).update(text)
+                self.query_one(HeatMap).show(np.asarray(values, dtype=float))
+
+        self.app.call_from_thread(show)
+
+    @on(TabbedContent.TabActivated)
+    def _tab_shown(self) -> None:
+        self._draw()
+
+    # What moves
+
+    @on(Slider.Changed)
+    def _slider_moved(self, event: Slider.Changed) -> None:
+        if self._data is None:
+            return
+        before, place = self._view, event.slider.place
+        is_delta = event.slider.id == "delta"
+        self._view = replace(before, place=place) if is_delta else replace(before, epoch=place)
+        if self._view != before:
+            self._draw()
+
+    def action_delta(self, steps: int) -> None:
+        """Move delta."""
+        self.query_one("#delta", Slider).action_step(steps)
+
+    def action_epoch(self, steps: int) -> None:
+        """Go to another epoch."""
+        self.query_one("#epoch", Slider).action_step(steps)
+
+    def action_layer(self, steps: int) -> None:
+        """Move the cursor over the layers."""
+        last = len(self._view.layers) - 1
+        self._view = replace(self._view, cursor=max(0, min(self._view.cursor + steps, last)))
+        self._draw()
+
+    @on(Table.Moved)
+    def _row_moved(self) -> None:
+        table = self.query_one(LayersTable)
+        if table.rows and self.query_one(TabbedContent).active == "table":
+            self._view = replace(self._view, cursor=table.cursor_row)
+
+    def action_all_layers(self) -> None:
+        """Show all layers, or those of the main path."""
+        if self._data is not None:
+            self._shows_all = not self._shows_all
+            layers = tuple(range(len(self._data.layers))) if self._shows_all else self._data.shown
+            self._view = replace(self._view, layers=layers, cursor=min(self._view.cursor, len(layers) - 1))
+            self._draw()
+
+    def action_tab(self, tab: str) -> None:
+        """Show a tab, and let its content have the keys."""
+        self.query_one(TabbedContent).active = tab
+        pane = self.query_one(f"#{tab}", TabPane)
+        focusable = [widget for widget in pane.query("*") if widget.focusable]
+        (focusable[0] if focusable else self.query_one("#delta")).focus()
+
+    # What is done
+
+    def job_target(self) -> str:
+        """Return what a new job is likely to be about."""
+        return self.name_of_run
+
+    def action_log(self) -> None:
+        """Show the log of the run's job."""
+        self.action_tab("log")
+
+    def action_cancel(self) -> None:
+        """End the run's job."""
+        job = find_job_of(self.name_of_run, self._app.jobs)
+        if job is not None and job.is_running:
+            self._app.cancel(job)
+        else:
+            self.notify("no job of this run is running", severity="warning")
+
+    def action_copy(self) -> None:
+        """Copy the command that shows the run."""
+        words = ["satstore", "show", self.name_of_run, "--logs-dir", str(self._app.logs_dir)]
+        self.app.copy_to_clipboard(shlex.join(words))
+        self.notify(f"copied: {shlex.join(words)}")
+
+    def action_export(self) -> None:
+        """Write the plot or the table."""
+        if self._data is not None:
+            self.app.push_screen(ExportScreen(), self._export)
+
+    def _export(self, kind: str | None) -> None:
+        data, view = self._data, self._view
+        if kind is None or data is None:
+            return
+        path = Path(f"{self._path.parent.name}-{self._path.name}-layers.{kind}").absolute()
+        if kind == "csv":
+            self._app.in_thread(lambda: self._write_csv(path, data, view), "export")
+            return
+        words = ["plot", self.name_of_run, "--logs-dir", str(self._app.logs_dir), "--out", str(path)]
+        words += ["--delta", f"{data.deltas[view.place]:g}", "--epoch", f"{view.epoch}"]
+        words += ["--all-layers"] if self._shows_all else []
+        self._app.in_thread(lambda: export_plot(self.app, words, path), "export")
+
+    def _write_csv(self, path: Path, data: RunCurves, view: View) -> None:
+        text = io.StringIO()
+        writer = csv.writer(text)
+        tables = list(data.probes)
+        heads = ["layer", "kind", "n_features", "epoch", "delta", "intrinsic_dimension", "saturation"]
+        writer.writerow([*heads, "saturation_eval", *(f"probe_{table}" for table in tables)])
+        for row in tabulate(data, view):
+            values = [row.dimension, row.saturation, row.saturation_eval, *(row.probes[t] for t in tables)]
+            known = ["" if math.isnan(value) else value for value in values]
+            writer.writerow(
+                [row.layer, row.kind, row.n_features, view.epoch, data.deltas[view.place], *known]
+            )
+        write_file(path, text.getvalue().encode())
+        self.app.call_from_thread(self.notify, f"wrote {path}")

@@ -1,0 +1,162 @@
+"""A plot of curves that leaves the app's keys alone."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from textual.binding import Binding, BindingType
+from textual_plot import HiResMode, PlotWidget
+from textual_plot.axis_formatter import AxisFormatter, NumericAxisFormatter
+
+from tui.curves import decimate
+
+# Okabe and Ito's colours, lightened where a dark terminal would swallow them; markers differ too.
+SATURATION = "#56B4E9"
+SATURATION_EVAL = "#0072B2"
+PROBES = ("#E69F00", "#CC79A7", "#009E73", "#D55E00", "#F0E442")
+RUNS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#0072B2", "#BBBBBB")
+MARKERS = ("■", "▲", "◆", "▼", "✚", "★", "●", "✖")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line with markers.
+
+    Attributes
+    ----------
+    label, color, marker
+        How it is told from the others; without a marker it is a plain line.
+    """
+
+    label: str
+    x: Sequence[float]
+    y: Sequence[float]
+    color: str
+    marker: str = ""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A line across the plot, behind the curves: vertical at a place, or dashed at a height."""
+
+    label: str
+    at: float
+    color: str
+    marker: str = "┊"
+    is_vertical: bool = True
+
+
+class Labels(AxisFormatter):
+    """Names at whole numbers, as many as there is room for."""
+
+    def __init__(self, names: Sequence[str], width: int) -> None:
+        self.names, self.width = names, width
+
+    def get_ticks(self, min_: float, max_: float, max_ticks: int = 8) -> list[float]:
+        """Return the places that get a name."""
+        first, last = max(0, math.ceil(min_)), min(len(self.names) - 1, math.floor(max_))
+        longest = max((len(name) for name in self.names[first : last + 1]), default=1)
+        n_fit = max(1, self.width // (longest + 2))
+        step = max(1, math.ceil((last - first + 1) / n_fit))
+        return [float(place) for place in range(first, last + 1, step)]
+
+    def get_labels_for_ticks(self, ticks: Sequence[float]) -> list[str]:
+        """Return the names of those places; one that the edge would cut is cut in front."""
+        texts = []
+        for tick in ticks:
+            name, n_last = self.names[round(tick)], len(self.names)
+            room = 2 * int((n_last - 0.5 - tick) / n_last * self.width) + 2
+            texts.append(name if len(name) <= room else f"…{name[len(name) - max(1, room - 1) :]}")
+        return texts
+
+
+class CurvePlot(PlotWidget, inherit_bindings=False):
+    """Curves over layers or epochs; while it has the focus, + and - zoom and shift with the arrows pans."""
+
+    HELP = """\
+A plot: `+` and `-` zoom, `shift` with the arrows moves what is seen, `0` shows all again. The mouse wheel
+zooms, dragging moves. The screen's own keys go on working.
+"""
+
+    DEFAULT_CSS = """
+    CurvePlot {
+        &> .plot--axis { color: $foreground 30%; }
+        &:focus > .plot--axis { color: $primary; }
+        &> .plot--tick { color: $foreground 70%; text-style: none; }
+        &> .plot--label { color: $foreground 70%; text-style: none; }
+    }
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("plus,equals_sign", "zoom_in", "Zoom in", show=False),
+        Binding("minus", "zoom_out", "Zoom out", show=False),
+        Binding("shift+left", "pan_left", "Move left", show=False),
+        Binding("shift+right", "pan_right", "Move right", show=False),
+        Binding("shift+up", "pan_up", "Move up", show=False),
+        Binding("shift+down", "pan_down", "Move down", show=False),
+        Binding("0", "reset_scales", "Show all", show=False),
+    ]
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.set_reactive(CurvePlot.margin_top, 0)
+        self.set_reactive(CurvePlot.margin_bottom, 1)
+        self.set_reactive(CurvePlot.margin_left, 6)
+        self._names: Sequence[str] = ()
+        self._limits: object = None
+
+    def draw(
+        self,
+        curves: Sequence[Curve],
+        rules: Sequence[Rule] = (),
+        *,
+        x_limits: tuple[float, float] | None = None,
+        y_limits: tuple[float, float] | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
+        """Draw curves in place of those before; what was zoomed to stays in sight.
+
+        Parameters
+        ----------
+        names
+            Of the places 0, 1, … on the horizontal axis.
+        """
+        limits = (x_limits, y_limits)
+        if limits != self._limits:
+            self._limits = limits
+            self.set_xlimits(*(x_limits or (None, None)))
+            self.set_ylimits(*(y_limits or (None, None)))
+        self._names = names
+        self._name_axis()
+        self.clear()
+        width = max(20, self.size.width - self.margin_left)
+        for rule in rules:
+            self._draw_rule(rule, x_limits or (0.0, 1.0), y_limits or (0.0, 1.0), width)
+        for curve in curves:
+            x, y = decimate(curve.x, curve.y, 2 * width)
+            self.plot(x, y, curve.color, HiResMode.BRAILLE)
+        for curve in curves:
+            if curve.marker:
+                self.scatter(*decimate(curve.x, curve.y, 2 * width), curve.marker, curve.color)
+
+    def _draw_rule(
+        self, rule: Rule, x_limits: tuple[float, float], y_limits: tuple[float, float], width: int
+    ) -> None:
+        """Draw a rule of markers: the plot's own lines would hide the curves."""
+        n = 2 * self.size.height if rule.is_vertical else width * 2 // 3
+        start, end = y_limits if rule.is_vertical else x_limits
+        along = [start + (end - start) * i / max(1, n) for i in range(n + 1)]
+        across = [rule.at] * (n + 1)
+        points = (across, along) if rule.is_vertical else (along, across)
+        self.scatter(*points, rule.marker, rule.color)
+
+    def on_resize(self) -> None:
+        """Name as many places as there is room for."""
+        self._name_axis()
+
+    def _name_axis(self) -> None:
+        if not self._names:
+            self.set_x_formatter(NumericAxisFormatter())
+        else:
+            self.set_x_formatter(Labels(self._names, max(10, self.size.width - self.margin_left)))
