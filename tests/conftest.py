@@ -1,14 +1,17 @@
 """What tests share: the command line in a subprocess, and one demo run that many of them read."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from satstore.jobs import Job, cancel_job, list_jobs, start_job
 from satstore.run import Run
 
 # A busy machine makes any example slow; that is no failure.
@@ -60,3 +63,40 @@ def demo_run(demo_logs: Path) -> Run:
     """The demo's experiment."""
     [manifest] = demo_logs.glob("demo/*/manifest.json")
     return Run(manifest.parent)
+
+
+PLUGIN = '''
+import os, signal, time
+from satstore.stages.stage import stage
+
+@stage("sleepy", needs=(), pending=lambda run, parameters: ["sleep"])
+def sleepy(run, parameters):
+    """Sleep in steps."""
+    how = run.config.note
+    if how == "fail":
+        raise ValueError("the bed\\nbroke")
+    if how == "deaf":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    n_steps = 4 if how == "short" else 4000
+    for step in range(n_steps):
+        run.emit("sleepy", "progress", "asleep", done=step + 1, total=n_steps)
+        time.sleep(0.05)
+'''
+
+
+@pytest.fixture
+def start_sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Job]]:
+    """Starts a job that sleeps: until it is stopped, shortly, deaf to SIGTERM, or fails."""
+    (tmp_path / "sleeping.py").write_text(PLUGIN)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+
+    def start(how: str) -> Job:
+        config = {"plugins": ["sleeping"], "stages": ["sleepy"], "note": how}
+        (tmp_path / f"{how}.json").write_text(json.dumps(config))
+        words = ["run", "--config", str(tmp_path / f"{how}.json"), "--run-id", how]
+        return start_job([*words, "--logs-dir", str(tmp_path / "logs")], tmp_path / "logs", tmp_path)
+
+    yield start
+    for job in list_jobs(tmp_path / "logs"):
+        if job.is_running:
+            cancel_job(job, grace_s=0.1)

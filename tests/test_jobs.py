@@ -23,39 +23,6 @@ from satstore.logs import list_runs, make_run
 from satstore.usage import UsageMeter
 from tui.reader import Reader
 
-PLUGIN = '''
-import os, signal, time
-from satstore.stages.stage import stage
-
-@stage("sleepy", needs=(), pending=lambda run, parameters: ["sleep"])
-def sleepy(run, parameters):
-    """Sleep in steps."""
-    how = run.config.note
-    if how == "fail":
-        raise ValueError("the bed\\nbroke")
-    if how == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    n_steps = 4 if how == "short" else 4000
-    for step in range(n_steps):
-        run.emit("sleepy", "progress", "asleep", done=step + 1, total=n_steps)
-        time.sleep(0.05)
-'''
-
-
-@pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Job]:
-    """Starts a job that sleeps: until it is stopped, shortly, deaf to SIGTERM, or fails."""
-    (tmp_path / "sleeping.py").write_text(PLUGIN)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-
-    def start(how: str) -> Job:
-        config = {"plugins": ["sleeping"], "stages": ["sleepy"], "note": how}
-        (tmp_path / f"{how}.json").write_text(json.dumps(config))
-        words = ["run", "--config", str(tmp_path / f"{how}.json"), "--run-id", how]
-        return start_job([*words, "--logs-dir", str(tmp_path / "logs")], tmp_path / "logs", tmp_path)
-
-    return start
-
 
 def wait_until(job: Job, condition: Callable[[Job], bool]) -> Job:
     deadline = time.monotonic() + 60
@@ -72,8 +39,8 @@ def is_asleep(job: Job) -> bool:
     return job.progress is not None and job.progress.stage == "sleepy" and job.progress.done is not None
 
 
-def test_job__runs_to_its_end(start: Callable[[str], Job], tmp_path: Path) -> None:
-    job = start("short")
+def test_job__runs_to_its_end(start_sleeper: Callable[[str], Job], tmp_path: Path) -> None:
+    job = start_sleeper("short")
     assert (job.state, job.number, job.detached) == ("running", 1, True)
     assert job.command.startswith("satstore run --config ")
     assert os.getsid(job.pid or 0) != os.getsid(0), "it outlives the terminal"
@@ -95,15 +62,15 @@ def test_job__runs_to_its_end(start: Callable[[str], Job], tmp_path: Path) -> No
     assert Reader(tmp_path / "logs").poll().jobs == (job,)
 
 
-def test_job__that_fails_keeps_code_and_last_line(start: Callable[[str], Job]) -> None:
-    job = wait_until(start("fail"), lambda job: not job.is_running)
+def test_job__that_fails_keeps_code_and_last_line(start_sleeper: Callable[[str], Job]) -> None:
+    job = wait_until(start_sleeper("fail"), lambda job: not job.is_running)
     assert (job.state, job.exit_code) == ("failed", 1)
     assert job.error.startswith("satstore: fail/")
     assert job.error.endswith("ValueError: the bed broke (see --debug)")
 
 
-def test_cancel__stops_in_good_order(start: Callable[[str], Job], tmp_path: Path) -> None:
-    job = wait_until(start("long"), is_asleep)
+def test_cancel__stops_in_good_order(start_sleeper: Callable[[str], Job], tmp_path: Path) -> None:
+    job = wait_until(start_sleeper("long"), is_asleep)
     started = time.monotonic()
     assert cancel_job(job).state == "cancelled"
     assert time.monotonic() - started < 9, "it was not killed"
@@ -115,22 +82,22 @@ def test_cancel__stops_in_good_order(start: Callable[[str], Job], tmp_path: Path
         cancel_job(find_job(1, tmp_path / "logs"))
 
 
-def test_cancel__kills_what_does_not_stop(start: Callable[[str], Job]) -> None:
-    job = wait_until(start("deaf"), is_asleep)
+def test_cancel__kills_what_does_not_stop(start_sleeper: Callable[[str], Job]) -> None:
+    job = wait_until(start_sleeper("deaf"), is_asleep)
     family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
     assert cancel_job(job, grace_s=0.2).state == "cancelled"
     assert not any(process.is_running() and process.status() != "zombie" for process in family)
 
 
-def test_job__whose_command_is_killed_has_failed(start: Callable[[str], Job]) -> None:
-    job = wait_until(start("long"), is_asleep)
+def test_job__whose_command_is_killed_has_failed(start_sleeper: Callable[[str], Job]) -> None:
+    job = wait_until(start_sleeper("long"), is_asleep)
     os.kill(job.pid or 0, signal.SIGKILL)
     job = wait_until(job, lambda job: not job.is_running)
     assert (job.state, job.exit_code) == ("failed", -9)
 
 
-def test_job__that_nobody_saw_end_is_lost(start: Callable[[str], Job]) -> None:
-    job = wait_until(start("long"), is_asleep)
+def test_job__that_nobody_saw_end_is_lost(start_sleeper: Callable[[str], Job]) -> None:
+    job = wait_until(start_sleeper("long"), is_asleep)
     supervisor = psutil.Process(job.pid).ppid()
     os.kill(supervisor, signal.SIGKILL)
     assert wait_until(job, lambda _: True).state == "running", "the command goes on"
@@ -281,9 +248,9 @@ def test_cli__records_what_works_in_a_terminal(tmp_path: Path) -> None:
 
 
 def test_cli__log_stops_to_follow_on_ctrl_c_and_the_job_goes_on(
-    start: Callable[[str], Job], tmp_path: Path
+    start_sleeper: Callable[[str], Job], tmp_path: Path
 ) -> None:
-    job = wait_until(start("long"), is_asleep)
+    job = wait_until(start_sleeper("long"), is_asleep)
     words = [sys.executable, "-m", "satstore", "log", "1", "--follow", "--logs-dir", str(tmp_path / "logs")]
     follower = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(1.5)
@@ -295,10 +262,10 @@ def test_cli__log_stops_to_follow_on_ctrl_c_and_the_job_goes_on(
     cancel_job(job)
 
 
-def test_status__prints_experiments_and_jobs(start: Callable[[str], Job], tmp_path: Path) -> None:
+def test_status__prints_experiments_and_jobs(start_sleeper: Callable[[str], Job], tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     make_run(logs, "other", ExperimentConfig(model="vgg16"))
-    job = wait_until(start("long"), is_asleep)
+    job = wait_until(start_sleeper("long"), is_asleep)
     done = satstore("status", "--logs-dir", logs)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

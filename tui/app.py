@@ -16,14 +16,12 @@ from satstore.usage import Usage
 from tui.messages import SnapshotTaken, UsageMeasured
 from tui.reader import ReaderThread, Snapshot
 from tui.rows import clean
+from tui.screens.base import STARTS, AppScreen
 from tui.screens.jobs import JobsScreen
 from tui.screens.modals import ConfirmScreen, ErrorScreen
 from tui.screens.runs import RunsScreen
 
 POLL_INTERVAL_S = 1.0
-
-STARTS = frozenset({"new_job", "cancel", "export", "demo"})
-"""What ``--read-only`` leaves out: all that starts, ends or writes anything."""
 
 
 class SatstoreApp(App[None]):
@@ -183,9 +181,9 @@ class SatstoreApp(App[None]):
         """Open the form of a new job."""
         from tui.screens.new_job import NewJobScreen
 
-        target = getattr(self.screen, "job_target", None)
-        if not isinstance(self.screen, NewJobScreen):
-            self.push_screen(NewJobScreen(target() if target is not None else None))
+        screen = self.screen
+        if not isinstance(screen, NewJobScreen):
+            self.push_screen(NewJobScreen(screen.job_target() if isinstance(screen, AppScreen) else None))
 
     async def action_quit(self) -> None:
         """Leave, and say what goes on."""

@@ -253,6 +253,7 @@ class ReaderThread(threading.Thread):
         self._meter = UsageMeter()
         self._post, self._post_usages = post, post_usages
         self._interval_s = interval_s
+        self._next_measurement = 0.0
         self._stopped, self._woken = threading.Event(), threading.Event()
 
     def run(self) -> None:
@@ -265,10 +266,14 @@ class ReaderThread(threading.Thread):
             if snapshot is not posted and not self._stopped.is_set():
                 self._post(snapshot)
                 posted = snapshot
-            if self.measures:
-                self._measure(snapshot.jobs)
             # A folder of thousands, or on a slow disk, must not keep a core busy.
-            self._woken.wait(max(self._interval_s, 50 * (time.monotonic() - started)))
+            pause_s = max(self._interval_s, 50 * (time.monotonic() - started))
+            if self.measures and time.monotonic() >= self._next_measurement:
+                started = time.monotonic()
+                self._measure(snapshot.jobs)
+                now = time.monotonic()
+                self._next_measurement = now + max(self._interval_s, 20 * (now - started))
+            self._woken.wait(pause_s)
 
     def _measure(self, jobs: tuple[Job, ...]) -> None:
         pids = {job.number: job.pid for job in jobs if job.is_running and job.pid and job.is_here}

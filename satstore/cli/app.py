@@ -393,12 +393,20 @@ def prepare(
 
 
 @app.command
-def tui(*, logs_dir: LogsDir = None) -> None:
-    """Open the terminal app on the logs folder."""
-    from satstore.logs import find_logs_dir
+def tui(
+    *,
+    read_only: Annotated[bool, Parameter(negative="", help="start, end and write nothing")] = False,
+    theme: Annotated[str | None, Parameter(help="such as textual-light, nord or gruvbox")] = None,
+    serve: Annotated[
+        bool, Parameter(negative="", help="in a browser, on this machine only; needs satstore[serve]")
+    ] = False,
+    port: Annotated[int, Parameter(help="with --serve")] = 8000,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Open the terminal app on the logs folder: runs, their curves, and jobs, live."""
+    from satstore.cli.terminal import open_app, serve_app
 
-    if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # it draws on stderr
-        raise ConfigError("the terminal app needs a terminal; without one, list the runs with: satstore ls")
-    from tui.app import SatstoreApp
-
-    SatstoreApp(find_logs_dir(logs_dir)).run()
+    if serve:
+        serve_app(logs_dir, read_only, theme, port)
+    else:
+        open_app(logs_dir, read_only, theme)

@@ -85,7 +85,7 @@ def _without_none(annotation: Any) -> Any:
 def flag_of(name: str, info: FieldInfo) -> str:
     """Return the flag of a parameter, as its command has it."""
     named = [meta.name for meta in info.metadata if isinstance(meta, Parameter) and meta.name]
-    return tuple(named[0])[0] if named else f"--{name.replace('_', '-')}"
+    return next(iter(named[0])) if named else f"--{name.replace('_', '-')}"
 
 
 def _write_default(value: Any) -> str:

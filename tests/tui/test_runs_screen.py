@@ -147,7 +147,7 @@ async def test_runs_screen__updates_only_the_row_that_changed(
 async def test_runs_screen__lets_experiments_grow_older(tmp_path: Path) -> None:
     make(tmp_path, "a", age_s=-60)
     async with make_app(tmp_path).run_test() as pilot:
-        table = await wait_for_rows(pilot, 1)
+        await wait_for_rows(pilot, 1)
         first = read_screen(pilot)[2]
         await wait_for(pilot, lambda: read_screen(pilot)[2] != first)
 

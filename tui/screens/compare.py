@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 from rich.text import Text
@@ -11,18 +11,15 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from tui.curves import DELTAS, Float64, RunCurves, read_curves
 from tui.export import ExportScreen, export_plot
 from tui.layers import CURSOR, percent
 from tui.rows import clean
+from tui.screens.base import AppScreen
 from tui.widgets.curve_plot import MARKERS, RUNS, Curve, CurvePlot, Rule
 from tui.widgets.slider import Slider
-
-if TYPE_CHECKING:
-    from tui.app import SatstoreApp
 
 N_DEPTHS = 40
 """Steps of the cursor where layers are aligned by depth."""
@@ -44,7 +41,7 @@ pooling.
 """ + (CurvePlot.HELP or "")
 
 
-class CompareScreen(Screen[None]):
+class CompareScreen(AppScreen):
     """Several runs on one axis."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -66,10 +63,6 @@ class CompareScreen(Screen[None]):
         self._shows_all = False
         self._cursor = 0
 
-    @property
-    def _app(self) -> "SatstoreApp":
-        return cast("SatstoreApp", self.app)
-
     def compose(self) -> ComposeResult:
         """Lay the screen out."""
         with Horizontal(id="top"):
@@ -90,7 +83,7 @@ class CompareScreen(Screen[None]):
     def on_mount(self) -> None:
         """Read the runs."""
         self.query_one("#saturation-plot").focus()
-        self._app.in_thread(self._read, "compare")
+        self.satstore.in_thread(self._read, "compare")
 
     def _read(self) -> None:
         runs = [read_curves(path) for path in self._paths]
@@ -210,5 +203,5 @@ class CompareScreen(Screen[None]):
         words = ["plot", *(run.name for run in self._runs), "--out", str(path), "--delta", f"{delta:g}"]
         words += ["--by-depth"] if self._by_depth else []
         words += ["--all-layers"] if self._shows_all else []
-        words += ["--logs-dir", str(self._app.logs_dir)]
-        self._app.in_thread(lambda: export_plot(self.app, words, path), "export")
+        words += ["--logs-dir", str(self.satstore.logs_dir)]
+        self.satstore.in_thread(lambda: export_plot(self.app, words, path), "export")

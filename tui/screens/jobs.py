@@ -1,7 +1,7 @@
 """The screen of jobs: what runs, what ran, and the log of the one under the cursor."""
 
 import time
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from rich.text import Text
 from textual import on
@@ -9,7 +9,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.reactive import reactive
-from textual.screen import Screen
 from textual.widgets import Footer, Static
 
 from satstore.jobs import Job, JobState
@@ -18,12 +17,10 @@ from satstore.words import describe_age
 from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory
 from tui.reader import Snapshot
 from tui.rows import clean
+from tui.screens.base import AppScreen
 from tui.widgets.columns import Cell, Column
 from tui.widgets.log_view import LogView
 from tui.widgets.table import Table
-
-if TYPE_CHECKING:
-    from tui.app import SatstoreApp
 
 LOOKS: dict[JobState, tuple[str, str]] = {
     "running": ("▶ running", "bold cyan"),
@@ -42,8 +39,8 @@ class JobsTable(Table[tuple[Job, Usage | None]]):
     HELP = """\
 ## Jobs
 
-Commands that work on this logs folder, in the background or in a terminal, the newest first. They are processes
-of their own: closing this app, or the connection, ends none of them.
+Commands that work on this logs folder, in the background or in a terminal, the newest first. They are
+processes of their own: closing this app, or the connection, ends none of them.
 
 - `x` ends a job: it is asked to stop, and killed after 10 s. The same command goes on where it was.
 - `l` goes to the log below, `y` copies the command, `n` starts a new one.
@@ -51,7 +48,7 @@ of their own: closing this app, or the connection, ends none of them.
 """
 
 
-class JobsScreen(Screen[None]):
+class JobsScreen(AppScreen):
     """Jobs, and the log of the one under the cursor."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -69,10 +66,6 @@ class JobsScreen(Screen[None]):
     def __init__(self, number: int | None = None) -> None:
         super().__init__()
         self._wanted = number
-
-    @property
-    def _app(self) -> "SatstoreApp":
-        return cast("SatstoreApp", self.app)
 
     @property
     def table(self) -> JobsTable:
@@ -99,20 +92,20 @@ class JobsScreen(Screen[None]):
 
     def on_screen_resume(self) -> None:
         """Let what jobs use be measured."""
-        self._app.measure_usage(True)
+        self.satstore.measure_usage(True)
 
     def on_screen_suspend(self) -> None:
         """Measure no more."""
-        self._app.measure_usage(False)
+        self.satstore.measure_usage(False)
 
     def on_unmount(self) -> None:
         """Measure no more."""
-        self._app.measure_usage(False)
+        self.satstore.measure_usage(False)
 
     def _show(self, _: Snapshot | dict[int, Usage] | None = None) -> None:
-        if self._app.snapshot is None or self.paused:
+        if self.satstore.snapshot is None or self.paused:
             return
-        jobs, usages = self._app.jobs, self._app.usages
+        jobs, usages = self.satstore.jobs, self.satstore.usages
         known = {row[0].number: row for row in self.table.rows}
         rows = []
         for job in jobs:
@@ -128,8 +121,8 @@ class JobsScreen(Screen[None]):
         self._show_current()
 
     def _show_counts(self) -> None:
-        n_running = sum(job.is_running for job in self._app.jobs)
-        text = Text(f"{len(self._app.jobs)} jobs · ").append(f"{n_running} running", "bold cyan")
+        n_running = sum(job.is_running for job in self.satstore.jobs)
+        text = Text(f"{len(self.satstore.jobs)} jobs · ").append(f"{n_running} running", "bold cyan")
         if self.paused:
             text.append("  ").append(" paused ", "reverse")
         self.query_one("#counts", Static).update(text)
@@ -173,7 +166,7 @@ class JobsScreen(Screen[None]):
         """End the job under the cursor."""
         job = self._job
         if job is not None and job.is_running:
-            self._app.cancel(job)
+            self.satstore.cancel(job)
         elif job is not None:
             self.notify(f"job {job.number} is not running: it is {job.state}", severity="warning")
 

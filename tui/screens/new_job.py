@@ -3,7 +3,7 @@
 import re
 import shlex
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from pydantic import BaseModel
 from rich.text import Text
@@ -11,7 +11,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.screen import Screen
 from textual.suggester import SuggestFromList
 from textual.widgets import Button, Checkbox, Footer, Input, Select, Static
 
@@ -23,9 +22,7 @@ from satstore.stages.flags import Entry, check_texts, describe_entries, flag_wor
 from satstore.stages.stage import StageParameters
 from tui.export import run_command
 from tui.rows import clean
-
-if TYPE_CHECKING:
-    from tui.app import SatstoreApp
+from tui.screens.base import AppScreen
 
 TARGETS = (
     Entry("run", "--run", "a run that is there: RES, or RES/<experiment>", ""),
@@ -40,7 +37,7 @@ TARGETS = (
 N_SHOWN = 6
 
 
-class NewJobScreen(Screen[None]):
+class NewJobScreen(AppScreen):
     """Starts a stage.
 
     Parameters
@@ -74,10 +71,6 @@ field, as the command would say it. The command line below does the same in a sh
         self._errors: dict[str, str] = {}
         self._words: list[str] = []
 
-    @property
-    def _app(self) -> "SatstoreApp":
-        return cast("SatstoreApp", self.app)
-
     # Its layout
 
     def compose(self) -> ComposeResult:
@@ -110,7 +103,7 @@ field, as the command would say it. The command line below does the same in a sh
 
     def _likely_stage(self, stages: list[str]) -> str:
         """Return the first stage that the run lacks."""
-        known = self._app.snapshot.experiments if self._app.snapshot is not None else ()
+        known = self.satstore.snapshot.experiments if self.satstore.snapshot is not None else ()
         found = next((e for e in known if e.name == self._target), None)
         missing = [
             stage for stage in stages[1:] if found and found.stages.get(stage.replace("-", "_")) != "done"
@@ -146,8 +139,8 @@ field, as the command would say it. The command line below does the same in a sh
     def _suggest(self, name: str) -> list[str]:
         if name == "config":
             return list(list_configs())
-        if name == "run" and self._app.snapshot is not None:
-            return [experiment.name for experiment in self._app.snapshot.experiments]
+        if name == "run" and self.satstore.snapshot is not None:
+            return [experiment.name for experiment in self.satstore.snapshot.experiments]
         return []
 
     def on_mount(self) -> None:
@@ -203,12 +196,12 @@ field, as the command would say it. The command line below does the same in a sh
         self._words += flag_words(self._model, values)
         self._errors = self._check_target(target) | errors
         for name in [entry.name for entry in TARGETS] + names:
-            for widget in self.query(f"#error-{name}"):
+            for widget in self.query(f"#error-{name}").results(Static):
                 widget.display = name in self._errors and self._errors[name] != ""
-                cast(Static, widget).update(Text(clean(self._errors.get(name, ""))))
+                widget.update(Text(clean(self._errors.get(name, ""))))
         self._show_grid(target["config"])
         self.query_one("#command", Static).update(Text(clean(shlex.join(["satstore", *self._words])), "bold"))
-        self.query_one("#start").disabled = bool(self._errors) or self._app.read_only
+        self.query_one("#start").disabled = bool(self._errors) or self.satstore.read_only
         self.query_one("#estimate").disabled = not (target["config"] or target["run"])
 
     def _check_target(self, target: dict[str, str]) -> dict[str, str]:
@@ -216,7 +209,7 @@ field, as the command would say it. The command line below does the same in a sh
         errors = {}
         if target["run"]:
             try:
-                find_runs(target["run"], self._app.logs_dir, unreadable=[])
+                find_runs(target["run"], self.satstore.logs_dir, unreadable=[])
             except SatstoreError as error:
                 errors["run"] = str(error)
             if target["config"]:
@@ -249,10 +242,6 @@ field, as the command would say it. The command line below does the same in a sh
 
     # What is done
 
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Grey out what ``--read-only`` forbids."""
-        return None if action == "start" and self._app.read_only else True
-
     @on(Button.Pressed, "#start")
     def action_start(self) -> None:
         """Start the job, unless something is wrong."""
@@ -263,7 +252,7 @@ field, as the command would say it. The command line below does the same in a sh
             )
             self.query_one(f"#field-{name}").focus()
             return
-        self._app.start(self._words)
+        self.satstore.start(self._words)
         self.dismiss()
 
     @on(Button.Pressed, "#estimate")
@@ -272,7 +261,7 @@ field, as the command would say it. The command line below does the same in a sh
         config = str(self._read("config")).strip()
         run = str(self._read("run")).strip()
         try:
-            runs = find_runs(run, self._app.logs_dir) if run and not config else []
+            runs = find_runs(run, self.satstore.logs_dir) if run and not config else []
             source = config or f"{runs[0].path / 'config.json'}"
             read_config(source)
         except (SatstoreError, IndexError) as error:
@@ -281,9 +270,9 @@ field, as the command would say it. The command line below does the same in a sh
         poolings = [
             word for item in str(self._read("pooling")).replace(",", " ").split() for word in ("-d", item)
         ]
-        words = ["estimate", "--config", source, *poolings, "--logs-dir", str(self._app.logs_dir)]
+        words = ["estimate", "--config", source, *poolings, "--logs-dir", str(self.satstore.logs_dir)]
         self.query_one("#counts", Static).update("estimating …")
-        self._app.in_thread(partial(self._show_estimate, words), "estimate")
+        self.satstore.in_thread(partial(self._show_estimate, words), "estimate")
 
     def _show_estimate(self, words: list[str]) -> None:
         def say(text: str) -> None:
@@ -302,7 +291,7 @@ field, as the command would say it. The command line below does the same in a sh
 
     def action_copy(self) -> None:
         """Copy the command line."""
-        words = ["satstore", *self._words, "--logs-dir", str(self._app.logs_dir)]
+        words = ["satstore", *self._words, "--logs-dir", str(self.satstore.logs_dir)]
         self.app.copy_to_clipboard(shlex.join(words))
         self.notify(f"copied: {shlex.join(words)}")
 

@@ -7,7 +7,7 @@ import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 from rich.text import Text
@@ -15,7 +15,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.screen import Screen
 from textual.widgets import Footer, Log, Static, TabbedContent, TabPane
 
 from satstore.errors import NotFoundError
@@ -42,14 +41,12 @@ from tui.layers import (
 )
 from tui.reader import Experiment, Snapshot
 from tui.rows import STYLES, clean
+from tui.screens.base import AppScreen
 from tui.widgets.curve_plot import SATURATION, Curve, CurvePlot, Rule
 from tui.widgets.heat_map import HeatMap
 from tui.widgets.log_view import LogView
 from tui.widgets.slider import Slider
 from tui.widgets.table import Table
-
-if TYPE_CHECKING:
-    from tui.app import SatstoreApp
 
 TABS = ("layers", "training", "spectrum", "table", "pixelwise", "config", "manifest", "events", "log")
 
@@ -65,8 +62,9 @@ Saturation and probe accuracy over the layers, in forward order.
 - `e` exports the plot or the table, `y` copies the command that shows this run.
 - `n` starts a stage, `x` ends this run's job, `l` shows its log.
 
-The dashed line is the model's accuracy. `┊` is the border layer: the first conv whose input sees more than the
-image. `╎` is where the tail starts: from there on no probe gains a point, and saturation is under half the median.
+The dashed line is the model's accuracy. `┊` is the border layer: the first conv whose input sees more than
+the image. `╎` is where the tail starts: from there on no probe gains a point, and saturation is under half of
+the median.
 """
 
 
@@ -99,7 +97,7 @@ class EventsView(LogView):
         return clean(f"{at} {event.stage} {event.kind}{count} {event.text} {values}")
 
 
-class RunScreen(Screen[None]):
+class RunScreen(AppScreen):
     """One run."""
 
     HELP = HELP
@@ -131,10 +129,6 @@ class RunScreen(Screen[None]):
         self._view = View(-1, 0, ())
         self._shows_all = False
         self._map_of: tuple[str, object] | None = None
-
-    @property
-    def _app(self) -> "SatstoreApp":
-        return cast("SatstoreApp", self.app)
 
     @property
     def name_of_run(self) -> str:
@@ -200,7 +194,7 @@ class RunScreen(Screen[None]):
         if found.problem:
             self._say(f"⚠ {clean(found.problem)}", "yellow")
         elif before is None or replace(before, progress=None) != replace(found, progress=None):
-            self._app.in_thread(self._read, f"run {self._path}")
+            self.satstore.in_thread(self._read, f"run {self._path}")
 
     def _read(self) -> None:
         data = read_curves(self._path)
@@ -285,7 +279,7 @@ class RunScreen(Screen[None]):
         elif tab == "training":
             self._draw_training(data, view)
         elif tab == "spectrum":
-            self._app.in_thread(self._read_spectrum, "spectrum")
+            self.satstore.in_thread(self._read_spectrum, "spectrum")
         elif tab == "table":
             self.query_one(LayersTable).show(
                 tabulate(data, view), data.layers[view.layers[view.cursor]].layer
@@ -356,7 +350,7 @@ class RunScreen(Screen[None]):
             self.query_one("#pixelwise-layer", Static).update(text)
         elif self._map_of != (record.layer, data):
             self._map_of = (record.layer, data)
-            self._app.in_thread(lambda: self._read_map(record.layer, text), "map")
+            self.satstore.in_thread(lambda: self._read_map(record.layer, text), "map")
 
     def _read_map(self, layer: str, text: Text) -> None:
         from satstore.store import AnalysisStore
@@ -438,15 +432,15 @@ class RunScreen(Screen[None]):
 
     def action_cancel(self) -> None:
         """End the run's job."""
-        job = find_job_of(self.name_of_run, self._app.jobs)
+        job = find_job_of(self.name_of_run, self.satstore.jobs)
         if job is not None and job.is_running:
-            self._app.cancel(job)
+            self.satstore.cancel(job)
         else:
             self.notify("no job of this run is running", severity="warning")
 
     def action_copy(self) -> None:
         """Copy the command that shows the run."""
-        words = ["satstore", "show", self.name_of_run, "--logs-dir", str(self._app.logs_dir)]
+        words = ["satstore", "show", self.name_of_run, "--logs-dir", str(self.satstore.logs_dir)]
         self.app.copy_to_clipboard(shlex.join(words))
         self.notify(f"copied: {shlex.join(words)}")
 
@@ -461,12 +455,12 @@ class RunScreen(Screen[None]):
             return
         path = Path(f"{self._path.parent.name}-{self._path.name}-layers.{kind}").absolute()
         if kind == "csv":
-            self._app.in_thread(lambda: self._write_csv(path, data, view), "export")
+            self.satstore.in_thread(lambda: self._write_csv(path, data, view), "export")
             return
-        words = ["plot", self.name_of_run, "--logs-dir", str(self._app.logs_dir), "--out", str(path)]
+        words = ["plot", self.name_of_run, "--logs-dir", str(self.satstore.logs_dir), "--out", str(path)]
         words += ["--delta", f"{data.deltas[view.place]:g}", "--epoch", f"{view.epoch}"]
         words += ["--all-layers"] if self._shows_all else []
-        self._app.in_thread(lambda: export_plot(self.app, words, path), "export")
+        self.satstore.in_thread(lambda: export_plot(self.app, words, path), "export")
 
     def _write_csv(self, path: Path, data: RunCurves, view: View) -> None:
         text = io.StringIO()

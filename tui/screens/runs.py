@@ -4,7 +4,7 @@ import csv
 import io
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 from rich.text import Text
 from textual import on
@@ -12,7 +12,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.reactive import reactive
-from textual.screen import Screen
 from textual.widgets import Button, Footer, Input, Static
 
 from satstore.errors import ConfigError
@@ -33,10 +32,8 @@ from tui.rows import (
     describe_row,
     sort_experiments,
 )
+from tui.screens.base import AppScreen
 from tui.widgets.table import Table
-
-if TYPE_CHECKING:
-    from tui.app import SatstoreApp
 
 
 class RunsTable(Table[Experiment]):
@@ -55,7 +52,7 @@ Every experiment of the logs folder, live. `enter` opens one, `space` marks it, 
 """
 
 
-class RunsScreen(Screen[None]):
+class RunsScreen(AppScreen):
     """All experiments of a logs folder, and what became of the one under the cursor."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -85,10 +82,6 @@ class RunsScreen(Screen[None]):
         self.marked: frozenset[str] = frozenset()
 
     @property
-    def _app(self) -> "SatstoreApp":
-        return cast("SatstoreApp", self.app)
-
-    @property
     def table(self) -> RunsTable:
         """The table of experiments."""
         return self.query_one(RunsTable)
@@ -113,7 +106,7 @@ class RunsScreen(Screen[None]):
     def on_mount(self) -> None:
         """Follow the reader, and the clock."""
         self.query_one("#filter-bar").display = False
-        self.query_one("#demo").display = not self._app.read_only
+        self.query_one("#demo").display = not self.satstore.read_only
         self.watch(self.app, "snapshot", self._show)
         self.set_interval(1, self._tick)
         self.table.set_sorted_by(*self._order)
@@ -129,7 +122,7 @@ class RunsScreen(Screen[None]):
         empty = describe_empty(self._logs_dir, snapshot.problem)
         if not snapshot.experiments:
             self.query_one("#empty-text", Static).update(empty)
-            self.query_one("#demo").display = not (self._app.read_only or snapshot.problem)
+            self.query_one("#demo").display = not (self.satstore.read_only or snapshot.problem)
         found = [e for e in snapshot.experiments if self._filter.matches(e)]
         self.table.show(sort_experiments(found, *self._order))
         if was_empty and snapshot.experiments:
@@ -169,7 +162,7 @@ class RunsScreen(Screen[None]):
         self.query_one("#detail", Static).update(detail)
 
     def _show_again(self) -> None:
-        snapshot = self._app.snapshot
+        snapshot = self.satstore.snapshot
         paused, self.paused = self.paused, False
         self._show(snapshot)
         self.paused = paused
@@ -180,7 +173,7 @@ class RunsScreen(Screen[None]):
 
     def watch_paused(self) -> None:
         """Say so, and catch up where it ends."""
-        snapshot = self._app.snapshot
+        snapshot = self.satstore.snapshot
         if snapshot is not None:
             self._show_counts(snapshot)
         self._show(snapshot)
@@ -266,8 +259,8 @@ class RunsScreen(Screen[None]):
             self.marked ^= {experiment.name}
             self.table.set_marked(self.marked)
             self.table.action_move(1)
-            if self._app.snapshot is not None:
-                self._show_counts(self._app.snapshot)
+            if self.satstore.snapshot is not None:
+                self._show_counts(self.satstore.snapshot)
 
     def action_compare(self) -> None:
         """Overlay the marked runs, and that under the cursor where only one is marked."""
@@ -276,7 +269,7 @@ class RunsScreen(Screen[None]):
         names = set(self.marked)
         if len(names) < 2 and self.table.current is not None:
             names.add(self.table.current.name)
-        known = self._app.snapshot.experiments if self._app.snapshot is not None else ()
+        known = self.satstore.snapshot.experiments if self.satstore.snapshot is not None else ()
         paths = [e.path for e in known if e.name in names and not e.problem]
         if len(paths) < 2:
             self.notify("mark two runs or more with space, then compare them", severity="warning")
@@ -290,7 +283,7 @@ class RunsScreen(Screen[None]):
 
     def _job(self) -> Job | None:
         experiment = self.table.current
-        job = None if experiment is None else find_job_of(experiment.name, self._app.jobs)
+        job = None if experiment is None else find_job_of(experiment.name, self.satstore.jobs)
         if job is None:
             self.notify("no job of this run is known", severity="warning")
         return job
@@ -307,7 +300,7 @@ class RunsScreen(Screen[None]):
         """End the run's job."""
         job = self._job()
         if job is not None and job.is_running:
-            self._app.cancel(job)
+            self.satstore.cancel(job)
         elif job is not None:
             self.notify(f"job {job.number} is not running: it is {job.state}", severity="warning")
 
@@ -332,12 +325,12 @@ class RunsScreen(Screen[None]):
             write_file(path, text.getvalue().encode())
             self.app.call_from_thread(self.notify, f"wrote {path}")
 
-        self._app.in_thread(work, "export")
+        self.satstore.in_thread(work, "export")
 
     @on(Button.Pressed, "#demo")
     def action_demo(self) -> None:
         """Run the demo."""
-        self._app.start(["demo"])
+        self.satstore.start(["demo"])
 
 
 def describe_experiment(experiment: Experiment) -> Text:

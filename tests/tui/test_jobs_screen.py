@@ -1,0 +1,243 @@
+"""The jobs screen, with real jobs in real processes."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from pilots import SIZES, make, make_app, read_screen, read_static, wait_for
+from textual.pilot import Pilot
+
+from satstore.jobs import Job, find_job, jobs_dir
+from tui.app import SatstoreApp
+from tui.screens.jobs import JobsScreen, JobsTable
+from tui.screens.modals import ConfirmScreen, ErrorScreen
+from tui.screens.runs import RunsScreen
+from tui.widgets.log_view import LogView
+
+
+def make_job(logs_dir: Path, number: int, code: int | None = 0, log: str = "", **content: object) -> Path:
+    path = jobs_dir(logs_dir) / f"{number}"
+    path.mkdir(parents=True)
+    about = {"words": ["train", "--run", "r"], "started": 1.0, "host": os.uname().nodename, "detached": True}
+    (path / "job.json").write_text(json.dumps(about | content))
+    (path / "log.txt").write_text(log)
+    if code is not None:
+        (path / "exit.json").write_text(json.dumps({"code": code, "ended": 2.5}))
+    return path
+
+
+async def open_jobs(pilot: Pilot[None], n_jobs: int) -> JobsTable:
+    await pilot.press("J")
+    await wait_for(pilot, lambda: isinstance(pilot.app.screen, JobsScreen))
+    table = pilot.app.screen.query_one(JobsTable)
+    await wait_for(pilot, lambda: table.row_count == n_jobs)
+    return table
+
+
+def job_of(table: JobsTable, number: int) -> Job:
+    return next(job for job, _ in table.rows if job.number == number)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_jobs_screen__says_how_to_start_one_where_there_are_none(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    async with make_app(tmp_path / "logs").run_test(size=size) as pilot:
+        await open_jobs(pilot, 0)
+        assert any("Press n to start one" in line for line in read_screen(pilot))
+        await pilot.press("escape")
+        assert isinstance(pilot.app.screen, RunsScreen)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_jobs_screen__shows_every_state_with_code_and_last_line(
+    tmp_path: Path, size: tuple[int, int]
+) -> None:
+    make_job(tmp_path, 1, 0, "first line\nprobe: done\n")
+    make_job(tmp_path, 2, 1, "some\nsatstore: out of \x1b[31mmemory\n")
+    make_job(tmp_path, 3, -9)
+    (make_job(tmp_path, 4, 143) / "cancel").touch()
+    make_job(tmp_path, 5, None)
+    make_job(tmp_path, 6, None, host="elsewhere")
+    async with make_app(tmp_path).run_test(size=size) as pilot:
+        table = await open_jobs(pilot, 6)
+        text = "\n".join(read_screen(pilot))
+        for state in ("✓ done", "✗ failed", "■ cancelled", "? lost", "▶ running"):
+            assert state in text
+        assert [job.number for job, _ in table.rows] == [6, 5, 4, 3, 2, 1]
+        await pilot.press("end", "k")
+        assert "exit 1: satstore: out of �[31mmemory" in read_static(pilot, "#detail")
+        await wait_for(pilot, lambda: "memory" in "\n".join(pilot.app.screen.query_one(LogView).lines))
+        assert "\x1b" not in "\n".join(pilot.app.screen.query_one(LogView).lines)
+        await pilot.press("k")
+        assert "exit -9: its process ended without a word" in read_static(pilot, "#detail")
+        await pilot.press("home")
+        assert "on elsewhere" in read_static(pilot, "#detail")
+
+
+async def test_jobs_screen__follows_a_job_and_cancels_it(
+    start_sleeper: Callable[[str], Job], tmp_path: Path
+) -> None:
+    async with make_app(tmp_path / "logs").run_test(size=(120, 40)) as pilot:
+        start_sleeper("long")
+        table = await open_jobs(pilot, 1)
+        await wait_for(pilot, lambda: (p := job_of(table, 1).progress) is not None and (p.done or 0) > 5)
+        before = job_of(table, 1).progress
+        await wait_for(pilot, lambda: job_of(table, 1).progress != before)
+        await wait_for(pilot, lambda: table.rows[0][1] is not None)
+        usage = table.rows[0][1]
+        assert usage is not None
+        assert usage.memory_bytes > 2**20
+        line = read_screen(pilot)[2]
+        assert "▶ running" in line
+        assert "sleepy" in line
+        assert "MiB" in line
+        assert "1 running" in read_static(pilot, "#counts")
+        await pilot.press("x")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ConfirmScreen))
+        assert any("End job 1?" in line for line in read_screen(pilot))
+        await pilot.press("n")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, JobsScreen))
+        assert find_job(1, tmp_path / "logs").is_running
+        await pilot.press("x")
+        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ConfirmScreen))
+        await pilot.press("y")
+        await wait_for(pilot, lambda: job_of(table, 1).state == "cancelled")
+        assert find_job(1, tmp_path / "logs").exit_code == 143
+        await pilot.press("x")  # there is nothing more to end
+        assert isinstance(pilot.app.screen, JobsScreen)
+
+
+async def test_jobs_screen__sees_one_that_is_killed(
+    start_sleeper: Callable[[str], Job], tmp_path: Path
+) -> None:
+    async with make_app(tmp_path / "logs").run_test(size=(120, 40)) as pilot:
+        job = start_sleeper("long")
+        table = await open_jobs(pilot, 1)
+        await wait_for(pilot, lambda: job_of(table, 1).progress is not None)
+        os.kill(job.pid or 0, signal.SIGKILL)
+        await wait_for(pilot, lambda: job_of(table, 1).state == "failed")
+        assert "exit -9" in read_static(pilot, "#detail")
+
+
+async def test_app__quits_while_jobs_run_and_the_next_one_finds_them(
+    start_sleeper: Callable[[str], Job], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = make_app(tmp_path / "logs")
+    async with first.run_test() as pilot:
+        start_sleeper("long")
+        start_sleeper("deaf")
+        await wait_for(pilot, lambda: sum(job.is_running for job in first.jobs) == 2)
+        await pilot.press("q")
+    assert capsys.readouterr().err.strip() == "2 jobs keep running (1, 2); see: satstore jobs"
+    assert all(find_job(number, tmp_path / "logs").is_running for number in (1, 2))
+    second = make_app(tmp_path / "logs")
+    async with second.run_test() as pilot:
+        await wait_for(pilot, lambda: sum(job.is_running for job in second.jobs) == 2)
+        await wait_for(pilot, lambda: "▶ 2" in read_static(pilot, "#jobs-line"))
+
+
+async def test_jobs_screen__shows_what_works_in_a_terminal_too(tmp_path: Path) -> None:
+    make_job(tmp_path, 1, 0, "extract: done\n", detached=False)
+    async with make_app(tmp_path).run_test() as pilot:
+        table = await open_jobs(pilot, 1)
+        assert not job_of(table, 1).detached
+        await wait_for(pilot, lambda: "extract: done" in "\n".join(pilot.app.screen.query_one(LogView).lines))
+
+
+async def test_jobs_screen__follows_a_log_that_grows_and_holds_it_while_paused(tmp_path: Path) -> None:
+    path = make_job(tmp_path, 1, 0, "one\n")
+    async with make_app(tmp_path).run_test() as pilot:
+        await open_jobs(pilot, 1)
+        log = pilot.app.screen.query_one(LogView)
+        await wait_for(pilot, lambda: "one" in log.lines)
+        with (path / "log.txt").open("a") as file:
+            file.write("two\nthr")
+        await wait_for(pilot, lambda: "two" in log.lines)
+        assert "thr" not in log.lines, "a line that is being written is not shown in halves"
+        await pilot.press("full_stop")
+        with (path / "log.txt").open("a") as file:
+            file.write("ee\n")
+        await pilot.pause(0.5)
+        assert "three" not in log.lines
+        await pilot.press("full_stop")
+        await wait_for(pilot, lambda: "three" in log.lines)
+        await pilot.press("l")
+        assert log.has_focus
+        (path / "log.txt").write_text("anew\n")
+        await wait_for(pilot, lambda: list(log.lines)[:1] == ["anew"])
+
+
+async def test_runs_screen__ends_the_job_of_a_run(
+    start_sleeper: Callable[[str], Job], tmp_path: Path
+) -> None:
+    app = make_app(tmp_path / "logs")
+    async with app.run_test(size=(120, 40)) as pilot:
+        start_sleeper("long")
+        await wait_for(pilot, lambda: any(job.progress is not None for job in app.jobs))
+        await wait_for(pilot, lambda: "…" in read_screen(pilot)[2])
+        await wait_for(pilot, lambda: "%" in read_screen(pilot)[2])
+        await pilot.press("l")
+        await wait_for(pilot, lambda: isinstance(app.screen, JobsScreen))
+        await pilot.press("escape", "x")
+        await wait_for(pilot, lambda: isinstance(app.screen, ConfirmScreen))
+        await pilot.press("y")
+        await wait_for(pilot, lambda: app.jobs[0].state == "cancelled")
+        await wait_for(pilot, lambda: "stopped" in read_static(pilot, "#detail"))
+
+
+async def test_app__says_in_one_modal_what_fails_in_threads(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    app = make_app(tmp_path)
+
+    def fail(text: str) -> None:
+        raise OSError(text)
+
+    async with app.run_test() as pilot:
+        await wait_for(pilot, lambda: app.snapshot is not None)
+        app.in_thread(lambda: fail("the disk is gone"), "a")
+        app.in_thread(lambda: fail("\x1b[2Jthe other too"), "b")
+        await wait_for(pilot, lambda: "the other too" in "\n".join(read_screen(pilot)))
+        assert isinstance(app.screen, ErrorScreen)
+        text = "\n".join(read_screen(pilot))
+        assert "OSError: the disk is gone" in text
+        assert len(app.screen_stack) == 2
+        await pilot.press("escape")
+        assert isinstance(app.screen, RunsScreen)
+    assert app.return_code in (0, None)
+
+
+async def test_app__says_why_a_job_could_not_be_started(tmp_path: Path) -> None:
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / ".jobs").write_text("")
+    app = make_app(tmp_path / "logs")
+    async with app.run_test() as pilot:
+        await wait_for(pilot, lambda: app.snapshot is not None)
+        await pilot.press("d")
+        await wait_for(pilot, lambda: isinstance(app.screen, ErrorScreen))
+        assert any("can't be written" in line for line in read_screen(pilot))
+
+
+async def test_read_only__starts_ends_and_writes_nothing(
+    start_sleeper: Callable[[str], Job], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    start_sleeper("long")
+    app = SatstoreApp(tmp_path / "logs", 0.02, read_only=True)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: bool(app.jobs))
+        for keys in ("n", "d", "e", "x"):
+            await pilot.press(keys)
+        await pilot.press("J", "x", "n")
+        assert isinstance(app.screen, JobsScreen)
+        await pilot.press("escape")
+        await pilot.pause(0.2)
+        assert len(app.jobs) == 1
+        assert app.jobs[0].is_running
+        assert not list(tmp_path.glob("*.csv"))
+    async with SatstoreApp(tmp_path / "none", 0.02, read_only=True).run_test() as pilot:
+        await wait_for(pilot, lambda: any("No runs yet" in line for line in read_screen(pilot)))
+        assert not any("Run the demo" in line for line in read_screen(pilot))
