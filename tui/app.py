@@ -129,14 +129,16 @@ class SatstoreApp(App[None]):
         """The jobs as the reader saw them last, the newest first."""
         return self.snapshot.jobs if self.snapshot is not None else ()
 
-    def start(self, words: Sequence[str]) -> None:
-        """Start a command as a job."""
+    def start(self, words: Sequence[str], *, follow: bool) -> None:
+        """Start a command as a job, and show it among the jobs where it is to be followed."""
         words = [*words, "--logs-dir", str(self.logs_dir)]
 
         def work() -> None:
             job = start_job(words, self.logs_dir)
             self.look_now()
-            self.call_from_thread(self.notify, f"job {job.number} started; J shows it")
+            self.call_from_thread(self.notify, f"job {job.number} started")
+            if follow:
+                self.call_from_thread(self.push_screen, JobsScreen(job.number))
 
         self.in_thread(work, "start", exclusive=False)
 

@@ -50,6 +50,8 @@ class Experiment:
         After the last epoch, of the layers that figures show.
     problem
         Why the experiment can't be read, in one line; where there is one, only the path is known.
+    stamp
+        The manifest's.
     """
 
     path: Path
@@ -66,6 +68,7 @@ class Experiment:
     size_bytes: int | None = None
     saturation: tuple[float | None, ...] = ()
     problem: str = ""
+    stamp: Stamp = (0, 0, 0)
 
     @property
     def run_id(self) -> str:
@@ -180,18 +183,20 @@ def read_experiment(path: Path, stamp: Stamp, run: Run | None = None) -> _Known 
     """Return what lists show of an experiment, from its manifest or the run given; None if it is gone."""
     try:
         run = Run(path) if run is None else run
-        experiment = summarize(run)
+        experiment = summarize(run, stamp)
     except NotFoundError:
         return None
     except ValidationError as error:
-        return _Known(stamp, Experiment(path, problem=f"manifest.json has a config with {describe(error)}"))
+        return _Known(
+            stamp, Experiment(path, problem=f"manifest.json has a config with {describe(error)}", stamp=stamp)
+        )
     except Exception as error:  # whatever a file may hold, the others must still be listed
         reason = str(error) or type(error).__name__
-        return _Known(stamp, Experiment(path, problem=reason.replace(f"{path}/", "")))
+        return _Known(stamp, Experiment(path, problem=reason.replace(f"{path}/", ""), stamp=stamp))
     return _Known(stamp, experiment, run if experiment.has("running") else None)
 
 
-def summarize(run: Run) -> Experiment:
+def summarize(run: Run, stamp: Stamp) -> Experiment:
     """Return what lists show of a run."""
     config, manifest = run.config, run.manifest
     stages = run.statuses()
@@ -214,6 +219,7 @@ def summarize(run: Run) -> Experiment:
         progress=read_progress(run.events.path) if "running" in stages.values() else None,
         size_bytes=manifest.size_bytes,
         saturation=tuple(manifest.summary.saturation.get(layer) for layer in layers),
+        stamp=stamp,
     )
 
 

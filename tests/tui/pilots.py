@@ -47,10 +47,10 @@ def make_app(logs_dir: Path) -> SatstoreApp:
     return SatstoreApp(logs_dir, poll_interval_s=0.02)
 
 
-async def wait_for(pilot: Pilot[None], condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+async def wait_for(pilot: Pilot[None], condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it did not come true in 30 s"
+        assert time.monotonic() < deadline, f"it did not come true in {seconds} s"
         await pilot.pause(0.01)
     await pilot.pause()
 

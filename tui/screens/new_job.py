@@ -252,8 +252,9 @@ field, as the command would say it. The command line below does the same in a sh
             )
             self.query_one(f"#field-{name}").focus()
             return
-        self.satstore.start(self._words)
+        words = self._words
         self.dismiss()
+        self.satstore.start(words, follow=True)
 
     @on(Button.Pressed, "#estimate")
     def action_estimate(self) -> None:

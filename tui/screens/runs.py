@@ -330,7 +330,7 @@ class RunsScreen(AppScreen):
     @on(Button.Pressed, "#demo")
     def action_demo(self) -> None:
         """Run the demo."""
-        self.satstore.start(["demo"])
+        self.satstore.start(["demo"], follow=False)  # it shows up here
 
 
 def describe_experiment(experiment: Experiment) -> Text:
