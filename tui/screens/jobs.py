@@ -77,7 +77,7 @@ class JobsScreen(AppScreen):
         with Horizontal(id="top"):
             yield Static("jobs", id="title")
             yield Static(id="counts")
-        yield JobsTable(COLUMNS, key=lambda row: f"{row[0].number}")
+        yield JobsTable(COLUMNS, key=lambda row: f"{row[0].number}", clock=describe_job_age)
         yield Static(id="none")
         yield Static(id="detail")
         yield LogView()
@@ -194,6 +194,11 @@ class JobsScreen(AppScreen):
             self.dismiss()
 
 
+def describe_job_age(row: tuple[Job, Usage | None]) -> str:
+    """Return how long ago a job started."""
+    return describe_age(time.time() - row[0].started)
+
+
 def draw_progress(row: tuple[Job, Usage | None]) -> Cell:
     """Return a bar of how far a job's stage is, and what there is to say."""
     job = row[0]
@@ -211,7 +216,7 @@ COLUMNS: tuple[Column[tuple[Job, Usage | None]], ...] = (
     Column("cpu", "CPU", lambda row: describe_cpu(row[1]), 6, 6, rank=4, align="right"),
     Column("memory", "memory", lambda row: describe_memory(row[1]), 9, 9, rank=5, align="right"),
     Column("gpu", "GPU", lambda row: describe_gpu(row[1]), 14, 14, rank=7, align="right"),
-    Column("age", "age", lambda row: describe_age(time.time() - row[0].started), 6, 6, rank=6, align="right"),
+    Column("age", "age", lambda row: describe_job_age(row), 6, 6, rank=6, align="right"),
     Column(
         "command", "command", lambda row: clean(row[0].command), 12, 300, rank=3, n_last=0, stretches=True
     ),

@@ -28,6 +28,7 @@ from tui.rows import (
     STYLES,
     clean,
     describe_counts,
+    describe_experiment_age,
     describe_problem,
     describe_row,
     sort_experiments,
@@ -95,7 +96,7 @@ class RunsScreen(AppScreen):
             yield Static("/", id="slash")
             yield Input(placeholder="model:resnet* acc>90 probe:done text", id="filter", compact=True)
             yield Static(id="filter-error")
-        yield RunsTable(COLUMNS, key=lambda e: e.name, note=describe_problem)
+        yield RunsTable(COLUMNS, key=lambda e: e.name, note=describe_problem, clock=describe_experiment_age)
         with Vertical(id="empty"):
             yield Static(id="empty-text")
             yield Button("Run the demo (d)", id="demo", variant="primary")

@@ -31,6 +31,8 @@ class Table(ScrollView, Generic[T], can_focus=True):
         What tells a row from the others; the cursor stays on its row by it.
     note
         A text that takes the place of a row's cells after the first, where it is not empty.
+    clock
+        What of a row changes by itself, such as its age.
     """
 
     HELP = "Move with the arrows, `j` and `k`; `enter` opens; a click on a heading sorts by it."
@@ -87,6 +89,7 @@ class Table(ScrollView, Generic[T], can_focus=True):
         columns: Sequence[Column[T]],
         key: Callable[[T], str],
         note: Callable[[T], str] = lambda _: "",
+        clock: Callable[[T], object] = lambda _: None,
         id: str | None = None,
     ) -> None:
         super().__init__(id=id)
@@ -96,8 +99,9 @@ class Table(ScrollView, Generic[T], can_focus=True):
         self.sorted_by = ("", False)
         self.widths: dict[str, int] = {}
         self._columns = {column.key: column for column in columns}
-        self._key, self._note = key, note
+        self._key, self._note, self._clock = key, note, clock
         self._drawn: dict[int, Strip] = {}
+        self._drawn_at: dict[int, object] = {}
 
     def set_columns(self, columns: Sequence[Column[T]]) -> None:
         """Take other columns."""
@@ -166,8 +170,7 @@ class Table(ScrollView, Generic[T], can_focus=True):
     def refresh_stale(self) -> None:
         """Draw those rows again that read otherwise now, such as their age."""
         for index in self._visible():
-            drawn = self._drawn.get(index)
-            if drawn is not None and self._draw(index) != drawn:
+            if index in self._drawn and self._clock(self.rows[index]) != self._drawn_at[index]:
                 self.refresh_row(index)
 
     def _visible(self) -> range:
@@ -196,6 +199,7 @@ class Table(ScrollView, Generic[T], can_focus=True):
             if len(self._drawn) > 1000:
                 self._drawn.clear()
             self._drawn[index] = self._draw(index)
+            self._drawn_at[index] = self._clock(self.rows[index])
         return self._drawn[index]
 
     def _draw_header(self) -> Strip:
