@@ -159,14 +159,10 @@ def time_first_paint(logs_dir: Path) -> float:
     return drawn
 
 
-def measure_first_paints(counts: list[int], n_repeats: int, root: Path) -> None:
-    folders = {}
-    for count in counts:
-        folders[count] = root / f"{count}"
-        fill(folders[count], count)
-    time_first_paint(folders[counts[0]])  # compiles, and fills the disk's cache
+def measure_first_paints(folders: dict[int, Path], n_repeats: int) -> None:
+    time_first_paint(next(iter(folders.values())))  # compiles, and fills the disk's cache
     python: list[float] = []
-    paints: dict[int, list[float]] = {count: [] for count in counts}
+    paints: dict[int, list[float]] = {count: [] for count in folders}
     for _ in range(n_repeats):
         for count, folder in folders.items():
             python.append(time_python())
@@ -182,7 +178,7 @@ def measure_first_paints(counts: list[int], n_repeats: int, root: Path) -> None:
 
 def measure_keys(logs_dir: Path, n_keys: int = 40) -> None:
     terminal = Terminal(logs_dir)
-    terminal.wait_for(b"deep")
+    terminal.wait_for(b"resnet101")
     terminal.press(b"\r")
     terminal.wait_for(b"layer1.0.conv")
     terminal.rest(2)
@@ -263,15 +259,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, nargs="+", default=[10, 1000, 5000])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=["paint", "idle", "keys", "tables"], help="measure only that")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        measure_first_paints(options.runs, options.repeats, root)
-        for count in options.runs[-2:]:
-            measure_idle(root / f"{count}", count)
-        make_deep_run(root / "deep")
-        measure_keys(root / "deep")
-        asyncio.run(time_tables(root / f"{options.runs[-1]}", options.repeats))
+        wanted = (options.only,) if options.only else ("paint", "idle", "keys", "tables")
+        for count in options.runs:
+            fill(root / f"{count}", count)
+        if "paint" in wanted:
+            measure_first_paints({count: root / f"{count}" for count in options.runs}, options.repeats)
+        if "idle" in wanted:
+            for count in options.runs[-2:]:
+                measure_idle(root / f"{count}", count)
+        if "keys" in wanted:
+            make_deep_run(root / "deep")
+            measure_keys(root / "deep")
+        if "tables" in wanted:
+            asyncio.run(time_tables(root / f"{options.runs[-1]}", options.repeats))
 
 
 if __name__ == "__main__":

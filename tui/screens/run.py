@@ -288,8 +288,9 @@ class RunScreen(AppScreen):
             self._draw_map(data, view)
 
     def _draw_layers(self, data: RunCurves, view: View) -> None:
-        self.query_one("#layer", Static).update(describe_layer(data, view))
-        self.query_one("#values", Static).update(describe_values(data, view))
+        # Without a new layout, which would take longer than all else at every key.
+        self.query_one("#layer", Static).update(describe_layer(data, view), layout=False)
+        self.query_one("#values", Static).update(describe_values(data, view), layout=False)
         n_layers = len(view.layers)
         self.query_one("#layer-plot", CurvePlot).draw(
             make_curves(data, view),
@@ -377,21 +378,29 @@ class RunScreen(AppScreen):
 
     @on(Slider.Changed)
     def _slider_moved(self, event: Slider.Changed) -> None:
+        self._look_at(event.slider)
+
+    def _look_at(self, slider: Slider) -> None:
         if self._data is None:
             return
-        before, place = self._view, event.slider.place
-        is_delta = event.slider.id == "delta"
+        before, place = self._view, slider.place
+        is_delta = slider.id == "delta"
         self._view = replace(before, place=place) if is_delta else replace(before, epoch=place)
         if self._view != before:
             self._draw()
 
     def action_delta(self, steps: int) -> None:
         """Move delta."""
-        self.query_one("#delta", Slider).action_step(steps)
+        self._move("#delta", steps)
 
     def action_epoch(self, steps: int) -> None:
         """Go to another epoch."""
-        self.query_one("#epoch", Slider).action_step(steps)
+        self._move("#epoch", steps)
+
+    def _move(self, selector: str, steps: int) -> None:
+        slider = self.query_one(selector, Slider)
+        slider.action_step(steps)
+        self._look_at(slider)  # not when its message comes: plot and slider are drawn in one frame
 
     def action_layer(self, steps: int) -> None:
         """Move the cursor over the layers."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from textual.binding import Binding, BindingType
+from textual_hires_canvas import Canvas
 from textual_plot import HiResMode, PlotWidget
 from textual_plot.axis_formatter import AxisFormatter, NumericAxisFormatter
 
@@ -69,6 +70,10 @@ class Labels(AxisFormatter):
             room = 2 * int((n_last - 0.5 - tick) / n_last * self.width) + 2
             texts.append(name if len(name) <= room else f"…{name[len(name) - max(1, room - 1) :]}")
         return texts
+
+
+def _stay(*_: object, **__: object) -> None:
+    """Ask for nothing."""
 
 
 class CurvePlot(PlotWidget, inherit_bindings=False):
@@ -139,6 +144,21 @@ zooms, dragging moves. The screen's own keys go on working.
         for curve in curves:
             if curve.marker:
                 self.scatter(*decimate(curve.x, curve.y, 2 * width), curve.marker, curve.color)
+        if self._scale_rectangle.width > 0 and not self._needs_canvas_resize:
+            self._render_plot()  # now, so that the canvases are in the next frame and not in the one after
+            self._needs_rerender = False
+
+    def _render_plot(self) -> None:
+        """Draw the canvases, each shown anew once: they would ask for that at every point, 1,300 times."""
+        canvases = list(self.query(Canvas))
+        for canvas in canvases:
+            canvas.refresh = _stay  # type: ignore[assignment, method-assign]
+        try:
+            super()._render_plot()
+        finally:
+            for canvas in canvases:
+                del canvas.refresh
+                canvas.refresh()
 
     def _draw_rule(
         self, rule: Rule, x_limits: tuple[float, float], y_limits: tuple[float, float], width: int
