@@ -85,6 +85,11 @@ def _measure_gpus(pids: Iterable[int]) -> tuple[int | None, int | None]:
     return held_bytes, busiest
 
 
+def has_gpu() -> bool:
+    """Tell whether there is a GPU that can be measured."""
+    return _gpu_library() is not None
+
+
 @cache
 def _gpu_library() -> Any:
     """Return NVIDIA's library where it and a GPU are there."""

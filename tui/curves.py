@@ -51,7 +51,9 @@ class RunCurves:
     """
 
     name: str
-    title: str
+    model: str
+    dataset: str
+    resolution: int
     path: Path
     layers: tuple[LayerRecord, ...] = ()
     shown: tuple[int, ...] = ()
@@ -115,7 +117,9 @@ def read_curves(path: Path) -> RunCurves:
     deltas = tuple(sorted({*DELTAS, config.delta}))
     return RunCurves(
         name=run.name,
-        title=f"{config.model} on {config.dataset} at {config.resolution} px",
+        model=config.model,
+        dataset=config.dataset,
+        resolution=config.resolution,
         path=path,
         layers=tuple(manifest.layers),
         shown=tuple(place for place, name in enumerate(names) if name in drawn),

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from rich.text import Text
 
+from tui.colors import BORDER, CURSOR, MARKERS, MODEL, PROBES, SATURATION, SATURATION_EVAL, TAIL
 from tui.curves import RunCurves
 from tui.rows import clean
 from tui.widgets.columns import Column
-from tui.widgets.curve_plot import MARKERS, PROBES, SATURATION, SATURATION_EVAL, Curve, Rule
+from tui.widgets.curve_plot import Curve, Rule
 
 SPLITS = (("train", "saturation", SATURATION, "●"), ("eval", "saturation, eval", SATURATION_EVAL, "○"))
-MODEL, BORDER, TAIL, CURSOR = "#FFFFFF", "#F0E442", "#D55E00", "#888888"
 
 
 @dataclass(frozen=True)
@@ -133,24 +133,38 @@ def describe_layer(data: RunCurves, view: View) -> Text:
     return text
 
 
-def describe_values(data: RunCurves, view: View) -> Text:
-    """Return the values under the cursor, each beside its mark in the plot."""
+def describe_values(data: RunCurves, view: View, width: int) -> Text:
+    """Return the values under the cursor, each beside its mark in the plot, in lines of that width."""
     row = tabulate(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
-    text = Text()
     found = {"train": row.saturation, "eval": row.saturation_eval}
-    for split, label, color, marker in SPLITS:
-        if split in data.dimensions:
-            text.append(f"{marker} ", color).append(f"{label} {percent(found[split])}   ")
+    entries = [
+        (marker, color, f"{label} {percent(found[split])}")
+        for split, label, color, marker in SPLITS
+        if split in data.dimensions
+    ]
     for (table, accuracy), color, marker in zip(row.probes.items(), PROBES, MARKERS, strict=False):
-        text.append(f"{marker} ", color).append(f"probe {table} {percent(accuracy)}   ")
+        entries.append((marker, color, f"probe {table} {percent(accuracy)}"))
     for rule in make_rules(data, view):
         if rule.label == "model":
-            text.append("╌ ", MODEL).append(f"model {percent(rule.at)}   ")
+            entries.append(("╌", MODEL, f"model {percent(rule.at)}"))
         elif rule.label == "border":
-            text.append("┊ ", BORDER).append(f"border {clean(data.border or '')}   ")
+            entries.append(("┊", BORDER, f"border {clean(data.border or '')}"))
         elif rule.label == "tail":
             start = data.layers[view.layers[math.ceil(rule.at)]].layer
-            text.append("╎ ", TAIL).append(f"tail from {clean(start)}   ")
+            entries.append(("╎", TAIL, f"tail from {clean(start)}"))
+    return join_entries(entries, width)
+
+
+def join_entries(entries: Sequence[tuple[str, str, str]], width: int) -> Text:
+    """Return marks and what they mean, in lines that break only between them."""
+    text, left = Text(no_wrap=True), width
+    for marker, color, words in entries:
+        length = len(words) + 5
+        if left < width and length - 3 > left:
+            text.append("\n")
+            left = width
+        text.append(f"{marker} ", color).append(words + "   ")
+        left -= length
     return text
 
 
@@ -214,14 +228,15 @@ def training_curves(data: RunCurves) -> tuple[list[Curve], list[Curve]]:
     return curves(True), curves(False)
 
 
-def describe_curves(curves: Sequence[Curve], place: int) -> Text:
-    """Return a legend with the values at a place."""
-    text = Text()
-    for curve in curves:
+def describe_curves(curves: Sequence[Curve], place: int, width: int) -> Text:
+    """Return a legend with the values at a place, in lines of that width."""
+
+    def write(curve: Curve) -> str:
         value = curve.y[place] if place < len(curve.y) else math.nan
-        shown = "–" if math.isnan(value) else f"{value:.1%}" if "loss" not in curve.label else f"{value:.4g}"
-        text.append(f"{curve.marker} ", curve.color).append(f"{curve.label.replace('_', ' ')} {shown}   ")
-    return text
+        shown = percent(value) if "loss" not in curve.label else _write(value, "{:.4g}")
+        return f"{curve.label.replace('_', ' ')} {shown}"
+
+    return join_entries([(curve.marker, curve.color, write(curve)) for curve in curves], width)
 
 
 def as_json(content: object) -> str:

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from satstore.manifest import STAGE_KEYS, StageStatus
 from satstore.words import MARKS, describe_age, describe_size
+from tui.colors import SATURATION
 from tui.reader import Experiment
 from tui.widgets.columns import Cell, Column, plain
 
@@ -77,7 +78,14 @@ COLUMNS: tuple[Column[Experiment], ...] = (
     Column("stages", "stages", draw_stages, len(STAGE_KEYS) + 5, len(STAGE_KEYS) + 5, rank=3),
     Column("disk", "disk", lambda e: _number_of_bytes(e.size_bytes), 9, 9, rank=7, align="right"),
     Column("age", "age", describe_experiment_age, 6, 6, rank=6, align="right"),
-    Column("saturation", "saturation", lambda e: draw_spark(e.saturation), SPARK_WIDTH, SPARK_WIDTH, rank=8),
+    Column(
+        "saturation",
+        "saturation",
+        lambda e: ((draw_spark(e.saturation), SATURATION),),
+        SPARK_WIDTH,
+        SPARK_WIDTH,
+        rank=8,
+    ),
     Column(
         "experiment",
         "experiment",

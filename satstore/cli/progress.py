@@ -1,6 +1,7 @@
 """The progress bar: a listener of a run's events."""
 
 import logging
+import os
 import sys
 from types import TracebackType
 from typing import Self
@@ -51,6 +52,7 @@ class Bar:
         )
         self._task: TaskID | None = None
         self.record: JobRecord | None = None
+        self._noted = ""
 
     def __enter__(self) -> Self:
         self._handler = _Announcements(self)
@@ -69,7 +71,9 @@ class Bar:
         """Show one event."""
         if self.record is not None:
             self.record.listen(event)
-        if event.kind == "progress":
+        if event.kind == "progress" and not self._console.is_terminal:
+            self._note(event)
+        elif event.kind == "progress":
             if self._task is None:
                 self._task = self._progress.add_task("", stage=event.stage, total=event.total)
             values = "  ".join(f"{name} {value:.3f}" for name, value in event.values.items())
@@ -88,6 +92,13 @@ class Bar:
             self.say(f"warning: {event.stage}: {event.text}")
         else:
             self.say(event.text)
+
+    def _note(self, event: Event) -> None:
+        """Write a line at every new text of a job's progress, such as an epoch: its log is all to see."""
+        if "SATSTORE_JOB" in os.environ and event.text and event.text != self._noted:
+            values = "".join(f"  {name} {value:.3f}" for name, value in event.values.items())
+            self.say(f"{event.stage}: {event.text}{values}")
+            self._noted = event.text
 
     def print(self, text: str) -> None:
         """Print a line of the command's own output on stdout, above the bar where both are one terminal."""

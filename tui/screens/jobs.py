@@ -12,7 +12,7 @@ from textual.reactive import reactive
 from textual.widgets import Footer, Static
 
 from satstore.jobs import Job, JobState
-from satstore.usage import Usage
+from satstore.usage import Usage, has_gpu
 from satstore.words import describe_age
 from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory
 from tui.reader import Snapshot
@@ -77,7 +77,8 @@ class JobsScreen(AppScreen):
         with Horizontal(id="top"):
             yield Static("jobs", id="title")
             yield Static(id="counts")
-        yield JobsTable(COLUMNS, key=lambda row: f"{row[0].number}", clock=describe_job_age)
+        columns = [column for column in COLUMNS if has_gpu() or column.key != "gpu"]
+        yield JobsTable(columns, key=lambda row: f"{row[0].number}", clock=describe_job_age)
         yield Static(id="none")
         yield Static(id="detail")
         yield LogView()
@@ -144,7 +145,7 @@ class JobsScreen(AppScreen):
         text = Text(clean(job.command) + "\n", "bold")
         text.append(where if job.is_running else clean(describe_job(job)), f"not bold {LOOKS[job.state][1]}")
         if job.progress is not None and job.progress.run:
-            text.append(clean(f"  {job.progress.run}  {job.progress.text}"), "not bold dim")
+            text.append("  ").append(clean(f"{job.progress.run} {job.progress.text}"), "not bold dim")
         self.query_one("#detail", Static).update(text)
         log.follow(job.log_path)
 
@@ -204,7 +205,7 @@ def draw_progress(row: tuple[Job, Usage | None]) -> Cell:
     job = row[0]
     share = job.progress.share if job.progress is not None else None
     if not job.is_running or share is None:
-        return ((clean(describe_job(job)), "" if job.state in ("running", "done") else "red"),)
+        return ((clean(describe_job(job)), "red" if job.state in ("failed", "lost") else ""),)
     full = round(share * BAR_WIDTH)
     return (("━" * full, "cyan"), ("─" * (BAR_WIDTH - full), "dim"), (f" {clean(describe_job(job))}", ""))
 
@@ -212,7 +213,7 @@ def draw_progress(row: tuple[Job, Usage | None]) -> Cell:
 COLUMNS: tuple[Column[tuple[Job, Usage | None]], ...] = (
     Column("job", "job", lambda row: f"{row[0].number}", 4, 6, rank=0, align="right"),
     Column("state", "state", lambda row: (LOOKS[row[0].state],), 11, 11, rank=1),
-    Column("progress", "progress", draw_progress, 26, 50, rank=2),
+    Column("progress", "progress", draw_progress, 26, 60, rank=2, n_last=0),
     Column("cpu", "CPU", lambda row: describe_cpu(row[1]), 6, 6, rank=4, align="right"),
     Column("memory", "memory", lambda row: describe_memory(row[1]), 9, 9, rank=5, align="right"),
     Column("gpu", "GPU", lambda row: describe_gpu(row[1]), 14, 14, rank=7, align="right"),

@@ -23,6 +23,7 @@ from satstore.files import write_file
 from satstore.jobs import Job
 from satstore.run import Run
 from satstore.words import MARKS
+from tui.colors import BORDER, CURSOR, SATURATION
 from tui.curves import RunCurves, read_curves
 from tui.export import ExportScreen, export_plot
 from tui.job_words import describe_job, find_job_of
@@ -42,7 +43,7 @@ from tui.layers import (
 from tui.reader import Experiment, Snapshot
 from tui.rows import STYLES, clean
 from tui.screens.base import AppScreen
-from tui.widgets.curve_plot import SATURATION, Curve, CurvePlot, Rule
+from tui.widgets.curve_plot import Curve, CurvePlot, Rule
 from tui.widgets.heat_map import HeatMap
 from tui.widgets.log_view import LogView
 from tui.widgets.slider import Slider
@@ -290,7 +291,9 @@ class RunScreen(AppScreen):
     def _draw_layers(self, data: RunCurves, view: View) -> None:
         # Without a new layout, which would take longer than all else at every key.
         self.query_one("#layer", Static).update(describe_layer(data, view), layout=False)
-        self.query_one("#values", Static).update(describe_values(data, view), layout=False)
+        self.query_one("#values", Static).update(
+            describe_values(data, view, self.size.width - 2), layout=False
+        )
         n_layers = len(view.layers)
         self.query_one("#layer-plot", CurvePlot).draw(
             make_curves(data, view),
@@ -302,12 +305,12 @@ class RunScreen(AppScreen):
 
     def _draw_training(self, data: RunCurves, view: View) -> None:
         accuracy, loss = training_curves(data)
-        values = describe_curves(accuracy, view.epoch).append_text(describe_curves(loss, view.epoch))
+        values = describe_curves([*accuracy, *loss], view.epoch, self.size.width - 2)
         self.query_one("#training-values", Static).update(values)
         x_limits = (-0.2, max(1, data.n_epochs - 1) + 0.2)
         names = [f"{n}" for n in range(data.n_epochs)]
         top = max((v for curve in loss for v in curve.y if math.isfinite(v)), default=1.0)
-        epoch = [Rule("epoch", view.epoch, "#888888", "│")]
+        epoch = [Rule("epoch", view.epoch, CURSOR, "│")]
         self.query_one("#accuracy-plot", CurvePlot).draw(
             accuracy, epoch, x_limits=x_limits, y_limits=(0.0, 1.0), names=names
         )
@@ -338,7 +341,7 @@ class RunScreen(AppScreen):
         x_limits, y_limits = (0.0, len(logs) + 1.0), (max(-12.0, math.floor(float(logs.min()))), 0.0)
         self.query_one("#spectrum-plot", CurvePlot).draw(
             [Curve("share", list(range(1, len(logs) + 1)), [*logs], SATURATION)],
-            [Rule("dimension", row.dimension, "#F0E442", "┊")],
+            [Rule("dimension", row.dimension, BORDER, "┊")],
             x_limits=x_limits,
             y_limits=y_limits,
         )

@@ -6,6 +6,9 @@ from typing import Generic, Literal, TypeVar
 
 T = TypeVar("T")
 
+DISPENSABLE = 6
+"""The rank from which on a column gives way to what the others need."""
+
 Cell = tuple[tuple[str, str], ...]
 """Pieces of a cell, each a text and its style."""
 
@@ -56,22 +59,24 @@ def plain(content: Cell | str) -> str:
 def fit(columns: Sequence[Column[T]], rows: Sequence[T], room: int, gap: int) -> dict[str, int]:
     """Return the widths of the columns that have room, by key, in the columns' order.
 
-    Those of the lowest ranks come in first, at their least; what is left goes to them evenly, up to what
-    their texts need, and then to the one that stretches.
+    Those of the lowest ranks come in first, at their least; what is left goes to them in the same order,
+    up to what their texts need, and then to the one that stretches. One that could be done without comes in
+    only where the others have all that they need.
     """
+    wanted = {column.key: _need(column, rows) for column in columns}
     chosen: list[Column[T]] = []
-    left = room
+    left = spare = room
     for column in sorted(columns, key=lambda c: c.rank):
-        if chosen and column.least + gap > left:
+        if chosen and column.least + gap > (spare if column.rank >= DISPENSABLE else left):
             break
         chosen.append(column)
         left -= column.least + gap
+        spare -= wanted[column.key] + gap
     widths = {column.key: column.least for column in columns if column in chosen}
-    wanted = {c.key: _need(c, rows) for c in chosen}
-    while left > 0 and (narrow := [key for key in widths if widths[key] < wanted[key]]):
-        for key in narrow[:left]:
-            widths[key] += 1
-        left -= len(narrow[:left])
+    for column in chosen:
+        more = max(0, min(left, wanted[column.key] - column.least))
+        widths[column.key] += more
+        left -= more
     for column in chosen:
         if column.stretches and left > 0:
             widths[column.key] += left

@@ -12,13 +12,6 @@ from textual_plot.axis_formatter import AxisFormatter, NumericAxisFormatter
 
 from tui.curves import decimate
 
-# Okabe and Ito's colours, lightened where a dark terminal would swallow them; markers differ too.
-SATURATION = "#56B4E9"
-SATURATION_EVAL = "#0072B2"
-PROBES = ("#E69F00", "#CC79A7", "#009E73", "#D55E00", "#F0E442")
-RUNS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#0072B2", "#BBBBBB")
-MARKERS = ("■", "▲", "◆", "▼", "✚", "★", "●", "✖")
-
 
 @dataclass(frozen=True)
 class Curve:

@@ -42,7 +42,9 @@ class Table(ScrollView, Generic[T], can_focus=True):
     DEFAULT_CSS = """
     Table {
         height: 1fr;
-        scrollbar-size-vertical: 1;
+        overflow-x: hidden;
+        scrollbar-size: 1 1;
+        scrollbar-background: $background;
         background: $background;
         &> .table--header { color: $text-muted; text-style: bold; }
         &> .table--cursor { background: $surface-lighten-1; }

@@ -1,0 +1,102 @@
+"""Makes the pictures of the terminal app that README and docs show: ``python docs/make_screens.py``.
+
+Trains some small networks on handwritten digits first, some minutes' work, in a temporary folder.
+"""
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from textual.pilot import Pilot
+
+from satstore.jobs import cancel_job, list_jobs, start_job
+from tui.app import SatstoreApp
+
+LOGS = Path("/tmp/satstore/logs")
+IMAGES = Path(__file__).parent / "images"
+SIZES = {"": (120, 32), "-small": (80, 24), "-large": (200, 60)}
+
+GRID = {
+    "model": ["vgg8_XS", "vgg11_XS", "vgg16_XS", "resnet18_XS"],
+    "dataset": "Digits",
+    "epoch": 4,
+    "batch_size": 64,
+    "latent_epochs": [0, 1, 2],
+    "stages": ["train", "extract", "saturation", "probe", "receptive-field"],
+}
+LONG = {"model": "vgg16_S", "dataset": "Digits", "epoch": 40, "batch_size": 32}
+WRONG = {"model": "resnet18", "dataset": "Digits", "epoch": 4, "device": "cuda:7"}
+
+
+def satstore(*words: str, check: bool = True) -> None:
+    subprocess.run([sys.executable, "-m", "satstore", *words, "--logs-dir", str(LOGS)], check=check)
+
+
+def make_runs() -> None:
+    shutil.rmtree(LOGS.parent, ignore_errors=True)
+    for name, config in (("depths", GRID), ("long", LONG), ("wrong", WRONG)):
+        path = LOGS.parent / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(config))
+    satstore("demo")
+    for stage in ("receptive-field", "project"):
+        satstore(stage, "--run", "demo")
+    satstore("run", "--config", str(LOGS.parent / "depths.json"), "--run-id", "depths")
+    satstore("run", "--config", str(LOGS.parent / "wrong.json"), "--run-id", "wrong", check=False)
+
+
+async def press(pilot: Pilot[None], *keys: str, wait: float = 1.0) -> None:
+    await pilot.press(*keys)
+    await pilot.pause(wait)
+
+
+def save(app: SatstoreApp, name: str, suffix: str) -> None:
+    folder = LOGS.parent if suffix else IMAGES  # other sizes are to look at, not to keep
+    (folder / f"{name}{suffix}.svg").write_text(app.export_screenshot(title="satstore tui"))
+
+
+async def make_pictures(suffix: str, size: tuple[int, int]) -> None:
+    app = SatstoreApp(LOGS, 0.2)
+    async with app.run_test(size=size) as pilot:
+        while app.snapshot is None:
+            await pilot.pause(0.1)
+        await pilot.pause(1)
+        save(app, "tui-runs", suffix)
+        await press(pilot, "slash", *"demo")
+        await press(pilot, "enter")
+        await press(pilot, "enter", wait=3)
+        await press(pilot, "j", "j", "j", "j")
+        save(app, "tui-run", suffix)
+        await press(pilot, "escape", "escape", "J", wait=3)
+        save(app, "tui-jobs", suffix)
+        await press(pilot, "escape", "slash", *"depths", "enter")
+        await press(pilot, "space", "space", "space", "c", wait=4)
+        await press(pilot, "d", *["j"] * 20)
+        save(app, "tui-compare", suffix)
+        await press(pilot, "escape", "n", wait=1)
+        save(app, "tui-new-job", suffix)
+
+
+def main() -> None:
+    all_sizes = "--all-sizes" in sys.argv
+    if not (LOGS.exists() and "--keep" in sys.argv):
+        make_runs()
+    words = ["run", "--config", str(LOGS.parent / "long.json"), "--run-id", "long", "--stages", "train"]
+    job = start_job([*words, "--logs-dir", str(LOGS)], LOGS)
+    try:
+        time.sleep(15)
+        for suffix, size in SIZES.items():
+            if all_sizes or not suffix:
+                asyncio.run(make_pictures(suffix, size))
+    finally:
+        for job in list_jobs(LOGS):
+            if job.is_running:
+                cancel_job(job)
+
+
+if __name__ == "__main__":
+    main()
