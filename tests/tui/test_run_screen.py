@@ -19,6 +19,7 @@ from satstore.manifest import Manifest
 from satstore.run import Run
 from tui.app import SatstoreApp
 from tui.curves import DELTAS, decimate, read_curves
+from tui.job_words import describe_job
 from tui.layers import View, make_rules, tabulate
 from tui.screens.compare import CompareScreen
 from tui.screens.jobs import JobsScreen
@@ -397,16 +398,22 @@ async def test_first_run__runs_the_demo_and_watches_it(tmp_path: Path) -> None:
         await wait_for(pilot, lambda: any("Run the demo" in line for line in read_screen(pilot)))
         await pilot.press("d")
         table = await wait_for_rows(pilot, 1)
-        seen: set[str] = set()
+        seen = {read_static(pilot, "#jobs-line")}
+        await pilot.press("enter")  # while its stores are being written
+        await wait_for(pilot, lambda: isinstance(app.screen, RunScreen))
 
         def is_over() -> bool:
-            seen.add(read_static(pilot, "#jobs-line"))
+            seen.update(describe_job(job) for job in app.jobs)
+            assert not isinstance(app.screen, ErrorScreen), read_screen(pilot)
             return bool(app.jobs) and not app.jobs[0].is_running
 
         await wait_for(pilot, is_over, 120)
         assert app.jobs[0].state == "done"
         assert any("train" in text for text in seen), seen
         assert any("%" in text and "left" in text for text in seen), seen
+        await wait_for(pilot, lambda: "probe pool4" in read_static(pilot, "#values"))
+        assert read_static(pilot, "#notice") == ""
+        await pilot.press("escape")
         await wait_for(pilot, lambda: table.rows[0].stages["probe"] == "done")
         assert len(table.rows[0].saturation) == 9
         assert table.rows[0].size_bytes

@@ -213,7 +213,7 @@ def draw_progress(row: tuple[Job, Usage | None]) -> Cell:
 COLUMNS: tuple[Column[tuple[Job, Usage | None]], ...] = (
     Column("job", "job", lambda row: f"{row[0].number}", 4, 6, rank=0, align="right"),
     Column("state", "state", lambda row: (LOOKS[row[0].state],), 11, 11, rank=1),
-    Column("progress", "progress", draw_progress, 26, 60, rank=2, n_last=0),
+    Column("progress", "progress", draw_progress, 26, 48, rank=2, n_last=0),
     Column("cpu", "CPU", lambda row: describe_cpu(row[1]), 6, 6, rank=4, align="right"),
     Column("memory", "memory", lambda row: describe_memory(row[1]), 9, 9, rank=5, align="right"),
     Column("gpu", "GPU", lambda row: describe_gpu(row[1]), 14, 14, rank=7, align="right"),

@@ -71,7 +71,7 @@ def fit(columns: Sequence[Column[T]], rows: Sequence[T], room: int, gap: int) ->
             break
         chosen.append(column)
         left -= column.least + gap
-        spare -= wanted[column.key] + gap
+        spare -= (column.least if column.stretches else wanted[column.key]) + gap
     widths = {column.key: column.least for column in columns if column in chosen}
     for column in chosen:
         more = max(0, min(left, wanted[column.key] - column.least))
