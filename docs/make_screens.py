@@ -13,7 +13,8 @@ from pathlib import Path
 
 from textual.pilot import Pilot
 
-from satstore.jobs import cancel_job, list_jobs, start_job
+from satstore.job_control import cancel_job, start_job
+from satstore.jobs import list_jobs
 from tui.app import SatstoreApp
 
 LOGS = Path("/tmp/satstore/logs")

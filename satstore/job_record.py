@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 
 from satstore.events import Event, EventLog
-from satstore.jobs import claim_job
+from satstore.job_control import claim_job
 from satstore.supervisor import write_json
 
 

@@ -9,28 +9,18 @@ import json
 import os
 import platform
 import shlex
-import shutil
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
 
-from satstore.errors import LockedError, NotFoundError, SatstoreError
-from satstore.files import WriteError, write_file
-from satstore.processes import import_environment
+from satstore.errors import NotFoundError
 
 JobState = Literal["running", "done", "failed", "cancelled", "lost"]
 """``lost``: its process is gone and nobody wrote down how it ended, as after a power loss."""
-
-N_KEPT = 200
-"""So many jobs that have ended are kept; older ones are removed when a new one starts."""
 
 START_S = 30.0
 """A job that has no process after so many seconds never got one."""
@@ -129,9 +119,6 @@ def jobs_dir(logs_dir: Path) -> Path:
     return logs_dir / ".jobs"
 
 
-# Reading
-
-
 def list_jobs(logs_dir: Path, known: Mapping[int, Job] | None = None) -> list[Job]:
     """Return the jobs of a logs folder, the newest first.
 
@@ -141,7 +128,7 @@ def list_jobs(logs_dir: Path, known: Mapping[int, Job] | None = None) -> list[Jo
         Jobs read before, by number: those that had ended are not read again.
     """
     jobs = []
-    for number in sorted(_numbers(jobs_dir(logs_dir)), reverse=True):
+    for number in sorted(job_numbers(jobs_dir(logs_dir)), reverse=True):
         before = (known or {}).get(number)
         job = before if before and before.ended is not None else read_job(jobs_dir(logs_dir) / f"{number}")
         if job is not None:
@@ -149,7 +136,8 @@ def list_jobs(logs_dir: Path, known: Mapping[int, Job] | None = None) -> list[Jo
     return jobs
 
 
-def _numbers(folder: Path) -> list[int]:
+def job_numbers(folder: Path) -> list[int]:
+    """Return the numbers of the jobs in a folder."""
     try:
         return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
     except OSError:
@@ -243,118 +231,3 @@ def tail(path: Path, n_bytes: int, offset: int | None = None) -> tuple[str, int]
     except OSError:
         return "", offset or 0
     return content.decode(errors="replace"), start + len(content)
-
-
-# Starting
-
-
-def start_job(words: Sequence[str], logs_dir: Path, cwd: Path | None = None) -> Job:
-    """Start a command in the background, where neither a closed terminal nor a lost connection ends it.
-
-    Parameters
-    ----------
-    words
-        The command's, without ``satstore``.
-    cwd
-        The folder that it runs in; by default the current one.
-
-    Raises
-    ------
-    WriteError
-        If the logs folder can't be written.
-    SatstoreError
-        If no process could be started.
-    """
-    path = claim_job(words, logs_dir, cwd or Path.cwd(), detached=True)
-    with (path / "log.txt").open("ab") as log:
-        supervisor = subprocess.Popen(
-            [sys.executable, "-P", "-m", "satstore.supervisor", str(path.absolute())],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env=import_environment(),
-        )
-    deadline = time.monotonic() + START_S
-    while not (path / "process.json").exists():
-        if supervisor.poll() is not None or time.monotonic() > deadline:
-            reason = last_line(path / "log.txt") or "its process ended without a word"
-            shutil.rmtree(path, ignore_errors=True)
-            raise SatstoreError(f"{shlex.join(('satstore', *words))} could not be started: {reason}")
-        time.sleep(0.02)
-    _reap_later(supervisor)
-    return find_job(path.name, logs_dir)
-
-
-def _reap_later(process: "subprocess.Popen[bytes]") -> None:
-    """Let no zombie stay of a supervisor that ends before we do."""
-    import threading
-
-    threading.Thread(target=process.wait, daemon=True).start()
-
-
-def claim_job(words: Sequence[str], logs_dir: Path, cwd: Path, *, detached: bool) -> Path:
-    """Make the folder of a new job; of several processes that do so at once, each gets its own."""
-    folder = jobs_dir(logs_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        while True:
-            path = folder / f"{max(_numbers(folder), default=0) + 1}"
-            with suppress(FileExistsError):
-                path.mkdir()
-                break
-        content = {"words": list(words), "cwd": str(cwd), "started": time.time(), "host": platform.node()}
-        write_file(path / "job.json", json.dumps(content | {"detached": detached}).encode())
-        (path / "log.txt").touch()
-    except OSError as error:
-        if isinstance(error, SatstoreError):
-            raise
-        raise WriteError(f"{folder} can't be written: {error.strerror or error}") from error
-    _prune(logs_dir)
-    return path
-
-
-def _prune(logs_dir: Path) -> None:
-    jobs = list_jobs(logs_dir)
-    for job in [job for job in jobs if not job.is_running][N_KEPT:]:
-        shutil.rmtree(job.path, ignore_errors=True)
-
-
-# Ending
-
-
-def cancel_job(job: Job, grace_s: float = 10.0) -> Job:
-    """End a job: ask it to stop, and kill it and all that it started where it does not.
-
-    Parameters
-    ----------
-    grace_s
-        Seconds that it has to stop.
-
-    Raises
-    ------
-    LockedError
-        If it runs on another host.
-    SatstoreError
-        If it has ended already.
-    """
-    if not job.is_running:
-        raise SatstoreError(f"job {job.number} is not running: it is {job.state}")
-    if not job.is_here:
-        raise LockedError(f"job {job.number} runs on {job.host}; cancel it there")
-    (job.path / "cancel").touch()
-    try:
-        process = psutil.Process(job.pid)
-        others = process.children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        process.wait(grace_s)
-    except psutil.TimeoutExpired:
-        for each in (process, *process.children(recursive=True), *others):
-            with suppress(psutil.Error):
-                each.kill()
-    except psutil.Error:
-        pass  # it has just ended
-    deadline = time.monotonic() + 5
-    while (found := find_job(job.number, job.path.parent.parent)).is_running and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return found

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-from satstore.jobs import Job, cancel_job, list_jobs, start_job
+from satstore.job_control import cancel_job, start_job
+from satstore.jobs import Job, list_jobs
 from satstore.run import Run
 
 # A busy machine makes any example slow; that is no failure.

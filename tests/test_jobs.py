@@ -14,11 +14,12 @@ import psutil
 import pytest
 from conftest import satstore
 
-from satstore import jobs
+from satstore import job_control
 from satstore.config import ExperimentConfig
 from satstore.errors import LockedError, NotFoundError, SatstoreError
 from satstore.files import WriteError
-from satstore.jobs import Job, cancel_job, find_job, jobs_dir, list_jobs, read_job, start_job
+from satstore.job_control import cancel_job, claim_job, start_job
+from satstore.jobs import Job, find_job, jobs_dir, list_jobs, read_job
 from satstore.logs import list_runs, make_run
 from satstore.usage import UsageMeter
 from tui.reader import Reader
@@ -129,6 +130,14 @@ def test_job__on_another_host_is_left_to_it(tmp_path: Path) -> None:
         cancel_job(job)
 
 
+def test_cancel__leaves_one_alone_that_has_no_process_yet(tmp_path: Path) -> None:
+    make_folder(tmp_path, 1, started=time.time())
+    job = find_job(1, tmp_path)
+    assert job.is_running
+    with pytest.raises(SatstoreError, match="job 1 is just starting; cancel it in a moment"):
+        cancel_job(job)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"words": 3}', "\0", "[" * 100_000])
 def test_list_jobs__passes_over_what_is_no_job(tmp_path: Path, content: str) -> None:
     (make_folder(tmp_path, 1) / "job.json").write_text(content)
@@ -146,14 +155,12 @@ def test_find_job__says_where_it_looked(tmp_path: Path) -> None:
 
 def test_claim__gives_each_its_own_number(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        paths = list(
-            pool.map(lambda _: jobs.claim_job(["train"], tmp_path, tmp_path, detached=True), range(24))
-        )
+        paths = list(pool.map(lambda _: claim_job(["train"], tmp_path, tmp_path, detached=True), range(24)))
     assert sorted(int(path.name) for path in paths) == list(range(1, 25))
 
 
 def test_claim__removes_the_oldest_that_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "N_KEPT", 3)
+    monkeypatch.setattr(job_control, "N_KEPT", 3)
     for number in range(1, 7):
         path = make_folder(tmp_path, number)
         if number != 2:  # which still runs
@@ -162,7 +169,7 @@ def test_claim__removes_the_oldest_that_have_ended(tmp_path: Path, monkeypatch: 
     (jobs_dir(tmp_path) / "2" / "process.json").write_text(
         json.dumps({"pid": os.getpid(), "created": created})
     )
-    jobs.claim_job(["train"], tmp_path, tmp_path, detached=True)
+    claim_job(["train"], tmp_path, tmp_path, detached=True)
     assert [job.number for job in list_jobs(tmp_path)] == [7, 6, 5, 4, 2]
 
 

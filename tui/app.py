@@ -11,7 +11,8 @@ from textual.screen import Screen
 from textual.worker import Worker, WorkerState
 
 from satstore.errors import SatstoreError
-from satstore.jobs import Job, cancel_job, start_job
+from satstore.job_control import cancel_job, start_job
+from satstore.jobs import Job
 from satstore.usage import Usage
 from tui.messages import SnapshotTaken, UsageMeasured
 from tui.reader import ReaderThread, Snapshot

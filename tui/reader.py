@@ -267,18 +267,19 @@ class ReaderThread(threading.Thread):
         posted: Snapshot | None = None
         while not self._stopped.is_set():
             self._woken.clear()
-            started = time.monotonic()
+            started, cpu_s = time.monotonic(), time.thread_time()
             snapshot = self._reader.poll()
             if snapshot is not posted and not self._stopped.is_set():
                 self._post(snapshot)
                 posted = snapshot
-            # A folder of thousands, or on a slow disk, must not keep a core busy.
-            pause_s = max(self._interval_s, 50 * (time.monotonic() - started))
+            # A folder of thousands must not keep a core busy, nor one on a slow disk that disk.
+            cpu_s, wall_s = time.thread_time() - cpu_s, time.monotonic() - started
+            pause_s = max(self._interval_s, 50 * cpu_s, 5 * wall_s)
             if self.measures and time.monotonic() >= self._next_measurement:
-                started = time.monotonic()
+                cpu_s = time.thread_time()
                 self._measure(snapshot.jobs)
-                now = time.monotonic()
-                self._next_measurement = now + max(self._interval_s, 20 * (now - started))
+                cpu_s = time.thread_time() - cpu_s
+                self._next_measurement = time.monotonic() + max(self._interval_s, 20 * cpu_s)
             self._woken.wait(pause_s)
 
     def _measure(self, jobs: tuple[Job, ...]) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 from rich.table import Table
 
 from satstore.cli.look import make_console
-from satstore.jobs import Job, cancel_job, find_job, list_jobs, read_job, tail
+from satstore.job_control import cancel_job
+from satstore.jobs import Job, find_job, list_jobs, read_job, tail
 from satstore.logs import find_logs_dir
 from satstore.usage import Usage, UsageMeter
 from satstore.words import describe_age
 from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory
+from tui.rows import clean
 
 POLL_S = 0.2
 PIECE_BYTES = 2**20
@@ -60,9 +62,15 @@ def make_table(jobs: list[Job], usages: dict[int, Usage]) -> Table:
         table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
     for job in jobs:
         usage = usages.get(job.number)
-        cells = [f"{job.number}", job.state, describe_job(job), describe_cpu(usage), describe_memory(usage)]
+        cells = [
+            f"{job.number}",
+            job.state,
+            clean(describe_job(job)),
+            describe_cpu(usage),
+            describe_memory(usage),
+        ]
         cells += [describe_gpu(usage)] if has_gpu else []
-        table.add_row(*cells, describe_age(time.time() - job.started), job.command)
+        table.add_row(*cells, describe_age(time.time() - job.started), clean(job.command))
     return table
 
 

@@ -18,6 +18,7 @@ from tui.reader import Experiment, Reader, Snapshot
 from tui.rows import (
     COLUMNS,
     SORT_KEYS,
+    clean,
     describe_counts,
     describe_problem,
     describe_row,
@@ -80,7 +81,7 @@ def print_snapshot(experiments: list[Experiment], snapshot: Snapshot, root: Path
     console.print(describe_counts(experiments, len(snapshot.experiments)))
     for job in snapshot.jobs:
         if job.is_running:
-            console.print(f"job {job.number}: {job.command}  {describe_job(job)}")
+            console.print(clean(f"job {job.number}: {job.command} {describe_job(job)}"))
 
 
 def write_csv(experiments: list[Experiment]) -> None:

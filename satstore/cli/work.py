@@ -14,8 +14,8 @@ from satstore.cli.look import make_console
 from satstore.cli.progress import Bar
 from satstore.config import ExperimentConfig, read_config
 from satstore.errors import ConfigError, SatstoreError
+from satstore.job_control import start_job
 from satstore.job_record import record_job
-from satstore.jobs import start_job
 from satstore.logs import check_run_id, find_logs_dir, find_runs
 from satstore.pipeline import Outcome, make_runs, run_stages
 from satstore.registry import load_plugins

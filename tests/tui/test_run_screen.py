@@ -24,7 +24,8 @@ from tui.layers import View, make_rules, tabulate
 from tui.screens.compare import CompareScreen
 from tui.screens.jobs import JobsScreen
 from tui.screens.modals import ErrorScreen
-from tui.screens.run import TABS, LayersTable, RunScreen
+from tui.screens.run import TABS, RunScreen
+from tui.screens.run_panes import LayersTable
 from tui.screens.runs import RunsScreen
 from tui.widgets.heat_map import HeatMap
 from tui.widgets.slider import Slider

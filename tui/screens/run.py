@@ -2,106 +2,61 @@
 
 import csv
 import io
-import json
 import math
 import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.widgets import Footer, Log, Static, TabbedContent, TabPane
+from textual.widgets import Footer, Static, TabbedContent
 
-from satstore.errors import NotFoundError
-from satstore.events import Event
 from satstore.files import write_file
-from satstore.jobs import Job
 from satstore.run import Run
 from satstore.words import MARKS
-from tui.colors import BORDER, CURSOR, SATURATION
 from tui.curves import RunCurves, read_curves
 from tui.export import ExportScreen, export_plot
-from tui.job_words import describe_job, find_job_of
-from tui.layers import (
-    LayerRow,
-    View,
-    as_json,
-    describe_curves,
-    describe_layer,
-    describe_values,
-    make_columns,
-    make_curves,
-    make_rules,
-    tabulate,
-    training_curves,
-)
+from tui.job_words import find_job_of
+from tui.layers import View, as_json, tabulate
 from tui.reader import Experiment, Snapshot
 from tui.rows import STYLES, clean
 from tui.screens.base import AppScreen
-from tui.widgets.curve_plot import Curve, CurvePlot, Rule
-from tui.widgets.heat_map import HeatMap
-from tui.widgets.log_view import LogView
+from tui.screens.run_panes import (
+    RUN_HELP,
+    LayersPane,
+    PixelwisePane,
+    RunPane,
+    SpectrumPane,
+    TablePane,
+    TrainingPane,
+)
+from tui.screens.run_texts import ConfigPane, EventsPane, EventsView, LogPane, ManifestPane
 from tui.widgets.slider import Slider
-from tui.widgets.table import Table
 
-TABS = ("layers", "training", "spectrum", "table", "pixelwise", "config", "manifest", "events", "log")
+PANES: tuple[type[RunPane], ...] = (
+    LayersPane,
+    TrainingPane,
+    SpectrumPane,
+    TablePane,
+    PixelwisePane,
+    ConfigPane,
+    ManifestPane,
+    EventsPane,
+    LogPane,
+)
+"""The tabs, in their order."""
 
-HELP = """\
-## A run
-
-Saturation and probe accuracy over the layers, in forward order.
-
-- `←` `→` move **delta**: saturation follows at once, from the stored spectra.
-- `[` `]` scrub through the **epochs** of training.
-- `↑` `↓`, `j` `k` move the **cursor** over the layers; its values are read out above the plot.
-- `1` to `9` choose a tab; `a` shows all layers, shortcuts and the last Linear too.
-- `e` exports the plot or the table, `y` copies the command that shows this run.
-- `n` starts a stage, `x` ends this run's job, `l` shows its log.
-
-The dashed line is the model's accuracy. `┊` is the border layer: the first conv whose input sees more than
-the image. `╎` is where the tail starts: from there on no probe gains a point, and saturation is under half of
-the median.
-"""
-
-
-class LayerPlot(CurvePlot):
-    """The plot over the layers."""
-
-    HELP = HELP + "\n" + CurvePlot.HELP
-
-
-class LayersTable(Table[LayerRow]):
-    """The table of layers."""
-
-    HELP = "The layers at this epoch and delta. `e` exports the table as CSV."
-
-
-class EventsView(LogView):
-    """The events of a run, a line each."""
-
-    def describe_line(self, line: str) -> str:
-        """Return an event in words."""
-        import time
-
-        try:
-            event = Event(**json.loads(line))
-        except (ValueError, TypeError):
-            return ""
-        at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time))
-        count = f" {event.done}/{event.total}" if event.total else ""
-        values = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
-        return clean(f"{at} {event.stage} {event.kind}{count} {event.text} {values}")
+TABS = tuple(pane.TITLE.lower() for pane in PANES)
 
 
 class RunScreen(AppScreen):
     """One run."""
 
-    HELP = HELP
+    HELP = RUN_HELP
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left", "delta(-1)", "Delta −", key_display="←", tooltip="A smaller delta"),
@@ -129,7 +84,6 @@ class RunScreen(AppScreen):
         self._experiment: Experiment | None = None
         self._view = View(-1, 0, ())
         self._shows_all = False
-        self._map_of: tuple[str, object] | None = None
 
     @property
     def name_of_run(self) -> str:
@@ -143,31 +97,8 @@ class RunScreen(AppScreen):
             yield Static("reading …", id="counts")
         yield Static(id="notice")
         with TabbedContent(id="tabs"):
-            with TabPane("Layers", id="layers"):
-                yield Static(id="layer")
-                yield Static(id="values")
-                yield LayerPlot(id="layer-plot")
-            with TabPane("Training", id="training"):
-                yield Static(id="training-values")
-                with Horizontal(id="training-plots"):
-                    yield CurvePlot(id="accuracy-plot")
-                    yield CurvePlot(id="loss-plot")
-            with TabPane("Spectrum", id="spectrum"):
-                yield Static(id="spectrum-layer")
-                yield CurvePlot(id="spectrum-plot")
-            with TabPane("Table", id="table"):
-                yield LayersTable(make_columns([]), key=lambda row: row.layer)
-            with TabPane("Pixelwise", id="pixelwise"):
-                yield Static(id="pixelwise-layer")
-                yield HeatMap()
-            for name in ("config", "manifest"):
-                with TabPane(name.capitalize(), id=name):
-                    yield Log(id=f"{name}-text")
-            with TabPane("Events", id="events"):
-                yield EventsView(id="events-text")
-            with TabPane("Log", id="log"):
-                yield Static(id="log-job")
-                yield LogView(id="log-text")
+            for pane in PANES:
+                yield pane()
         with Vertical(id="sliders"):
             yield Slider("delta", ["–"], keys="← →", id="delta")
             yield Slider("epoch", ["–"], keys="[ ]", id="epoch")
@@ -189,7 +120,7 @@ class RunScreen(AppScreen):
         if found is None:
             self._say("the folder of this run is gone", "bold red")
             return
-        self._show_job(find_job_of(self.name_of_run, snapshot.jobs))
+        self.query_one(LogPane).show(find_job_of(self.name_of_run, snapshot.jobs))
         before, self._experiment = self._experiment, found
         self._show_state()
         if found.problem:
@@ -219,14 +150,8 @@ class RunScreen(AppScreen):
         last = data.n_epochs - 1
         texts_of_epochs = [f"{n}/{last}" for n in range(data.n_epochs)] or ["none yet"]
         self.query_one("#epoch", Slider).set_texts(texts_of_epochs, max(0, epoch))
-        for name, text in texts.items():
-            log = self.query_one(f"#{name}-text", Log)
-            if "\n".join(log.lines).strip() != text.strip():
-                log.clear()
-                log.auto_scroll = False
-                log.write_lines(text.splitlines())
-        self.query_one(LayersTable).set_columns(make_columns(list(data.probes)))
-        self._map_of = None
+        self.query_one(ConfigPane).show(texts["config"])
+        self.query_one(ManifestPane).show(texts["manifest"])
         self._say_what_is_missing(data)
         self._draw()
 
@@ -262,116 +187,11 @@ class RunScreen(AppScreen):
             text.append(f"  {experiment.test_accuracy:.2%}", "bold")
         self.query_one("#counts", Static).update(text)
 
-    def _show_job(self, job: Job | None) -> None:
-        text = "no job of this run is known"
-        if job is not None:
-            text = f"job {job.number}, {job.state}  {describe_job(job)}  {job.command}"
-        self.query_one("#log-job", Static).update(Text(clean(text), "dim", no_wrap=True, overflow="ellipsis"))
-        self.query_one("#log-text", LogView).follow(None if job is None else job.log_path)
-
     def _draw(self) -> None:
-        """Draw what the tab in sight shows."""
-        data, view = self._data, self._view
-        if data is None or not view.layers:
-            return
-        tab = self.query_one(TabbedContent).active
-        if tab == "layers":
-            self._draw_layers(data, view)
-        elif tab == "training":
-            self._draw_training(data, view)
-        elif tab == "spectrum":
-            self.satstore.in_thread(self._read_spectrum, "spectrum")
-        elif tab == "table":
-            self.query_one(LayersTable).show(
-                tabulate(data, view), data.layers[view.layers[view.cursor]].layer
-            )
-        elif tab == "pixelwise":
-            self._draw_map(data, view)
-
-    def _draw_layers(self, data: RunCurves, view: View) -> None:
-        # Without a new layout, which would take longer than all else at every key.
-        self.query_one("#layer", Static).update(describe_layer(data, view), layout=False)
-        self.query_one("#values", Static).update(
-            describe_values(data, view, self.size.width - 2), layout=False
-        )
-        n_layers = len(view.layers)
-        self.query_one("#layer-plot", CurvePlot).draw(
-            make_curves(data, view),
-            make_rules(data, view),
-            x_limits=(-0.5, n_layers - 0.5),
-            y_limits=(0.0, 1.0),
-            names=[data.layers[place].layer for place in view.layers],
-        )
-
-    def _draw_training(self, data: RunCurves, view: View) -> None:
-        accuracy, loss = training_curves(data)
-        values = describe_curves([*accuracy, *loss], view.epoch, self.size.width - 2)
-        self.query_one("#training-values", Static).update(values)
-        x_limits = (-0.2, max(1, data.n_epochs - 1) + 0.2)
-        names = [f"{n}" for n in range(data.n_epochs)]
-        top = max((v for curve in loss for v in curve.y if math.isfinite(v)), default=1.0)
-        epoch = [Rule("epoch", view.epoch, CURSOR, "│")]
-        self.query_one("#accuracy-plot", CurvePlot).draw(
-            accuracy, epoch, x_limits=x_limits, y_limits=(0.0, 1.0), names=names
-        )
-        self.query_one("#loss-plot", CurvePlot).draw(
-            loss, epoch, x_limits=x_limits, y_limits=(0.0, 1.05 * top), names=names
-        )
-
-    def _read_spectrum(self) -> None:
-        data, view = self._data, self._view
-        if data is None or not view.layers:
-            return
-        layer = data.layers[view.layers[view.cursor]].layer
-        spectra = Run(self._path).spectra("train", [layer])
-        if layer in spectra and view.epoch < len(spectra[layer]):
-            self.app.call_from_thread(self._draw_spectrum, data, view, spectra[layer][view.epoch])
-
-    def _draw_spectrum(self, data: RunCurves, view: View, eigenvalues: np.ndarray) -> None:
-        if not self.is_attached or view != self._view:
-            return
-        shares = eigenvalues / max(float(eigenvalues.sum()), 1e-300)
-        logs = np.log10(np.maximum(shares, 1e-12))
-        row = tabulate(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
-        delta = data.deltas[view.place]
-        text = describe_layer(data, view)
-        text.append(f"\n{row.dimension:.0f} of {row.n_features} directions hold {delta:g} of the variance")
-        text.append("; shares of the eigenvalues as powers of ten, the largest first", "dim")
-        self.query_one("#spectrum-layer", Static).update(text)
-        x_limits, y_limits = (0.0, len(logs) + 1.0), (max(-12.0, math.floor(float(logs.min()))), 0.0)
-        self.query_one("#spectrum-plot", CurvePlot).draw(
-            [Curve("share", list(range(1, len(logs) + 1)), [*logs], SATURATION)],
-            [Rule("dimension", row.dimension, BORDER, "┊")],
-            x_limits=x_limits,
-            y_limits=y_limits,
-        )
-
-    def _draw_map(self, data: RunCurves, view: View) -> None:
-        text = describe_layer(data, view)
-        record = data.layers[view.layers[view.cursor]]
-        if "pixelwise" not in data.probes:
-            text.append("\nno pixelwise probes: press n to start probe with the pooling pixelwise", "yellow")
-            self.query_one("#pixelwise-layer", Static).update(text)
-        elif self._map_of != (record.layer, data):
-            self._map_of = (record.layer, data)
-            self.satstore.in_thread(lambda: self._read_map(record.layer, text), "map")
-
-    def _read_map(self, layer: str, text: Text) -> None:
-        from satstore.store import AnalysisStore
-
-        try:
-            values = AnalysisStore(Run(self._path).analysis_path).probe("pixelwise", layer)["accuracy"]
-            text.append("\naccuracy of a probe at every position, in percent; after the last epoch", "dim")
-        except (NotFoundError, KeyError):
-            values = np.zeros((0, 0))
-            text.append("\nno pixelwise probe of this layer", "yellow")
-
-        def show() -> None:
-            if self.is_attached:
-                self.query_one("#pixelwise-layer", Static).update(text)
-                self.query_one(HeatMap).show(np.asarray(values, dtype=float))
-
-        self.app.call_from_thread(show)
+        """Draw the tab in sight."""
+        pane = self.query_one(TabbedContent).active_pane
+        if self._data is not None and self._view.layers and isinstance(pane, RunPane):
+            pane.draw(self._data, self._view)
 
     @on(TabbedContent.TabActivated)
     def _tab_shown(self) -> None:
@@ -411,11 +231,10 @@ class RunScreen(AppScreen):
         self._view = replace(self._view, cursor=max(0, min(self._view.cursor + steps, last)))
         self._draw()
 
-    @on(Table.Moved)
-    def _row_moved(self) -> None:
-        table = self.query_one(LayersTable)
-        if table.rows and self.query_one(TabbedContent).active == "table":
-            self._view = replace(self._view, cursor=table.cursor_row)
+    @on(TablePane.CursorMoved)
+    def _row_moved(self, event: TablePane.CursorMoved) -> None:
+        if self.query_one(TabbedContent).active == "table":
+            self._view = replace(self._view, cursor=event.place)
 
     def action_all_layers(self) -> None:
         """Show all layers, or those of the main path."""
@@ -428,7 +247,7 @@ class RunScreen(AppScreen):
     def action_tab(self, tab: str) -> None:
         """Show a tab, and let its content have the keys."""
         self.query_one(TabbedContent).active = tab
-        pane = self.query_one(f"#{tab}", TabPane)
+        pane = self.query_one(f"#{tab}", RunPane)
         focusable = [widget for widget in pane.query("*") if widget.focusable]
         (focusable[0] if focusable else self.query_one("#delta")).focus()
 

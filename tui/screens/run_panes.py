@@ -1,0 +1,261 @@
+"""The tabs of a run's screen, each of which draws itself for an epoch, a delta and a layer."""
+
+import math
+from typing import TYPE_CHECKING, ClassVar, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Horizontal
+from textual.message import Message
+from textual.widgets import Static, TabPane
+
+from satstore.errors import NotFoundError
+from satstore.run import Run
+from tui.colors import BORDER, CURSOR, SATURATION
+from tui.curves import RunCurves
+from tui.layers import (
+    LayerRow,
+    View,
+    describe_curves,
+    describe_layer,
+    describe_values,
+    make_columns,
+    make_curves,
+    make_rules,
+    tabulate,
+    training_curves,
+)
+from tui.widgets.curve_plot import Curve, CurvePlot, Rule
+from tui.widgets.heat_map import HeatMap
+from tui.widgets.table import Table
+
+if TYPE_CHECKING:
+    from tui.app import SatstoreApp
+
+RUN_HELP = """\
+## A run
+
+Saturation and probe accuracy over the layers, in forward order.
+
+- `←` `→` move **delta**: saturation follows at once, from the stored spectra.
+- `[` `]` scrub through the **epochs** of training.
+- `↑` `↓`, `j` `k` move the **cursor** over the layers; its values are read out above the plot.
+- `1` to `9` choose a tab; `a` shows all layers, shortcuts and the last Linear too.
+- `e` exports the plot or the table, `y` copies the command that shows this run.
+- `n` starts a stage, `x` ends this run's job, `l` shows its log.
+
+The dashed line is the model's accuracy. `┊` is the border layer: the first conv whose input sees more than
+the image. `╎` is where the tail starts: from there on no probe gains a point, and saturation is under half of
+the median.
+"""
+
+
+class RunPane(TabPane):
+    """A tab that draws itself.
+
+    Attributes
+    ----------
+    TITLE
+        What the tab is called; its id is the same in lower case.
+    """
+
+    TITLE: ClassVar[str] = ""
+
+    def __init__(self) -> None:
+        super().__init__(self.TITLE, id=self.TITLE.lower())
+
+    @property
+    def satstore(self) -> "SatstoreApp":
+        """The app that it is in."""
+        return cast("SatstoreApp", self.app)
+
+    def draw(self, data: RunCurves, view: View) -> None:
+        """Draw what is looked at."""
+
+
+class LayerPlot(CurvePlot):
+    """The plot over the layers."""
+
+    HELP = RUN_HELP + "\n" + (CurvePlot.HELP or "")
+
+
+class LayersPane(RunPane):
+    """Both curves over the layers, and the values under the cursor."""
+
+    TITLE = "Layers"
+
+    def compose(self) -> ComposeResult:
+        """Lay the tab out."""
+        yield Static(id="layer")
+        yield Static(id="values")
+        yield LayerPlot(id="layer-plot")
+
+    def draw(self, data: RunCurves, view: View) -> None:
+        """Draw what is looked at."""
+        # Without a new layout, which would take longer than all else at every key.
+        self.query_one("#layer", Static).update(describe_layer(data, view), layout=False)
+        values = describe_values(data, view, self.screen.size.width - 2)
+        self.query_one("#values", Static).update(values, layout=False)
+        self.query_one(CurvePlot).draw(
+            make_curves(data, view),
+            make_rules(data, view),
+            x_limits=(-0.5, len(view.layers) - 0.5),
+            y_limits=(0.0, 1.0),
+            names=[data.layers[place].layer for place in view.layers],
+        )
+
+
+class TrainingPane(RunPane):
+    """Accuracies and losses over the epochs."""
+
+    TITLE = "Training"
+
+    def compose(self) -> ComposeResult:
+        """Lay the tab out."""
+        yield Static(id="training-values")
+        with Horizontal(id="training-plots"):
+            yield CurvePlot(id="accuracy-plot")
+            yield CurvePlot(id="loss-plot")
+
+    def draw(self, data: RunCurves, view: View) -> None:
+        """Draw what is looked at."""
+        accuracy, loss = training_curves(data)
+        values = describe_curves([*accuracy, *loss], view.epoch, self.screen.size.width - 2)
+        self.query_one("#training-values", Static).update(values)
+        top = max((v for curve in loss for v in curve.y if math.isfinite(v)), default=1.0)
+        for selector, curves, highest in (
+            ("#accuracy-plot", accuracy, 1.0),
+            ("#loss-plot", loss, 1.05 * top),
+        ):
+            self.query_one(selector, CurvePlot).draw(
+                curves,
+                [Rule("epoch", view.epoch, CURSOR, "│")],
+                x_limits=(-0.2, max(1, data.n_epochs - 1) + 0.2),
+                y_limits=(0.0, highest),
+                names=[f"{epoch}" for epoch in range(data.n_epochs)],
+            )
+
+
+class SpectrumPane(RunPane):
+    """The spectrum of the layer under the cursor."""
+
+    TITLE = "Spectrum"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._wanted: tuple[RunCurves, View] | None = None
+
+    def compose(self) -> ComposeResult:
+        """Lay the tab out."""
+        yield Static(id="spectrum-layer")
+        yield CurvePlot(id="spectrum-plot")
+
+    def draw(self, data: RunCurves, view: View) -> None:
+        """Draw what is looked at, once it is read."""
+        self._wanted = (data, view)
+        self.satstore.in_thread(lambda: self._read(data, view), "spectrum")
+
+    def _read(self, data: RunCurves, view: View) -> None:
+        layer = data.layers[view.layers[view.cursor]].layer
+        spectra = Run(data.path).spectra("train", [layer])
+        if layer in spectra and view.epoch < len(spectra[layer]):
+            self.app.call_from_thread(self._draw, data, view, spectra[layer][view.epoch])
+
+    def _draw(self, data: RunCurves, view: View, eigenvalues: NDArray[np.float64]) -> None:
+        if not self.is_attached or self._wanted != (data, view):
+            return
+        shares = eigenvalues / max(float(eigenvalues.sum()), 1e-300)
+        logs = np.log10(np.maximum(shares, 1e-12))
+        row = tabulate(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
+        text = describe_layer(data, view)
+        delta = data.deltas[view.place]
+        text.append(f"\n{row.dimension:.0f} of {row.n_features} directions hold {delta:g} of the variance")
+        text.append("; shares of the eigenvalues as powers of ten, the largest first", "dim")
+        self.query_one("#spectrum-layer", Static).update(text)
+        self.query_one(CurvePlot).draw(
+            [Curve("share", list(range(1, len(logs) + 1)), [*logs], SATURATION)],
+            [Rule("dimension", row.dimension, BORDER, "┊")],
+            x_limits=(0.0, len(logs) + 1.0),
+            y_limits=(max(-12.0, math.floor(float(logs.min()))), 0.0),
+        )
+
+
+class LayersTable(Table[LayerRow]):
+    """The table of layers."""
+
+    HELP = "The layers at this epoch and delta. `e` exports the table as CSV."
+
+
+class TablePane(RunPane):
+    """The layers, a row each."""
+
+    TITLE = "Table"
+
+    class CursorMoved(Message):
+        """The cursor is on another layer."""
+
+        def __init__(self, place: int) -> None:
+            super().__init__()
+            self.place = place
+
+    def compose(self) -> ComposeResult:
+        """Lay the tab out."""
+        yield LayersTable(make_columns([]), key=lambda row: row.layer)
+
+    def draw(self, data: RunCurves, view: View) -> None:
+        """Draw what is looked at."""
+        table = self.query_one(LayersTable)
+        table.set_columns(make_columns(list(data.probes)))
+        table.show(tabulate(data, view), data.layers[view.layers[view.cursor]].layer)
+
+    @on(Table.Moved)
+    def _moved(self) -> None:
+        table = self.query_one(LayersTable)
+        if table.rows:
+            self.post_message(self.CursorMoved(table.cursor_row))
+
+
+class PixelwisePane(RunPane):
+    """The probes of every position of the layer under the cursor, as a map."""
+
+    TITLE = "Pixelwise"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: tuple[str, object] | None = None
+
+    def compose(self) -> ComposeResult:
+        """Lay the tab out."""
+        yield Static(id="pixelwise-layer")
+        yield HeatMap()
+
+    def draw(self, data: RunCurves, view: View) -> None:
+        """Draw what is looked at, once it is read."""
+        text = describe_layer(data, view)
+        layer = data.layers[view.layers[view.cursor]].layer
+        if "pixelwise" not in data.probes:
+            text.append("\nno pixelwise probes: press n to start probe with the pooling pixelwise", "yellow")
+            self.query_one("#pixelwise-layer", Static).update(text)
+        elif self._shown != (layer, data):
+            self._shown = (layer, data)
+            self.satstore.in_thread(lambda: self._read(data, layer, text), "map")
+
+    def _read(self, data: RunCurves, layer: str, text: Text) -> None:
+        from satstore.store import AnalysisStore
+
+        try:
+            values = AnalysisStore(Run(data.path).analysis_path).probe("pixelwise", layer)["accuracy"]
+            text.append("\naccuracy of a probe at every position, in percent; after the last epoch", "dim")
+        except (NotFoundError, KeyError):
+            values = np.zeros((0, 0))
+            text.append("\nno pixelwise probe of this layer", "yellow")
+
+        def show() -> None:
+            if self.is_attached:
+                self.query_one("#pixelwise-layer", Static).update(text)
+                self.query_one(HeatMap).show(np.asarray(values, dtype=float))
+
+        self.app.call_from_thread(show)

@@ -1,0 +1,92 @@
+"""The tabs of a run's screen that show files as they stand, or as they grow."""
+
+import json
+import time
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.widgets import Log, Static
+
+from satstore.events import Event
+from satstore.jobs import Job
+from tui.job_words import describe_job
+from tui.rows import clean
+from tui.screens.run_panes import RunPane
+from tui.widgets.log_view import LogView
+
+
+class TextPane(RunPane):
+    """A file of the run folder, as it stands."""
+
+    def compose(self) -> ComposeResult:
+        """Lay the tab out."""
+        yield Log(id=f"{self.id}-text")
+
+    def show(self, text: str) -> None:
+        """Show a text; where it is another one, from its beginning."""
+        log = self.query_one(Log)
+        if "\n".join(log.lines).strip() != text.strip():
+            log.clear()
+            log.auto_scroll = False
+            log.write_lines([clean_line(line) for line in text.splitlines()])
+
+
+class ConfigPane(TextPane):
+    """The experiment's config."""
+
+    TITLE = "Config"
+
+
+class ManifestPane(TextPane):
+    """The run's manifest."""
+
+    TITLE = "Manifest"
+
+
+def clean_line(line: str) -> str:
+    """Return a line that a terminal can show, indented as it was."""
+    return " " * (len(line) - len(line.lstrip())) + clean(line)
+
+
+class EventsView(LogView):
+    """The events of a run, a line each."""
+
+    def describe_line(self, line: str) -> str:
+        """Return an event in words."""
+        try:
+            event = Event(**json.loads(line))
+        except (ValueError, TypeError):
+            return ""
+        at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time))
+        count = f" {event.done}/{event.total}" if event.total else ""
+        values = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
+        return clean(f"{at} {event.stage} {event.kind}{count} {event.text} {values}")
+
+
+class EventsPane(RunPane):
+    """What the stages told of themselves."""
+
+    TITLE = "Events"
+
+    def compose(self) -> ComposeResult:
+        """Lay the tab out."""
+        yield EventsView(id="events-text")
+
+
+class LogPane(RunPane):
+    """The log of the run's job."""
+
+    TITLE = "Log"
+
+    def compose(self) -> ComposeResult:
+        """Lay the tab out."""
+        yield Static(id="log-job")
+        yield LogView(id="log-text")
+
+    def show(self, job: Job | None) -> None:
+        """Show a job's log."""
+        text = "no job of this run is known"
+        if job is not None:
+            text = f"job {job.number}, {job.state}  {describe_job(job)}  {job.command}"
+        self.query_one("#log-job", Static).update(Text(clean(text), "dim", no_wrap=True, overflow="ellipsis"))
+        self.query_one(LogView).follow(None if job is None else job.log_path)
