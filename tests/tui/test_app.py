@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import CLEAN
+from filelock import FileLock
 from pilots import make, make_app, read_row, read_screen, read_static, wait_for, wait_for_rows
 from textual.widgets import HelpPanel, Input
 
@@ -175,9 +176,10 @@ async def test_theme__is_taken(tmp_path: Path, theme: str) -> None:
 def fixed_logs() -> Iterator[Path]:
     """A logs folder of a name that pictures can show."""
     logs = Path("/tmp/satstore-pictures/logs")
-    shutil.rmtree(logs, ignore_errors=True)
-    yield logs
-    shutil.rmtree(logs.parent, ignore_errors=True)
+    with FileLock("/tmp/satstore-pictures.lock"):
+        shutil.rmtree(logs, ignore_errors=True)
+        yield logs
+        shutil.rmtree(logs.parent, ignore_errors=True)
 
 
 def give_layers(run: Run) -> None:
