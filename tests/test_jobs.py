@@ -21,7 +21,7 @@ from satstore.files import WriteError
 from satstore.job_control import cancel_job, claim_job, start_job
 from satstore.jobs import Job, find_job, jobs_dir, list_jobs, read_job
 from satstore.logs import list_runs, make_run
-from satstore.usage import UsageMeter
+from satstore.usage import UsageMeter, has_gpu
 from tui.reader import Reader
 
 
@@ -199,6 +199,24 @@ def test_usage__measures_all_descendants() -> None:
         process.kill()
         process.wait()
     assert UsageMeter().measure(process.pid) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="needs a GPU")
+def test_usage__measures_what_is_held_on_gpus() -> None:
+    code = "import torch; x = torch.ones(2**28, device='cuda'); print('ready', flush=True); input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        usage = UsageMeter().measure(process.pid)
+        process.communicate("\n")
+    assert usage is not None
+    if usage.gpu_bytes == 0:
+        pytest.skip("this container does not tell which process holds memory of the GPU")
+    assert (usage.gpu_bytes or 0) >= 2**30
+    assert usage.gpu_percent is not None
 
 
 # The commands

@@ -123,20 +123,22 @@ class Reader:
     def poll(self) -> Snapshot:
         """Return what the folder holds now: the same object as before if nothing changed."""
         try:
-            stamps = find_manifests(self.logs_dir)
-        except OSError as error:
-            snapshot = Snapshot(
-                self._last.experiments, self._last.jobs, f"can't be read: {error.strerror or error}"
-            )
-        else:
-            known = {folder: self._look(folder, stamp) for folder, stamp in stamps.items()}
-            self._known = {folder: found for folder, found in known.items() if found is not None}
-            self._jobs = {job.number: job for job in list_jobs(self.logs_dir, self._jobs)}
-            experiments = tuple(found.experiment for found in self._known.values())
-            snapshot = Snapshot(experiments, tuple(self._jobs.values()))
+            snapshot = self._read()
+        except Exception as error:  # whatever it is, the next look may find it gone
+            reason = error.strerror if isinstance(error, OSError) else None
+            problem = f"can't be read: {reason or f'{type(error).__name__}: {error}'}"
+            snapshot = Snapshot(self._last.experiments, self._last.jobs, problem)
         if snapshot != self._last:
             self._last = snapshot
         return self._last
+
+    def _read(self) -> Snapshot:
+        stamps = find_manifests(self.logs_dir)
+        known = {folder: self._look(folder, stamp) for folder, stamp in stamps.items()}
+        self._known = {folder: found for folder, found in known.items() if found is not None}
+        self._jobs = {job.number: job for job in list_jobs(self.logs_dir, self._jobs)}
+        experiments = tuple(found.experiment for found in self._known.values())
+        return Snapshot(experiments, tuple(self._jobs.values()))
 
     def _look(self, folder: str, stamp: Stamp) -> _Known | None:
         known = self._known.get(folder)

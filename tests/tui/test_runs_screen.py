@@ -305,6 +305,22 @@ def test_reader__reads_only_what_changed(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(second.experiments[1].stages) == list(STAGE_KEYS)
 
 
+def test_reader__goes_on_after_what_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "a")
+    reader = Reader(tmp_path)
+    first = reader.poll()
+
+    def fail(*_: object) -> None:
+        raise RecursionError("too deep")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tui.reader.list_jobs", fail)
+        found = reader.poll()
+        assert found.problem == "can't be read: RecursionError: too deep"
+        assert found.experiments == first.experiments
+    assert reader.poll().problem == ""
+
+
 @pytest.mark.parametrize(
     ("width", "n_last", "expected"), [(8, 3, "abcdefgh"), (7, 3, "abc…fgh"), (4, 9, "…fgh"), (4, 0, "abc…")]
 )
