@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from urllib.parse import unquote
 
-from satstore.errors import NotFoundError, SatstoreError
+from satstore.errors import CorruptError, NotFoundError, SatstoreError
 from satstore.latent_key import EPOCHS, split_latents_key
 from satstore.location import Folder, Location
-from satstore.manifest import Manifest, checkpoint_name
+from satstore.manifest import LATENTS, Manifest, checkpoint_name
 from satstore.run import Run
 
 SPLITS = ("train", "eval")
@@ -125,6 +125,28 @@ def check_removable(run: Run) -> None:
         run.read_file(name)
 
 
+def check_own(run: Run, location: Location) -> None:
+    """Check that a store outside the run's folder is the run's: a manifest may have been tampered with.
+
+    Raises
+    ------
+    CorruptError
+        If what lies there is another's, or no store of latents.
+    """
+    if run.manifest.latents_path == LATENTS or not location.sizes():
+        return
+    try:
+        attributes = json.loads(location.read("zarr.json"))["attributes"]
+        found = (str(attributes["run_id"]), str(attributes["experiment"]))
+    except (SatstoreError, OSError, ValueError, LookupError, TypeError):
+        found = ("", "")
+    if found != (run.manifest.run_id, run.manifest.experiment):
+        whose = f"those of {'/'.join(found)}" if any(found) else "no store of latents"
+        raise CorruptError(
+            f"{location} holds {whose}, not those of {run.name}, as its manifest says: nothing was removed"
+        )
+
+
 def remove_latents(run: Run) -> int:
     """Remove a run's latents, the manifest's record first, and return how many bytes that freed.
 
@@ -136,7 +158,8 @@ def remove_latents(run: Run) -> int:
     LockedError
         If another process writes the experiment.
     NotFoundError, CorruptError
-        If they could not be extracted again; see :func:`check_removable`.
+        If they could not be extracted again, or are not the run's; see :func:`check_removable` and
+        :func:`check_own`.
     """
 
     def change(manifest: Manifest) -> None:
@@ -147,6 +170,7 @@ def remove_latents(run: Run) -> int:
     with run.lock():
         check_removable(run)
         location = run.latents_location
+        check_own(run, location)
         run.commit(change=change)
         run.commits.remove(location.name)
         return location.remove()

@@ -4,14 +4,15 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from satstore.config import describe
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import FORMAT_VERSION, Digest
 from satstore.latent_key import latents_key, split_latents_key
+from satstore.location import is_url
 
 StageStatus = Literal["done", "running", "failed", "missing"]
 
@@ -183,6 +184,16 @@ class Summary(_Record):
     strict_border_layer: str | None = None
 
 
+def _check_latents_path(place: str) -> str:
+    """Refuse places that no version wrote: what lies at a run's own is removed with its latents."""
+    is_elsewhere = is_url(place) or Path(place).is_absolute()
+    if place != LATENTS and not (
+        is_elsewhere and place.endswith(f"/{LATENTS}") and ".." not in place.split("/")
+    ):
+        raise ValueError(f"expected {LATENTS}, or an absolute path or URL that ends in /{LATENTS}")
+    return place
+
+
 class Manifest(_Record):
     """The content of ``manifest.json``.
 
@@ -201,7 +212,7 @@ class Manifest(_Record):
     layers: list[LayerRecord] = Field(default_factory=list)
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     files: dict[str, FileRecord] = Field(default_factory=dict)
-    latents_path: str = LATENTS
+    latents_path: Annotated[str, AfterValidator(_check_latents_path)] = LATENTS
     latents: dict[str, LatentsRecord] = Field(default_factory=dict)
     re_extractable: dict[str, LatentsRecord] = Field(default_factory=dict)
     probes: dict[str, ProbesRecord] = Field(default_factory=dict)

@@ -7,6 +7,7 @@ Python, any object whose ``__dict__`` maps names to factories can stand in (:met
 """
 
 import importlib
+import logging
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from typing import Any, TypeVar
 from satstore.errors import ConfigError, UnknownNameError
 
 T = TypeVar("T")
+
+_log = logging.getLogger("satstore.plugins")
 
 
 @dataclass(frozen=True)
@@ -228,7 +231,8 @@ def suggest(name: str, names: Iterable[str]) -> str:
 def load_plugins(modules: Iterable[str]) -> None:
     """Import the modules of a config's ``"plugins"``, which register what they bring.
 
-    Modules are looked for where Python looks, and last in the working folder.
+    Modules are looked for where Python looks, and last in the working folder. Each import is logged
+    (``satstore.plugins``): it is the one way in which a config runs code.
 
     Raises
     ------
@@ -238,6 +242,8 @@ def load_plugins(modules: Iterable[str]) -> None:
     for module in modules:
         if str(Path.cwd()) not in sys.path:
             sys.path.append(str(Path.cwd()))
+        if module not in sys.modules:
+            _log.info("importing the plugin %r, which the config names", module)
         try:
             importlib.import_module(module)
         except Exception as error:  # a third party's module may raise anything while it is imported

@@ -1,8 +1,10 @@
 """A run in training: device, data, model, and everything that a checkpoint holds."""
 
 import io
+import pickle
 import platform
 import random
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -266,9 +268,16 @@ def read_checkpoint(run: Run, epoch: int | None = None) -> dict[str, Any]:
     name = checkpoint_name(epoch)
     content = run.read_file(name)
     try:
-        # Random states stay on the CPU whatever the device.
-        state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises pickle's, zipfile's and its own errors here
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about the file, the error says
+            # Random states stay on the CPU whatever the device.
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's advice, to trust the file, is none to give
+        raise CorruptError(
+            f"{run.path / name} holds more than tensors, numbers, strings, lists and dicts: satstore did not "
+            f"write it, and does not load it; train again with: satstore train --run {run.name} --overwrite"
+        ) from error
+    except Exception as error:  # torch raises zipfile's and its own errors here
         raise CorruptError(f"{run.path / name} can't be loaded: {error}") from error
     return state
 

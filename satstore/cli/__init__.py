@@ -1,5 +1,6 @@
 """The command line: a command per stage, its flags made from the stage's parameters, and those that look."""
 
+import logging
 import os
 import sys
 
@@ -16,7 +17,19 @@ def main(tokens: list[str] | None = None) -> None:
     words = sys.argv[1:] if tokens is None else tokens
     debug = "--debug" in words
     command.words = tuple(words)
+    _announce_plugins()
     sys.exit(_run([word for word in words if word != "--debug"], debug))
+
+
+def _announce_plugins() -> None:
+    """Say on stderr which modules a config has imported."""
+    log = logging.getLogger("satstore.plugins")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("satstore: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False  # the progress bar shows what else is logged
 
 
 def _run(words: list[str], debug: bool) -> int:

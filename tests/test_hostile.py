@@ -1,0 +1,149 @@
+"""Hostile files: none runs code, leaves the logs folder, or reaches the terminal as more than text."""
+
+import json
+import logging
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import satstore
+
+from satstore.disk import remove_latents
+from satstore.errors import ConfigError, CorruptError
+from satstore.files import Digest
+from satstore.manifest import read_manifest
+from satstore.registry import load_plugins
+from satstore.run import Run
+
+
+class Evil:
+    """Makes a folder where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.fixture
+def run(demo_run: Run, tmp_path: Path) -> Run:
+    path = tmp_path / "logs" / "demo" / demo_run.experiment
+    shutil.copytree(demo_run.path, path)
+    return Run(path)
+
+
+def plant(run: Run, name: str, content: bytes) -> None:
+    """Put a file in place of one of the run's, and its digest into the manifest, as an attacker would."""
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    digest = Digest.of(content)
+    manifest["files"][name] = {"size_bytes": digest.size_bytes, "sha256": digest.sha256}
+    (run.path / name).write_bytes(content)
+    (run.path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def edit_manifest(run: Run, **changes: object) -> None:
+    manifest = json.loads((run.path / "manifest.json").read_text())
+    (run.path / "manifest.json").write_text(json.dumps(manifest | changes))
+
+
+def test_checkpoint__with_a_pickle_in_it_is_refused(run: Run, tmp_path: Path) -> None:
+    target = tmp_path / "owned"
+    pickle.loads(pickle.dumps(Evil(target)))
+    assert target.exists(), "the pickle works"
+    target.rmdir()
+    plant(run, "checkpoint.pt", pickle.dumps({"model": Evil(target)}))
+    done = satstore("project", "--run", "demo", "--logs-dir", tmp_path / "logs")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "checkpoint.pt holds more than tensors" in done.stderr
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "..",
+        "../..",
+        "/",
+        "/home",
+        "elsewhere",
+        "a/latents.zarr",
+        "../x/latents.zarr",
+        "",
+        "/a/../latents.zarr",
+    ],
+)
+def test_manifest__that_has_latents_elsewhere_is_refused(run: Run, place: str) -> None:
+    edit_manifest(run, latents_path=place)
+    with pytest.raises(CorruptError, match="'latents_path': expected latents"):
+        read_manifest(run.path)
+    done = satstore("clean", "demo", "--latents", "--yes", "--logs-dir", run.path.parents[1])
+    assert done.returncode == 1
+    assert (run.path / "latents.zarr" / "zarr.json").exists()
+
+
+def test_clean__removes_no_other_runs_latents(run: Run, tmp_path: Path) -> None:
+    victim = tmp_path / "victim" / "latents.zarr"
+    shutil.copytree(run.path / "latents.zarr", victim)
+    for content in (
+        {"attributes": {"run_id": "other", "experiment": run.experiment}},
+        {"attributes": {}},
+        {},
+        [],
+    ):
+        (victim / "zarr.json").write_text(json.dumps(content))
+        run.commit(change=lambda manifest: setattr(manifest, "latents_path", str(victim)))
+        with pytest.raises(CorruptError, match="nothing was removed"):
+            remove_latents(run)
+        assert (victim / "pool4").exists()
+
+
+def test_clean__follows_no_link_out_of_the_folder(run: Run, tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "thesis.tex").write_text("done")
+    (run.path / "latents.zarr" / "pool4" / "link").symlink_to(precious)
+    remove_latents(run)
+    assert (precious / "thesis.tex").exists()
+
+
+def test_plugins__of_a_run_are_imported_by_no_command_that_looks(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "evil_plugin.py").write_text(f"import os; os.mkdir({str(tmp_path / 'owned')!r})")
+    config = run.manifest.config | {"plugins": ["evil_plugin"]}
+    edit_manifest(run, config=config)
+    for words in (["ls"], ["show", "demo"], ["status"], ["du"], ["verify", "demo"], ["jobs"]):
+        done = satstore(*words, "--logs-dir", tmp_path / "logs", cwd=tmp_path)
+        assert "plugin" not in done.stderr, words
+    assert not (tmp_path / "owned").exists()
+
+
+def test_plugins__are_announced_by_commands_that_work(tmp_path: Path) -> None:
+    (tmp_path / "some_plugin.py").write_text("")
+    (tmp_path / "c.json").write_text(json.dumps({"plugins": ["some_plugin"], "dataset": "Digts"}))
+    done = satstore("train", "--config", "c.json", "--run-id", "r", cwd=tmp_path)
+    assert done.returncode == 1
+    assert (
+        done.stderr.splitlines()[0] == "satstore: importing the plugin 'some_plugin', which the config names"
+    )
+
+
+def test_plugins__are_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("satstore.plugins"), "propagate", True)
+    (tmp_path / "quiet_plugin.py").write_text("")
+    with caplog.at_level(logging.INFO, "satstore.plugins"):
+        load_plugins(["quiet_plugin"])
+        load_plugins(["quiet_plugin"])
+    assert [record.getMessage() for record in caplog.records] == [
+        "importing the plugin 'quiet_plugin', which the config names"
+    ]
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "", "sys:exit", "\0"])
+def test_plugins__that_are_none_are_an_error(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"plugin .* can't be imported"):
+        load_plugins([name])
