@@ -7,6 +7,20 @@ from satstore.manifest import StageStatus
 MARKS: Mapping[StageStatus, str] = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
 
 
+def printable(text: str) -> str:
+    """Return a text that a terminal shows and does not obey.
+
+    Control characters, those that turn the direction of a text, and broken UTF-8 become ``�``; ends of lines
+    and tabs stay.
+    """
+    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+
+
+def clean(text: str) -> str:
+    """Return a text in one line that a terminal shows and does not obey."""
+    return printable(" ".join(text.split()))
+
+
 def describe_age(seconds: float) -> str:
     """Return an age in its largest unit: ``3 h``."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):

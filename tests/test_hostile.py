@@ -147,3 +147,44 @@ def test_plugins__are_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_plugins__that_are_none_are_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match=r"plugin .* can't be imported"):
         load_plugins([name])
+
+
+ESCAPES = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202e"
+
+
+def test_escapes__in_names_logs_and_errors_do_not_reach_the_terminal(run: Run, tmp_path: Path) -> None:
+    def change(manifest: Any) -> None:
+        manifest.warnings.append(f"probe: {ESCAPES}")
+        manifest.stages["probe"].status, manifest.stages["probe"].error = "failed", ESCAPES
+        manifest.layers[0].layer = f"features{ESCAPES}"
+        manifest.summary.saturation[f"features{ESCAPES}"] = 0.5
+
+    run.commit(change=change)
+    logs = tmp_path / "logs"
+    folder = logs / f"bad{ESCAPES}" / "x"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{")
+    job = logs / ".jobs" / "1"
+    job.mkdir(parents=True)
+    content = {"words": [f"train{ESCAPES}"], "started": 1.0, "host": "h", "detached": True}
+    (job / "job.json").write_text(json.dumps(content))
+    (job / "exit.json").write_text(json.dumps({"code": 1, "ended": 2.0, "error": ESCAPES}))
+    (job / "log.txt").write_text(f"one{ESCAPES}\ntwo\n")
+    for words in (
+        ["ls"],
+        ["status"],
+        ["show", "demo"],
+        ["du"],
+        ["du", "demo"],
+        ["jobs"],
+        ["log", "1"],
+        ["cancel", "1"],
+        ["show", f"demo{ESCAPES}"],
+        ["probe", "--run", "demo", "--layers", ESCAPES],
+        ["train", "--config", f"x{ESCAPES}", "--run-id", "r"],
+        ["status", "--filter", f"x{ESCAPES}:1"],
+    ):
+        done = satstore(*words, "--logs-dir", logs)
+        assert done.stdout + done.stderr, words
+        found = {c for c in done.stdout + done.stderr if not c.isprintable()} - {"\n", "\t"}
+        assert not found, (words, found)

@@ -14,9 +14,9 @@ from satstore.errors import SatstoreError
 from satstore.job_control import cancel_job, start_job
 from satstore.jobs import Job
 from satstore.usage import Usage
+from satstore.words import clean
 from tui.messages import SnapshotTaken, UsageMeasured
 from tui.reader import ReaderThread, Snapshot
-from tui.rows import clean
 from tui.screens.base import STARTS, AppScreen
 from tui.screens.jobs import JobsScreen
 from tui.screens.modals import ConfirmScreen, ErrorScreen

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from rich.text import Text
 
+from satstore.words import clean
 from tui.colors import BORDER, CURSOR, MARKERS, MODEL, PROBES, SATURATION, SATURATION_EVAL, TAIL
 from tui.curves import RunCurves
-from tui.rows import clean
 from tui.widgets.columns import Column
 from tui.widgets.curve_plot import Curve, Rule
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from satstore.manifest import STAGE_KEYS, StageStatus
-from satstore.words import MARKS, describe_age, describe_size
+from satstore.words import MARKS, clean, describe_age, describe_size
 from tui.colors import SATURATION
 from tui.reader import Experiment
 from tui.widgets.columns import Cell, Column, plain
@@ -21,11 +21,6 @@ STYLES: Mapping[StageStatus, str] = {
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK_WIDTH = 16
-
-
-def clean(text: str) -> str:
-    """Return a text that a terminal can show: names on disk may hold control characters and broken UTF-8."""
-    return "".join(c if c.isprintable() else "�" for c in " ".join(text.split()))
 
 
 def describe_epoch(experiment: Experiment) -> str:

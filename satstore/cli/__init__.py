@@ -6,6 +6,7 @@ import sys
 
 from satstore.cli import command
 from satstore.cli.app import app
+from satstore.cli.console import say
 from satstore.errors import SatstoreError
 
 
@@ -21,13 +22,19 @@ def main(tokens: list[str] | None = None) -> None:
     sys.exit(_run([word for word in words if word != "--debug"], debug))
 
 
+class _Announcer(logging.Handler):
+    """Says what is logged."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say one record."""
+        say(f"satstore: {record.getMessage()}", is_error=True)
+
+
 def _announce_plugins() -> None:
     """Say on stderr which modules a config has imported."""
     log = logging.getLogger("satstore.plugins")
     if not log.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("satstore: %(message)s"))
-        log.addHandler(handler)
+        log.addHandler(_Announcer())
         log.setLevel(logging.INFO)
         log.propagate = False  # the progress bar shows what else is logged
 
@@ -64,5 +71,5 @@ def _say(text: str, code: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
-    print("satstore:", " ".join(text.split()), file=sys.stderr)  # noqa: T201
+    say(f"satstore: {' '.join(text.split())}", is_error=True)
     return code

@@ -1,6 +1,5 @@
 """The commands."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from satstore import __version__
+from satstore.cli.console import say
 from satstore.errors import ConfigError
 from satstore.registry import STAGES
 from satstore.stages.stage import DEFAULT_MEMORY_LIMIT, MemoryLimit, Poolings, join_parameters
@@ -68,7 +68,7 @@ def usable_stages() -> list[str]:
         try:
             STAGES[name]
         except ConfigError as error:
-            print(f"satstore: warning: {error}", file=sys.stderr)  # noqa: T201
+            say(f"satstore: warning: {error}", is_error=True)
         else:
             names.append(name)
     return names
@@ -264,7 +264,7 @@ def plot(
     from satstore.cli.look import PlotOptions, plot_experiments
 
     options = PlotOptions(all_layers, evolution, by_depth, delta, epoch)
-    print(plot_experiments((run, *others), logs_dir, out, options))  # noqa: T201
+    say(plot_experiments((run, *others), logs_dir, out, options))
 
 
 @app.command

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from satstore.cli.look import make_console
+from satstore.cli.console import make_console, say
 from satstore.cli.progress import Bar
 from satstore.disk import DiskUsage, check_removable, latents_bytes, measure, remove_latents
 from satstore.errors import ConfigError, CorruptError
@@ -31,7 +31,7 @@ def verify_experiments(name: str, logs_dir: Path | None, as_json: bool) -> None:
         reports = [verify(run, bar, as_json) for run in find_runs(name, logs_dir, bar.listen, unreadable)]
     for error in unreadable:
         if not as_json:
-            print(f"{error}; restore it, or train again under another run id")  # noqa: T201
+            say(f"{error}; restore it, or train again under another run id")
     if as_json:
         lost = [
             {"run": None, "findings": [{"what": str(e), "command": "", "is_wrong": True}]} for e in unreadable
@@ -83,20 +83,20 @@ def clean_experiments(name: str, logs_dir: Path | None, yes: bool) -> None:
     """
     runs = {run: size_bytes for run in find_runs(name, logs_dir) if (size_bytes := latents_bytes(run))}
     if not runs:
-        print(f"{name} has no latents on disk")  # noqa: T201
+        say(f"{name} has no latents on disk")
         return
     for run, size_bytes in runs.items():
         check_removable(run)
-        print(f"{run.name}: latents, {describe_size(size_bytes)}")  # noqa: T201
+        say(f"{run.name}: latents, {describe_size(size_bytes)}")
     total = describe_size(sum(runs.values()))
     if not yes and not sys.stdin.isatty():
         raise ConfigError(f"nothing was removed: to free {total} where no terminal can ask, say --yes")
     if not yes and input(f"remove them and free {total}? [y/N] ").strip().lower() not in ("y", "yes"):
-        print("nothing was removed")  # noqa: T201
+        say("nothing was removed")
         return
     freed_bytes = sum(remove_latents(run) for run in runs)
     again = "\n".join(f"  {run.extraction(*run.manifest.re_extractable)}" for run in runs)
-    print(f"freed {describe_size(freed_bytes)}; to write them again:\n{again}")  # noqa: T201
+    say(f"freed {describe_size(freed_bytes)}; to write them again:\n{again}")
 
 
 def show_usage(name: str | None, logs_dir: Path | None, as_json: bool) -> None:
@@ -105,14 +105,14 @@ def show_usage(name: str | None, logs_dir: Path | None, as_json: bool) -> None:
         unreadable: list[CorruptError] = []
         runs = list_runs(logs_dir, unreadable)
         for error in unreadable:
-            print(f"warning: {error}", file=sys.stderr)  # noqa: T201
+            say(f"warning: {error}", is_error=True)
     else:
         runs = find_runs(name, logs_dir)
     usages = {run.name: measure(run) for run in runs}
     if as_json:
         print(json.dumps([as_record(name, usage) for name, usage in usages.items()], indent=1))  # noqa: T201
     elif not usages:
-        print(f"no runs in {find_logs_dir(logs_dir).absolute()}")  # noqa: T201
+        say(f"no runs in {find_logs_dir(logs_dir).absolute()}")
     elif name is None:
         print_usages(make_console(), usages)
     else:

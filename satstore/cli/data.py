@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from satstore.cli.console import say
 from satstore.cli.progress import Bar
 from satstore.config import ExperimentConfig
 from satstore.datasets.preparation import (
@@ -101,7 +102,7 @@ def split_folder(folder: Path, val: float, seed: int) -> None:
     _move(moves)
     finish_split(folder)
     counts = {name: sum(1 for p in (folder / name).rglob("*") if p.is_file()) for name in ("train", "val")}
-    print(  # noqa: T201
+    say(
         f"{folder}: {counts['train']:,} images in train/, {counts['val']:,} in val/ ({len(moves):,} moved); "
         f'use it as "dataset": "ImageFolder:{folder}"'
     )
@@ -132,7 +133,7 @@ def prepare_dataset(what: str, path: Path, val: float, seed: int) -> None:
         place = folder.parent / "inaturalist"
         moves = plan_inaturalist(folder, place, val, seed)
     _move(moves)
-    print(f"{place.absolute()}: {len(moves):,} images sorted by class")  # noqa: T201
+    say(f"{place.absolute()}: {len(moves):,} images sorted by class")
 
 
 def _move(moves: Moves) -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from satstore.cli import command
 from satstore.cli.command import ended_by_sigterm
-from satstore.cli.look import make_console, print_layers, save_figure
+from satstore.cli.console import make_console
+from satstore.cli.look import print_layers, save_figure
 from satstore.cli.progress import Bar
 from satstore.cli.work import describe
 from satstore.config import read_config

@@ -9,14 +9,13 @@ from typing import Any
 
 from rich.table import Table
 
-from satstore.cli.look import make_console
+from satstore.cli.console import make_console, say
 from satstore.job_control import cancel_job
 from satstore.jobs import Job, find_job, list_jobs, read_job, tail
 from satstore.logs import find_logs_dir
 from satstore.usage import Usage, UsageMeter
-from satstore.words import describe_age
+from satstore.words import clean, describe_age, printable
 from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory
-from tui.rows import clean
 
 POLL_S = 0.2
 PIECE_BYTES = 2**20
@@ -30,7 +29,7 @@ def show_jobs(logs_dir: Path | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps([as_record(job, usages.get(job.number)) for job in jobs], indent=1))  # noqa: T201
     elif not jobs:
-        print(f"no jobs in {root.absolute()}; start one with any stage and --detach")  # noqa: T201
+        say(f"no jobs in {root.absolute()}; start one with any stage and --detach")
     else:
         make_console().print(make_table(jobs, usages))
 
@@ -77,7 +76,7 @@ def make_table(jobs: list[Job], usages: dict[int, Usage]) -> Table:
 def cancel_one(number: int, grace_s: float, logs_dir: Path | None) -> None:
     """End a job, and say how it ended."""
     job = cancel_job(find_job(number, find_logs_dir(logs_dir)), grace_s)
-    print(f"job {job.number} is {job.state}; its command goes on where it was: {job.command}")  # noqa: T201
+    say(f"job {job.number} is {job.state}; its command goes on where it was: {job.command}")
 
 
 def show_log(number: int, follow: bool, logs_dir: Path | None) -> None:
@@ -88,7 +87,7 @@ def show_log(number: int, follow: bool, logs_dir: Path | None) -> None:
         while True:
             is_over = not job.is_running
             text, offset = tail(job.log_path, PIECE_BYTES, offset)
-            sys.stdout.write(text)
+            sys.stdout.write(printable(text))
             sys.stdout.flush()
             if text:
                 continue
@@ -99,7 +98,7 @@ def show_log(number: int, follow: bool, logs_dir: Path | None) -> None:
     except KeyboardInterrupt:
         if not job.is_running:
             raise
-        print(f"\njob {job.number} goes on; end it with: satstore cancel {job.number}")  # noqa: T201
+        say(f"\njob {job.number} goes on; end it with: satstore cancel {job.number}")
         return
     if follow and job.state != "done":
-        print(f"job {job.number}: {job.state}", file=sys.stderr)  # noqa: T201
+        say(f"job {job.number}: {job.state}", is_error=True)

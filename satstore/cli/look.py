@@ -1,7 +1,6 @@
 """Commands that look: they read manifests and tables and print."""
 
 import json
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from satstore.cli.console import make_console, say
 from satstore.config import list_configs, read_content
 from satstore.errors import ConfigError, CorruptError
 from satstore.logs import find_logs_dir, list_runs, open_run
@@ -19,23 +19,17 @@ from satstore.run import Run
 from satstore.words import MARKS, describe_age, describe_count, describe_size
 
 
-def make_console() -> Console:
-    """Return a console on stdout; where that is no terminal, lines are as long as they need to be."""
-    width = None if sys.stdout.isatty() else 10_000
-    return Console(markup=False, highlight=False, width=width)
-
-
 def list_experiments(logs_dir: Path | None, as_json: bool) -> None:
     """Print the experiments of a logs folder."""
     unreadable: list[CorruptError] = []
     runs = list_runs(logs_dir, unreadable)
     for error in unreadable:
-        print(f"warning: {error}", file=sys.stderr)  # noqa: T201
+        say(f"warning: {error}", is_error=True)
     if as_json:
         print(json.dumps([summarize(run) for run in runs], indent=1))  # noqa: T201
         return
     if not runs:
-        print(f"no runs in {find_logs_dir(logs_dir).absolute()}; try: satstore demo")  # noqa: T201
+        say(f"no runs in {find_logs_dir(logs_dir).absolute()}; try: satstore demo")
         return
     table = Table(box=None, pad_edge=False)
     for name in ("run", "epoch", "accuracy", "stages", "age"):
@@ -293,7 +287,7 @@ def print_details(rows: list[dict[str, str]], as_json: bool) -> None:
         return
     widths = [max(len(row[key]) for row in rows) for key in ("name", "family")]
     heads = f"{'model':{widths[0]}}  {'family':{widths[1]}}  parameters  depth  smallest"
-    print(heads)  # noqa: T201
+    say(heads)
     for row in rows:
         found = inspect_model(row["name"])
         depth, smallest = (
@@ -301,8 +295,8 @@ def print_details(rows: list[dict[str, str]], as_json: bool) -> None:
         )
         name, family = row["name"], row["family"]
         sizes = f"{found.n_parameters:>10,}  {depth:>5}  {smallest:>5} px"
-        print(f"{name:{widths[0]}}  {family:{widths[1]}}  {sizes}  {row['description']}", flush=True)  # noqa: T201
-    print(  # noqa: T201
+        say(f"{name:{widths[0]}}  {family:{widths[1]}}  {sizes}  {row['description']}")
+    say(
         f"parameters with {N_CLASSES:,} classes; depth: layers with weights on the longest path; "
         "smallest: pixels of a side that training needs"
     )

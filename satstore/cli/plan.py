@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from satstore.cli.look import make_console
+from satstore.cli.console import make_console
 from satstore.config import ExperimentConfig, find_config, read_config, read_content
 from satstore.errors import ConfigError, NotFoundError
 from satstore.estimate import (

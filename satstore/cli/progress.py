@@ -6,9 +6,9 @@ import sys
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from satstore.cli.console import SafeConsole, say
 from satstore.events import Event
 from satstore.job_record import JobRecord
 
@@ -37,7 +37,7 @@ class Bar:
     """
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        self._console = SafeConsole(stderr=True, markup=False, highlight=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.fields[stage]:<10}", markup=False),
             BarColumn(bar_width=24),
@@ -105,7 +105,7 @@ class Bar:
         if sys.stdout.isatty() and self._console.is_terminal:
             self.say(text)
         else:
-            print(text, flush=True)  # noqa: T201
+            say(text)
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""

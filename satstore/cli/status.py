@@ -8,17 +8,17 @@ from pathlib import Path
 from rich.table import Table
 from rich.text import Text
 
-from satstore.cli.look import make_console
+from satstore.cli.console import make_console
 from satstore.errors import UnknownNameError
 from satstore.logs import find_logs_dir
 from satstore.registry import suggest
+from satstore.words import clean
 from tui.filters import Filter
 from tui.job_words import describe_job
 from tui.reader import Experiment, Reader, Snapshot
 from tui.rows import (
     COLUMNS,
     SORT_KEYS,
-    clean,
     describe_counts,
     describe_problem,
     describe_row,

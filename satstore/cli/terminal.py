@@ -4,6 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
+from satstore.cli.console import say
 from satstore.errors import ConfigError, NotFoundError, UnknownNameError
 from satstore.logs import find_logs_dir
 from satstore.registry import suggest
@@ -47,10 +48,10 @@ def serve_app(logs_dir: Path | None, read_only: bool, theme: str | None, port: i
     words += ["--read-only"] if read_only else []
     words += ["--theme", theme] if theme else []
     if not read_only:
-        print(  # noqa: T201
+        say(
             "satstore: warning: whoever is logged in on this machine can start jobs through it, as you; "
             "--read-only forbids that",
-            file=sys.stderr,
+            is_error=True,
         )
     # On loopback alone: there is no password, and it starts processes.
     Server(shlex.join(words), host="127.0.0.1", port=port, title="satstore").serve()

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from satstore.cli import command
 from satstore.cli.command import ended_by_sigterm
-from satstore.cli.look import make_console
+from satstore.cli.console import make_console, say
 from satstore.cli.progress import Bar
 from satstore.config import ExperimentConfig, read_config
 from satstore.errors import ConfigError, SatstoreError
@@ -130,7 +130,7 @@ def detach(logs_dir: Path) -> None:
         if logs_dir.absolute() == find_logs_dir().absolute()
         else f" --logs-dir {shlex.quote(f'{logs_dir}')}"
     )
-    print(f"job {job.number} started; follow it with: satstore log {job.number} --follow{where}")  # noqa: T201
+    say(f"job {job.number} started; follow it with: satstore log {job.number} --follow{where}")
 
 
 WORDS: Mapping[str, str] = {"done": "done", "skipped": "found done", "failed": "failed"}

@@ -13,11 +13,11 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Footer, Static
 
+from satstore.words import clean
 from tui.colors import CURSOR, MARKERS, RUNS
 from tui.curves import DELTAS, Float64, RunCurves, read_curves
 from tui.export import ExportScreen, export_plot
 from tui.layers import percent
-from tui.rows import clean
 from tui.screens.base import AppScreen
 from tui.widgets.curve_plot import Curve, CurvePlot, Rule
 from tui.widgets.slider import Slider

@@ -13,10 +13,9 @@ from textual.widgets import Footer, Static
 
 from satstore.jobs import Job, JobState
 from satstore.usage import Usage, has_gpu
-from satstore.words import describe_age
+from satstore.words import clean, describe_age
 from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory
 from tui.reader import Snapshot
-from tui.rows import clean
 from tui.screens.base import AppScreen
 from tui.widgets.columns import Cell, Column
 from tui.widgets.log_view import LogView

@@ -20,8 +20,8 @@ from satstore.logs import check_run_id, find_runs
 from satstore.registry import STAGES
 from satstore.stages.flags import Entry, check_texts, describe_entries, flag_words, stage_model
 from satstore.stages.stage import StageParameters
+from satstore.words import clean
 from tui.export import run_command
-from tui.rows import clean
 from tui.screens.base import AppScreen
 
 TARGETS = (

@@ -17,13 +17,13 @@ from textual.widgets import Footer, Static, TabbedContent
 
 from satstore.files import write_file
 from satstore.run import Run
-from satstore.words import MARKS
+from satstore.words import MARKS, clean
 from tui.curves import RunCurves, read_curves
 from tui.export import ExportScreen, export_plot
 from tui.job_words import find_job_of
 from tui.layers import View, as_json, tabulate
 from tui.reader import Experiment, Snapshot
-from tui.rows import STYLES, clean
+from tui.rows import STYLES
 from tui.screens.base import AppScreen
 from tui.screens.run_panes import (
     RUN_HELP,

@@ -9,8 +9,8 @@ from textual.widgets import Log, Static
 
 from satstore.events import Event
 from satstore.jobs import Job
+from satstore.words import clean
 from tui.job_words import describe_job
-from tui.rows import clean
 from tui.screens.run_panes import RunPane
 from tui.widgets.log_view import LogView
 

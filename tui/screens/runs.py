@@ -18,7 +18,7 @@ from satstore.errors import ConfigError
 from satstore.files import write_file
 from satstore.jobs import Job
 from satstore.logs import find_logs_dir
-from satstore.words import MARKS
+from satstore.words import MARKS, clean
 from tui.filters import Filter, parse_filter
 from tui.job_words import describe_job, find_job_of
 from tui.reader import Experiment, Snapshot
@@ -26,7 +26,6 @@ from tui.rows import (
     COLUMNS,
     SORT_KEYS,
     STYLES,
-    clean,
     describe_counts,
     describe_experiment_age,
     describe_problem,

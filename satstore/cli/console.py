@@ -1,0 +1,28 @@
+"""What commands print: names, errors and logs come from files, and none of them may command the terminal."""
+
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from satstore.words import printable
+
+
+class SafeConsole(Console):
+    """A console that shows control characters as such."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text to print; every string passes here, also those in tables."""
+        return super().render_str(printable(text), **options)
+
+
+def make_console() -> Console:
+    """Return a console on stdout; where that is no terminal, lines are as long as they need to be."""
+    width = None if sys.stdout.isatty() else 10_000
+    return SafeConsole(markup=False, highlight=False, width=width)
+
+
+def say(text: object, *, is_error: bool = False) -> None:
+    """Print a line on stdout, or on stderr."""
+    print(printable(str(text)), file=sys.stderr if is_error else sys.stdout, flush=True)
