@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from textual_plot import PlotWidget
 from satstore.manifest import Manifest
 from satstore.run import Run
 from tui.app import SatstoreApp
-from tui.curves import DELTAS, decimate, read_curves
+from tui.curves import DELTAS, RunCurves, decimate, read_curves
 from tui.job_words import describe_job
 from tui.layers import View, make_rules, tabulate
 from tui.screens.compare import CompareScreen
@@ -300,6 +301,30 @@ async def test_run_screen__follows_a_run_that_changes(logs: Path) -> None:
 
         run.commit(change=forget_last_epoch)
         await wait_for(pilot, lambda: screen.query_one("#epoch", Slider).text == "0/0")
+
+
+async def test_run_screen__shows_the_newest_of_reads_that_overlap(
+    logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(logs)
+    borders: list[str | None] = []
+
+    def read_slowly_once(path: Path) -> RunCurves:
+        data = read_curves(path)
+        borders.append(data.border)
+        if data.border == "features.4":
+            time.sleep(1)
+        return data
+
+    async with open_run(logs) as (pilot, _):
+        monkeypatch.setattr("tui.screens.run.read_curves", read_slowly_once)
+        for border in ("features.4", "features.8"):
+            run.commit(
+                change=lambda manifest, border=border: setattr(manifest.summary, "border_layer", border)
+            )
+            await wait_for(pilot, lambda border=border: border in borders)
+        await pilot.pause(1.5)
+        assert "border features.8" in read_static(pilot, "#values")
 
 
 async def test_run_screen__stays_when_its_manifest_breaks_and_when_its_folder_goes(logs: Path) -> None:

@@ -50,6 +50,8 @@ PANES: tuple[type[RunPane], ...] = (
 )
 """The tabs, in their order."""
 
+N_RETRIES = 3
+
 TABS = tuple(pane.TITLE.lower() for pane in PANES)
 
 
@@ -84,6 +86,7 @@ class RunScreen(AppScreen):
         self._experiment: Experiment | None = None
         self._view = View(-1, 0, ())
         self._shows_all = False
+        self._n_reads = self._n_taken = self._n_retries = 0
 
     @property
     def name_of_run(self) -> str:
@@ -126,18 +129,28 @@ class RunScreen(AppScreen):
         if found.problem:
             self._say(f"⚠ {clean(found.problem)}", "yellow")
         elif before is None or replace(before, progress=None) != replace(found, progress=None):
-            self.satstore.in_thread(self._read, f"run {self._path}")
+            self._n_retries = 0
+            self._read_again()
 
-    def _read(self) -> None:
+    def _read_again(self) -> None:
+        self._n_reads += 1
+        number = self._n_reads
+        self.satstore.in_thread(lambda: self._read(number), f"run {self._path}")
+
+    def _read(self, number: int) -> None:
         data = read_curves(self._path)
         run = Run(self._path)
         texts = {"config": as_json(run.manifest.config), "manifest": run.manifest.model_dump_json(indent=2)}
-        self.app.call_from_thread(self._take, data, texts)
+        self.app.call_from_thread(self._take, number, data, texts)
 
-    def _take(self, data: RunCurves, texts: dict[str, str]) -> None:
+    def _take(self, number: int, data: RunCurves, texts: dict[str, str]) -> None:
         """Show what was read; the epoch stays, or goes on with training where it was the last."""
-        if not self.is_attached:
+        if not self.is_attached or number < self._n_taken:  # one that began earlier may end later
             return
+        self._n_taken = number
+        if data.problems and self._n_retries < N_RETRIES:  # it may have been read while it was written
+            self._n_retries += 1
+            self.set_timer(1, self._read_again)
         before, view = self._data, self._view
         self._data = data
         at_end = before is None or view.epoch == before.n_epochs - 1

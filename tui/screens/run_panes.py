@@ -254,7 +254,7 @@ class PixelwisePane(RunPane):
             text.append("\nno pixelwise probe of this layer", "yellow")
 
         def show() -> None:
-            if self.is_attached:
+            if self.is_attached and self._shown == (layer, data):
                 self.query_one("#pixelwise-layer", Static).update(text)
                 self.query_one(HeatMap).show(np.asarray(values, dtype=float))
 
