@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 SETUP := pyproject.toml constraints.txt Makefile
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/satstore demo
@@ -19,6 +19,10 @@ test: $(VENV)/.installed-test
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 	@$(ONE_THREAD) $(BIN)/python -m pytest
+
+# The long forms of the tests of reliability (docs/reliability.md), for 30 minutes at most.
+soak: $(VENV)/.installed-test
+	@$(ONE_THREAD) $(BIN)/python tests/soak.py 30
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "satstore needs Python 3.11 or newer; name one: make PYTHON=python3.11 demo")'

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,27 @@ from typing import Any
 from satstore.errors import CorruptError
 from satstore.files import Digest, append_file
 from satstore.location import Location
+
+
+def is_metadata(key: str) -> bool:
+    """Tell whether a store's file describes an array or a group."""
+    return key.endswith("zarr.json")
+
+
+def is_anything(key: str) -> bool:
+    """Tell, of every file, that it is to be read."""
+    return True
+
+
+TYPES = {
+    "store": str,
+    "key": str,
+    "size_bytes": int,
+    "sha256": str,
+    "group": str,
+    "n_rows": int,
+    "removed": str,
+}
 
 
 @dataclass
@@ -29,7 +50,9 @@ class Committed:
         names = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
         return hashlib.sha256(names.encode()).hexdigest()
 
-    def damaged(self, location: Location, group: str, *, content: bool = False) -> Iterator["Damage"]:
+    def damaged(
+        self, location: Location, group: str, reading: Callable[[str], bool] = is_metadata
+    ) -> Iterator["Damage"]:
         """Find the files of a group that are not as committed.
 
         Parameters
@@ -38,27 +61,29 @@ class Committed:
             Where the store lies.
         group
             Path of a group; ``""`` means the whole store.
-        content
-            Read every file and compare its digest. Otherwise that is done for metadata only, and for the
-            others presence and size are compared.
+        reading
+            Tells of a key whether the file is read and its digest compared; of the others, presence and size
+            are.
         """
         sizes = location.sizes(group)
         for key, digest in self.under(group).items():
             size_bytes = sizes.get(key)
-            is_read = size_bytes == digest.size_bytes and (content or key.endswith("zarr.json"))
-            damage = find_damage(key, digest, size_bytes, location.read(key) if is_read else None)
+            is_read = size_bytes == digest.size_bytes and reading(key)
+            damage = find_damage(key, digest, size_bytes, location.digest(key) if is_read else None)
             if damage is not None:
                 yield damage
 
-    def check(self, location: Location, group: str, remedy: str) -> None:
-        """Check that a group's files are there, each of its size, and its metadata of its content.
+    def check(
+        self, location: Location, group: str, remedy: str, reading: Callable[[str], bool] = is_metadata
+    ) -> None:
+        """Check that a group's files are as committed; see :meth:`damaged`.
 
         Raises
         ------
         CorruptError
             Naming the first file that is not as committed, and the remedy.
         """
-        for damage in self.damaged(location, group):
+        for damage in self.damaged(location, group, reading):
             raise CorruptError(f"{location}/{damage}; {remedy}")
 
 
@@ -74,15 +99,15 @@ class Damage:
 
 
 def find_damage(
-    key: str, digest: Digest, size_bytes: int | None, content: bytes | None = None
+    key: str, digest: Digest, size_bytes: int | None, found: Digest | None = None
 ) -> Damage | None:
-    """Compare a file with what was committed: its size (None: it is not there), and its content if given."""
+    """Compare a file with what was committed: its size (None: it is not there), and its digest if given."""
     if size_bytes is None:
         return Damage(key, "is committed but not there")
     if size_bytes != digest.size_bytes:
         return Damage(key, f"has {size_bytes} bytes, {digest.size_bytes} were committed")
-    if content is not None and Digest.of(content) != digest:
-        part = "metadata" if key.endswith("zarr.json") else "content"
+    if found not in (None, digest):
+        part = "metadata" if is_metadata(key) else "content"
         return Damage(key, f"is not what was committed: its {part} changed")
     return None
 
@@ -149,9 +174,14 @@ class CommitLog:
                     continue
                 try:
                     content = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     content = None
-                yield content if isinstance(content, dict) else None
+                yield content if isinstance(content, dict) and _has_types(content) else None
+
+
+def _has_types(line: Mapping[str, Any]) -> bool:
+    """Tell whether a line's values are of the types that they are written with."""
+    return all(isinstance(line[name], kind) for name, kind in TYPES.items() if name in line)
 
 
 def is_under(key: str, group: str) -> bool:

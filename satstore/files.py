@@ -1,8 +1,10 @@
 """Durable files: what is written is whole or not there, also after a power loss."""
 
+import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +44,11 @@ class Digest:
             return cls(file.tell(), sha256)
 
 
+def is_partial(name: str) -> bool:
+    """Tell whether a file of that name is a temporary one of :func:`write_file`."""
+    return name.startswith(".") and name.endswith(".partial")
+
+
 def write_file(path: Path, *parts: bytes | memoryview) -> None:
     """Replace a file's content, in one part or several: temporary file, fsync, rename, fsync of the folder.
 
@@ -50,8 +57,9 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
     WriteError
         If the disk refuses; the old content stays.
     """
+    size_bytes = sum(memoryview(part).nbytes for part in parts)
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")
-    with _refusals(path):
+    with _refusals(path, size_bytes):
         _make_folder(path.parent)
         try:
             with temporary.open("wb") as file:
@@ -72,7 +80,7 @@ def append_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     WriteError
         If the disk refuses.
     """
-    with _refusals(path):
+    with _refusals(path, len(content)):
         is_new = not path.exists()
         with path.open("ab", buffering=0) as file:
             rest = memoryview(content)
@@ -103,10 +111,21 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _refusals(path: Path) -> Iterator[None]:
+def _refusals(path: Path, size_bytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         if isinstance(error, SatstoreError):
             raise
-        raise WriteError(f"{path} can't be written: {error.strerror or error}") from error
+        reason = error.strerror or str(error)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason += (
+                f": {size_bytes:,} bytes are to be written where {_free_bytes(path):,} are free; what was "
+                "committed stays, make room and give the same command again"
+            )
+        raise WriteError(f"{path} can't be written: {reason}") from error
+
+
+def _free_bytes(path: Path) -> int:
+    there = next(folder for folder in path.absolute().parents if folder.is_dir())
+    return shutil.disk_usage(there).free

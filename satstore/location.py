@@ -1,5 +1,6 @@
 """Where a store lies: a folder, or a prefix of a bucket on object storage."""
 
+import hashlib
 import re
 import shutil
 from collections.abc import Iterable, Iterator
@@ -10,7 +11,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from satstore.errors import ConfigError, NotFoundError, UnreachableError
-from satstore.files import write_file
+from satstore.files import Digest, write_file
 
 BUCKET_SCHEMES = ("s3", "gs", "az")
 MAX_RETRIES = 6
@@ -35,6 +36,15 @@ class Location(Protocol):
 
     def read(self, key: str) -> bytes:
         """Return an object's content.
+
+        Raises
+        ------
+        NotFoundError
+            If there is none.
+        """
+
+    def digest(self, key: str) -> Digest:
+        """Return an object's size and digest, read in pieces.
 
         Raises
         ------
@@ -84,6 +94,13 @@ class Folder:
         """Return a file's content; see :meth:`Location.read`."""
         try:
             return (self.path / key).read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.path} has no {key}") from None
+
+    def digest(self, key: str) -> Digest:
+        """Return a file's size and digest; see :meth:`Location.digest`."""
+        try:
+            return Digest.of_file(self.path / key)
         except FileNotFoundError:
             raise NotFoundError(f"{self.path} has no {key}") from None
 
@@ -199,6 +216,18 @@ class Bucket:
                 return bytes(self.store.get(key).bytes())
         except FileNotFoundError:
             raise NotFoundError(f"{self.url} has no {key}") from None
+
+    def digest(self, key: str) -> Digest:
+        """Return an object's size and digest; see :meth:`Location.digest`."""
+        sha256, size_bytes = hashlib.sha256(), 0
+        try:
+            with self.refusals():
+                for piece in self.store.get(key).stream():
+                    sha256.update(piece)
+                    size_bytes += len(piece)
+        except FileNotFoundError:
+            raise NotFoundError(f"{self.url} has no {key}") from None
+        return Digest(size_bytes, sha256.hexdigest())
 
     def write(self, key: str, *parts: bytes) -> None:
         """Put an object, by several requests where it is large: it appears whole, once all are there."""

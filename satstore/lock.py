@@ -5,7 +5,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,8 @@ class WriteLock:
             write_file(self._holder_path, json.dumps(holder).encode())
             yield
         finally:
-            self._holder_path.unlink(missing_ok=True)
+            with suppress(OSError):  # a note that stays names a process that is gone by then
+                self._holder_path.unlink(missing_ok=True)
             lock.release()
 
     def holder(self) -> dict[str, Any] | None:

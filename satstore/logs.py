@@ -13,11 +13,12 @@ from satstore.config import ExperimentConfig
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Listener
 from satstore.files import Digest, write_file
-from satstore.manifest import FileRecord, Manifest
+from satstore.manifest import FileRecord, Manifest, describe_manifest
 from satstore.registry import suggest
 from satstore.run import Run
 
 RUN_ID = re.compile(r"\w[\w.+=@-]{0,99}")
+RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
 
 
 def check_run_id(run_id: str) -> str:
@@ -26,12 +27,14 @@ def check_run_id(run_id: str) -> str:
     Raises
     ------
     ConfigError
-        If it is empty or too long, or has ``..`` or characters other than letters, digits and _.+=@-
+        If it is empty, too long, a name that Windows reserves (folders are copied), or has ``..`` or
+        characters other than letters, digits and _.+=@-
     """
-    if not RUN_ID.fullmatch(run_id) or ".." in run_id:
+    is_plain = RUN_ID.fullmatch(run_id) and ".." not in run_id and len(run_id.encode()) <= 255
+    if not is_plain or run_id.endswith(".") or RESERVED.fullmatch(run_id):
         raise ConfigError(
             f"run id {run_id[:120]!r} can't be used, it names a folder: use letters, digits and _ . + = @ -, "
-            "at most 100, the first a letter or digit, no '..'"
+            "at most 100, the first a letter or digit, no '..', no dot at the end, none that Windows reserves"
         )
     return run_id
 
@@ -67,7 +70,7 @@ def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Li
         )
         write_file(path / "config.json", (json.dumps(content, indent=2) + "\n").encode())
         manifest.files["config.json"] = FileRecord.of(Digest.of_file(path / "config.json"))
-        write_file(path / "manifest.json", manifest.model_dump_json(indent=1).encode())
+        write_file(path / "manifest.json", describe_manifest(manifest))
     run = Run(path, listener, config)
     if run.manifest.config_sha256 != config.digest:
         raise CorruptError(f"{path} holds an experiment of another config; choose another run id")

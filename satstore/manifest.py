@@ -1,5 +1,6 @@
 """The run manifest: what an experiment is, what was done and what it must hold."""
 
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -226,6 +227,33 @@ class Manifest(_Record):
         return latents_bytes + sum(record.size_bytes for record in self.files.values())
 
 
+SEAL = b'{\n "sha256": "'
+"""How a manifest begins that has a digest of all that follows; those of before it are without."""
+
+
+def describe_manifest(manifest: Manifest) -> bytes:
+    """Return the content of ``manifest.json``: sealed, so that a bit that flips is no other number."""
+    rest = manifest.model_dump_json(indent=1).encode().removeprefix(b"{")
+    return SEAL + hashlib.sha256(rest).hexdigest().encode() + b'",' + rest
+
+
+def check_seal(content: bytes) -> None:
+    """Check that a manifest is what was written.
+
+    Raises
+    ------
+    ValueError
+        If it is sealed, and isn't.
+    """
+    if content.startswith(SEAL):
+        found, rest = content[len(SEAL) :][:64], content[len(SEAL) + 64 :].removeprefix(b'",')
+        if hashlib.sha256(rest).hexdigest().encode() != found:
+            raise ValueError(
+                "its content is not what was written; restore it from a backup, or, if it was edited by hand "
+                'and is to be trusted, take its line "sha256" out'
+            )
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read and check a run folder's manifest.
 
@@ -238,10 +266,13 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / "manifest.json"
     try:
-        content = json.loads(file.read_bytes())
+        raw = file.read_bytes()
+        content = json.loads(raw)
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise CorruptError(f"{file} has format version {version}; this satstore reads {FORMAT_VERSION}")
+        check_seal(raw)
+        content.pop("sha256", None)
         return Manifest.model_validate(content)
     except FileNotFoundError:
         raise NotFoundError(f"no run at {path}: it has no manifest.json") from None

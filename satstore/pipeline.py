@@ -65,6 +65,7 @@ def run_stage(run: Run, stage: Stage, parameters: StageParameters, *, with_needs
             _perform(run, stage, parameters)
             outcomes.append(Outcome(run, stage.name, "done"))
         else:
+            run.settle(stage.key)
             outcomes.append(Outcome(run, stage.name, "skipped"))
     return outcomes
 

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satstore.commits import CommitLog
-from satstore.config import ExperimentConfig, pooling_flag
+from pydantic import ValidationError
+
+from satstore.commits import CommitLog, is_anything, is_metadata
+from satstore.config import ExperimentConfig, describe, pooling_flag
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
 from satstore.files import Digest, sync_folder, write_file
@@ -20,11 +22,13 @@ from satstore.latent_key import latents_key, split_latents_key
 from satstore.location import Folder, Location, is_url, locate
 from satstore.lock import WriteLock
 from satstore.manifest import (
+    LATENTS,
     STAGE_KEYS,
     FileRecord,
     Manifest,
     StageRecord,
     StageStatus,
+    describe_manifest,
     read_manifest,
     split_probe_key,
 )
@@ -97,8 +101,20 @@ class Run:
 
     @property
     def config(self) -> ExperimentConfig:
-        """The config that the run was opened with, else the one that the experiment was made with."""
-        return self._config or ExperimentConfig.model_validate(self.manifest.config)
+        """The config that the run was opened with, else the one that the experiment was made with.
+
+        Raises
+        ------
+        CorruptError
+            If the manifest's is none.
+        """
+        if self._config is not None:
+            return self._config
+        try:
+            return ExperimentConfig.model_validate(self.manifest.config)
+        except ValidationError as error:
+            place = self.path / "manifest.json"
+            raise CorruptError(f"the config in {place} can't be used: {describe(error)}") from error
 
     @property
     def layers(self) -> list[str]:
@@ -298,7 +314,10 @@ class Run:
         from satstore.store import AnalysisStore
 
         remedy = f"train again with: satstore train --run {self.name} --overwrite"
-        self.commits.read(self.analysis_path.name).check(Folder(self.analysis_path), "spectra", remedy)
+        # Other than the latents' shards, these are small: what is read is what was written, to the last bit.
+        self.commits.read(self.analysis_path.name).check(
+            Folder(self.analysis_path), f"spectra/{split}", remedy, is_of_eigenvalues
+        )
         n_epochs = self.manifest.summary.epochs_done
         found = AnalysisStore(self.analysis_path).spectra(split, layers)
         return {layer: eigenvalues[:n_epochs] for layer, eigenvalues in found.items()}
@@ -413,7 +432,9 @@ class Run:
         key = table or next(iter(self.probe_tables()), "pool4")
         self._check_probe(layer, key)
         remedy = f"fit it again with: {self.probing(key)} --overwrite"
-        self.commits.read(self.analysis_path.name).check(Folder(self.analysis_path), f"probes/{key}", remedy)
+        self.commits.read(self.analysis_path.name).check(
+            Folder(self.analysis_path), f"probes/{key}", remedy, is_anything
+        )
         arrays = AnalysisStore(self.analysis_path).probe(key, layer)
         n_classes = arrays["confusion"].shape[-1]
         assert self.manifest.dataset is not None
@@ -489,7 +510,7 @@ class Run:
             manifest.files[name] = FileRecord.of(Digest.of(content))
         if change is not None:
             change(manifest)
-        write_file(self.path / "manifest.json", manifest.model_dump_json(indent=1).encode())
+        write_file(self.path / "manifest.json", describe_manifest(manifest))
         self.manifest = manifest
         for name in files or {}:
             (self.path / f"{name}.new").replace(self.path / name)
@@ -505,8 +526,16 @@ class Run:
                 staged.replace(self.path / name)
             else:
                 staged.unlink()
-        for partial in self.path.glob(".*.partial"):
-            partial.unlink()
+        self._remove_partials()
+
+    def _remove_partials(self) -> None:
+        """Remove the temporary files that a killed process left, in the folder and in the stores."""
+        folders = [self.path]
+        if isinstance(self.latents_location, Folder) and self.manifest.latents_path != LATENTS:
+            folders.append(self.latents_location.path)
+        for folder in folders:
+            for partial in folder.rglob(".*.partial"):
+                partial.unlink(missing_ok=True)
 
     def emit(self, stage: str, kind: Any, text: str = "", **fields: Any) -> None:
         """Tell those who watch what happens; see :class:`satstore.events.Event`."""
@@ -539,9 +568,25 @@ class Run:
         mark("done")
         self.emit(stage, "done")
 
+    def settle(self, stage: str) -> None:
+        """Mark a stage as done that has nothing left to do: its last start was killed just before that."""
+
+        def change(manifest: Manifest) -> None:
+            record = manifest.stages[stage]
+            record.status, record.error, record.ended = "done", None, time.time()
+
+        record = self.manifest.stages.get(stage)
+        if record is not None and record.status != "done":
+            self.commit(change=change)
+
     def warn(self, stage: str, text: str) -> None:
         """Record a warning in the manifest and tell those who watch."""
         line = f"{stage}: {text}"
         if line not in self.manifest.warnings:  # what is done again may have the same to say
             self.commit(change=lambda manifest: manifest.warnings.append(line))
         self.emit(stage, "warning", text)
+
+
+def is_of_eigenvalues(key: str) -> bool:
+    """Tell whether a file of the analysis store is read for its eigenvalues."""
+    return is_metadata(key) or "/eigenvalues/" in key

@@ -262,13 +262,19 @@ def take_spectra(
         layer: (found.mean.cpu().numpy(), found.covariance().cpu().numpy())
         for layer, found in recorder.results().items()
     }
-    features = features_of(layers, session.config)
-    spectra = {
-        layer.name: eigenvalues(moments[layer.name][1])
-        if layer.name in moments
-        else np.full(features[layer.name], np.nan)
-        for layer in layers
-    }
+    spectra = {}
+    for layer, n_features in features_of(layers, session.config).items():
+        spectra[layer] = np.full(n_features, np.nan)
+        if layer not in moments:
+            continue
+        try:
+            spectra[layer] = eigenvalues(moments[layer][1])
+        except NumericsError as error:  # finite values of which the products are not: the others go on
+            del moments[layer]
+            run.warn(
+                "train",
+                f"layer {layer}: {error}, in the {split} pass of epoch {session.epoch}",
+            )
     return Spectra(spectra, moments)
 
 

@@ -80,7 +80,9 @@ def test_write_file__keeps_the_old_content_when_the_disk_refuses(
         monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(WriteError) as caught:
         write_file(path, b"new")
-    assert str(caught.value) == f"{path} can't be written: No space left on device"
+    assert str(caught.value).startswith(f"{path} can't be written: No space left on device: ")
+    assert "bytes are to be written where " in str(caught.value)
+    assert " are free; " in str(caught.value)
     assert isinstance(caught.value, SatstoreError)
     assert isinstance(caught.value, OSError)
     assert path.read_bytes() == b"old"

@@ -146,7 +146,24 @@ def test_stage__that_raises_is_failed_and_says_why(run: Run) -> None:
 
 @pytest.mark.parametrize(
     "run_id",
-    ["", "..", "a/b", "/abs", "a..b", "a\nb", "a\x00b", "a\x1b[31m", "-x", ".hidden", "a‮b", "x" * 101],
+    [
+        "",
+        "..",
+        "a/b",
+        "/abs",
+        "a..b",
+        "a\nb",
+        "a\x00b",
+        "a\x1b[31m",
+        "-x",
+        ".hidden",
+        "a‮b",
+        "x" * 101,
+        "層" * 100,
+        "CON",
+        "nul.txt",
+        "a.",
+    ],
 )
 def test_check_run_id__refuses_what_names_no_folder(run_id: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="run id"):

@@ -38,7 +38,7 @@ def eigenvalues(covariance: Float64) -> Float64:
     ConfigError
         The array isn't square.
     NumericsError
-        The covariance holds NaN or infinities.
+        The covariance holds NaN or infinities, or its eigenvalues can't be found.
     """
     covariance = np.asarray(covariance, dtype=np.float64)
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
@@ -49,7 +49,13 @@ def eigenvalues(covariance: Float64) -> Float64:
             f"{bad} of {covariance.size} entries of the covariance are not finite: no spectrum"
         )
     # A covariance is positive semidefinite: what falls below 0 is rounding.
-    spectrum: Float64 = np.linalg.eigvalsh(covariance)[::-1].clip(min=0.0)
+    try:
+        found = np.linalg.eigvalsh(covariance)
+    except np.linalg.LinAlgError as error:
+        raise NumericsError(
+            f"the eigenvalues of the covariance can't be found ({error}): no spectrum"
+        ) from error
+    spectrum: Float64 = found[::-1].clip(min=0.0)
     return spectrum
 
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from satstore.commits import Damage
+from satstore.commits import Damage, is_anything
 from satstore.errors import ConfigError, NotFoundError
 from satstore.files import Digest
 from satstore.latent_key import groups_of, split_latents_key
@@ -138,7 +138,7 @@ def find_damage(run: Run, key: str, *, content: bool) -> Iterator[Damage]:
     depth = len(groups_of(key)) + 2  # split and layer
     groups = sorted({"/".join(k.split("/")[:depth]) for k in committed.under(key) if k.count("/") >= depth})
     for done, group in enumerate(groups if content else (), start=1):
-        for damage in committed.damaged(location, group, content=True):
+        for damage in committed.damaged(location, group, is_anything):
             if damage.key not in seen:
                 yield damage
         run.emit("extract", "progress", f"check {key}", done=done, total=len(groups))
@@ -146,7 +146,7 @@ def find_damage(run: Run, key: str, *, content: bool) -> Iterator[Damage]:
 
 def _holds(location: Location, name: str, digest: Digest) -> bool:
     try:
-        return Digest.of(location.read(name)) == digest
+        return location.digest(name) == digest
     except NotFoundError:
         return False
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from satstore.commits import is_anything
 from satstore.errors import ConfigError, CorruptError, NotFoundError, NumericsError, SatstoreError
 from satstore.latent_key import split_latents_key
 from satstore.manifest import split_probe_key
@@ -167,19 +168,28 @@ def extract_command(run: Run, key: str) -> str:
 
 
 def check_latents(run: Run, job: Fit, splits: Splits) -> None:
-    """Check that a layer's latents are there, one for each label.
+    """Check that a layer's latents are there, as they were written, one for each label.
+
+    Their files are read once more, for their digests: beside the passes of a fit, that is little, and no
+    other way tells a shard from its neighbour that has taken its place.
 
     Raises
     ------
     NotFoundError, CorruptError
         If not; the message names the layer, the split and the remedy.
     """
+    from satstore.store.layout import encode_layer
+
     for split, latents in splits.items():
         if job.layer not in latents:
             raise NotFoundError(
                 f"{run.name} has no {split} latents of layer {job.layer} at {job.latents}; "
                 f"write them with: {extract_command(run, job.latents)}"
             )
+        committed, location = run.commits.read(run.latents_location.name), run.latents_location
+        for part in (encode_layer(job.layer), "label", "sample_id"):
+            remedy = f"write it again with: {extract_command(run, job.latents)}"
+            committed.check(location, f"{job.latents}/{split}/{part}", remedy, is_anything)
         array = latents[job.layer].array
         if array.shape[0] != len(latents.labels):
             raise CorruptError(

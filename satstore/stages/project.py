@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from pydantic import Field
 
+from satstore.commits import is_anything
 from satstore.errors import ConfigError, NotFoundError
 from satstore.location import Folder
 from satstore.run import Run
@@ -192,7 +193,7 @@ def find_axes(run: Run, parameters: ProjectParameters) -> tuple[dict[str, "Axes"
             "which say nothing of the others; train with downsampling null, or conv_method channelwise"
         )
     remedy = f"train again with: satstore train --run {run.name} --overwrite"
-    run.commits.read(run.analysis_path.name).check(Folder(run.analysis_path), "spectra", remedy)
+    run.commits.read(run.analysis_path.name).check(Folder(run.analysis_path), "spectra", remedy, is_anything)
     store, axes, means = AnalysisStore(run.analysis_path), {}, {}
     kinds = {record.layer: record.kind for record in run.manifest.layers}
     for layer in layers_of(run, parameters):

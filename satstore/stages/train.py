@@ -1,6 +1,7 @@
 """The stage ``train``: weights, metrics and spectra of every epoch, and at its end the latents."""
 
 import json
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -55,9 +56,17 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
         check_kept(run, (epoch for epoch in run.config.latent_epochs if epoch < done))
         return [f"epochs {done + 1} to {run.config.epoch}"]
     run.check_file(CHECKPOINT)
+    if was_cut_off(run, STAGE) and was_cut_off(run, flops.STAGE, flops.pending(run, flops.FlopsParameters())):
+        return ["what it cost"]
     if not writes_latents(run, parameters):
         return []
     return extract.pending(run, extract.STAGE.adapt(parameters, check=False))
+
+
+def was_cut_off(run: Run, stage: Stage, missing: Sequence[str] = ()) -> bool:
+    """Tell whether a stage's last start came to no good end, or left something missing."""
+    record = run.manifest.stages.get(stage.key)
+    return bool(missing) or (record is not None and record.status != "done")
 
 
 def writes_latents(run: Run, parameters: TrainParameters) -> bool:
@@ -80,12 +89,14 @@ def train(run: Run, parameters: TrainParameters) -> None:
             parallel.train_together(run, device, n_ranks, force=parameters.force)
         else:
             training.train(run, device, force=parameters.force)
-        count_costs(run)
+    count_costs(run)
     warn_of_epochs(run)
     latents = extract.STAGE.adapt(parameters, check=False)
     if writes_latents(run, parameters) and extract.pending(run, latents):
         with run.stage(extract.STAGE.key, record_parameters(latents)):
             extract.extract(run, latents)
+    elif writes_latents(run, parameters):
+        run.settle(extract.STAGE.key)
 
 
 def count_costs(run: Run) -> None:
@@ -95,6 +106,7 @@ def count_costs(run: Run) -> None:
         if flops.pending(run, asked):
             with run.stage(flops.STAGE.key, record_parameters(asked)):
                 flops.write(run, asked)
+        run.settle(flops.STAGE.key)
     except ConfigError as error:
         run.warn("train", str(error))
 

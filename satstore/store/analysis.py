@@ -1,6 +1,7 @@
 """The small store of what was computed: spectra, last moments, probe coefficients and confusion matrices."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import zarr
 from numpy.typing import NDArray
 
 from satstore.commits import CommitLog
-from satstore.errors import CorruptError, NotFoundError
+from satstore.errors import CorruptError, NotFoundError, SatstoreError
 from satstore.files import FORMAT_VERSION
 from satstore.location import Folder
 from satstore.store.durable import open_store
@@ -19,6 +20,7 @@ from satstore.store.layout import (
     encode_layer,
     get_array,
     open_root,
+    reading_metadata,
 )
 
 PROBE_DIMENSIONS: Mapping[tuple[str, int], tuple[str, ...]] = {
@@ -134,12 +136,18 @@ class AnalysisStore:
         groups = self._layers(f"spectra/{split}")
         if layers is not None:
             groups = {layer: group for layer, group in groups.items() if layer in layers}
-        return {layer: np.asarray(get_array(group, "eigenvalues")[...]) for layer, group in groups.items()}
+        found = {}
+        for layer, group in groups.items():
+            with _reading(group, f"the spectra of layer {layer}", "train"):
+                found[layer] = np.asarray(get_array(group, "eigenvalues")[...])
+        return found
 
     def moments(self, split: str, layer: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return a layer's mean and covariance after the last epoch."""
+        """Return a layer's mean and covariance after the last epoch; errors are those of :meth:`probe`."""
         group = self._layer(f"spectra/{split}", layer)
-        return np.asarray(get_array(group, "mean")[...]), np.asarray(get_array(group, "covariance")[...])
+        with _reading(group, f"the moments of layer {layer}", "train"):
+            mean, covariance = (get_array(group, name)[...] for name in ("mean", "covariance"))
+            return np.asarray(mean), np.asarray(covariance)
 
     def probe(self, table: str, layer: str) -> dict[str, NDArray[Any]]:
         """Return a probe's arrays, by name.
@@ -152,13 +160,8 @@ class AnalysisStore:
             If a stored array isn't what was written.
         """
         group = self._layer(f"probes/{table}", layer)
-        try:
-            return {name: np.asarray(array[...]) for name, array in sorted(group.arrays())}
-        except (ValueError, RuntimeError, OSError) as error:  # a checksum, Blosc, the disk
-            raise CorruptError(
-                f"{group.store_path}: the probe of layer {layer} can't be read ({error}); fit it again with: "
-                "satstore probe --overwrite"
-            ) from error
+        with _reading(group, f"the probe of layer {layer}", "probe"):
+            return {name: np.asarray(get_array(group, name)[...]) for name in sorted(group.array_keys())}
 
     def _layer(self, path: str, layer: str) -> zarr.Group:
         groups = self._layers(path)
@@ -169,10 +172,32 @@ class AnalysisStore:
     def _layers(self, path: str) -> dict[str, zarr.Group]:
         if not (self.path / path).exists():
             return {}
-        parent = open_root(Folder(self.path))[path]
-        assert isinstance(parent, zarr.Group)
-        groups = {str(group.attrs["layer"]): group for _, group in parent.groups()}
+        with reading_metadata(self.path / path):
+            parent = open_root(Folder(self.path))[path]
+            assert isinstance(parent, zarr.Group)
+            groups = {str(group.attrs["layer"]): group for _, group in parent.groups()}
         return dict(sorted(groups.items()))  # a folder's order is its file system's
+
+
+@contextmanager
+def _reading(group: zarr.Group, what: str, stage: str) -> Iterator[None]:
+    """Say of what can't be read where it lies and what makes it again."""
+    try:
+        yield
+    except SatstoreError:
+        raise
+    except (
+        ValueError,
+        LookupError,
+        TypeError,
+        RuntimeError,
+        OSError,
+    ) as error:  # a checksum, Blosc, metadata
+        reason = " ".join(str(error).split())
+        raise CorruptError(
+            f"{group.store_path}: {what} can't be read ({reason}); make it again with: "
+            f"satstore {stage} --overwrite"
+        ) from error
 
 
 class _Writing:

@@ -14,7 +14,7 @@ from zarr.storage import MemoryStore
 
 from satstore.errors import CorruptError
 from satstore.store.halves import has_non_finite
-from satstore.store.layout import Array
+from satstore.store.layout import Array, check_claims, objects_of
 
 
 class StoredArray:
@@ -35,7 +35,7 @@ class StoredArray:
     Raises
     ------
     CorruptError
-        If the metadata is not that of an array.
+        If the metadata is not that of an array, or of one that no store can hold.
     """
 
     def __init__(self, metadata: bytes) -> None:
@@ -44,11 +44,12 @@ class StoredArray:
             array = zarr.open_array(MemoryStore(self._held), mode="r", zarr_format=3)
         except Exception as error:  # zarr has no common error for metadata that it does not understand
             raise CorruptError(f"is not the metadata of an array: {' '.join(str(error).split())}") from error
+        check_claims(array, is_read_whole=False)
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype: np.dtype[Any] = array.dtype
         self._array: Array = array
         self._chunk_rows = array.chunks[0] if array.chunks else 1
-        step = array.shards or array.chunks
+        step = objects_of(array)
         grid = [range(ceil(size / n)) for size, n in zip(self.shape, step, strict=True)]
         self.objects = {
             array.metadata.encode_chunk_key(at): tuple(
@@ -58,7 +59,14 @@ class StoredArray:
         }
 
     def blank(self) -> NDArray[Any]:
-        """Return what the array reads as where nothing was written."""
+        """Return what the array reads as where nothing was written.
+
+        Raises
+        ------
+        CorruptError
+            If it claims to be larger than any array that is read at once.
+        """
+        check_claims(self._array, is_read_whole=True)
         return np.full(self.shape, self._array.fill_value, dtype=self.dtype)
 
     def rows(self, key: str) -> range:

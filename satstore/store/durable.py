@@ -11,7 +11,7 @@ from zarr.storage import LocalStore, ObjectStore
 
 from satstore.commits import CommitLog, is_under
 from satstore.errors import NotFoundError
-from satstore.files import Digest
+from satstore.files import Digest, is_partial
 from satstore.location import Bucket, Folder, Location
 
 
@@ -120,6 +120,12 @@ class DurableFolder(DurableStore, LocalStore):
     def with_read_only(self, read_only: bool = False) -> Self:
         """Return the same store, for reading only or not."""
         return type(self)(Folder(self.root), self._log, read_only=read_only)
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """List the names right under a prefix, but for temporary files of a write that is going on."""
+        async for name in super().list_dir(prefix):
+            if not is_partial(name):
+                yield name
 
     def set_sync(self, key: str, value: Buffer) -> None:
         """Store one object; see :meth:`set`."""

@@ -17,7 +17,7 @@ from satstore.errors import CorruptError, SatstoreError, UnknownNameError
 from satstore.latent_key import EPOCHS, latents_key
 from satstore.location import Location, locate
 from satstore.registry import suggest
-from satstore.store.layout import Array, encode_layer, get_array, open_root
+from satstore.store.layout import Array, encode_layer, get_array, open_root, reading_metadata
 from satstore.store.shards import ShardReader, open_shards
 
 
@@ -33,7 +33,8 @@ class LatentArray:
     """
 
     def __init__(self, group: zarr.Group) -> None:
-        self.layer = str(group.attrs["layer"])
+        with reading_metadata(group.store_path):
+            self.layer = str(group.attrs["layer"])
         self._group = group
         self.array: Array = get_array(group, "latent")
 
@@ -131,7 +132,8 @@ class LatentSplit(Mapping[str, LatentArray]):
 
     def __init__(self, group: zarr.Group, layers: list[str]) -> None:
         self._group = group
-        self._keys = {layer: encode_layer(layer) for layer in layers if encode_layer(layer) in group}
+        with reading_metadata(group.store_path):
+            self._keys = {layer: encode_layer(layer) for layer in layers if encode_layer(layer) in group}
 
     def only(self, layers: Container[str]) -> "LatentSplit":
         """Return the same latents, of these layers."""
@@ -140,8 +142,9 @@ class LatentSplit(Mapping[str, LatentArray]):
     def __getitem__(self, layer: str) -> LatentArray:
         if layer not in self._keys:
             raise UnknownNameError(f"no latents of a layer {layer!r}{suggest(layer, self._keys)}")
-        item = self._group[self._keys[layer]]
-        assert isinstance(item, zarr.Group)
+        with reading_metadata(self._group.store_path):
+            item = self._group[self._keys[layer]]
+            assert isinstance(item, zarr.Group)
         return LatentArray(item)
 
     def __contains__(self, layer: object) -> bool:
@@ -196,7 +199,8 @@ class LatentStore:
     @property
     def layers(self) -> list[str]:
         """Layer names, in forward order."""
-        return [str(layer) for layer in self.attributes["layers"]]  # type: ignore[union-attr]
+        with reading_metadata(self.location):
+            return [str(layer) for layer in self.attributes["layers"]]  # type: ignore[union-attr]
 
     @property
     def poolings(self) -> list[str]:
@@ -222,7 +226,8 @@ class LatentStore:
             If the store has no such epoch, pooling or split.
         """
         path = f"{latents_key(pooling, epoch)}/{split}"
-        group = self._root.get(path)
+        with reading_metadata(f"{self.location}/{path}"):
+            group = self._root.get(path)
         if not isinstance(group, zarr.Group):
             keys = [*self.poolings]
             for n in self.epochs:

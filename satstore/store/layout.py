@@ -6,7 +6,8 @@ written. Only this package imports zarr.
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -14,7 +15,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from satstore.errors import CorruptError, MemoryLimitError, NotFoundError
+from satstore.errors import CorruptError, MemoryLimitError, NotFoundError, SatstoreError
 from satstore.files import FORMAT_VERSION
 from satstore.location import Location
 from satstore.store.durable import open_store
@@ -32,6 +33,10 @@ MAX_ENCODERS = 4
 """Shards encoded at once, at most. Memory is reckoned with it, so that shards are alike everywhere."""
 ENCODING_BYTES = 32 * 2**20
 """What a dozen chunks take on their way through the codecs, side by side."""
+
+MAX_WHOLE_BYTES, MAX_OBJECTS = 8 * 2**30, 2**24
+"""More than any chunk, and any array that is read at once, takes (a covariance of 32,768 features), and more
+files than an array, and chunks than a shard, has."""
 
 Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
 """Pooling to layer to the shape of one sample's latent."""
@@ -177,10 +182,8 @@ def open_root(location: Location) -> zarr.Group:
     """Open a store's root group for reading, and check that it is of a format that is known here."""
     if not location.exists():
         raise NotFoundError(f"no store at {location}: it has no zarr.json")
-    try:
+    with reading_metadata(f"the store at {location} can't be opened"):
         group = zarr.open_group(open_store(location), mode="r")
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptError(f"the store at {location} can't be opened: {error}") from error
     check_version(group, location)
     return group
 
@@ -200,9 +203,68 @@ def get_array(group: zarr.Group, name: str) -> Array:
     Raises
     ------
     CorruptError
-        If it has none of that name.
+        If it has none of that name, or one that no store can hold.
     """
-    item = group.get(name)
+    with reading_metadata(group.store_path):
+        item = group.get(name)
     if not isinstance(item, zarr.Array):
         raise CorruptError(f"{group.store_path} has no array {name!r}")
+    check_claims(item, is_read_whole=name != "latent")
     return item
+
+
+@contextmanager
+def reading_metadata(place: object) -> Iterator[None]:
+    """Say of metadata that zarr does not understand where they lie.
+
+    Raises
+    ------
+    CorruptError
+        For whatever zarr raises: it has no common error for them.
+    """
+    try:
+        yield
+    except SatstoreError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise CorruptError(
+            f"{place}: its metadata can't be read ({type(error).__name__}: {reason}); satstore verify names "
+            "the file and what makes it again"
+        ) from error
+
+
+def check_claims(array: Array, *, is_read_whole: bool) -> None:
+    """Refuse an array whose metadata claim more than any that satstore writes, before memory is taken for it.
+
+    Raises
+    ------
+    CorruptError
+        Naming what is claimed and what is written at most.
+    """
+    chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
+    n_objects = math.prod(
+        -(-n // max(1, step)) for n, step in zip(array.shape, objects_of(array), strict=True)
+    )
+    n_chunks = math.prod(
+        -(-n // max(1, step)) for n, step in zip(objects_of(array), array.chunks, strict=True)
+    )
+    whole_bytes = math.prod(array.shape) * array.dtype.itemsize
+    claims = [
+        ("chunks of", chunk_bytes, MAX_WHOLE_BYTES, "bytes"),
+        ("shards of", n_chunks, MAX_OBJECTS, "chunks"),
+        ("to lie in", n_objects, MAX_OBJECTS, "files"),
+    ]
+    if is_read_whole:
+        claims.append(("values of", whole_bytes, MAX_WHOLE_BYTES, "bytes"))
+    for what, found, limit, unit in claims:
+        if found > limit:
+            raise CorruptError(
+                f"{array.store_path} claims {what} {found:,} {unit}, {limit:,} are written at most: its "
+                "zarr.json is damaged or forged, and it is not read"
+            )
+
+
+def objects_of(array: Array) -> tuple[int, ...]:
+    """Return the shape of what lies in one file of an array: a shard, or a chunk where it has no shards."""
+    return tuple(array.shards or array.chunks)

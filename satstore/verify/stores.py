@@ -131,7 +131,7 @@ class StoreCheck:
             return b"", find_damage(key, digest, None)
         except OSError as error:
             return b"", Damage(key, f"can't be read: {error}")
-        return content, find_damage(key, digest, len(content), content)
+        return content, find_damage(key, digest, len(content), Digest.of(content))
 
     def _report(self, damage: Damage, digest: Digest) -> Iterator[Finding]:
         committed = self.committed
@@ -244,9 +244,9 @@ class LatentsCheck(StoreCheck):
         """Check the labels of a split, or a layer's latents against its mean and std."""
         if any(found.damage for found in seen.values()):
             return  # which says enough
-        if "latent" in seen:
+        if {"latent", "mean", "std"} <= seen.keys():
             yield from self._check_layer(group, seen)
-        elif "label" in seen:
+        elif {"label", "sample_id"} <= seen.keys():  # metadata that can't be read was reported before
             yield from self._check_samples(group, seen)
 
     def _check_samples(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:

@@ -1,0 +1,190 @@
+"""What users' machines do to satstore: disks that fill up, networks that are none, kills at any time."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import CLEAN
+from soak import kill_at_random
+from tiny import CONFIG, results, run_tiny
+
+from satstore import training
+from satstore.analysis.spectrum import eigenvalues, intrinsic_dimension
+from satstore.errors import CorruptError, NumericsError
+from satstore.run import Run
+from satstore.store import AnalysisStore, open_latents
+from satstore.verify import Verification
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+def mount_is_possible() -> bool:
+    """Tell whether a file system can be mounted in a namespace of its own."""
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "-rm", "sh", "-c", "mount -t tmpfs -o size=64k none /mnt"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not mount_is_possible(), reason="needs a file system of its own, of a size")
+def test_full_disk__loses_nothing_and_the_same_command_finishes(tiny_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "tiny.json").write_text(json.dumps({**CONFIG, "plugins": ["tiny"]}))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    # On a disk of 250 KB, the run needs about 600; what is said and what is left comes out of the namespace.
+    script = f"""
+    mount -t tmpfs -o size=250k none {disk}
+    run="{sys.executable} -m satstore run --config {tmp_path}/tiny.json --run-id res --logs-dir {disk}/logs"
+    $run > {tmp_path}/first 2>&1; echo $? > {tmp_path}/first-code
+    {sys.executable} -m satstore verify res --logs-dir {disk}/logs > {tmp_path}/verified 2>&1
+    mount -o remount,size=20m {disk}
+    $run > {tmp_path}/second 2>&1; echo $? > {tmp_path}/second-code
+    cp -r {disk}/logs {tmp_path}/logs
+    """
+    environment = {**CLEAN, "PYTHONPATH": str(TESTS)}
+    subprocess.run(["unshare", "-rm", "sh", "-c", script], check=True, env=environment, timeout=300)
+    said = (tmp_path / "first").read_text()
+
+    assert (tmp_path / "first-code").read_text() == "1\n", said
+    assert "Traceback" not in said
+    last = said.strip().splitlines()[-1]
+    assert f"{disk}/logs/res/" in last
+    assert "No space left on device" in last
+    assert "bytes are to be written where" in last
+    assert "make room and give the same command again" in last
+    assert "is not what was committed" not in (tmp_path / "verified").read_text()
+    assert (tmp_path / "second-code").read_text() == "0\n", (tmp_path / "second").read_text()
+    [manifest] = tmp_path.glob("logs/res/*/manifest.json")
+    run = Run(manifest.parent)
+    assert [f for f in Verification(run).findings() if f.is_wrong] == []
+    undisturbed = results(tiny_run)
+    found = results(run)
+    for name in ("checkpoint.pt", "metrics.csv", "probe-pool2.csv", "latents/pool2/eval/5", "probe/pool2/5"):
+        assert found[name] == undisturbed[name]
+
+
+def test_kill__of_real_processes_at_random_times_ends_with_the_same_bits(
+    tiny_run: Run, tmp_path: Path
+) -> None:
+    from crashes import Recording
+
+    expected = Recording(results(tiny_run))
+    n_kills = sum(kill_at_random(expected, tmp_path / "killed", seed) for seed in (1,))
+    assert n_kills > 0
+
+
+NO_NETWORK = """
+import sys
+
+def forbid(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto"):
+        address = arguments[-1]
+        if event == "socket.getaddrinfo" or not isinstance(address, (str, bytes)):
+            raise RuntimeError(f"the network is forbidden here: {event} {arguments}")
+
+sys.addaudithook(forbid)
+"""
+
+
+def test_demo__opens_no_socket(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
+    environment = {**CLEAN, "PYTHONPATH": str(tmp_path)}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *words]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, timeout=300
+        )
+
+    reached = run("-c", "import socket; socket.create_connection(('127.0.0.1', 9))")
+    assert "the network is forbidden here" in reached.stderr, "the test forbids nothing"
+    demo = run("-m", "satstore", "demo", "--logs-dir", str(tmp_path / "logs"))
+    assert demo.returncode == 0, demo.stderr
+
+
+def test_spectra__of_products_beyond_float64_are_nan_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(covariance: np.ndarray) -> np.ndarray:
+        if len(covariance) == 4:  # the conv's
+            raise NumericsError("16 of 16 entries of the covariance are not finite: no spectrum")
+        return eigenvalues(covariance)
+
+    monkeypatch.setattr(training, "eigenvalues", refuse)
+    run = run_tiny(tmp_path, stages=["train", "saturation"])
+    spectra = run.spectra("train")
+    assert np.isnan(spectra["0"]).all()
+    assert np.isfinite(spectra["5"]).all()
+    assert run.manifest.summary.saturation["0"] is None
+    assert any(line.startswith("train: layer 0: 16 of 16 entries") for line in run.manifest.warnings)
+
+
+def test_eigenvalues__that_cannot_be_found_are_a_numerics_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: np.ndarray) -> np.ndarray:
+        raise np.linalg.LinAlgError("Eigenvalues did not converge")
+
+    monkeypatch.setattr(np.linalg, "eigvalsh", fail)
+    with pytest.raises(NumericsError, match="can't be found"):
+        eigenvalues(np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("covariance", "dimension"),
+    [
+        (np.zeros((8, 8)), 0),
+        (np.ones((8, 8)), 1),
+        (np.eye(8), 8),
+        (np.diag([5.0] * 4 + [0.0] * 4), 4),
+        (np.diag([1e-300] * 2 + [0.0] * 6), 2),
+        (np.diag([1e300] * 3 + [0.0] * 5), 3),
+    ],
+    ids=["zero", "rank 1", "all alike", "four alike", "tiny", "huge"],
+)
+def test_intrinsic_dimension__of_degenerate_covariances(covariance: np.ndarray, dimension: int) -> None:
+    assert intrinsic_dimension(eigenvalues(covariance), 0.99) == dimension
+
+
+BOMBS = {
+    "shape": lambda metadata: metadata["shape"].__setitem__(0, 10**15),
+    "chunks": lambda metadata: metadata["chunk_grid"]["configuration"]["chunk_shape"].__setitem__(0, 10**12),
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+@pytest.mark.parametrize(
+    "array",
+    [
+        "latents.zarr/pool2/train/label",
+        "latents.zarr/pool2/train/0/latent",
+        "analysis.zarr/spectra/train/0/mean",
+    ],
+)
+def test_zip_bombs__are_refused_before_memory_is_taken(
+    tiny_run: Run, tmp_path: Path, bomb: str, array: str
+) -> None:
+    shutil.copytree(tiny_run.path, tmp_path / tiny_run.run_id / tiny_run.experiment)
+    run = Run(tmp_path / tiny_run.run_id / tiny_run.experiment)
+    file = run.path / array / "zarr.json"
+    metadata = json.loads(file.read_text())
+    BOMBS[bomb](metadata)
+    file.write_text(json.dumps(metadata))
+    latents = open_latents(run.latents_path).split("pool2", "train")
+
+    def read() -> object:
+        if array.startswith("analysis"):
+            return AnalysisStore(run.analysis_path).moments("train", "0")
+        return latents.labels if array.endswith("label") else latents["0"]
+
+    with pytest.raises(CorruptError, match=r"zarr\.json is damaged or forged|can't be read"):
+        read()
+    found = [str(finding) for finding in Verification(run).findings() if finding.is_wrong]
+    assert any(array in line for line in found)
