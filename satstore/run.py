@@ -114,7 +114,7 @@ class Run:
             return ExperimentConfig.model_validate(self.manifest.config)
         except ValidationError as error:
             place = self.path / "manifest.json"
-            raise CorruptError(f"the config in {place} can't be used: {describe(error)}") from error
+            raise CorruptError(f"{place} has a config with {describe(error)}") from error
 
     @property
     def layers(self) -> list[str]:

@@ -65,7 +65,7 @@ class _Counted:
 
 
 class Disk:
-    """The layer over one root folder, which must be empty.
+    """The layer over one root folder; what lies there counts as synced.
 
     Parameters
     ----------
@@ -79,8 +79,7 @@ class Disk:
         self.n_operations = 0
         self._before = before
         self._lock = threading.RLock()
-        self._tree = _Folder()
-        self._depth = 0
+        self._tree = _read(root)
 
     @contextmanager
     def operation(self, kind: str, path: Path) -> Iterator[None]:
@@ -209,6 +208,14 @@ class Disk:
             ("rmdir", rmdir_),
         ):
             patch.setattr(os, name, function)
+
+
+def _read(folder: Path) -> _Folder:
+    entries: dict[str, _Folder | _File] = {}
+    for path in sorted(folder.iterdir()):
+        content = b"" if path.is_dir() else path.read_bytes()
+        entries[path.name] = _read(path) if path.is_dir() else _File(content, content)
+    return _Folder(entries, dict(entries))
 
 
 def _walk(folder: _Folder, synced: bool, above: str = "") -> Iterator[tuple[str, bytes | None]]:

@@ -18,7 +18,10 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 from crashes import Recording, check_end, check_failure, check_state, record
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 from test_corruption import DAMAGES, check_damage, damageable
+from test_states import RunFolder, TestRunFolder
 from tiny import run_tiny
 
 SEED = 6
@@ -105,12 +108,20 @@ def damages(recording: Recording, folder: Path) -> Iterator[Case]:
             yield what, lambda path=path, damage=damage: check_damage(run, path, recording.expected, damage)
 
 
+def orders(recording: Recording, folder: Path) -> Iterator[Case]:
+    """Work, deaths, removals and losses in random orders."""
+    many = settings(TestRunFolder.settings, max_examples=3, stateful_step_count=10)
+    for number in range(1000):
+        yield f"random orders, {number}", lambda: run_state_machine_as_test(RunFolder, settings=many)
+
+
 PARTS = {
     "kill": kills,
     "power loss": power_losses,
     "failing operation": failures,
     "dead disk": dead_disks,
     "damaged file": damages,
+    "three random orders": orders,
     "kill of a real process": random_kills,
 }
 

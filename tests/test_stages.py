@@ -286,7 +286,10 @@ def test_probe__a_flipped_bit_is_an_error_and_the_other_layers_go_on(trained: Ru
     )
     whole = shard.read_bytes()
     shard.write_bytes(whole[:999] + bytes([whole[999] ^ 16]) + whole[1000:])
-    with pytest.raises(CorruptError, match=r"of layer features\.4 can't be read .*satstore extract$"):
+    with pytest.raises(
+        CorruptError,
+        match=r"features\.4.* is not what was committed: its content changed; .*satstore extract",
+    ):
         start(trained, "probe", workers=workers)
     run = Run(trained.path)
     others = [layer for layer in run.layers if layer != "features.4"]
