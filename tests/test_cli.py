@@ -62,7 +62,7 @@ def test_light_commands__start_quickly(tmp_path: Path) -> None:
     for words in (("--help",), ("ls",), ("list", "models")):
         # Interleaved, and the smallest of differences, each by how slow the machine was at that moment.
         more = [(seconds("-m", "satstore", *words) - seconds("-c", "pass")) / slowness() for _ in range(5)]
-        assert min(more) < 0.7, f"{words}: {statistics.median(more):.2f} s more than python -c pass"
+        assert min(more) < 0.5, f"{words}: {statistics.median(more):.2f} s more than python -c pass"
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:

@@ -288,7 +288,8 @@ def test_probe__a_flipped_bit_is_an_error_and_the_other_layers_go_on(trained: Ru
     shard.write_bytes(whole[:999] + bytes([whole[999] ^ 16]) + whole[1000:])
     with pytest.raises(
         CorruptError,
-        match=r"features\.4.* is not what was committed: its content changed; .*satstore extract",
+        match=r"features\.4.* is not what was committed: its content changed; "
+        r".*satstore extract --run .* --overwrite$",
     ):
         start(trained, "probe", workers=workers)
     run = Run(trained.path)
