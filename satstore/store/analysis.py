@@ -1,7 +1,6 @@
 """The small store of what was computed: spectra, last moments, probe coefficients and confusion matrices."""
 
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import zarr
 from numpy.typing import NDArray
 
 from satstore.commits import CommitLog
-from satstore.errors import CorruptError, NotFoundError, SatstoreError
+from satstore.errors import NotFoundError
 from satstore.files import FORMAT_VERSION
 from satstore.location import Folder
 from satstore.store.durable import open_store
@@ -20,6 +19,7 @@ from satstore.store.layout import (
     encode_layer,
     get_array,
     open_root,
+    reading,
     reading_metadata,
 )
 
@@ -138,14 +138,20 @@ class AnalysisStore:
             groups = {layer: group for layer, group in groups.items() if layer in layers}
         found = {}
         for layer, group in groups.items():
-            with _reading(group, f"the spectra of layer {layer}", "train"):
+            with reading(
+                f"{group.store_path}: the spectra of layer {layer}",
+                "make it again with: satstore train --overwrite",
+            ):
                 found[layer] = np.asarray(get_array(group, "eigenvalues")[...])
         return found
 
     def moments(self, split: str, layer: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return a layer's mean and covariance after the last epoch; errors are those of :meth:`probe`."""
         group = self._layer(f"spectra/{split}", layer)
-        with _reading(group, f"the moments of layer {layer}", "train"):
+        with reading(
+            f"{group.store_path}: the moments of layer {layer}",
+            "make it again with: satstore train --overwrite",
+        ):
             mean, covariance = (get_array(group, name)[...] for name in ("mean", "covariance"))
             return np.asarray(mean), np.asarray(covariance)
 
@@ -160,7 +166,10 @@ class AnalysisStore:
             If a stored array isn't what was written.
         """
         group = self._layer(f"probes/{table}", layer)
-        with _reading(group, f"the probe of layer {layer}", "probe"):
+        with reading(
+            f"{group.store_path}: the probe of layer {layer}",
+            "make it again with: satstore probe --overwrite",
+        ):
             return {name: np.asarray(get_array(group, name)[...]) for name in sorted(group.array_keys())}
 
     def _layer(self, path: str, layer: str) -> zarr.Group:
@@ -177,27 +186,6 @@ class AnalysisStore:
             assert isinstance(parent, zarr.Group)
             groups = {str(group.attrs["layer"]): group for _, group in parent.groups()}
         return dict(sorted(groups.items()))  # a folder's order is its file system's
-
-
-@contextmanager
-def _reading(group: zarr.Group, what: str, stage: str) -> Iterator[None]:
-    """Say of what can't be read where it lies and what makes it again."""
-    try:
-        yield
-    except SatstoreError:
-        raise
-    except (
-        ValueError,
-        LookupError,
-        TypeError,
-        RuntimeError,
-        OSError,
-    ) as error:  # a checksum, Blosc, metadata
-        reason = " ".join(str(error).split())
-        raise CorruptError(
-            f"{group.store_path}: {what} can't be read ({reason}); make it again with: "
-            f"satstore {stage} --overwrite"
-        ) from error
 
 
 class _Writing:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Container, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
 from satstore.analysis.rows import BlockRows, Floats
-from satstore.errors import CorruptError, SatstoreError, UnknownNameError
+from satstore.errors import UnknownNameError
 from satstore.latent_key import EPOCHS, latents_key
 from satstore.location import Location, locate
 from satstore.registry import suggest
-from satstore.store.layout import Array, encode_layer, get_array, open_root, reading_metadata
+from satstore.store.layout import Array, encode_layer, get_array, open_root, reading, reading_metadata
 from satstore.store.shards import ShardReader, open_shards
 
 
@@ -92,27 +92,19 @@ class LatentArray:
         )
 
     def _read(self, start: int, stop: int) -> NDArray[np.float16]:
-        with self._damage(start, stop):
+        with self._reading(start, stop):
             return np.asarray(self._shards.read(start, stop) if self._shards else self.array[start:stop])
 
     def _read_floats(self, start: int, stop: int, out: Floats) -> Floats:
         assert self._shards is not None
-        with self._damage(start, stop):
+        with self._reading(start, stop):
             self._shards.read_floats(start, stop, out)
         return out
 
-    @contextmanager
-    def _damage(self, start: int, stop: int) -> Iterator[None]:
-        """Say of what can't be read where it lies and how it is written again."""
-        try:
-            yield
-        except SatstoreError:  # a bucket that can't be reached is not a damaged one
-            raise
-        except (ValueError, RuntimeError, OSError) as error:  # a checksum, Blosc, the disk
-            raise CorruptError(
-                f"{self._group.store_path}: samples {start} to {stop - 1} of layer {self.layer} can't be "
-                f"read ({error}); write them again with: satstore extract"
-            ) from error
+    def _reading(self, start: int, stop: int) -> AbstractContextManager[None]:
+        """Say of samples that can't be read where they lie and how they are written again."""
+        what = f"{self._group.store_path}: samples {start} to {stop - 1} of layer {self.layer}"
+        return reading(what, "write them again with: satstore extract")
 
     def dask(self, chunk_bytes: int = 64 * 2**20) -> Any:
         """Return a dask array over it, in blocks of whole stored chunks of about ``chunk_bytes``."""
@@ -168,13 +160,8 @@ class LatentSplit(Mapping[str, LatentArray]):
 
     def _read(self, name: str) -> NDArray[np.int64]:
         array = get_array(self._group, name)
-        try:
+        with reading(f"{self._group.store_path}: {name}", "write it again with: satstore extract"):
             return np.asarray(array[...], dtype=np.int64)
-        except (ValueError, RuntimeError, OSError) as error:
-            raise CorruptError(
-                f"{self._group.store_path}: {name} can't be read ({error}); write it again with: "
-                "satstore extract"
-            ) from error
 
 
 class LatentStore:

@@ -214,6 +214,23 @@ def get_array(group: zarr.Group, name: str) -> Array:
 
 
 @contextmanager
+def reading(what: str, remedy: str) -> Iterator[None]:
+    """Say of stored values that can't be decoded what they are and what to do.
+
+    Raises
+    ------
+    CorruptError
+        For a wrong checksum, what Blosc refuses, or a disk that does.
+    """
+    try:
+        yield
+    except SatstoreError:  # a bucket that can't be reached is not a damaged one
+        raise
+    except (ValueError, LookupError, TypeError, RuntimeError, OSError) as error:
+        raise CorruptError(f"{what} can't be read ({' '.join(str(error).split())}); {remedy}") from error
+
+
+@contextmanager
 def reading_metadata(place: object) -> Iterator[None]:
     """Say of metadata that zarr does not understand where they lie.
 
