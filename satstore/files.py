@@ -49,6 +49,12 @@ def is_partial(name: str) -> bool:
     return name.startswith(".") and name.endswith(".partial")
 
 
+def remove_partials(folder: Path) -> None:
+    """Remove, under a folder, the temporary files that a killed process left."""
+    for partial in folder.rglob(".*.partial"):
+        partial.unlink(missing_ok=True)
+
+
 def write_file(path: Path, *parts: bytes | memoryview) -> None:
     """Replace a file's content, in one part or several: temporary file, fsync, rename, fsync of the folder.
 

@@ -17,7 +17,7 @@ from satstore.commits import CommitLog, is_anything, is_metadata
 from satstore.config import ExperimentConfig, describe, pooling_flag
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
-from satstore.files import Digest, sync_folder, write_file
+from satstore.files import Digest, remove_partials, sync_folder, write_file
 from satstore.latent_key import latents_key, split_latents_key
 from satstore.location import Folder, Location, is_url, locate
 from satstore.lock import WriteLock
@@ -526,16 +526,10 @@ class Run:
                 staged.replace(self.path / name)
             else:
                 staged.unlink()
-        self._remove_partials()
-
-    def _remove_partials(self) -> None:
-        """Remove the temporary files that a killed process left, in the folder and in the stores."""
-        folders = [self.path]
-        if isinstance(self.latents_location, Folder) and self.manifest.latents_path != LATENTS:
-            folders.append(self.latents_location.path)
-        for folder in folders:
-            for partial in folder.rglob(".*.partial"):
-                partial.unlink(missing_ok=True)
+        remove_partials(self.path)
+        elsewhere = self.latents_location
+        if isinstance(elsewhere, Folder) and self.manifest.latents_path != LATENTS:
+            remove_partials(elsewhere.path)
 
     def emit(self, stage: str, kind: Any, text: str = "", **fields: Any) -> None:
         """Tell those who watch what happens; see :class:`satstore.events.Event`."""
@@ -575,9 +569,13 @@ class Run:
             record = manifest.stages[stage]
             record.status, record.error, record.ended = "done", None, time.time()
 
-        record = self.manifest.stages.get(stage)
-        if record is not None and record.status != "done":
+        if self.was_cut_off(stage):
             self.commit(change=change)
+
+    def was_cut_off(self, stage: str) -> bool:
+        """Tell, of a stage that no process is in, whether its last start came to no good end."""
+        record = self.manifest.stages.get(stage)
+        return record is not None and record.status != "done"
 
     def warn(self, stage: str, text: str) -> None:
         """Record a warning in the manifest and tell those who watch."""

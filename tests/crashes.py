@@ -75,7 +75,7 @@ def check_state(recording: Recording, tree: Tree, folder: Path) -> None:
     for path in logs.glob("res/*/manifest.json"):
         assert path.read_bytes() in recording.manifests, "a manifest that was never committed"
         check_whole(Run(path.parent))
-    check_end(recording, run_tiny(logs))
+    check_end(recording.expected, run_tiny(logs))
     left = [*logs.rglob("*.partial"), *logs.rglob("*.new")]
     assert not left, left
     shutil.rmtree(folder)
@@ -88,12 +88,12 @@ def check_whole(run: Run) -> None:
     assert not wrong, wrong
 
 
-def check_end(recording: Recording, run: Run) -> None:
+def check_end(expected: dict[str, Any], run: Run) -> None:
     """Check that a run found what the undisturbed one did, bit by bit."""
     found = results(run)
-    names = found.keys() | recording.expected.keys()
-    different = sorted(name for name in names if found.get(name) != recording.expected.get(name))
-    shown = {name: (found.get(name), recording.expected.get(name)) for name in different}
+    names = found.keys() | expected.keys()
+    different = sorted(name for name in names if found.get(name) != expected.get(name))
+    shown = {name: (found.get(name), expected.get(name)) for name in different}
     assert not different, f"{different}: {shown}"[:2000]
 
 
@@ -127,7 +127,7 @@ def check_failure(recording: Recording, n: int, folder: Path, *, forever: bool =
     for path in logs.glob("res/*/manifest.json"):
         json.loads(path.read_text())
         check_whole(Run(path.parent))
-    check_end(recording, run_tiny(logs))
+    check_end(recording.expected, run_tiny(logs))
     shutil.rmtree(folder)
     return error is not None
 

@@ -30,6 +30,11 @@ def expected() -> dict[str, Any]:
         return results(run_tiny(Path(folder)))
 
 
+def committed(run: Run) -> set[str]:
+    """Return the files of the folder and of the latents that must be there."""
+    return {*run.manifest.files, *(f"latents.zarr/{key}" for key in run.commits.read("latents.zarr").files)}
+
+
 class RunFolder(RuleBasedStateMachine):
     """The model: which stages came to their end, and which files were taken away."""
 
@@ -83,10 +88,7 @@ class RunFolder(RuleBasedStateMachine):
         run = self.run
         assert run is not None
         files = [path for path in sorted(run.path.glob(which)) if path.is_file()]
-        names = {f"latents.zarr/{key}" for key in run.commits.read("latents.zarr").files} | set(
-            run.manifest.files
-        )
-        names &= {str(path.relative_to(run.path)) for path in files}
+        names = committed(run) & {str(path.relative_to(run.path)) for path in files}
         for name in sorted(names)[:1]:
             (run.path / name).unlink()
             self.lost.add(name)
@@ -99,10 +101,7 @@ class RunFolder(RuleBasedStateMachine):
         assert run is not None
         found = [str(finding) for finding in Verification(run).findings() if finding.is_wrong]
         still_lost = [name for name in self.lost if not (run.path / name).exists()]
-        committed = {f"latents.zarr/{key}" for key in run.commits.read("latents.zarr").files} | set(
-            run.manifest.files
-        )
-        for name in set(still_lost) & committed:
+        for name in committed(run).intersection(still_lost):
             assert any(name in line for line in found), (name, found)
         shutil.rmtree(run.path)
         self.done.clear()

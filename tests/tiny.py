@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from satstore.events import Listener
 from satstore.files import Digest
 from satstore.pipeline import run_experiments
 from satstore.registry import DATASETS, MODELS
@@ -80,9 +79,9 @@ def register() -> None:
 register()
 
 
-def run_tiny(logs: Path, listener: Listener | None = None, **changes: Any) -> Run:
+def run_tiny(logs: Path, **changes: Any) -> Run:
     """Run, or go on with, all stages of the tiny experiment."""
-    [run] = run_experiments({**CONFIG, **changes}, "res", logs_dir=logs, listener=listener)
+    [run] = run_experiments({**CONFIG, **changes}, "res", logs_dir=logs)
     run.reload()
     return run
 

@@ -180,15 +180,16 @@ def check_latents(run: Run, job: Fit, splits: Splits) -> None:
     """
     from satstore.store.layout import encode_layer
 
+    location = run.latents_location
+    committed = run.commits.read(location.name)
+    remedy = f"write it again with: {extract_command(run, job.latents)}"
     for split, latents in splits.items():
         if job.layer not in latents:
             raise NotFoundError(
                 f"{run.name} has no {split} latents of layer {job.layer} at {job.latents}; "
                 f"write them with: {extract_command(run, job.latents)}"
             )
-        committed, location = run.commits.read(run.latents_location.name), run.latents_location
         for part in (encode_layer(job.layer), "label", "sample_id"):
-            remedy = f"write it again with: {extract_command(run, job.latents)}"
             committed.check(location, f"{job.latents}/{split}/{part}", remedy, is_anything)
         array = latents[job.layer].array
         if array.shape[0] != len(latents.labels):

@@ -1,7 +1,6 @@
 """The stage ``train``: weights, metrics and spectra of every epoch, and at its end the latents."""
 
 import json
-from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
@@ -56,17 +55,13 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
         check_kept(run, (epoch for epoch in run.config.latent_epochs if epoch < done))
         return [f"epochs {done + 1} to {run.config.epoch}"]
     run.check_file(CHECKPOINT)
-    if was_cut_off(run, STAGE) and was_cut_off(run, flops.STAGE, flops.pending(run, flops.FlopsParameters())):
+    if run.was_cut_off(STAGE.key) and (
+        run.was_cut_off(flops.STAGE.key) or flops.pending(run, flops.FlopsParameters())
+    ):
         return ["what it cost"]
     if not writes_latents(run, parameters):
         return []
     return extract.pending(run, extract.STAGE.adapt(parameters, check=False))
-
-
-def was_cut_off(run: Run, stage: Stage, missing: Sequence[str] = ()) -> bool:
-    """Tell whether a stage's last start came to no good end, or left something missing."""
-    record = run.manifest.stages.get(stage.key)
-    return bool(missing) or (record is not None and record.status != "done")
 
 
 def writes_latents(run: Run, parameters: TrainParameters) -> bool:
@@ -92,11 +87,12 @@ def train(run: Run, parameters: TrainParameters) -> None:
     count_costs(run)
     warn_of_epochs(run)
     latents = extract.STAGE.adapt(parameters, check=False)
-    if writes_latents(run, parameters) and extract.pending(run, latents):
+    if not writes_latents(run, parameters):
+        return
+    if extract.pending(run, latents):
         with run.stage(extract.STAGE.key, record_parameters(latents)):
             extract.extract(run, latents)
-    elif writes_latents(run, parameters):
-        run.settle(extract.STAGE.key)
+    run.settle(extract.STAGE.key)
 
 
 def count_costs(run: Run) -> None:
