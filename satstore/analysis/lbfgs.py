@@ -3,8 +3,9 @@
 One evaluation serves all problems that are still under way: where it is a pass over the rows, all positions
 of a layer are fitted in about as many passes as the slowest of them needs. P problems of D variables each.
 
-The directions are those of Nocedal (1980). Steps meet the weak Wolfe conditions; between the bounds of Lewis
-and Overton (2013), interpolation says what to try next.
+The directions are those of Nocedal (1980). Steps meet the weak Wolfe conditions, or, where rounding hides a
+decrease, their approximation by Hager and Zhang (2005), which asks of slopes what of values can't be told.
+Between the bounds of Lewis and Overton (2013), interpolation says what to try next.
 """
 
 from collections import deque
@@ -22,6 +23,8 @@ Mask = NDArray[np.bool_]
 
 # The usual constants of the Wolfe conditions: sufficient decrease, and curvature.
 DECREASE, CURVATURE = 1e-4, 0.9
+# Near a minimum the measure goes up and down; whoever ends too early starts anew in a better precision.
+PATIENCE = 3
 _TINY = 1e-30  # a gradient that is zero has no direction
 
 
@@ -41,13 +44,13 @@ Evaluate = Callable[[Float64s, Indices], Evaluation]
 class Ends:
     """When a problem ends: at this measure or below, or after so many iterations.
 
-    Also after an iteration that lowers the value by no more than the share ``least_gain``, and where
-    ``max_trials`` evaluations find no step.
+    Also after PATIENCE iterations in a row that lower neither the value by more than its rounding, the share
+    ``rounding`` of it, nor the least measure so far; and where ``max_trials`` evaluations find no step.
     """
 
     measure: float
     max_iter: Indices
-    least_gain: float
+    rounding: float
     max_trials: int
 
 
@@ -109,6 +112,7 @@ def minimize(
     result.value[:], result.measure[:] = first.value, first.measure
     state = _State.at(start, first)
     history = _History(memory, dtype)
+    least, n_idle = first.measure.copy(), np.zeros(n, np.int64)
     over = (first.measure <= ends.measure) | (ends.max_iter < 1)
     while True:
         result.point[state.index[over]] = state.point[over]
@@ -122,8 +126,11 @@ def minimize(
         trial = state.point + state.step[:, None] * state.direction
         found = evaluate(trial, state.index)
         moved, failed = state.judge(found, ends)
-        gain = state.value - found.value
-        stalled = failed | (moved & (gain <= ends.least_gain * np.abs(state.value)))
+        gains = state.value - found.value > ends.rounding * np.abs(state.value)
+        gains |= found.measure < least[state.index]
+        least[state.index] = np.where(moved, np.fmin(least[state.index], found.measure), least[state.index])
+        n_idle[state.index] = np.where(moved & gains, 0, n_idle[state.index] + moved)
+        stalled = failed | (n_idle[state.index] >= PATIENCE)
         if moved.any():
             history.add(state, trial, found.gradient, moved)
             state.move(trial, found, moved)
@@ -177,9 +184,11 @@ class _State:
         """Say which problems take their trial, and which find no step; give the others another to try."""
         value, slope = found.value, np.vecdot(found.gradient, self.direction)
         self.n_trials = self.n_trials + 1
-        rounding = ends.least_gain * np.abs(self.value)
+        lower = value <= self.value + DECREASE * self.step * self.slope
+        # Near the minimum, values differ by their rounding only: slopes still tell where it lies.
+        level = value <= self.value + ends.rounding * np.abs(self.value)
         # Not a number is too long a step, too.
-        too_long = ~(value <= self.value + DECREASE * self.step * self.slope + rounding)
+        too_long = ~(lower | (level & (slope <= (2 * DECREASE - 1) * self.slope)))
         too_short = ~too_long & (slope < CURVATURE * self.slope)
         last = self.n_trials >= ends.max_trials
         width = self.step - self.low

@@ -34,12 +34,15 @@ class Precision(NamedTuple):
     """The dtype of products and directions, and what its rounding lets a solver ask for; see lbfgs.Ends."""
 
     dtype: type[np.floating[Any]]
-    least_gain: float
+    rounding: float
     max_trials: int
 
 
 # Where float32's rounding stops the descent too early for tol, float64 goes on, at twice the time.
-PRECISIONS = (Precision(np.float32, 1e-10, 10), Precision(np.float64, 64 * np.finfo(np.float64).eps, 20))
+PRECISIONS = (
+    Precision(np.float32, float(np.finfo(np.float32).eps), 10),
+    Precision(np.float64, 64 * float(np.finfo(np.float64).eps), 20),
+)
 
 
 class Solution(NamedTuple):
@@ -99,7 +102,7 @@ def solve(engine: Engine, problem: Problem, n_at_once: int | None = None) -> Sol
         for part in (todo[first : first + size] for first in range(0, len(todo), size)):
             objective = Objective(engine, problem, coordinates, part, precision.dtype)
             max_iter = problem.max_iter - found.n_iterations[part]
-            ends = lbfgs.Ends(problem.tol, max_iter, precision.least_gain, precision.max_trials)
+            ends = lbfgs.Ends(problem.tol, max_iter, *precision[1:])
             minimum = lbfgs.minimize(objective, found.point[part], ends, memory=MEMORY, dtype=precision.dtype)
             found.update(part, minimum)
             n_passes += objective.n_passes

@@ -11,8 +11,8 @@ def evaluate_rosen(points, _):
     return Evaluation(np.array([rosen(p) for p in points]), gradients, np.abs(gradients).max(axis=1))
 
 
-def ends(n, measure=1e-6, max_iter=500, least_gain=1e-15, max_trials=20):
-    return Ends(measure, np.full(n, max_iter), least_gain, max_trials)
+def ends(n, measure=1e-6, max_iter=500, rounding=1e-15, max_trials=20):
+    return Ends(measure, np.full(n, max_iter), rounding, max_trials)
 
 
 OPTIONS = {"memory": 10, "dtype": np.float64}
@@ -84,6 +84,23 @@ def test_minimize__says_where_the_value_can_not_be_lowered_further():
         value = np.square(points).sum(axis=1) + 1 + 1e-9 * noise.standard_normal(len(points))
         return Evaluation(value, 2 * points, np.full(len(points), 1.0))
 
-    found = minimize(evaluate, np.ones((2, 3)), ends(2, least_gain=1e-8), **OPTIONS)
+    found = minimize(evaluate, np.ones((2, 3)), ends(2, rounding=1e-8), **OPTIONS)
     assert found.stalled.all()
     assert found.value == pytest.approx(1, abs=1e-7)
+
+
+def test_minimize__goes_by_the_slopes_where_rounding_hides_the_values():
+    noise = np.random.default_rng(0)
+    curvature = np.geomspace(1, 30, 12)
+
+    def evaluate(points, _):
+        evaluations.append(len(points))
+        gradient = curvature * points
+        value = np.vecdot(points, gradient) / 2 + 1 + 1e-8 * noise.standard_normal(len(points))
+        return Evaluation(value, gradient, np.abs(gradient).max(axis=1))
+
+    evaluations = []
+    starts = noise.standard_normal((5, 12))
+    found = minimize(evaluate, starts, ends(5, measure=1e-7, rounding=1e-7), **OPTIONS)
+    assert (found.measure <= 1e-7).all()
+    assert len(evaluations) <= 1.3 * found.n_iterations.max()
