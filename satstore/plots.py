@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
@@ -56,10 +56,11 @@ def plot_layers(
     places = range(len(layers))
     if saturation is not None:
         label = "saturation" if delta is None else f"saturation (delta {delta:g})"
-        axes.plot(places, saturation, color=SATURATION, marker="o", markersize=5, label=label)
+        draw_curve(axes, places, layers, saturation, color=SATURATION, marker="o", label=label)
     for (key, accuracy), color, marker in zip(probes.items(), PROBES, MARKERS, strict=False):
-        label = f"probe accuracy ({key})"
-        axes.plot(places, accuracy, color=color, marker=marker, markersize=5, label=label)
+        draw_curve(
+            axes, places, layers, accuracy, color=color, marker=marker, label=f"probe accuracy ({key})"
+        )
     reached = model_accuracy(run, epoch)
     if reached is not None:
         axes.axhline(reached, color=MODEL, linestyle="--", linewidth=1, label=f"model accuracy {reached:.1%}")
@@ -105,7 +106,7 @@ def plot_comparison(
         for axes, curve in zip(panels, curves, strict=True):
             if curve is not None:
                 n_drawn += 1
-                axes.plot(places, curve, markersize=5, label=describe_experiment(run), **look)
+                draw_curve(axes, places, layers, curve, label=describe_experiment(run), **look)
     if not n_drawn:
         raise NotFoundError("none of these runs has anything to draw yet; run: satstore saturation --run RES")
     for axes, title in zip(panels, ("saturation", "probe accuracy"), strict=True):
@@ -133,10 +134,24 @@ def finish_axes(axes: "Axes", label: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def draw_curve(
+    axes: "Axes", places: Sequence[float], layers: Sequence[str], found: Mapping[str, float], **look: Any
+) -> None:
+    """Draw what was found of layers, with a gap where nothing was, and a cross at 0 where it is no number."""
+    axes.plot(places, [found.get(layer, math.nan) for layer in layers], markersize=5, **look)
+    bad = [place for place, layer in zip(places, layers, strict=True) if math.isnan(found.get(layer, 0.0))]
+    if bad:
+        label = f"{look['label']}: no number"
+        axes.plot(bad, [0.0] * len(bad), "x", color=look["color"], markersize=8, clip_on=False, label=label)
+
+
 def saturation_curve(
     run: Run, layers: Sequence[str], delta: float | None, epoch: int | None
-) -> "list[float] | None":
-    """Return the train split's saturation of some layers; None if the run has none, then."""
+) -> dict[str, float] | None:
+    """Return the train split's saturation of some layers; None if the run has none, then.
+
+    A layer whose activations weren't finite has NaN, one that wasn't recorded is left out.
+    """
     if delta is None and epoch in (None, run.last_epoch):
         found: Mapping[str, float | None] = run.manifest.summary.saturation
     elif run.last_epoch < 0:
@@ -145,19 +160,22 @@ def saturation_curve(
         table = run.saturation(delta, split="train")
         rows = table[table["epoch"] == (run.last_epoch if epoch is None else epoch)]
         found = dict(zip(rows["layer"], rows["saturation"], strict=True))
-    values = [found.get(layer) for layer in layers]
-    return [math.nan if value is None else value for value in values] if found else None
+    numbers = {layer: math.nan if value is None else value for layer, value in found.items()}
+    return {layer: numbers[layer] for layer in layers if layer in numbers} if found else None
 
 
-def probe_curves(run: Run, layers: Sequence[str], epoch: int | None) -> "dict[str, pd.Series[float]]":
-    """Return the accuracy of some layers' probes after an epoch, by pooling; the mean over positions."""
+def probe_curves(run: Run, layers: Sequence[str], epoch: int | None) -> dict[str, dict[str, float]]:
+    """Return the accuracy of some layers' probes after an epoch, by pooling; the mean over positions.
+
+    A layer that allows no probe has NaN, one that wasn't fitted is left out.
+    """
     wanted = None if epoch in (None, run.last_epoch) else epoch
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for key in run.manifest.probes:
         table = split_probe_key(key)
         if not table.prefix and table.epoch == wanted and run.has_file(f"probe-{key}.csv"):
-            accuracy = run.table(f"probe-{key}").groupby("layer")["eval_accuracy"].mean()
-            found[table.pooling] = accuracy.reindex(list(layers))
+            accuracy = run.table(f"probe-{key}").groupby("layer")["eval_accuracy"].mean().to_dict()
+            found[table.pooling] = {layer: accuracy[layer] for layer in layers if layer in accuracy}
     return found
 
 

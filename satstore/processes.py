@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 
@@ -24,16 +25,16 @@ def import_environment() -> dict[str, str]:
 def deaf_children() -> Iterator[None]:
     """Start processes in here that don't hear Ctrl-C, not even while they are still importing.
 
-    Ctrl-C reaches every process of the terminal; one of them has to say what becomes of it.
+    Ctrl-C reaches every process of the terminal; one of them has to say what becomes of it. It is blocked,
+    which children inherit, rather than ignored: one that comes meanwhile is heard at the end.
     """
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # When it starts on its own, it unblocks what is blocked here.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow_main_process(_: int = 0) -> None:

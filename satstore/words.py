@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from satstore.manifest import StageStatus
 
 MARKS: Mapping[StageStatus, str] = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
+UNKNOWN, FAILED = "–", "✗"
+"""In place of a number: nothing was measured; it was, and gave none."""
 
 
 def printable(text: str) -> str:

@@ -2,7 +2,9 @@
 
 import io
 import json
+import math
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from satstore.errors import (
     ClusterError,
     ConfigError,
     CorruptError,
+    LockedError,
     MemoryLimitError,
     NotFoundError,
     UnknownNameError,
@@ -642,3 +645,44 @@ def find_workers(pid: int) -> list[int]:
     """The worker processes of a process; multiprocessing's resource tracker is none."""
     children = [c for t in Path(f"/proc/{pid}/task").glob("*/children") for c in t.read_text().split()]
     return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+
+
+def test_probe__of_processes_that_start_at_once_one_fits_and_the_others_are_refused(tmp_path: Path) -> None:
+    run = make_experiment(tmp_path)
+    processes = [start_process(run) for _ in range(3)]
+    said = [process.communicate()[1] for process in processes]
+    codes = [process.returncode for process in processes]
+    assert codes.count(0) == 1 or (codes.count(0) > 1 and "LockedError" not in "".join(said))
+    for process, text in zip(processes, said, strict=True):
+        if process.returncode:
+            assert "is being written by process" in text
+            assert text.count("\n") == 1
+    run.reload()
+    assert list(run.table("probe-pool4")["layer"]) == list(LAYERS)
+
+
+def test_lock__refuses_a_second_probe_at_once_and_names_the_holder(run: Run) -> None:
+    with run.lock():
+        started = time.monotonic()
+        with pytest.raises(LockedError) as caught:
+            start(Run(run.path))
+        took = time.monotonic() - started
+    assert took < 1
+    said = str(caught.value)
+    assert f"is being written by process {os.getpid()} on {platform.node()} since 20" in said
+    assert run.manifest.probes == {}
+
+
+def test_layers__that_gave_no_number_are_marked_in_tables_and_plots(tmp_path: Path) -> None:
+    run = start(make_experiment(tmp_path, spoil={"block.0.conv": math.nan}), layers="stem|block")
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_layers(console, run)
+    rows = {line.split()[0]: line for line in console.export_text().splitlines()}
+    assert rows["block.0.conv"].split()[-1] == "✗"
+    assert rows["fc"].split()[-1] == "–", "was not asked for"
+    assert rows["stem"].split()[-2].endswith("%") or rows["stem"].split()[-1].endswith("%")
+    assert rows["✗"] == "✗ no number: the warnings say why"
+    axes = plot_layers(run, all_layers=True).axes[0]
+    [crosses] = [line for line in axes.get_lines() if line.get_marker() == "x"]
+    assert list(crosses.get_xdata()) == [1]
+    assert crosses.get_label() == "probe accuracy (pool4): no number"

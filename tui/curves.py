@@ -16,6 +16,7 @@ from satstore.manifest import LayerRecord, drawn_layers, split_probe_key
 from satstore.run import Run
 
 Float64 = NDArray[np.float64]
+Failed = dict[str, frozenset[tuple[int, int]]]
 
 DELTAS: tuple[float, ...] = (
     *(round(0.5 + 0.02 * i, 2) for i in range(20)),
@@ -46,6 +47,8 @@ class RunCurves:
         Columns of ``metrics.csv``, a value per epoch.
     fields
         Layer to its smallest and largest receptive field, in pixels.
+    failed
+        Epochs and layers whose activations, spectra or latents gave no number, by split or table of probes.
     problems
         What could not be read, in one line each.
     """
@@ -66,6 +69,7 @@ class RunCurves:
     fields: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     border: str | None = None
     test_accuracy: float | None = None
+    failed: Mapping[str, frozenset[tuple[int, int]]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
     @property
@@ -115,6 +119,7 @@ def read_curves(path: Path) -> RunCurves:
     names = run.layers
     drawn = set(drawn_layers(manifest.layers))
     deltas = tuple(sorted({*DELTAS, config.delta}))
+    failed: Failed = {}
     return RunCurves(
         name=run.name,
         model=config.model,
@@ -126,17 +131,20 @@ def read_curves(path: Path) -> RunCurves:
         n_epochs=manifest.summary.epochs_done,
         delta=config.delta,
         deltas=deltas,
-        dimensions=_read_dimensions(run, deltas, problems),
-        probes=_read_probes(run, problems),
+        dimensions=_read_dimensions(run, deltas, failed, problems),
+        probes=_read_probes(run, failed, problems),
         metrics={name: _numbers(texts) for name, texts in _read_table(run, "metrics.csv", problems).items()},
         fields=_read_fields(run, problems),
         border=manifest.summary.border_layer,
         test_accuracy=manifest.summary.test_accuracy,
+        failed=failed,
         problems=tuple(problems),
     )
 
 
-def _read_dimensions(run: Run, deltas: Sequence[float], problems: list[str]) -> dict[str, Float64]:
+def _read_dimensions(
+    run: Run, deltas: Sequence[float], failed: Failed, problems: list[str]
+) -> dict[str, Float64]:
     found = {}
     if run.last_epoch < 0:
         return {}
@@ -147,16 +155,18 @@ def _read_dimensions(run: Run, deltas: Sequence[float], problems: list[str]) -> 
             problems.append(str(error))
             continue
         table = np.full((run.last_epoch + 1, len(run.layers), len(deltas)), math.nan)
+        bad = set()
         for place, layer in enumerate(run.layers):
             if layer in spectra:
                 rows = dimension_table(spectra[layer], deltas)
                 table[: len(rows), place] = rows
+                bad |= {(int(epoch), place) for epoch in np.flatnonzero(np.isnan(rows[:, 0]))}
         if spectra:
-            found[split] = table
+            found[split], failed[split] = table, frozenset(bad)
     return found
 
 
-def _read_probes(run: Run, problems: list[str]) -> dict[str, dict[int, Float64]]:
+def _read_probes(run: Run, failed: Failed, problems: list[str]) -> dict[str, dict[int, Float64]]:
     found: dict[str, dict[int, Float64]] = {}
     for key in run.manifest.probes:
         table = split_probe_key(key)
@@ -170,6 +180,10 @@ def _read_probes(run: Run, problems: list[str]) -> dict[str, dict[int, Float64]]
         epoch = run.last_epoch if table.epoch is None else table.epoch
         if accuracy:
             found.setdefault(name, {})[epoch] = np.array(means)
+            bad = {
+                (epoch, i) for i, layer in enumerate(run.layers) if layer in accuracy and math.isnan(means[i])
+            }
+            failed[name] = failed.get(name, frozenset()) | bad
     return dict(sorted(found.items(), key=lambda item: "-" in item[0]))  # those without a prefix first
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from rich.text import Text
 
-from satstore.words import clean
+from satstore.words import FAILED, UNKNOWN, clean
 from tui.colors import BORDER, CURSOR, MARKERS, MODEL, PROBES, SATURATION, SATURATION_EVAL, TAIL
 from tui.curves import RunCurves
 from tui.widgets.columns import Column
@@ -41,7 +41,10 @@ class View:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """What is known of a layer at an epoch and a delta; NaN where it is not."""
+    """What is known of a layer at an epoch and a delta; NaN where it is not.
+
+    Of the splits and tables in `failed`, it can't be known.
+    """
 
     index: int
     layer: str
@@ -53,6 +56,7 @@ class LayerRow:
     saturation_eval: float
     probes: dict[str, float]
     field: tuple[float, float] | None
+    failed: frozenset[str] = frozenset()
 
 
 def tabulate(data: RunCurves, view: View) -> list[LayerRow]:
@@ -74,6 +78,7 @@ def tabulate(data: RunCurves, view: View) -> list[LayerRow]:
                 float(evaluated[place]),
                 {table: float(accuracy[place]) for table, accuracy in probes.items()},
                 data.fields.get(record.layer),
+                frozenset(key for key, found in data.failed.items() if (view.epoch, place) in found),
             )
         )
     return rows
@@ -86,12 +91,20 @@ def make_curves(data: RunCurves, view: View) -> list[Curve]:
     for split, label, color, marker in reversed(SPLITS):
         if split in data.dimensions:
             y = data.saturation(split, view.epoch, view.place)[list(view.layers)]
-            curves.append(Curve(label, x, [*y], color, marker))
+            curves += [Curve(label, x, [*y], color, marker), *_mark_failed(data, view, split, color)]
     for (table, _), color, marker in zip(data.probes.items(), PROBES, MARKERS, strict=False):
         y = data.probe(table, view.epoch)[list(view.layers)]
         if np.isfinite(y).any():
             curves.append(Curve(f"probe {table}", x, [*y], color, marker))
+        curves += _mark_failed(data, view, table, color)
     return curves
+
+
+def _mark_failed(data: RunCurves, view: View, key: str, color: str) -> list[Curve]:
+    """Return crosses at the foot of the plot, at layers that gave no number."""
+    failed = data.failed.get(key, frozenset())
+    x = [i for i, place in enumerate(view.layers) if (view.epoch, place) in failed]
+    return [Curve(f"{key}: no number", x, [0.0] * len(x), color, FAILED, is_line=False)] if x else []
 
 
 def make_rules(data: RunCurves, view: View) -> list[Rule]:
@@ -113,7 +126,7 @@ def make_rules(data: RunCurves, view: View) -> list[Rule]:
 
 def percent(value: float | None) -> str:
     """Return a share in percent, a dash where it isn't known."""
-    return "–" if value is None or math.isnan(value) else f"{value:.1%}"
+    return UNKNOWN if value is None or math.isnan(value) else f"{value:.1%}"
 
 
 def describe_layer(data: RunCurves, view: View) -> Text:
@@ -138,12 +151,13 @@ def describe_values(data: RunCurves, view: View, width: int) -> Text:
     row = tabulate(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
     found = {"train": row.saturation, "eval": row.saturation_eval}
     entries = [
-        (marker, color, f"{label} {percent(found[split])}")
+        (marker, color, f"{label} {FAILED if split in row.failed else percent(found[split])}")
         for split, label, color, marker in SPLITS
         if split in data.dimensions
     ]
     for (table, accuracy), color, marker in zip(row.probes.items(), PROBES, MARKERS, strict=False):
-        entries.append((marker, color, f"probe {table} {percent(accuracy)}"))
+        shown = FAILED if table in row.failed else percent(accuracy)
+        entries.append((marker, color, f"probe {table} {shown}"))
     for rule in make_rules(data, view):
         if rule.label == "model":
             entries.append(("╌", MODEL, f"model {percent(rule.at)}"))
@@ -171,26 +185,29 @@ def join_entries(entries: Sequence[tuple[str, str, str]], width: int) -> Text:
 def make_columns(tables: Sequence[str]) -> list[Column[LayerRow]]:
     """Return the columns of the table of layers."""
 
-    def column(key: str, label: str, width: int, rank: int, form: str) -> Column[LayerRow]:
-        return Column(
-            key, label, lambda row: _write(getattr(row, key), form), width, width, rank=rank, align="right"
-        )
+    def column(key: str, label: str, width: int, rank: int, form: str, source: str = "") -> Column[LayerRow]:
+        def cell(row: LayerRow) -> str:
+            return FAILED if source in row.failed else _write(getattr(row, key), form)
+
+        return Column(key, label, cell, width, width, rank=rank, align="right")
 
     columns = [
         Column[LayerRow]("index", "#", lambda row: f"{row.index + 1}", 4, 4, rank=0, align="right"),
         Column[LayerRow]("layer", "layer", lambda row: clean(row.layer), 12, 44, rank=0),
         Column[LayerRow]("kind", "kind", lambda row: row.kind, 8, 8, rank=6),
         column("n_features", "features", 8, 4, "{}"),
-        column("dimension", "dimension", 9, 5, "{:.0f}"),
-        column("saturation", "saturation", 10, 1, "{:.1%}"),
-        column("saturation_eval", "eval", 6, 3, "{:.1%}"),
+        column("dimension", "dimension", 9, 5, "{:.0f}", "train"),
+        column("saturation", "saturation", 10, 1, "{:.1%}", "train"),
+        column("saturation_eval", "eval", 6, 3, "{:.1%}", "eval"),
     ]
     for table in tables:
         columns.append(
             Column[LayerRow](
                 table,
                 f"probe {table}",
-                lambda row, table=table: _write(row.probes[table], "{:.1%}"),  # type: ignore[misc]
+                lambda row, table=table: (  # type: ignore[misc]
+                    FAILED if table in row.failed else _write(row.probes[table], "{:.1%}")
+                ),
                 max(6, len(table) + 6),
                 max(6, len(table) + 6),
                 rank=2,
@@ -202,7 +219,7 @@ def make_columns(tables: Sequence[str]) -> list[Column[LayerRow]]:
 
 
 def _write(value: float, form: str) -> str:
-    return "–" if math.isnan(value) else form.format(value)
+    return UNKNOWN if math.isnan(value) else form.format(value)
 
 
 def _describe_field(field: tuple[float, float] | None) -> str:

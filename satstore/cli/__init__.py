@@ -1,7 +1,10 @@
 """The command line: a command per stage, its flags made from the stage's parameters, and those that look."""
 
+import atexit
+import contextlib
 import logging
 import os
+import signal
 import sys
 
 from satstore.cli import command
@@ -19,7 +22,25 @@ def main(tokens: list[str] | None = None) -> None:
     debug = "--debug" in words
     command.words = tuple(words)
     _announce_plugins()
-    sys.exit(_run([word for word in words if word != "--debug"], debug))
+    code = _run([word for word in words if word != "--debug"], debug)
+    if tokens is None and code in STOPPED:
+        _leave(code)
+    sys.exit(code)
+
+
+STOPPED = (130, 143)
+
+
+def _leave(code: int) -> None:
+    """End this process without taking the interpreter down, which libraries' threads may still be busy in.
+
+    After Ctrl-C they are stopped in the midst of their work, and some abort where they find it gone.
+    """
+    atexit._run_exitfuncs()  # ends what works for this process, and removes temporary files
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 class _Announcer(logging.Handler):
@@ -57,6 +78,7 @@ def _run(words: list[str], debug: bool) -> int:
     except SatstoreError as error:
         return _say(str(error), 1, debug)
     except KeyboardInterrupt as stop:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one has nothing left to stop
         code = 143 if isinstance(stop, command.Terminated) else 130
         return _say("stopped; the same command goes on where this one was", code, debug)
     except BrokenPipeError:

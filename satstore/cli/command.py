@@ -1,7 +1,9 @@
 """The command line that runs, and what ends it."""
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -10,25 +12,43 @@ words: tuple[str, ...] = ()
 """The words of the command line that runs, without ``satstore``."""
 
 
+PATIENCE_S = 5.0
+"""How long a command that was told to stop may take to do so before being told again ends it at once."""
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a command as Ctrl-C does."""
 
 
 @contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Let SIGTERM end the work in here as Ctrl-C does, so that the manifest says that it was stopped."""
+def ended_by_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM end the work in here alike, so that the manifest says that it was stopped.
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
+    Who presses Ctrl-C twice does not disturb the end that has begun; where that takes too long, another one
+    is as good as a kill, which loses nothing either.
+    """
+    told: list[float] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        told.append(time.monotonic())
+        if len(told) == 1:
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        if told[-1] - told[0] > PATIENCE_S:
+            os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [
+        number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            # Who is told to stop has yet to say so, and to end its threads.
+            signal.signal(number, signal.SIG_IGN if told else handler)
 
 
 def words_without(*flags: str) -> list[str]:

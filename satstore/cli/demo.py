@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from satstore.cli import command
-from satstore.cli.command import ended_by_sigterm
+from satstore.cli.command import ended_by_signals
 from satstore.cli.console import make_console
 from satstore.cli.look import print_layers, save_figure
 from satstore.cli.progress import Bar
@@ -21,7 +21,7 @@ def run_demo(run_id: str, device: str | None, logs_dir: Path | None) -> None:
     [config] = read_config("demo")
     bar = Bar()
     [run] = make_runs([config], run_id, logs_dir, bar.listen)
-    with ended_by_sigterm(), record_job(command.words, run.path.parent.parent) as bar.record:
+    with ended_by_signals(), record_job(command.words, run.path.parent.parent) as bar.record:
         bar.record.run = run.name
         with bar:
             outcomes = run_stages([run], make_plan(config.stages, {"device": device}), with_needs=True)

@@ -16,7 +16,7 @@ from satstore.errors import ConfigError, CorruptError
 from satstore.logs import find_logs_dir, list_runs, open_run
 from satstore.registry import REGISTRIES, STAGES
 from satstore.run import Run
-from satstore.words import MARKS, describe_age, describe_count, describe_size
+from satstore.words import FAILED, MARKS, UNKNOWN, describe_age, describe_count, describe_size
 
 
 def list_experiments(logs_dir: Path | None, as_json: bool) -> None:
@@ -135,25 +135,30 @@ def print_layers(console: Console, run: Run) -> None:
     layers = describe_layers(run)
     widest = max(layer["n_features"] for layer in layers)
     deepest = max((layer["intrinsic_dimension"] or 0 for layer in layers), default=0) or 1
-    unconverged = find_unconverged(run, keys)
+    unconverged, has_failed = find_unconverged(run, keys), False
     table = Table(box=None, pad_edge=False)
     table.add_column("layer", no_wrap=True)
     for name in ("features", "dimension", "saturation", *(f"probe {key}" for key in keys)):
         table.add_column(name, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)  # its bars
     for layer in layers:
-        dimension = layer["intrinsic_dimension"]
+        dimension, name = layer["intrinsic_dimension"], layer["layer"]
         cells = [f"{layer['n_features']}", draw_bar(layer["n_features"] / widest)]
-        cells += as_cells(dimension, None if dimension is None else dimension / deepest, "{:d}")
-        cells += as_cells(layer["saturation"], layer["saturation"])
+        none = FAILED if name in run.manifest.summary.saturation else UNKNOWN
+        cells += as_cells(dimension, None if dimension is None else dimension / deepest, "{:d}", none)
+        cells += as_cells(layer["saturation"], layer["saturation"], none=none)
         for key in keys:
             accuracy = layer["probe_accuracy"].get(key)
-            mark = "*" if (key, layer["layer"]) in unconverged else ""
-            cells += as_cells(accuracy, accuracy, "{:.1%}" + mark)
-        table.add_row(layer["layer"], *cells)
+            mark = "*" if (key, name) in unconverged else ""
+            none = FAILED if key in layer["probe_accuracy"] else UNKNOWN
+            cells += as_cells(accuracy, accuracy, "{:.1%}" + mark, none)
+        table.add_row(name, *cells)
+        has_failed |= FAILED in cells
     console.print(table)
     delta = run.manifest.config["delta"]
     console.print(f"saturation: train split, delta {delta}; probes: accuracy on the eval split")
+    if has_failed:
+        console.print(f"{FAILED} no number: the warnings say why")
     if unconverged:
         console.print("* did not converge")
 
@@ -164,13 +169,16 @@ def find_unconverged(run: Run, keys: list[str]) -> set[tuple[str, str]]:
     for key in keys:
         if run.has_file(f"probe-{key}.csv"):
             table = run.table(f"probe-{key}")
-            found |= {(key, layer) for layer in table.loc[~table["converged"].astype(bool), "layer"]}
+            stopped = ~table["converged"].astype(bool) & table["eval_accuracy"].notna()
+            found |= {(key, layer) for layer in table.loc[stopped, "layer"]}
     return found
 
 
-def as_cells(value: float | None, share: float | None, form: str = "{:.1%}") -> list[str]:
-    """Return a number and the bar of a share in [0, 1]; a dash where there is none."""
-    return ["–", ""] if value is None or share is None else [form.format(value), draw_bar(share)]
+def as_cells(
+    value: float | None, share: float | None, form: str = "{:.1%}", none: str = UNKNOWN
+) -> list[str]:
+    """Return a number and the bar of a share in [0, 1]; a mark where there is none."""
+    return [none, ""] if value is None or share is None else [form.format(value), draw_bar(share)]
 
 
 def draw_bar(share: float, width: int = 8) -> str:

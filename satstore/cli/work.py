@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from satstore.cli import command
-from satstore.cli.command import ended_by_sigterm
+from satstore.cli.command import ended_by_signals
 from satstore.cli.console import make_console, say
 from satstore.cli.progress import Bar
 from satstore.config import ExperimentConfig, read_config
@@ -48,7 +48,7 @@ def work(target: "Target", plan: Plan, *, with_table: bool = False) -> None:
         return
     bar = Bar()
     work = find_work(target, plan, bar)
-    with ended_by_sigterm(), record_job(command.words, work[0][0].path.parent.parent) as bar.record:
+    with ended_by_signals(), record_job(command.words, work[0][0].path.parent.parent) as bar.record:
         with bar:
             outcomes = perform(work, bar, with_needs=target.config is not None)
         if with_table:

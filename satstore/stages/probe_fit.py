@@ -103,14 +103,15 @@ def fit_all(todo: list[Fit], means: Means) -> Iterator[tuple[Fit, Fitted | Satst
     from satstore.cluster import join_cluster, start_cluster
 
     opened = join_cluster(means.scheduler) if means.scheduler else start_cluster(means.workers)
-    # Two layers at a time: while one takes a step, the workers pass over the rows of the other.
-    with opened as cluster, ThreadPoolExecutor(2) as drivers:
+    # Two layers at a time: while one takes a step, the workers pass over the rows of the other. On Ctrl-C,
+    # the cluster goes first, and the drivers fail for want of it.
+    with ThreadPoolExecutor(2) as drivers, opened as cluster:
         futures = {drivers.submit(try_fit, job, means, cluster): job for job in todo}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
-            drivers.shutdown(cancel_futures=True)
+            drivers.shutdown(wait=False, cancel_futures=True)
 
 
 def try_fit(job: Fit, means: Means, cluster: "Cluster | None") -> Fitted | SatstoreError:

@@ -21,6 +21,8 @@ class Curve:
     ----------
     label, color, marker
         How it is told from the others; without a marker it is a plain line.
+    is_line
+        Whether its points are joined.
     """
 
     label: str
@@ -28,6 +30,7 @@ class Curve:
     y: Sequence[float]
     color: str
     marker: str = ""
+    is_line: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ zooms, dragging moves. The screen's own keys go on working.
         width = max(20, self.size.width - self.margin_left)
         for rule in rules:
             self._draw_rule(rule, x_limits or (0.0, 1.0), y_limits or (0.0, 1.0), width)
-        for curve in curves:
+        for curve in (curve for curve in curves if curve.is_line):
             x, y = decimate(curve.x, curve.y, 2 * width)
             self.plot(x, y, curve.color, HiResMode.BRAILLE)
         for curve in curves:
