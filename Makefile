@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
 SETUP := pyproject.toml constraints.txt Makefile
 
-.PHONY: demo test soak clean
+.PHONY: demo test soak audit clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/satstore demo
@@ -23,6 +23,12 @@ test: $(VENV)/.installed-test
 # The long forms of the tests of reliability (docs/reliability.md), for 30 minutes at most.
 soak: $(VENV)/.installed-test
 	@$(ONE_THREAD) $(BIN)/python tests/soak.py 30
+
+# Known weaknesses of the versions that constraints.txt names; asks PyPI, and fails where that knows nothing of one.
+audit:
+	@$(PYTHON) -m venv $(VENV)-audit
+	@$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit
+	@$(VENV)-audit/bin/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "satstore needs Python 3.11 or newer; name one: make PYTHON=python3.11 demo")'
@@ -39,4 +45,4 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-audit build dist .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -26,6 +26,14 @@ def _sort_once_each(epochs: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(set(epochs)))
 
 
+def _check_path(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("expected a path without control characters")
+    return text
+
+
+PathText = Annotated[str, AfterValidator(_check_path)]
+
 Pooling = Annotated[str, AfterValidator(_check_pooling)]
 """How latents are pooled: a number n for adaptive averages over n × n, ``full`` for unpooled maps, or
 ``pixelwise`` for unpooled maps whose features come last, ready for a probe of every position."""
@@ -62,7 +70,7 @@ class ExperimentConfig(BaseModel):
     resolution: int = Field(32, ge=1, description="height and width of the model's input, in pixels")
     optimizer: str = "adam"
     metrics: tuple[str, ...] = ("Accuracy", "Top5Accuracy")
-    logs_dir: str = "./logs/"
+    logs_dir: PathText = "./logs/"
     device: str | None = Field(None, description="cpu or cuda:N; null: cuda:0 where there is one, else cpu")
     conv_method: Literal["channelwise", "mean", "max", "median", "flatten"] = "channelwise"
     delta: float = Field(0.99, gt=0, le=1)
@@ -79,7 +87,7 @@ class ExperimentConfig(BaseModel):
     )
     max_samples: int | None = Field(None, ge=2, description="images of a pass that spectra take at most")
     log_interval: int = Field(1, ge=1, description="batches from one that spectra take to the next")
-    cache_dir: str | None = Field(None, description="data folder; null: $TORCH_DATADIR, else tmp")
+    cache_dir: PathText | None = Field(None, description="data folder; null: $TORCH_DATADIR, else tmp")
     seed: int = Field(0, ge=0, lt=2**63)
     amp: bool = Field(True, description="bfloat16 autocast where the device is a GPU")
     augment: bool = Field(True, description="the dataset's own augmentation of the training images")

@@ -98,8 +98,19 @@ def append_file(path: Path, content: bytes, *, durable: bool = True) -> None:
             sync_folder(path.parent)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it, so that they survive a power loss; one that is there is fine.
+
+    Raises
+    ------
+    WriteError
+        If the disk refuses.
+    """
+    with _refusals(folder, 0):
+        _make_folder(folder)
+
+
 def _make_folder(folder: Path) -> None:
-    """Make a folder and its parents, each of them to survive a power loss."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)

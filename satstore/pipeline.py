@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from satstore.config import ExperimentConfig, describe, read_config
-from satstore.errors import ConfigError, MissingStageError, SatstoreError, StageError
+from satstore.errors import ConfigError, MemoryLimitError, MissingStageError, SatstoreError, StageError
 from satstore.events import Listener
 from satstore.logs import check_run_id, find_logs_dir, make_run
 from satstore.registry import STAGES, stand_in
@@ -100,10 +100,20 @@ def as_satstore_error(run: Run, stage: str, error: Exception) -> SatstoreError:
     """Return an error as it is, or, where satstore did not foresee it, in a line that names run and stage."""
     if isinstance(error, SatstoreError):
         return error
-    reason = " ".join(str(error).split())
-    unforeseen = StageError(f"{run.name}: {stage} failed: {type(error).__name__}: {reason} (see --debug)")
-    unforeseen.__cause__ = error
-    return unforeseen
+    reason = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    if isinstance(error, MemoryError) or any(words in reason for words in OUT_OF_MEMORY):
+        failed: SatstoreError = MemoryLimitError(
+            f"{run.name}: {stage} was given not enough memory by the system ({reason}); end other programs, "
+            "lower --memory-limit, take fewer --workers or a smaller batch_size, and give the command again"
+        )
+    else:
+        failed = StageError(f"{run.name}: {stage} failed: {reason} (see --debug)")
+    failed.__cause__ = error
+    return failed
+
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What torch's errors of the CPU and of GPUs say of it."""
 
 
 def make_plan(

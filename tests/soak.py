@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from crashes import Recording, check_end, check_failure, check_state, record
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
+from limits import EXTRACT_LIMIT, MIB, PROBE_LIMIT, extract_within, probe_within
 from test_corruption import DAMAGES, check_damage, damageable
 from test_states import RunFolder, TestRunFolder
 from tiny import run_tiny
@@ -116,7 +117,15 @@ def orders(recording: Recording, folder: Path) -> Iterator[Case]:
         yield f"random orders, {number}", lambda: run_state_machine_as_test(RunFolder, settings=many)
 
 
+def memory_limits(recording: Recording, folder: Path) -> Iterator[Case]:
+    """Extraction and a probe within their memory limits, by the system's count, of ten times as much."""
+    for stage, limit_bytes in ((probe_within, PROBE_LIMIT), (extract_within, EXTRACT_LIMIT)):
+        what = f"{stage.__name__} {limit_bytes // MIB} MiB, of {10 * limit_bytes // MIB} MiB"
+        yield what, lambda stage=stage, n=limit_bytes: bool(stage(folder / "memory", 10 * n))
+
+
 PARTS = {
+    "memory limit": memory_limits,
     "kill": kills,
     "power loss": power_losses,
     "failing operation": failures,

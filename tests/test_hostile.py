@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 from conftest import satstore
+from tiny import CONFIG as TINY
+from tiny import register as register_tiny
 
+from satstore.config import LIST_KEYS, ExperimentConfig, read_config
 from satstore.disk import remove_latents
-from satstore.errors import ConfigError, CorruptError
+from satstore.errors import ConfigError, CorruptError, SatstoreError
 from satstore.files import Digest
+from satstore.logs import make_run
 from satstore.manifest import read_manifest
 from satstore.registry import load_plugins
 from satstore.run import Run
@@ -188,3 +192,44 @@ def test_escapes__in_names_logs_and_errors_do_not_reach_the_terminal(run: Run, t
         assert done.stdout + done.stderr, words
         found = {c for c in done.stdout + done.stderr if not c.isprintable()} - {"\n", "\t"}
         assert not found, (words, found)
+
+
+HOSTILE = {
+    "up": "../../evil",
+    "absolute": "/etc/evil",
+    "NUL": "a\x00b",
+    "escape": "a\x1b[31mb",
+    "bidi": "a\u202eb",
+    "long": "x" * 300,
+    "long in bytes": "層" * 200,
+    "reserved": "CON",
+    "home": "~root",
+    "here": ".",
+    "above": "..",
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+def test_config__values_climb_out_of_no_logs_folder(value: str, tmp_path: Path) -> None:
+    register_tiny()
+    logs = tmp_path / "above" / "logs"
+    for key in ExperimentConfig.model_fields:
+        try:
+            [config] = read_config({**TINY, key: [value] if key in LIST_KEYS else value})
+            run = make_run(logs, "res", config)
+        except SatstoreError as error:
+            assert "\n" not in str(error)  # noqa: PT017 - some are refused, some are none of the folder's business
+            continue
+        assert run.path.parent == logs / "res"
+        assert run.experiment.isascii()
+        assert len(run.experiment) < 255
+    made = {path for path in tmp_path.rglob("*") if not path.is_relative_to(logs)}
+    assert made <= {logs.parent}
+
+
+@pytest.mark.parametrize("value", [HOSTILE["NUL"], HOSTILE["escape"], HOSTILE["bidi"]])
+@pytest.mark.parametrize("key", ["logs_dir", "cache_dir"])
+def test_config__paths_have_no_control_characters(key: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=f"'{key}': expected a path without control characters, found 'a"):
+        read_config({key: value})

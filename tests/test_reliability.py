@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import CLEAN
+from limits import MIB, PROBE_LIMIT, probe_within
 from soak import kill_at_random
 from tiny import CONFIG, results, run_tiny
 
@@ -186,3 +187,11 @@ def test_zip_bombs__are_refused_before_memory_is_taken(
         read()
     found = [str(finding) for finding in Verification(run).findings() if finding.is_wrong]
     assert any(array in line for line in found)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux counts a process's data")
+def test_memory__of_a_probe_is_within_its_limit_by_the_systems_count(tmp_path: Path) -> None:
+    """Of latents twice the limit; `make soak` goes to ten times, and extracts so many too."""
+    probe_within(tmp_path / "large", 2 * PROBE_LIMIT, n_iter=3)
+    with pytest.raises(AssertionError, match=r"[Mm]emory"):
+        probe_within(tmp_path / "none", MIB, PROBE_LIMIT // 4)

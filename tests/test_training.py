@@ -27,6 +27,8 @@ from satstore.pipeline import run_experiments
 from satstore.registry import MODELS
 from satstore.run import Run
 from satstore.store import AnalysisStore
+from tui.curves import read_curves
+from tui.layers import View, describe_values, make_columns, make_curves, tabulate
 
 # Small, with dropout, batch normalisation and augmentation: everything that draws random numbers.
 CONFIG: dict[str, Any] = {
@@ -229,6 +231,17 @@ def test_train__a_layer_with_nan_is_named_and_the_others_go_on(tmp_path: Path) -
     assert list(probes.index) == ["conv", "bad", "fc"]
     assert "NaN" in probes.loc["bad", "error"] or "finite" in probes.loc["bad", "error"]
     assert probes.loc["conv", "eval_accuracy"] > 0.3
+
+    # In the terminal app, too, it is told from a layer that nothing was measured of.
+    data = read_curves(run.path)
+    view = View(0, data.deltas.index(0.99), (0, 1, 2), cursor=1)
+    columns = make_columns(["pool4"])
+    cells = {column.key: [column.cell(row) for row in tabulate(data, view)] for column in columns}
+    assert cells["saturation"][1] == cells["saturation_eval"][1] == cells["pool4"][1] == "✗"
+    assert all(text.endswith("%") for text in cells["saturation"][::2] + cells["pool4"][::2])
+    assert describe_values(data, view, 200).plain.count("✗") == 3
+    crosses = [curve for curve in make_curves(data, view) if not curve.is_line]
+    assert [list(curve.x) for curve in crosses] == [[1]] * 3
 
 
 def test_train__a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:

@@ -93,9 +93,11 @@ def from_loaders(
             f"dataset {name!r} returned {type(found).__name__}; expected train_dataset and test_dataset, "
             "loaders of datasets with a length, and cardinality"
         )
-    in_memory = not getattr(
-        train, "num_workers", 0
-    )  # who reads without workers may be unable to send them data
+    for split, dataset in zip(("train", "eval"), sets, strict=True):
+        if not len(dataset):  # type: ignore[arg-type]
+            raise ConfigError(f"dataset {name!r} has no images in its {split} split; give it one at least")
+    # Who reads without workers may be unable to send them data.
+    in_memory = not getattr(train, "num_workers", 0)
     plain = _without_augmentation(name, *sets)
     splits = [_split(dataset, in_memory) for dataset in (sets[0], plain, sets[1])]
     names = getattr(sets[0], "classes", ())

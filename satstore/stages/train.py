@@ -61,7 +61,10 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
         return ["what it cost"]
     if not writes_latents(run, parameters):
         return []
-    return extract.pending(run, extract.STAGE.adapt(parameters, check=False))
+    missing = extract.pending(run, extract.STAGE.adapt(parameters, check=False))
+    if not missing and run.was_cut_off(STAGE.key) and run.was_cut_off(extract.STAGE.key):
+        return ["that the latents are whole"]  # killed between the last of them and saying so
+    return missing
 
 
 def writes_latents(run: Run, parameters: TrainParameters) -> bool:

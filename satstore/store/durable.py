@@ -11,7 +11,7 @@ from zarr.storage import LocalStore, ObjectStore
 
 from satstore.commits import CommitLog, is_under
 from satstore.errors import NotFoundError
-from satstore.files import Digest, is_partial
+from satstore.files import Digest, is_partial, make_folder
 from satstore.location import Bucket, Folder, Location
 
 
@@ -207,4 +207,6 @@ def open_store(location: Location, log: CommitLog | None = None) -> DurableFolde
     if isinstance(location, Bucket):
         return DurableBucket(location, log)
     assert isinstance(location, Folder)
+    if log is not None:
+        make_folder(location.path)  # Zarr would make it too, but not so that it survives a power loss
     return DurableFolder(location, log)
