@@ -1,14 +1,27 @@
 """Figures, from a small hand-made result."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import satstore
 
+from satstore.cli import main
 from satstore.config import ExperimentConfig
-from satstore.errors import NotFoundError
+from satstore.errors import ConfigError, NotFoundError
 from satstore.logs import make_run
 from satstore.manifest import LayerRecord, Manifest, ProbesRecord, drawn_layers
-from satstore.plots import plot_layers
+from satstore.pipeline import make_plan, run_stages
+from satstore.plots import (
+    plot_epoch,
+    plot_layers,
+    plot_pixelwise,
+    plot_projection,
+    plot_spectrum,
+    plot_training,
+    save_figure,
+)
 from satstore.run import Run
 
 LAYERS = ["conv1", "layer1.0.conv1", "layer1.0.downsample.0", "fc1", "fc2"]
@@ -67,11 +80,108 @@ def test_plot_layers__without_results_names_the_command(run: Run) -> None:
 def test_save_figure__writes_the_kind_that_the_name_says(
     run: Run, tmp_path: Path, name: str, magic: bytes
 ) -> None:
-    from satstore.cli.look import save_figure
-    from satstore.errors import ConfigError
 
     fill(run)
     save_figure(plot_layers(run), tmp_path / name)
     assert (tmp_path / name).read_bytes().startswith(magic)
     with pytest.raises(ConfigError, match=r"ends in \.png, \.svg or \.pdf"):
         save_figure(plot_layers(run), tmp_path / "a.docx")
+
+
+@pytest.fixture(scope="module")
+def projected(demo_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's logs with pixelwise probes of one layer, and projections."""
+    logs = tmp_path_factory.mktemp("kinds") / "logs"
+    shutil.copytree(demo_logs, logs)
+    [manifest] = logs.glob("demo/*/manifest.json")
+    one = {"pooling": ["pixelwise"], "layers": "features.18"}
+    for stage, parameters in (
+        ("extract", one),
+        ("probe", one),
+        ("project", {"delta": (0.9, 0.99)}),
+        ("project", {"delta": (0.9, 0.99), "mode": "random"}),
+    ):
+        plan = make_plan([stage], {**parameters, "device": "cpu"}, strict=False)
+        [outcome] = run_stages([Run(manifest.parent)], plan, with_needs=False)
+        assert outcome.error is None
+    return logs
+
+
+def plot(logs: Path, *words: str) -> tuple[int, str, str]:
+    done = satstore("plot", "demo", *words, "--logs-dir", logs)
+    return done.returncode, done.stdout.strip(), done.stderr.strip()
+
+
+@pytest.mark.parametrize("kind", ["layers", "training", "spectrum", "pixelwise", "projection", "evolution"])
+def test_plot__draws_every_kind(projected: Path, kind: str, tmp_path: Path) -> None:
+    code, path, said = plot(projected, "--kind", kind)
+    assert code == 0, said
+    assert Path(path).name == f"{kind}.png"
+    assert Path(path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_plot_kinds__hold_what_the_tables_do(projected: Path) -> None:
+    [manifest] = projected.glob("demo/*/manifest.json")
+    run = Run(manifest.parent)
+    accuracy, loss = plot_training(run).axes
+    metrics = run.table("metrics")
+    for axes, measure in ((accuracy, "accuracy"), (loss, "loss")):
+        for line in axes.get_lines():
+            np.testing.assert_array_equal(line.get_ydata(), metrics[f"{line.get_label()}_{measure}"])
+
+    lines = {str(line.get_label()): line for line in plot_spectrum(run).axes[0].get_lines()}
+    eigenvalues = run.spectra("train")["features.0"][-1]
+    shares = np.asarray(lines["features.0"].get_ydata(), dtype=float)
+    np.testing.assert_allclose(shares, np.cumsum(eigenvalues) / eigenvalues.sum())
+    reached = np.searchsorted(shares, run.config.delta) + 1
+    assert reached / len(shares) == run.manifest.summary.saturation["features.0"]
+
+    [image] = [axes.get_images()[0] for axes in plot_pixelwise(run).axes[:1]]
+    table = run.table("probe-pixelwise").query("y == 0 and x == 1")
+    relative = float(table["eval_accuracy"].iloc[0]) / run.manifest.summary.test_accuracy
+    assert np.asarray(image.get_array())[0, 1] == pytest.approx(relative)
+
+    lines = {str(line.get_label()): line for line in plot_projection(run).axes[0].get_lines()}
+    table = run.table("projection").set_index("mode")["eval_accuracy"]
+    for mode in ("pca", "random"):
+        assert list(lines[mode].get_ydata()) == list(table[mode])
+
+
+@pytest.mark.parametrize("quantity", ["saturation", "intrinsic_dimension"])
+def test_plot_epoch__has_a_bar_per_layer_and_split(projected: Path, quantity: str, tmp_path: Path) -> None:
+    [manifest] = projected.glob("demo/*/manifest.json")
+    run = Run(manifest.parent)
+    bars = [patch.get_height() for patch in plot_epoch(run, 0, quantity).axes[0].patches]
+    expected = []
+    for split in ("train", "eval"):
+        table = run.saturation(split=split).query("epoch == 0").set_index("layer")[quantity]
+        expected += list(table.reindex(drawn_layers(run.manifest.layers)))
+    assert bars == expected
+    code, path, said = plot(
+        projected, "--quantity", quantity, "--epoch", "all", "--out", str(tmp_path / "all")
+    )
+    assert code == 0, said
+    names = [f"{quantity}-epoch{epoch:03d}.png" for epoch in range(run.last_epoch + 1)]
+    assert sorted(file.name for file in Path(path).iterdir()) == names
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--epoch", "7"], "there is no epoch 7 of demo/"),
+        (["--epoch", "all"], "--epoch all draws a picture per epoch; say of what"),
+        (["--epoch", "0", "--kind", "training"], "of no one epoch"),
+        (["--quantity", "saturation", "--kind", "layers"], "leave --kind out"),
+        (["--by-depth"], "name two at least"),
+        (["--delta", "2"], "--delta 2: expected a number above 0"),
+        (["demo", "--kind", "spectrum"], "--kind: for one experiment, 2 are named"),
+        (["--quantity", "saturation", "--epoch", "all", "--out", "a.png"], "name a folder for them"),
+    ],
+)
+def test_plot__refuses_options_that_exclude_each_other(
+    demo_logs: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["plot", "demo", *words, "--logs-dir", str(demo_logs)])
+    assert stop.value.code == 1
+    assert message in capsys.readouterr().err

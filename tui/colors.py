@@ -1,14 +1,15 @@
-"""The colours of quantities and runs: Okabe and Ito's, which people with any colour vision tell apart.
+"""The colours of the terminal app: those of the figures, on a dark ground, and of what only it draws."""
 
-Markers differ too. On a dark terminal the lighter blue is the saturation's.
-"""
+from satstore.colors import PROBES as PROBES
+from satstore.colors import RUNS as OF_RUNS
+from satstore.colors import SATURATION as SATURATION_EVAL
+from satstore.colors import SATURATION_LIGHT as SATURATION
 
-SATURATION = "#56B4E9"
-SATURATION_EVAL = "#0072B2"
-PROBES = ("#E69F00", "#CC79A7", "#009E73", "#D55E00", "#F0E442")
-RUNS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#0072B2", "#BBBBBB")
+__all__ = ["BORDER", "CURSOR", "MARKERS", "MODEL", "PROBES", "RUNS", "SATURATION", "SATURATION_EVAL", "TAIL"]
+
+RUNS = (*OF_RUNS, "#BBBBBB")
 MARKERS = ("■", "▲", "◆", "▼", "✚", "★", "●", "✖")
 MODEL = "#BBBBBB"
 BORDER = "#F0E442"
-TAIL = "#D55E00"
+TAIL = "#E69F00"
 CURSOR = "#888888"

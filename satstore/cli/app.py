@@ -245,26 +245,54 @@ def plot(
     *others: Annotated[str, Parameter(help="more runs, to compare")],
     out: Annotated[
         Path | None,
-        Parameter(help="PNG, SVG or PDF; by default layers.png or evolution.png in the run's folder"),
+        Parameter(help="PNG, SVG or PDF; by default, such as layers.png, in the run's folder"),
     ] = None,
     all_layers: Annotated[
         bool, Parameter(negative="", help="draw shortcuts and the last Linear too")
     ] = False,
+    kind: Annotated[
+        Literal["layers", "training", "spectrum", "pixelwise", "projection", "evolution"] | None,
+        Parameter(help="what to draw of one run; by default its layers"),
+    ] = None,
+    quantity: Annotated[
+        Literal["saturation", "intrinsic_dimension"] | None,
+        Parameter(help="draw it as bars, after the last epoch, --epoch N or each: --epoch all"),
+    ] = None,
     evolution: Annotated[
-        bool, Parameter(negative="", help="draw the layers' curves over the epochs instead")
+        bool, Parameter(negative="", help="the same as --kind evolution: the layers' curves over the epochs")
     ] = False,
     by_depth: Annotated[
         bool, Parameter(negative="", help="align the layers of several runs by their share of the depth")
     ] = False,
     delta: Annotated[float | None, Parameter(help="of the saturation; by default the config's")] = None,
-    epoch: Annotated[int | None, Parameter(help="from 0; by default the last")] = None,
+    epoch: Annotated[str | None, Parameter(help="from 0; by default the last; all: with --quantity")] = None,
     logs_dir: LogsDir = None,
 ) -> None:
-    """Draw saturation and probe accuracy over the layers, of one run or several, or over the epochs."""
-    from satstore.cli.look import PlotOptions, plot_experiments
+    """Draw saturation and probe accuracy over the layers, of one run or several, or what else is known."""
+    from satstore.cli.draw import PlotOptions, plot_experiments
 
-    options = PlotOptions(all_layers, evolution, by_depth, delta, epoch)
+    options = PlotOptions(kind, quantity, all_layers, evolution, by_depth, delta, epoch)
     say(plot_experiments((run, *others), logs_dir, out, options))
+
+
+@app.command
+def figure(
+    name: Annotated[str, Parameter(help="figure1 to figure19, table1, or any config")],
+    *,
+    run: Annotated[str, Parameter(help="the run id that its experiments are under")],
+    out: Annotated[
+        Path | None, Parameter(help="a folder, or a file; by default the run id's folder in the logs")
+    ] = None,
+    format: Annotated[Literal["png", "svg", "pdf"], Parameter(help="where --out names no file")] = "png",
+    published: Annotated[
+        bool, Parameter(negative="", help="draw the published values too, faintly, where there are any")
+    ] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Draw a figure or table of the paper, or of any config, and say which commands fill what is missing."""
+    from satstore.cli.draw import draw_figure
+
+    draw_figure(name, run, out, format, published, logs_dir)
 
 
 @app.command

@@ -7,7 +7,7 @@ from pathlib import Path
 from satstore.cli import command
 from satstore.cli.command import ended_by_signals
 from satstore.cli.console import make_console
-from satstore.cli.look import print_layers, save_figure
+from satstore.cli.look import print_layers
 from satstore.cli.progress import Bar
 from satstore.cli.work import describe
 from satstore.config import read_config
@@ -34,7 +34,7 @@ def run_demo(run_id: str, device: str | None, logs_dir: Path | None) -> None:
 
 def show_demo(run: Run, outcomes: list[Outcome], logs_dir: Path | None) -> None:
     """Draw the demo's figure, and print what it found and what to try next."""
-    from satstore.plots import plot_layers
+    from satstore.plots import plot_layers, save_figure
 
     run.reload()
     figure = run.path / "layers.png"

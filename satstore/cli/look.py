@@ -2,8 +2,7 @@
 
 import json
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -185,64 +184,6 @@ def draw_bar(share: float, width: int = 8) -> str:
     """Return a bar, in eighths of a block, for a share in [0, 1]."""
     eighths = round(max(0.0, min(1.0, share)) * width * 8)
     return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
-
-
-@dataclass(frozen=True)
-class PlotOptions:
-    """What ``satstore plot`` draws; see its flags."""
-
-    all_layers: bool = False
-    evolution: bool = False
-    by_depth: bool = False
-    delta: float | None = None
-    epoch: int | None = None
-
-
-def plot_experiments(names: Sequence[str], logs_dir: Path | None, out: Path | None, o: PlotOptions) -> Path:
-    """Draw an experiment's layers, their evolution, or several experiments, and return the file's path.
-
-    Raises
-    ------
-    ConfigError
-        If options exclude each other, or there is no such epoch or delta.
-    """
-    from satstore.plots import plot_comparison, plot_evolution, plot_layers
-
-    runs = [open_run(name, logs_dir) for name in names]
-    if o.delta is not None and not 0 < o.delta <= 1:
-        raise ConfigError(f"--delta {o.delta:g}: expected a number above 0 and at most 1")
-    if len(runs) > 1:
-        if o.evolution or o.epoch is not None:
-            raise ConfigError("--evolution and --epoch are for one experiment")
-        figure, name = plot_comparison(runs, o.by_depth, o.all_layers, o.delta), "comparison.png"
-        default = Path(name)
-    elif o.evolution:
-        figure, default = plot_evolution(runs[0], o.all_layers), runs[0].path / "evolution.png"
-    else:
-        last = runs[0].last_epoch
-        if o.epoch is not None and not 0 <= o.epoch <= last:
-            raise ConfigError(
-                f"there is no epoch {o.epoch} of {runs[0].name}: they are counted from 0 to {last}"
-            )
-        figure = plot_layers(runs[0], o.all_layers, o.delta, o.epoch)
-        default = runs[0].path / "layers.png"
-    path = out or default
-    save_figure(figure, path)
-    return path.absolute()
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure whole or not at all."""
-    import io
-
-    from satstore.files import write_file
-
-    content = io.BytesIO()
-    kind = path.suffix.removeprefix(".").lower() or "png"
-    if kind not in ("png", "svg", "pdf"):
-        raise ConfigError(f"can't draw {path}: expected a name that ends in .png, .svg or .pdf")
-    figure.savefig(content, format=kind, dpi=150)
-    write_file(path, content.getvalue())
 
 
 def list_entries(what: str, details: bool, as_json: bool) -> None:

@@ -1,0 +1,81 @@
+"""The layers' curves over the epochs."""
+
+from typing import TYPE_CHECKING
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from satstore.errors import NotFoundError
+from satstore.manifest import split_probe_key
+from satstore.plots.layers import shown_layers
+from satstore.plots.style import MODEL, describe_experiment, finish_axes
+from satstore.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
+    """Draw probe accuracy and saturation over the epochs, a line per layer, from dark (the first) to light.
+
+    Probes are those of the first pooling that was fitted without a prefix; saturation is that of the train
+    split; the dashed line is the model's accuracy.
+
+    Parameters
+    ----------
+    all_layers
+        Draw shortcut convolutions and the last Linear too.
+
+    Raises
+    ------
+    NotFoundError
+        If the run has neither probes nor saturation yet.
+    """
+    layers = shown_layers(run, all_layers)
+    panels = evolution_tables(run)
+    if not panels:
+        raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
+    figure = Figure(figsize=(2.2 + 4 * len(panels), 4.2), layout="constrained")
+    every = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, table) in zip(every, panels.items(), strict=True):
+        for place, layer in enumerate(layers):
+            if layer in table:
+                color = colormaps["viridis"](0.95 * place / max(1, len(layers) - 1))
+                axes.plot(table.index, table[layer], color=color, marker="o", markersize=3, label=layer)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.set_xlim(-0.5, run.last_epoch + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        finish_axes(axes, "")
+    lines, names = every[-1].get_legend_handles_labels()
+    if run.has_file("metrics.csv"):
+        reached = run.table("metrics")
+        lines += every[0].plot(
+            reached["epoch"], reached["eval_accuracy"], color=MODEL, linestyle="--", linewidth=1
+        )
+        names.append("model accuracy")
+    figure.suptitle(describe_experiment(run.config), fontsize=11)
+    figure.legend(
+        lines, names, loc="outside right center", ncols=-(-len(names) // 20), frameon=False, fontsize=7
+    )
+    return figure
+
+
+def evolution_tables(run: Run) -> dict[str, "pd.DataFrame"]:
+    """Return what there is of probe accuracy and saturation, by title: epochs (rows) by layers (columns)."""
+    tables: dict[str, pd.DataFrame] = {}
+    keys = [*run.probe_tables(), *run.manifest.probes]
+    fitted = [split_probe_key(key) for key in keys if run.has_file(f"probe-{key}.csv")]
+    pooling = next((table.pooling for table in fitted if not table.prefix), None)
+    if pooling is not None:
+        found = run.probe_evolution(pooling)  # of pixelwise, the mean over the positions
+        tables[f"probe accuracy ({pooling})"] = found.pivot_table("eval_accuracy", "epoch", "layer")
+    if run.has_file("saturation.csv"):
+        delta = run.manifest.config["delta"]
+        found = run.table("saturation").query(
+            "split == 'train' and definition == 'exact' and delta == @delta"
+        )
+        if len(found):
+            tables[f"saturation (delta {delta})"] = found.pivot_table("saturation", "epoch", "layer")
+    return tables

@@ -1,0 +1,175 @@
+"""Figures of one run besides its layers: training, spectra, projections, and each epoch's bars."""
+
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from satstore.colors import PROBES, SATURATION
+from satstore.errors import NotFoundError
+from satstore.plots.layers import shown_layers
+from satstore.plots.style import (
+    MARKERS,
+    MODEL,
+    describe_experiment,
+    finish_axes,
+    legend_below,
+    name_places,
+    tidy_axes,
+)
+from satstore.run import Run
+
+Quantity = Literal["saturation", "intrinsic_dimension"]
+
+SPLITS = (("train", SATURATION, "o"), ("eval", PROBES[0], "s"))
+
+
+def plot_training(run: Run) -> Figure:
+    """Draw accuracy and loss over the epochs, of both splits.
+
+    Raises
+    ------
+    NotFoundError
+        If no epoch is done.
+    """
+    if not run.has_file("metrics.csv"):
+        raise NotFoundError(f"{run.name} is not trained yet; run: satstore train --run {run.name}")
+    metrics = run.table("metrics")
+    figure = Figure(figsize=(8.4, 3.6), layout="constrained")
+    panels = figure.subplots(1, 2)
+    for axes, measure in zip(panels, ("accuracy", "loss"), strict=True):
+        for split, color, marker in SPLITS:
+            column = f"{split}_{measure}"
+            if column in metrics:
+                look = {"color": color, "marker": marker, "markersize": 4, "label": split}
+                axes.plot(metrics["epoch"], metrics[column], **look)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if measure == "accuracy":
+            finish_axes(axes, measure)
+        else:
+            axes.set_ylabel(measure)
+            axes.set_ylim(bottom=0)
+            tidy_axes(axes)
+    figure.suptitle(describe_experiment(run.config), fontsize=11)
+    legend_below(figure, list(panels))
+    return figure
+
+
+def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) -> Figure:
+    """Draw the share of a layer's variance that its first eigendirections explain, a line per layer.
+
+    The horizontal line is the config's delta: a layer's saturation is where its line crosses it.
+
+    Raises
+    ------
+    NotFoundError
+        If there are no spectra then.
+    """
+    epoch = run.last_epoch if epoch is None else epoch
+    layers = shown_layers(run, all_layers)
+    spectra = run.spectra("train", layers) if run.last_epoch >= 0 else {}
+    if not spectra:
+        raise NotFoundError(f"{run.name} has no spectra yet; run: satstore train --run {run.name}")
+    figure = Figure(figsize=(7.2, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    for place, layer in enumerate(layers):
+        if layer not in spectra or epoch >= len(spectra[layer]):
+            continue
+        cumulative = np.cumsum(spectra[layer][epoch])
+        if np.isfinite(cumulative[-1]) and cumulative[-1] > 0:
+            shares = np.arange(1, len(cumulative) + 1) / len(cumulative)
+            color = colormaps["viridis"](0.95 * place / max(1, len(layers) - 1))
+            axes.step(shares, cumulative / cumulative[-1], where="post", color=color, label=layer)
+    delta = run.config.delta
+    axes.axhline(delta, color=MODEL, linestyle="--", linewidth=1, label=f"delta {delta:g}")
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("share of the eigendirections, largest first")
+    finish_axes(axes, "share of the variance explained")
+    axes.set_title(f"{describe_experiment(run.config)}, epoch {epoch}, train split", fontsize=10)
+    lines, names = axes.get_legend_handles_labels()
+    figure.legend(
+        lines, names, loc="outside right center", ncols=-(-len(names) // 24), frameon=False, fontsize=7
+    )
+    return figure
+
+
+def plot_projection(run: Run) -> Figure:
+    """Draw the test accuracy of the model whose layers' outputs are projected, over delta.
+
+    Raises
+    ------
+    NotFoundError
+        If nothing was projected yet.
+    """
+    if not run.has_file("projection.csv"):
+        raise NotFoundError(f"{run.name} was not projected yet; run: satstore project --run {run.name}")
+    table = run.table("projection")
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    deltas = sorted(table.loc[table["mode"] != "none", "delta"].dropna().unique())
+    projected = table[table["mode"] != "none"]
+    keys = ["mode", "layers", "exclude"]
+    looks = zip(PROBES * 4, MARKERS * 4, strict=False)
+    for (group, rows), (color, marker) in zip(projected.groupby(keys, dropna=False), looks, strict=False):
+        mode, layers, exclude = (
+            "" if part != part else f"{part}" for part in group
+        )  # NaN differs from itself
+        label = mode + (f", layers {layers}" if layers else "") + (f", without {exclude}" if exclude else "")
+        of_delta = rows.groupby("delta")["eval_accuracy"]
+        places = [deltas.index(delta) for delta in of_delta.mean().index]
+        axes.plot(places, of_delta.mean(), color=color, marker=marker, markersize=4, label=label)
+        if (of_delta.count() > 1).any():  # several seeds
+            axes.fill_between(places, of_delta.min(), of_delta.max(), color=color, alpha=0.2, linewidth=0)
+    whole = table.loc[table["mode"] == "none", "eval_accuracy"]
+    if len(whole):
+        reached = float(whole.iloc[0])
+        axes.axhline(reached, color=MODEL, linestyle="--", linewidth=1, label=f"no projection {reached:.1%}")
+    name_places(axes, range(len(deltas)), [f"{delta:g}" for delta in deltas])
+    axes.set_xlabel("delta")
+    finish_axes(axes, "test accuracy")
+    axes.set_title(f"{describe_experiment(run.config)}: projected", fontsize=10)
+    legend_below(figure, [axes])
+    return figure
+
+
+def plot_epoch(
+    run: Run,
+    epoch: int,
+    quantity: Quantity = "saturation",
+    all_layers: bool = False,
+    delta: float | None = None,
+) -> Figure:
+    """Draw a quantity of every layer after an epoch, as bars; both splits side by side.
+
+    Raises
+    ------
+    NotFoundError
+        If there are no spectra then.
+    """
+    layers = shown_layers(run, all_layers)
+    if run.last_epoch < 0:
+        raise NotFoundError(f"{run.name} has no spectra yet; run: satstore train --run {run.name}")
+    figure = Figure(figsize=(max(5.0, 1.6 + 0.36 * len(layers)), 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    highest = 0.0
+    for number, (split, color, _) in enumerate(SPLITS):
+        table = run.saturation(delta, split=split)
+        rows: pd.Series[float] = table[table["epoch"] == epoch].set_index("layer")[quantity].reindex(layers)
+        highest = max(highest, float(rows.max()) if rows.notna().any() else 0.0)
+        places = np.arange(len(layers)) + (number - 0.5) * 0.4
+        axes.bar(places, rows.to_numpy(dtype=float), 0.4, color=color, label=split)
+    name_places(axes, range(len(layers)), layers)
+    if quantity == "saturation":
+        finish_axes(axes, quantity)
+    else:
+        axes.set_ylim(0, 1.05 * highest or 1)
+        axes.set_ylabel("intrinsic dimension")
+        tidy_axes(axes)
+    shown = run.config.delta if delta is None else delta
+    axes.set_title(f"{describe_experiment(run.config)}, epoch {epoch}, delta {shown:g}", fontsize=10)
+    axes.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 1.0))
+    return figure

@@ -1,0 +1,261 @@
+"""The paper's figures and Table 1, drawn from the runs that a config describes."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from satstore.colors import PROBES, SATURATION
+from satstore.config import ExperimentConfig, pooling_key
+from satstore.plots.layers import draw_layers, model_accuracy, shown_layers
+from satstore.plots.pixelwise import N_COLUMNS, PIXELWISE, draw_maps, pixelwise_maps
+from satstore.plots.style import MODEL, NOTE, describe_experiment
+from satstore.published import ACCURACY, CURVES
+from satstore.run import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
+
+PANEL = (3.5, 2.75)
+"""Inches, of one panel: a column of a two-column page."""
+SIZE = 7.5
+"""Points, of its letters."""
+POSITIONED = "SmallRandomPositioning"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One experiment of a figure.
+
+    Attributes
+    ----------
+    run
+        None where it was never begun.
+    command
+        What runs it.
+    """
+
+    config: ExperimentConfig
+    run: Run | None
+    command: str
+
+    @property
+    def lacks(self) -> list[str]:
+        """What the config asks for and is not there yet: ``training``, ``saturation``, ``probes``."""
+        run, stages = self.run, self.config.stages
+        if run is None or not run.layers:
+            return ["training"]
+        lacking = [] if run.manifest.summary.saturation or "saturation" not in stages else ["saturation"]
+        if "probe" in stages:
+            keys = [pooling_key(pooling) for pooling in self.config.pooling]
+            lacking += [f"probes at {key}" for key in keys if not run.has_file(f"probe-{key}.csv")]
+        if "receptive_field" in {stage.replace("-", "_") for stage in stages}:
+            lacking += [] if run.has_file("receptive_field.csv") else ["receptive field"]
+        return lacking
+
+
+def drop_repeated(panels: Sequence[Panel]) -> list[Panel]:
+    """Leave out randomly positioned images at a size that leaves no room to move: the plain ones again."""
+    plain = {(p.config.model, p.config.dataset, p.config.resolution) for p in panels}
+    lowest = min(p.config.resolution for p in panels)
+
+    def is_repeated(config: ExperimentConfig) -> bool:
+        of_plain = (config.model, config.dataset.removesuffix(POSITIONED), config.resolution)
+        return config.dataset.endswith(POSITIONED) and config.resolution == lowest and of_plain in plain
+
+    kept = [panel for panel in panels if not is_repeated(panel.config)]
+    if len(kept) == len(panels):
+        return kept
+    # Small, small on a large canvas, large.
+    return sorted(kept, key=lambda p: (p.config.resolution, not p.config.dataset.endswith(POSITIONED)))
+
+
+def plot_paper_figure(panels: Sequence[Panel], published: bool = False) -> Figure:
+    """Draw a panel per experiment: both curves, the model's accuracy and the border layer; heat maps below.
+
+    Parameters
+    ----------
+    panels
+        In the order of the config's grid.
+    published
+        Draw the published values too, faintly.
+    """
+    panels = drop_repeated(panels)
+    n_columns = len(panels) if len(panels) <= 3 else 2
+    n_rows = -(-len(panels) // n_columns)
+    heights = [_map_height(panel) for panel in panels]
+    width = PANEL[0] * n_columns if not any(heights) else max(PANEL[0] * n_columns, 2 * PANEL[0])
+    figure = Figure(figsize=(width, PANEL[1] * n_rows + sum(heights) + 0.5), layout="constrained")
+    top: Figure | SubFigure = figure
+    below: list[SubFigure] = []
+    if any(heights):
+        top, *below = _stack(figure, [PANEL[1] * n_rows, *filter(None, heights)])
+    grid = top.subplots(n_rows, n_columns, squeeze=False)
+    for axes in list(grid.flat)[len(panels) :]:
+        axes.set_visible(False)
+    drawn = list(zip(panels, grid.flat, strict=False))
+    for panel, axes in drawn:
+        draw_panel(axes, panel, published)
+    with_maps = [panel for panel, height in zip(panels, heights, strict=True) if height]
+    for panel, part in zip(with_maps, below, strict=True):
+        assert panel.run is not None
+        layers = shown_layers(panel.run)
+        draw_maps(part, pixelwise_maps(panel.run, layers), layers, model_accuracy(panel.run, None), SIZE)
+    _explain(figure, [axes for _, axes in drawn])
+    return figure
+
+
+def _map_height(panel: Panel) -> float:
+    """Return the inches that a panel's heat maps take; 0 where there are none."""
+    if panel.run is None or PIXELWISE not in panel.config.pooling:
+        return 0.0
+    n_maps = len(pixelwise_maps(panel.run, shown_layers(panel.run)))
+    return 0.3 + 1.25 * -(-n_maps // N_COLUMNS) if n_maps else 0.0
+
+
+def _stack(figure: Figure, heights: Sequence[float]) -> "list[SubFigure]":
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
+    return list(parts)
+
+
+def draw_panel(axes: "Axes", panel: Panel, published: bool) -> None:
+    """Draw one experiment, or an empty frame that says which command fills it."""
+    axes.set_title(describe_experiment(panel.config), fontsize=SIZE)
+    axes.tick_params(labelsize=SIZE - 1)
+    run, is_drawn = panel.run, False
+    if run is not None and run.layers:
+        layers = shown_layers(run)
+        poolings = [pooling_key(pooling) for pooling in panel.config.pooling]
+        is_drawn = draw_layers(axes, run, layers, poolings=poolings, size=SIZE - 1.5, width=PANEL[0] - 0.5)
+        axes.set_ylabel("saturation, accuracy", fontsize=SIZE)
+        if published:
+            draw_published(axes, panel.config, len(layers))
+    if not is_drawn:
+        draw_empty(axes, panel)
+        return
+    reached = [line for line in axes.get_lines() if f"{line.get_label()}".startswith("model accuracy")]
+    if reached:
+        reached[0].set_gid("model")
+        axes.legend(handles=reached, loc="best", fontsize=SIZE - 1, framealpha=0.8, edgecolor="none")
+    if panel.lacks:
+        words = f"no {', '.join(panel.lacks)} yet: {panel.command}"
+        _write_in_frame(axes, words, 0.02, "bottom", SIZE - 2.5)
+
+
+def draw_empty(axes: "Axes", panel: Panel) -> None:
+    """Draw a frame that says which command fills it."""
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_linestyle((0, (4, 4)))
+        spine.set_color("#999999")
+    is_running = panel.run is not None and panel.run.status("train") == "running"
+    words = "is being trained" if is_running else f"not there yet; run:\n{panel.command}"
+    _write_in_frame(axes, words, 0.5, "center", SIZE - 1)
+
+
+def _write_in_frame(axes: "Axes", words: str, height: float, side: Any, size: float) -> None:
+    wrapped = (textwrap.wrap(part, 46, break_on_hyphens=False) for part in words.splitlines())
+    text = "\n".join(line for lines in wrapped for line in lines)
+    axes.text(0.5, height, text, ha="center", va=side, fontsize=size, color=NOTE, transform=axes.transAxes)
+
+
+def draw_published(axes: "Axes", config: ExperimentConfig, n_layers: int) -> None:
+    """Draw the published values of an experiment as faint markers, where there are any."""
+    setting = (config.model, config.dataset, config.resolution)
+    curves = CURVES.get(setting)
+    faint: Any = {"linestyle": "none", "alpha": 0.45, "markerfacecolor": "none", "markersize": 7}
+    if curves is not None and len(curves.saturation) == n_layers:
+        places = range(n_layers)
+        axes.plot(places, curves.saturation, "o", color=SATURATION, label="published saturation", **faint)
+        axes.plot(
+            places, curves.probe_accuracy, "s", color=PROBES[0], label="published probe accuracy", **faint
+        )
+    if setting in ACCURACY:
+        label = "published model accuracy"
+        axes.plot([n_layers - 0.62], [ACCURACY[setting]], "<", color=MODEL, label=label, **faint)
+
+
+def _explain(figure: Figure, panels: "Sequence[Axes]") -> None:
+    """Explain below what is the same in all panels; the models' accuracies differ, and are theirs."""
+    lines: dict[str, Any] = {}
+    for line in (line for axes in panels for line in axes.get_lines()):
+        label = f"{line.get_label()}"
+        if not label.startswith("_"):
+            lines.setdefault("model accuracy" if label.startswith("model accuracy") else label, line)
+    if lines:
+        longest = max(map(len, lines)) * SIZE * 0.55 + 45
+        look: Any = {"frameon": False, "fontsize": SIZE}
+        look["ncols"] = min(len(lines), max(1, int(figure.get_figwidth() * 72 / longest)))
+        figure.legend(lines.values(), lines.keys(), loc="outside lower center", **look)
+
+
+# Table 1
+
+SCALED = "Resized"
+LARGE_PX = 224
+
+
+def tabulate_relative(panels: Sequence[Panel]) -> "pd.DataFrame":
+    """Tabulate test accuracies relative to those of the same model on the same images, large and unscaled.
+
+    Returns
+    -------
+    pandas.DataFrame
+        A row per model and dataset: model, dataset; for each size, such as ``32 px`` or ``224 px, scaled up
+        from 32 px``, the share of the accuracy at ``224 px``, NaN where either is missing; and that accuracy.
+    """
+    import pandas as pd
+
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for panel in panels:
+        config, run = panel.config, panel.run
+        accuracy = None if run is None else run.manifest.summary.test_accuracy
+        is_scaled = config.dataset.startswith(SCALED)
+        column = f"{config.resolution} px" + (", scaled up from 32 px" if is_scaled else "")
+        row = found.setdefault((config.model, config.dataset.removeprefix(SCALED)), {})
+        if is_scaled and config.resolution < LARGE_PX:
+            continue  # scaled down to 32 px and not up: the plain image at 32 px again
+        row[column] = float("nan") if accuracy is None else accuracy
+    rows = []
+    for (model, dataset), accuracies in found.items():
+        whole = accuracies.get(f"{LARGE_PX} px", float("nan"))
+        shares = {column: accuracy / whole for column, accuracy in accuracies.items()}
+        rows.append({"model": model, "dataset": dataset, **shares, f"accuracy at {LARGE_PX} px": whole})
+    return pd.DataFrame(rows)
+
+
+def plot_relative(table: "pd.DataFrame", missing: Sequence[str]) -> Figure:
+    """Draw the table of relative accuracies, and which commands fill what is missing."""
+    cells = [[_as_cell(value) for value in row] for row in table.itertuples(index=False)]
+    columns = [textwrap.fill(f"{column}", 14) for column in table.columns]
+    notes = [line for text in missing for line in textwrap.wrap(text, 95, break_on_hyphens=False)]
+    height = 0.9 + 0.28 * len(cells) + 0.13 * len(notes)
+    figure = Figure(figsize=(2 * PANEL[0], height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_axis_off()
+    axes.set_title("test accuracy relative to that at 224 px, not scaled up", fontsize=SIZE + 1)
+    drawn = axes.table(cells, colLabels=columns, loc="upper center", cellLoc="right", edges="horizontal")
+    drawn.auto_set_font_size(False)
+    drawn.set_fontsize(SIZE)
+    for (row, column), cell in drawn.get_celld().items():
+        cell.set_height((0.42 if row == 0 else 0.28) / height)
+        if column < 2:
+            cell.get_text().set_horizontalalignment("left")
+    if notes:
+        look: Any = {"fontsize": SIZE - 2, "color": NOTE, "va": "bottom"}
+        axes.text(0, 0, "\n".join(notes), transform=axes.transAxes, **look)
+    return figure
+
+
+def _as_cell(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return "–" if value != value else f"{value:.1%}"

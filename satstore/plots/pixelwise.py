@@ -1,0 +1,84 @@
+"""Heat maps: how well a probe of each position of a layer's map solves the task."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+from satstore.errors import NotFoundError
+from satstore.plots.layers import model_accuracy, shown_layers
+from satstore.plots.style import describe_experiment
+from satstore.run import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from matplotlib.figure import SubFigure
+    from numpy.typing import NDArray
+
+PIXELWISE = "pixelwise"
+COLORS = "cividis"
+"""Of heat maps: even in lightness, and alike to people with any colour vision."""
+N_COLUMNS = 7
+
+
+def pixelwise_maps(run: Run, layers: Sequence[str]) -> "dict[str, NDArray[np.float64]]":
+    """Return the accuracy of each position's probe, (y, x), of the layers that have such probes."""
+    if PIXELWISE not in run.manifest.probes or not run.has_file(f"probe-{PIXELWISE}.csv"):
+        return {}
+    table = run.table(f"probe-{PIXELWISE}")
+    return {
+        f"{layer}": rows.pivot_table("eval_accuracy", "y", "x", dropna=False).to_numpy()
+        for layer, rows in table[table["layer"].isin(list(layers))].groupby("layer")
+    }
+
+
+def draw_maps(
+    figure: "Figure | SubFigure",
+    maps: "Mapping[str, NDArray[np.float64]]",
+    layers: Sequence[str],
+    reached: float | None,
+    size: float = 7,
+) -> None:
+    """Draw a heat map per layer, of accuracies relative to the model's, or as they are if it isn't known."""
+    found = [layer for layer in layers if layer in maps]
+    n_columns = min(N_COLUMNS, len(found))
+    n_rows = -(-len(found) // n_columns)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False)
+    image: Any = None
+    for place, axes in enumerate(panels.flat):
+        if place >= len(found):
+            axes.set_visible(False)
+            continue
+        relative = maps[found[place]] / (reached or 1.0)
+        image = axes.imshow(relative, cmap=COLORS, vmin=0, vmax=1, interpolation="nearest")
+        axes.set_xticks([])
+        axes.set_yticks([])
+        height, width = relative.shape
+        axes.set_title(f"{found[place]}\n{height} × {width}", fontsize=size - 1.5)
+    bar = figure.colorbar(image, ax=panels, fraction=0.03, pad=0.01, aspect=30)
+    of_what = "accuracy" if not reached else f"accuracy relative to the model's {reached:.1%}"
+    bar.set_label(f"{of_what}, by position", fontsize=size)
+    bar.ax.tick_params(labelsize=size)
+
+
+def plot_pixelwise(run: Run, all_layers: bool = False) -> Figure:
+    """Draw a heat map of the pixelwise probes' accuracy per layer, relative to the model's.
+
+    Raises
+    ------
+    NotFoundError
+        If the run has no pixelwise probes.
+    """
+    layers = shown_layers(run, all_layers)
+    maps = pixelwise_maps(run, layers)
+    if not maps:
+        raise NotFoundError(
+            f"{run.name} has no pixelwise probes yet; run: satstore extract --run {run.name} -d pixelwise, "
+            f"then: {run.probing(PIXELWISE)}"
+        )
+    n_rows = -(-len(maps) // N_COLUMNS)
+    width = 1.6 + 1.35 * min(N_COLUMNS, max(3, len(maps)))
+    figure = Figure(figsize=(width, 0.8 + 1.6 * n_rows), layout="constrained")
+    figure.suptitle(f"{describe_experiment(run.config)}: pixelwise probes", fontsize=10)
+    draw_maps(figure, maps, layers, model_accuracy(run, None))
+    return figure

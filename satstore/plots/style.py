@@ -1,0 +1,99 @@
+"""What all figures share: markers, axes of shares, titles, and how they are written."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from satstore.config import ExperimentConfig
+from satstore.errors import ConfigError
+from satstore.files import write_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MARKERS = ("s", "^", "D", "v", "P")
+MODEL = "#000000"
+NOTE = "#666666"
+RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+KINDS = ("png", "svg", "pdf")
+
+
+def describe_experiment(config: ExperimentConfig) -> str:
+    """Return what an experiment is, for titles and legends."""
+    return f"{config.model} on {config.dataset} at {config.resolution} px"
+
+
+def finish_axes(axes: "Axes", label: str) -> None:
+    """Give the axes of shares their look."""
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel(label)
+    tidy_axes(axes)
+
+
+def tidy_axes(axes: "Axes") -> None:
+    """Give axes a light grid behind what is drawn, and no frame."""
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def name_places(
+    axes: "Axes",
+    places: "list[float] | range",
+    names: list[str],
+    size: float = 8,
+    width: float | None = None,
+) -> None:
+    """Name the places of layers, from the bottom to the top; of more than there is room for, every second, …
+
+    Parameters
+    ----------
+    size
+        Of the names, in points.
+    width
+        Of the axes, in inches; by default there is room for 60.
+    """
+    n_fit = 60 if width is None else max(1, int(width * 72 / (1.25 * size)))
+    step = max(1, -(-len(names) // n_fit))
+    axes.set_xticks(places[::step], names[::step], rotation=90, fontsize=size)
+    axes.set_xlim(-0.5, len(names) - 0.5)
+
+
+def legend_below(figure: "Figure", axes: "list[Axes]", size: float = 8) -> None:
+    """Explain the lines of some axes below them: inside, it would cover one curve or the other."""
+    lines = {line.get_label(): line for part in axes for line in part.get_lines()}
+    shown = {f"{label}": line for label, line in lines.items() if not f"{label}".startswith("_")}
+    if not shown:
+        return
+    # As many side by side as fit the width: a label takes about half its font size per letter.
+    longest = max(map(len, shown)) * size * 0.55 + 45
+    n_fit = max(1, int(figure.get_figwidth() * 72 / longest))
+    figure.legend(
+        shown.values(),
+        shown.keys(),
+        loc="outside lower center",
+        ncols=min(n_fit, len(shown)),
+        frameon=False,
+        fontsize=size,
+    )
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure whole or not at all, its letters as letters where the format has them.
+
+    Raises
+    ------
+    ConfigError
+        If the name ends in none of .png, .svg and .pdf.
+    """
+    from matplotlib import rc_context
+
+    content = io.BytesIO()
+    kind = path.suffix.removeprefix(".").lower() or "png"
+    if kind not in KINDS:
+        raise ConfigError(f"can't draw {path}: expected a name that ends in .png, .svg or .pdf")
+    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "satstore"}):
+        figure.savefig(content, format=kind, dpi=150)
+    write_file(path, content.getvalue())
