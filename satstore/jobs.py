@@ -205,6 +205,11 @@ def _may_run(host: str, process: Mapping[str, Any], started: float) -> bool:
         return True  # what runs elsewhere can't be seen from here
     if not process:
         return time.time() - started < START_S
+    # The supervisor is the last to go: until it has written down how the process ended, the job isn't over.
+    return _is_there(process) or _is_there(process.get("supervisor"))
+
+
+def _is_there(process: Any) -> bool:
     try:
         found = psutil.Process(int(process["pid"]))
         # The number of a process that is gone may be another's by now.

@@ -37,8 +37,13 @@ def supervise(folder: Path) -> int:
             env=os.environ | {"SATSTORE_JOB": str(folder)},
             preexec_fn=_hear_again,
         )
-    created = psutil.Process(process.pid).create_time()
-    write_json(folder / "process.json", {"pid": process.pid, "created": created})
+    this = psutil.Process()
+    known = {
+        "pid": process.pid,
+        "created": psutil.Process(process.pid).create_time(),
+        "supervisor": {"pid": this.pid, "created": this.create_time()},
+    }
+    write_json(folder / "process.json", known)
     code = process.wait()
     write_json(folder / "exit.json", {"code": code, "ended": time.time()})
     return code

@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -308,3 +309,21 @@ def test_status__prints_experiments_and_jobs(start_sleeper: Callable[[str], Job]
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "no column 'modl'; did you mean 'model'?" in done.stderr
     cancel_job(job)
+
+
+def test_read_job__is_not_over_before_its_supervisor_has_written_down_how(tmp_path: Path) -> None:
+    """Between the end of the process and its exit code on disk, a job was taken for lost."""
+    folder = tmp_path / ".jobs" / "1"
+    folder.mkdir(parents=True)
+    content = {"words": ["ls"], "started": 1.0, "host": platform.node(), "detached": True}
+    (folder / "job.json").write_text(json.dumps(content))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    created = psutil.Process(gone.pid).create_time()
+    gone.wait()
+    this = psutil.Process()
+    known = {"pid": gone.pid, "created": created}
+    supervisor = {"pid": this.pid, "created": this.create_time()}
+    (folder / "process.json").write_text(json.dumps({**known, "supervisor": supervisor}))
+    assert read_job(folder).state == "running"
+    (folder / "process.json").write_text(json.dumps({**known, "supervisor": known}))
+    assert read_job(folder).state == "lost"

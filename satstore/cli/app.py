@@ -231,12 +231,24 @@ def show(
     run: RunName,
     *,
     json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
+    advice: Annotated[
+        bool, Parameter(negative="", help="say what the curves mean, and what to try, instead")
+    ] = False,
+    least_gain: Annotated[
+        float, Parameter(help="accuracy that a layer's probe has to gain, for the layer to add something")
+    ] = 0.01,
+    tail_share: Annotated[
+        float, Parameter(help="share of the median saturation that a tail's layers stay under")
+    ] = 0.5,
     logs_dir: LogsDir = None,
 ) -> None:
-    """Show what is known of an experiment, layer by layer."""
-    from satstore.cli.look import show_experiment
+    """Show what is known of an experiment, layer by layer, and what it means."""
+    from satstore.cli.look import show_advice, show_experiment
 
-    show_experiment(run, logs_dir, json)
+    if advice:
+        show_advice(run, logs_dir, json, least_gain, tail_share)
+    else:
+        show_experiment(run, logs_dir, json)
 
 
 @app.command

@@ -1,6 +1,7 @@
 """Commands that look: they read manifests and tables and print."""
 
 import json
+import math
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -126,6 +127,32 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
     for stage, record in manifest.stages.items():
         if run.status(stage) == "failed":
             console.print(f"{stage} failed: {record.error or 'its process ended without a word'}")
+
+
+def show_advice(
+    name: str, logs_dir: Path | None, as_json: bool, least_gain: float, tail_share: float
+) -> None:
+    """Print what an experiment's curves mean, and what to try.
+
+    Raises
+    ------
+    ConfigError
+        If a threshold is none.
+    """
+    for flag, value in (("--least-gain", least_gain), ("--tail-share", tail_share)):
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{flag} {value:g}: expected a number from 0 on")
+    from satstore.advice import advise_on
+
+    run = open_run(name, logs_dir)
+    advice = advise_on(run, least_gain, tail_share)
+    if as_json:
+        print(json.dumps(asdict(advice), indent=1))  # noqa: T201
+        return
+    console = make_console()
+    console.print(f"{run.name}: {run.config.model} on {run.config.dataset} at {run.config.resolution} px")
+    for line in advice.lines():
+        console.print(line)
 
 
 def print_layers(console: Console, run: Run) -> None:

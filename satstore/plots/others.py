@@ -171,5 +171,5 @@ def plot_epoch(
         tidy_axes(axes)
     shown = run.config.delta if delta is None else delta
     axes.set_title(f"{describe_experiment(run.config)}, epoch {epoch}, delta {shown:g}", fontsize=10)
-    axes.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 1.0))
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure

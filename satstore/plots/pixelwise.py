@@ -57,7 +57,7 @@ def draw_maps(
         axes.set_title(f"{found[place]}\n{height} × {width}", fontsize=size - 1.5)
     bar = figure.colorbar(image, ax=panels, fraction=0.03, pad=0.01, aspect=30)
     of_what = "accuracy" if not reached else f"accuracy relative to the model's {reached:.1%}"
-    bar.set_label(f"{of_what}, by position", fontsize=size)
+    bar.set_label(f"{of_what}\nby position", fontsize=size)
     bar.ax.tick_params(labelsize=size)
 
 
@@ -78,7 +78,7 @@ def plot_pixelwise(run: Run, all_layers: bool = False) -> Figure:
         )
     n_rows = -(-len(maps) // N_COLUMNS)
     width = 1.6 + 1.35 * min(N_COLUMNS, max(3, len(maps)))
-    figure = Figure(figsize=(width, 0.8 + 1.6 * n_rows), layout="constrained")
+    figure = Figure(figsize=(width, max(3.0, 0.8 + 1.6 * n_rows)), layout="constrained")
     figure.suptitle(f"{describe_experiment(run.config)}: pixelwise probes", fontsize=10)
     draw_maps(figure, maps, layers, model_accuracy(run, None))
     return figure

@@ -182,7 +182,7 @@ async def test_run_screen__has_a_tab_for_all_that_is_known(logs: Path, size: tup
         tabs = screen.query_one(TabbedContent)
 
         async def show(tab: str, condition: Callable[[], bool]) -> str:
-            await pilot.press(f"{TABS.index(tab) + 1}")
+            await pilot.press(f"{TABS.index(tab) + 1}" if tab != TABS[-1] else "l")
             assert tabs.active == tab
             await wait_for(pilot, condition)
             return "\n".join(read_screen(pilot))
@@ -448,3 +448,15 @@ async def test_first_run__runs_the_demo_and_watches_it(tmp_path: Path) -> None:
         await wait_for(pilot, lambda: any("test accuracy" in line for line in read_screen(pilot)))
     content = json.loads((tmp_path / "logs" / ".jobs" / "1" / "job.json").read_text())
     assert content["words"] == ["demo", "--logs-dir", str(tmp_path / "logs")]
+
+
+async def test_run_screen__says_what_the_curves_mean(logs: Path) -> None:
+    run = run_of(logs)
+    async with open_run(logs) as (pilot, screen):
+        await pilot.press(f"{TABS.index('advice') + 1}")
+        await pilot.pause()
+        lines = [line.strip() for line in screen.query_one("#advice-text", Log).lines]
+    assert lines[0] == "found:"
+    assert lines[1].startswith(f"border layer: {run.manifest.summary.border_layer}, layer ")
+    said = satstore("show", "demo", "--advice", "--logs-dir", logs).stdout
+    assert [line.strip() for line in said.splitlines()[1:]] == [line for line in lines if line]

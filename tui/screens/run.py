@@ -15,6 +15,8 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Footer, Static, TabbedContent
 
+from satstore.advice import advise_on
+from satstore.errors import SatstoreError
 from satstore.files import write_file
 from satstore.run import Run
 from satstore.words import MARKS, clean
@@ -34,7 +36,7 @@ from tui.screens.run_panes import (
     TablePane,
     TrainingPane,
 )
-from tui.screens.run_texts import ConfigPane, EventsPane, EventsView, LogPane, ManifestPane
+from tui.screens.run_texts import AdvicePane, ConfigPane, EventsPane, EventsView, LogPane, ManifestPane
 from tui.widgets.slider import Slider
 
 PANES: tuple[type[RunPane], ...] = (
@@ -43,6 +45,7 @@ PANES: tuple[type[RunPane], ...] = (
     SpectrumPane,
     TablePane,
     PixelwisePane,
+    AdvicePane,
     ConfigPane,
     ManifestPane,
     EventsPane,
@@ -75,7 +78,7 @@ class RunScreen(AppScreen):
         Binding("escape", "dismiss", "Back", tooltip="Back to the runs"),
         *(
             Binding(f"{i + 1}", f"tab({tab!r})", f"Tab {tab}", show=False, tooltip=f"Show {tab}")
-            for i, tab in enumerate(TABS)
+            for i, tab in enumerate(TABS[:9])  # the last, the log, has a key of its own
         ),
     ]
 
@@ -141,6 +144,10 @@ class RunScreen(AppScreen):
         data = read_curves(self._path)
         run = Run(self._path)
         texts = {"config": as_json(run.manifest.config), "manifest": run.manifest.model_dump_json(indent=2)}
+        try:
+            texts["advice"] = "\n".join(advise_on(run).lines())
+        except SatstoreError as error:
+            texts["advice"] = str(error)
         self.app.call_from_thread(self._take, number, data, texts)
 
     def _take(self, number: int, data: RunCurves, texts: dict[str, str]) -> None:
@@ -164,6 +171,7 @@ class RunScreen(AppScreen):
         texts_of_epochs = [f"{n}/{last}" for n in range(data.n_epochs)] or ["none yet"]
         self.query_one("#epoch", Slider).set_texts(texts_of_epochs, max(0, epoch))
         self.query_one(ConfigPane).show(texts["config"])
+        self.query_one(AdvicePane).show(texts["advice"])
         self.query_one(ManifestPane).show(texts["manifest"])
         self._say_what_is_missing(data)
         self._draw()

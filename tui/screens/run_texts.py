@@ -37,6 +37,12 @@ class ConfigPane(TextPane):
     TITLE = "Config"
 
 
+class AdvicePane(TextPane):
+    """What the curves mean, and what to try."""
+
+    TITLE = "Advice"
+
+
 class ManifestPane(TextPane):
     """The run's manifest."""
 

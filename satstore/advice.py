@@ -1,0 +1,63 @@
+"""What is known of a run, for the advice on it. Without pandas, which the terminal app does not load."""
+
+import csv
+import json
+import math
+
+from satstore.analysis.advice import LEAST_GAIN, TAIL_SHARE, Advice, Evidence, advise
+from satstore.manifest import drawn_layers, split_probe_key
+from satstore.run import Run
+
+
+def advise_on(run: Run, least_gain: float = LEAST_GAIN, tail_share: float = TAIL_SHARE) -> Advice:
+    """Say what a run's curves mean after its last epoch; see :func:`satstore.analysis.advice.advise`.
+
+    Raises
+    ------
+    CorruptError
+        If a table is not as it was committed.
+    """
+    return advise(gather(run), least_gain, tail_share)
+
+
+def gather(run: Run) -> Evidence:
+    """Return what is known of a run after its last epoch, by the layers that figures show."""
+    manifest, summary = run.manifest, run.manifest.summary
+    layers = drawn_layers(manifest.layers)
+    tables = [key for key in run.probe_tables() if not split_probe_key(key).prefix]
+    rows = _rows(run, f"probe-{tables[0]}.csv") if tables else []
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row["layer"], []).append(float(row["eval_accuracy"] or "nan"))
+    stopped = {row["layer"] for row in rows if row.get("converged") == "False" and row["eval_accuracy"]}
+    means = {layer: sum(values) / len(values) for layer, values in found.items()}
+    dataset, costs = manifest.dataset, {}
+    total = (0, 0)
+    if run.has_file("computational_info.json"):
+        info = json.loads(run.read_file("computational_info.json"))
+        costs = {row["layer"]: (row["n_parameters"], row["flops"]) for row in info["layers"]}
+        total = (info["n_parameters"], info["flops"])
+    return Evidence(
+        layers=layers,
+        accuracy=[means.get(layer, math.nan) for layer in layers] if means else (),
+        saturation=_numbers(summary.saturation, layers),
+        pooling=tables[0] if tables else "",
+        unconverged=[layer for layer in layers if layer in stopped],
+        border=summary.border_layer,
+        knows_border=run.has_file("receptive_field.csv"),
+        n_eval=dataset.n_eval if dataset else 0,
+        n_classes=len(dataset.classes) if dataset else 0,
+        test_accuracy=summary.test_accuracy,
+        resolution=run.config.resolution,
+        costs=costs,
+        total=total,
+    )
+
+
+def _numbers(found: "dict[str, float | None]", layers: list[str]) -> list[float]:
+    values = [found.get(layer) for layer in layers]
+    return [math.nan if value is None else value for value in values] if found else []
+
+
+def _rows(run: Run, name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(run.read_file(name).decode().splitlines())) if run.has_file(name) else []
