@@ -61,7 +61,7 @@ CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] /
 class ExperimentConfig(BaseModel):
     """What one experiment is: one point of a config's grid, every default filled in."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     model: str = "resnet18"
     epoch: int = Field(30, ge=1, description="number of epochs to train")

@@ -1,10 +1,12 @@
 """How states, sizes and ages are written, wherever people read them."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from satstore.manifest import StageStatus
+if TYPE_CHECKING:
+    from satstore.manifest import StageStatus
 
-MARKS: Mapping[StageStatus, str] = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
+MARKS: "Mapping[StageStatus, str]" = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
 UNKNOWN, FAILED = "–", "✗"
 """In place of a number: nothing was measured; it was, and gave none."""
 

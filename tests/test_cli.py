@@ -62,7 +62,8 @@ def test_light_commands__start_quickly(tmp_path: Path) -> None:
     for words in (("--help",), ("ls",), ("list", "models")):
         # Interleaved, and the smallest of differences, each by how slow the machine was at that moment.
         more = [(seconds("-m", "satstore", *words) - seconds("-c", "pass")) / slowness() for _ in range(5)]
-        assert min(more) < 0.5, f"{words}: {statistics.median(more):.2f} s more than python -c pass"
+        # 0.35 s on an idle core; what is slow to import takes seconds, or fails in the test above.
+        assert min(more) < 0.8, f"{words}: {statistics.median(more):.2f} s more than python -c pass"
 
 
 def fails(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
