@@ -258,6 +258,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def expand(content: dict[str, Any]) -> list[ExperimentConfig]:
     """Multiply a config's lists out; see :func:`read_config`."""
+    content = {key: value for key, value in content.items() if key != "$schema"}  # a hint for editors
     known = ExperimentConfig.model_fields
     for key in content:
         if key not in known:

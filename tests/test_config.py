@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 
 from satstore.config import (
     LIST_KEYS,
@@ -19,6 +20,7 @@ from satstore.config import (
     pooling_key,
     read_config,
 )
+from satstore.config_schema import config_schema
 from satstore.errors import ConfigError, NotFoundError, UnknownNameError
 
 FIGURE1 = """{
@@ -398,3 +400,37 @@ def test_digest__stays_what_it_was() -> None:
     assert ExperimentConfig().digest.startswith("44136f")
     figure1 = ExperimentConfig(model="vgg16", batch_size=64, epoch=30, optimizer="lrs60", downsampling=1)
     assert figure1.experiment == "vgg16-Cifar10-r32-bs64-e30-lrs60-6cf387"
+
+
+# The schema for editors
+
+
+def test_schema__accepts_every_shipped_config_and_refuses_what_reading_does() -> None:
+    schema = Draft202012Validator(config_schema())
+    Draft202012Validator.check_schema(config_schema())
+    for path in list_configs().values():
+        assert list(schema.iter_errors(json.loads(path.read_text()))) == [], path
+    assert schema.is_valid({"dataset": "ImageFolder:/data", "plugins": ["mine"], "model": "of_a_plugin"})
+    assert schema.is_valid(
+        {"pooling": [4, "full"], "epoch": [10, 20], "downsampling": None, "$schema": "x.json"}
+    )
+    for wrong in (
+        {"modle": "vgg16"},
+        {"epoch": 0},
+        {"epoch": []},
+        {"pooling": "4"},
+        {"delta": 2},
+        {"amp": "no"},
+    ):
+        assert not schema.is_valid(wrong), wrong
+
+
+def test_schema__documents_every_key_and_suggests_names() -> None:
+    properties = config_schema()["properties"]
+    assert set(properties) == {*ExperimentConfig.model_fields, "$schema"}
+    assert "resnet18" in json.dumps(properties["model"])
+    assert properties["delta"]["default"] == 0.99
+
+
+def test_expand__passes_over_the_schema_that_an_editor_goes_by() -> None:
+    assert read_config({"$schema": "x.json", "epoch": 3}) == read_config({"epoch": 3})

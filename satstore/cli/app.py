@@ -341,6 +341,39 @@ def clean(
 
 
 @app.command
+def export(
+    run: Annotated[str, Parameter(help="a run id (RES), or one experiment of it (RES/<experiment>)")],
+    *,
+    to: Annotated[
+        Literal["csv", "parquet", "zip"],
+        Parameter(help="csv and parquet: its tables; zip: all of it, which satstore import opens elsewhere"),
+    ],
+    out: Annotated[Path | None, Parameter(help="a folder; by default this one")] = None,
+    latents: Annotated[
+        bool, Parameter(negative="", help="pack the latents too; without them, extract writes them again")
+    ] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Write a run's tables for other tools, or pack it for another machine."""
+    from satstore.cli.transfer import export_runs
+
+    export_runs(run, to, out, latents, logs_dir)
+
+
+@app.command(name="import")
+def import_(
+    path: Annotated[Path, Parameter(help="a zip file that satstore export wrote")],
+    *,
+    run_id: Annotated[str | None, Parameter(help="by default that which it had")] = None,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Open a run that was packed elsewhere; all of it is checked first."""
+    from satstore.cli.transfer import import_run
+
+    import_run(path, run_id, logs_dir)
+
+
+@app.command
 def du(
     run: Annotated[str | None, Parameter(help="a run id, or one experiment of it; by default all")] = None,
     *,
@@ -379,6 +412,25 @@ def defaults() -> None:
     from satstore.config import ExperimentConfig
 
     print(ExperimentConfig().model_dump_json(indent=2))  # noqa: T201
+
+
+@config_app.command
+def schema() -> None:
+    """Print the JSON Schema of configs, by which editors complete and check them."""
+    from satstore.config_schema import describe_schema
+
+    print(describe_schema())  # noqa: T201
+
+
+@app.command
+def doctor(
+    *, json: Annotated[bool, Parameter(negative="", help="print JSON")] = False, logs_dir: LogsDir = None
+) -> None:
+    """Check this installation: versions, GPU, memory, terminal, data and logs folder."""
+    from satstore.cli.doctor import examine
+
+    if examine(logs_dir, json):
+        raise SystemExit(1)
 
 
 dataset_app = App(name="dataset", help="Check datasets, and sort them by class.", help_format="plaintext")

@@ -1,0 +1,181 @@
+"""``satstore doctor``: whether this installation can do what it is for, and what hinders it."""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Literal
+
+from satstore.cli.console import say
+from satstore.logs import find_logs_dir
+from satstore.resources import available_memory, free_disk
+from satstore.words import describe_size
+
+State = Literal["ok", "note", "bad"]
+
+MARKS: dict[State, str] = {"ok": "✓", "note": "·", "bad": "✗"}
+LITTLE_DISK, LITTLE_MEMORY = 5 * 2**30, 3 * 2**30
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, how it is, and what to do where it isn't right."""
+
+    what: str
+    state: State
+    found: str
+
+
+def examine(logs_dir: Path | None, as_json: bool) -> int:
+    """Print how each part of the installation is; return 1 if something keeps satstore from working."""
+    checks = []
+    for look in (check_python, check_packages, check_torch, check_memory, check_terminal, check_data):
+        checks += list(look())
+    checks += list(check_logs(find_logs_dir(logs_dir)))
+    is_bad = any(check.state == "bad" for check in checks)
+    if as_json:
+        print(json.dumps([asdict(check) for check in checks], indent=1))  # noqa: T201
+        return is_bad
+    width = max(len(check.what) for check in checks)
+    for check in checks:
+        say(f"{MARKS[check.state]} {check.what:{width}}  {check.found}")
+    return is_bad
+
+
+def check_python() -> Iterator[Check]:
+    """Look at Python and the system."""
+    found = f"{platform.python_version()} on {platform.system()} {platform.release()}, {platform.machine()}"
+    yield Check("Python", "ok" if sys.version_info >= (3, 11) else "bad", found)
+    if sys.platform == "win32":
+        yield Check("system", "bad", "Windows is not supported; use WSL")
+
+
+def check_packages() -> Iterator[Check]:
+    """Look at the versions of what satstore needs."""
+    from packaging.requirements import Requirement
+
+    yield Check("satstore", "ok", version("satstore"))
+    wrong, n_found = [], 0
+    for text in requires("satstore") or ():
+        need = Requirement(text)
+        if need.marker is not None and not need.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = version(need.name)
+        except PackageNotFoundError:
+            wrong.append(f"{need.name} is missing")
+            continue
+        n_found += 1
+        if not need.specifier.contains(found, prereleases=True):
+            wrong.append(f"{need.name} {found}, expected {need.specifier}")
+    if wrong:
+        yield Check("packages", "bad", "; ".join(wrong) + "; install satstore again")
+    else:
+        yield Check("packages", "ok", f"{n_found}, all of the versions that it asks for")
+    for extra, package in (("cloud", "obstore"), ("serve", "textual-serve")):
+        try:
+            yield Check(f"satstore[{extra}]", "ok", f"{package} {version(package)}")
+        except PackageNotFoundError:
+            yield Check(f"satstore[{extra}]", "note", f"not installed; pip install 'satstore[{extra}]'")
+
+
+def check_torch() -> Iterator[Check]:
+    """Look whether torch and torchvision load, and which GPUs there are."""
+    try:
+        import torch
+        import torchvision
+
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # whose binary has to match torch's
+    except Exception as error:  # whatever a broken installation raises
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        yield Check("torch", "bad", f"{text}; install torch and torchvision again, of the same release")
+        return
+    found = (
+        f"{torch.__version__} with torchvision {torchvision.__version__}, {torch.get_num_threads()} threads"
+    )
+    yield Check("torch", "ok", found)
+    if not torch.cuda.is_available():
+        yield Check("GPU", "note", "none that torch can use; all stages run on the CPU")
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        yield Check(
+            f"GPU cuda:{number}", "ok", f"{properties.name}, {describe_size(properties.total_memory)}"
+        )
+
+
+def check_memory() -> Iterator[Check]:
+    """Look at memory and cores."""
+    memory, n_cores = available_memory(), os.cpu_count() or 1
+    cores = f"{n_cores} core{'s' if n_cores > 1 else ''}"
+    if memory is None:
+        yield Check("memory", "note", f"not known on this system; {cores}")
+        return
+    state: State = "ok" if memory >= LITTLE_MEMORY else "note"
+    less = "" if state == "ok" else "; take a smaller --memory-limit than 2 GiB"
+    yield Check("memory", state, f"{describe_size(memory)} free, {cores}{less}")
+
+
+def check_terminal() -> Iterator[Check]:
+    """Look whether the terminal can show the app."""
+    encoding = (sys.stdout.encoding or "").lower()
+    columns, lines = shutil.get_terminal_size()
+    if not sys.stdout.isatty():
+        yield Check("terminal", "note", "none; satstore tui needs one, satstore status doesn't")
+    elif "utf" not in encoding:
+        yield Check("terminal", "note", f"encoding {encoding}: the app needs UTF-8; export LANG=C.UTF-8")
+    elif columns < 80 or lines < 24:
+        yield Check("terminal", "note", f"{columns} × {lines}: the app needs 80 × 24")
+    else:
+        yield Check("terminal", "ok", f"{columns} × {lines}, {encoding}, TERM={os.environ.get('TERM', '?')}")
+
+
+def check_data() -> Iterator[Check]:
+    """Look at the folder of datasets."""
+    from satstore.config import ExperimentConfig
+
+    folder = ExperimentConfig().data_dir
+    if not folder.is_dir():
+        yield Check(
+            "data folder", "note", f"{folder.absolute()} is not there; downloads make it, Digits needs none"
+        )
+        return
+    held = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    yield Check("data folder", "ok", f"{folder.absolute()}: {', '.join(held) or 'empty'}")
+
+
+def check_logs(folder: Path) -> Iterator[Check]:
+    """Look whether runs can be written, locked and synced, and how much room there is."""
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
+    problem = _try_writing(place)
+    if problem:
+        yield Check("logs folder", "bad", f"{folder.absolute()}: {problem}; choose another with --logs-dir")
+        return
+    free = free_disk(folder)
+    state: State = "ok" if free >= LITTLE_DISK else "note"
+    n_runs = len(list(folder.glob("*/*/manifest.json")))
+    yield Check("logs folder", state, f"{folder.absolute()}: {n_runs} runs, {describe_size(free)} free")
+
+
+def _try_writing(place: Path) -> str:
+    """Return what keeps a folder from holding runs; nothing if it can."""
+    from filelock import FileLock
+
+    from satstore.files import write_file
+
+    steps: list[Callable[[Path], object]] = [
+        lambda folder: write_file(folder / "file", b"content"),
+        lambda folder: FileLock(folder / "lock", timeout=0).acquire().lock.release(),
+    ]
+    try:
+        with tempfile.TemporaryDirectory(prefix=".satstore-", dir=place) as name:
+            for step in steps:
+                step(Path(name))
+    except (OSError, NotImplementedError) as error:
+        return " ".join(str(error).split())
+    return ""

@@ -1,0 +1,71 @@
+"""``satstore export`` and ``import``: runs and their tables, for other machines and other tools."""
+
+from pathlib import Path
+from typing import Literal
+
+from satstore.cli.console import say
+from satstore.errors import ConfigError, NotFoundError
+from satstore.logs import find_logs_dir, find_runs
+from satstore.run import Run
+
+To = Literal["csv", "parquet", "zip"]
+
+
+def export_runs(name: str, to: To, out: Path | None, latents: bool, logs_dir: Path | None) -> None:
+    """Write each experiment's tables into a folder, or pack each into a zip file; print what was written.
+
+    Raises
+    ------
+    ConfigError
+        If latents are to go into tables.
+    NotFoundError
+        If an experiment has no table, or Parquet has no writer here.
+    """
+    from satstore.transfer import pack_run
+
+    if latents and to != "zip":
+        raise ConfigError(f"--latents go into a zip file; --to {to} writes tables")
+    for run in find_runs(name, logs_dir):
+        stem = f"{run.run_id}-{run.experiment}"
+        if to == "zip":
+            say(pack_run(run, (out or Path()) / f"{stem}.zip", latents))
+        else:
+            for path in write_tables(run, to, (out or Path()) / stem):
+                say(path)
+
+
+def write_tables(run: Run, to: To, folder: Path) -> list[Path]:
+    """Write a run's tables as CSV or Parquet, and return their paths."""
+    import io
+
+    from satstore.files import write_file
+
+    names = [name.removesuffix(".csv") for name in run.manifest.files if name.endswith(".csv")]
+    if not names:
+        raise NotFoundError(f"{run.name} has no tables yet; run: satstore train --run {run.name}")
+    written = []
+    for name in sorted(names):
+        content = io.BytesIO()
+        if to == "csv":
+            content.write(run.read_file(f"{name}.csv"))
+        else:
+            try:
+                run.table(name).to_parquet(content, index=False)
+            except ImportError:
+                remedy = "install it with: pip install pyarrow"
+                raise NotFoundError(f"--to parquet needs pyarrow; {remedy}") from None
+        path = folder / f"{name}.{to}"
+        write_file(path, content.getvalue())
+        written.append(path.absolute())
+    return written
+
+
+def import_run(path: Path, run_id: str | None, logs_dir: Path | None) -> None:
+    """Unpack a run, and say what it is called."""
+    from satstore.transfer import unpack_run
+
+    run = unpack_run(path, find_logs_dir(logs_dir), run_id)
+    say(f"{run.name}")
+    if run.manifest.re_extractable:
+        again = run.extraction(*run.manifest.re_extractable)
+        say(f"its latents did not travel; write them again with: {again}")

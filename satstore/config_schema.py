@@ -1,0 +1,51 @@
+"""The JSON Schema of configs: of their files, whose keys take a value or a list of values."""
+
+import json
+from typing import Any
+
+from satstore.config import LIST_KEYS, NAMED_KEYS, ExperimentConfig
+
+
+def config_schema() -> dict[str, Any]:
+    """Return the JSON Schema of a config file.
+
+    Names are suggested, not demanded: plugins bring others, and ``ImageFolder:PATH`` has no end of them.
+    """
+    found = ExperimentConfig.model_json_schema()
+    properties: dict[str, Any] = {}
+    for key, schema in found["properties"].items():
+        schema = {name: value for name, value in schema.items() if name != "title"}
+        if key in NAMED_KEYS:
+            names = [entry.name for entry in NAMED_KEYS[key].entries()]
+            schema = _suggest(schema, names)
+        if key in LIST_KEYS:
+            properties[key] = schema
+            continue
+        extra = {name: schema.pop(name) for name in ("default", "description") if name in schema}
+        one = schema.pop("anyOf", None) or [schema]
+        many = {"type": "array", "items": schema if schema else {"anyOf": one}, "minItems": 1}
+        properties[key] = {"anyOf": [*one, many], **extra}
+    # Numbers are as good as digits in a config.
+    properties["pooling"]["items"] = {"type": ["string", "integer"]}
+    properties["$schema"] = {"type": "string", "description": "where this schema lies, for editors"}
+    content = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "satstore config",
+        "description": "Lists multiply out into a grid of experiments.",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": False,
+    }
+    return content | ({"$defs": found["$defs"]} if "$defs" in found else {})
+
+
+def _suggest(schema: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    if "items" in schema:
+        return {**schema, "items": {"anyOf": [{"enum": names}, schema["items"]]}}
+    default = {"default": schema["default"]} if "default" in schema else {}
+    return {"anyOf": [{"enum": names}, {"type": "string"}], **default}
+
+
+def describe_schema() -> str:
+    """Return the schema as text."""
+    return json.dumps(config_schema(), indent=2)

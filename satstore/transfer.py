@@ -1,0 +1,175 @@
+"""Runs that travel: packed into a zip file, which opens elsewhere as a run, checked before it appears."""
+
+import shutil
+import stat
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from satstore.errors import ConfigError, CorruptError, DiskSpaceError, NotFoundError, SatstoreError
+from satstore.files import make_folder, sync_folder, write_file
+from satstore.location import Folder
+from satstore.logs import check_run_id
+from satstore.manifest import LATENTS, Manifest
+from satstore.resources import free_disk
+from satstore.run import Run
+from satstore.verify import Verification
+from satstore.words import describe_size
+
+KEPT = ("manifest.json", "commits.jsonl", "events.jsonl")
+"""What of a run folder travels besides what the manifest and the commit log name."""
+
+BLOCK = 2**22
+
+
+def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
+    """Pack a run into a zip file; without its latents, which ``extract`` writes again.
+
+    Raises
+    ------
+    NotFoundError
+        If its latents are to travel and lie on object storage.
+    CorruptError
+        If a file is not as it was committed.
+    WriteError
+        If the file can't be written.
+    """
+    if with_latents and run.manifest.latents and not isinstance(run.latents_location, Folder):
+        raise NotFoundError(f"{run.name}: its latents lie at {run.latents_path}; leave --latents out")
+    make_folder(path.absolute().parent)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        # Stored as they are: checkpoints and shards are compressed already.
+        with run.lock(), zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
+            for name, source in files_of(run, with_latents):
+                if name in run.manifest.files:
+                    run.check_file(name)
+                packed.write(source, f"{run.run_id}/{run.experiment}/{name}")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.absolute().parent)
+    return path.absolute()
+
+
+def files_of(run: Run, with_latents: bool) -> Iterator[tuple[str, Path]]:
+    """Yield names below the run folder, and paths, of what a run is made of."""
+    for name in [*KEPT, *run.manifest.files]:
+        if (run.path / name).is_file():
+            yield name, run.path / name
+    folders = [Folder(run.analysis_path)]
+    if with_latents and isinstance(run.latents_location, Folder):
+        folders.append(run.latents_location)
+    for folder in folders:
+        for key in sorted(run.commits.read(folder.name).files):
+            yield f"{folder.name}/{key}", folder.path / key
+
+
+def unpack_run(path: Path, logs_dir: Path, run_id: str | None = None) -> Run:
+    """Unpack a run that :func:`pack_run` packed, and check all of it before it appears in the logs folder.
+
+    Parameters
+    ----------
+    run_id
+        By default that which it had.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no such file.
+    CorruptError
+        If it is no zip file of a run, or holds what was not committed.
+    ConfigError
+        If there is such an experiment already, or the run id can't be used.
+    DiskSpaceError
+        If there is no room for what it holds.
+    """
+    if not path.is_file():
+        raise NotFoundError(f"no file {path}")
+    try:
+        with zipfile.ZipFile(path) as packed:
+            members = {info.filename: info for info in packed.infolist() if not info.is_dir()}
+            home = find_home(path, members.values())
+            target = logs_dir / check_run_id(run_id or home.parts[0]) / home.parts[1]
+            if target.exists():
+                raise ConfigError(f"{target} is there already; give it another name with --run-id")
+            n_bytes = sum(info.file_size for info in members.values())
+            if n_bytes > free_disk(logs_dir):
+                free = describe_size(free_disk(logs_dir))
+                raise DiskSpaceError(f"{path} holds {describe_size(n_bytes)}, {free} are free in {logs_dir}")
+            return _unpack(packed, members, home, target)
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+        if isinstance(error, SatstoreError):
+            raise
+        raise CorruptError(f"{path} can't be unpacked: {' '.join(str(error).split())}") from error
+
+
+def find_home(path: Path, members: Iterable[zipfile.ZipInfo]) -> PurePosixPath:
+    """Return the one folder ``RES/<experiment>`` that all members lie in.
+
+    Raises
+    ------
+    CorruptError
+        If there is none, or a member would leave it.
+    """
+    homes = set()
+    for info in members:
+        name = PurePosixPath(info.filename)
+        is_plain = not name.is_absolute() and ".." not in name.parts and "\\" not in info.filename
+        if not is_plain or len(name.parts) < 3 or stat.S_ISLNK(info.external_attr >> 16):
+            raise CorruptError(f"{path} is no run of satstore: it holds {info.filename!r}")
+        homes.add(PurePosixPath(*name.parts[:2]))
+    if len(homes) != 1:
+        raise CorruptError(f"{path} is no run of satstore: {len(homes)} experiments in it, expected one")
+    return homes.pop()
+
+
+def _unpack(
+    packed: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], home: PurePosixPath, target: Path
+) -> Run:
+    # Beside its place, under a name that no command lists: a run is there whole or not at all.
+    beside = target.parent / f".{target.name}.partial" / target.name
+    shutil.rmtree(beside.parent, ignore_errors=True)
+    try:
+        for name in members:
+            below = PurePosixPath(name).relative_to(home)
+            write_file(beside / below, *_blocks(packed, members[name]))
+        run = Run(beside)
+        if run.manifest.experiment != target.name:
+            found = run.manifest.experiment
+            raise CorruptError(f"{packed.filename} holds the experiment {found!r} as {home.name!r}")
+        with run.lock():
+            _settle(run, target)
+        wrong = [finding for finding in Verification(run).findings() if finding.is_wrong]
+        if wrong:
+            raise CorruptError(f"{packed.filename}: {wrong[0]}")
+        beside.replace(target)
+    finally:
+        shutil.rmtree(beside.parent, ignore_errors=True)
+        if not any(target.parent.iterdir()):
+            target.parent.rmdir()
+    sync_folder(target.parent)
+    return Run(target)
+
+
+def _blocks(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    with packed.open(info) as file:
+        while block := file.read(BLOCK):
+            yield block
+
+
+def _settle(run: Run, target: Path) -> None:
+    """Give the run its new name, and say of latents that did not travel that they can be extracted again."""
+    has_latents = (run.path / LATENTS / "zarr.json").exists()
+
+    def change(manifest: Manifest) -> None:
+        manifest.run_id = target.parent.name
+        manifest.latents_path = LATENTS
+        if not has_latents:
+            manifest.re_extractable |= manifest.latents
+            manifest.latents = {}
+            manifest.stages.pop("extract", None)
+
+    run.commit(change=change)
+    if not has_latents:
+        run.commits.remove(LATENTS)
