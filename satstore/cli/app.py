@@ -308,6 +308,35 @@ def figure(
 
 
 @app.command
+def compare(
+    run: RunName,
+    other: RunName,
+    *,
+    cka: Annotated[
+        bool, Parameter(negative="", help="linear CKA of every layer of one with every layer of the other")
+    ] = False,
+    pooling: Annotated[
+        str | None, Parameter(name=["--pooling", "-d"], help="of the latents; by default the first of both")
+    ] = None,
+    split: Annotated[Literal["train", "eval"], Parameter(help="of the latents")] = "eval",
+    out: Annotated[
+        Path | None, Parameter(help="PNG, SVG or PDF, a CSV beside it; by default cka.png")
+    ] = None,
+    memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT,
+    json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Compare what the layers of two runs know of the same images; draw a heat map and write a table."""
+    from cyclopts import CycloptsError
+
+    from satstore.cli.compare import compare_cka
+
+    if not cka:
+        raise CycloptsError(msg="say what to compare: --cka; curves are compared by: satstore plot RES1 RES2")
+    compare_cka((run, other), pooling, split, out, memory_limit, logs_dir, json)
+
+
+@app.command
 def verify(
     run: RunName,
     *,

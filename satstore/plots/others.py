@@ -7,8 +7,10 @@ import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
 from satstore.colors import PROBES, SATURATION
+from satstore.config import ExperimentConfig
 from satstore.errors import NotFoundError
 from satstore.plots.layers import shown_layers
 from satstore.plots.style import (
@@ -172,4 +174,27 @@ def plot_epoch(
     shown = run.config.delta if delta is None else delta
     axes.set_title(f"{describe_experiment(run.config)}, epoch {epoch}, delta {shown:g}", fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def plot_cka(
+    cka: NDArray[np.float64],
+    rows: list[str],
+    columns: list[str],
+    first: ExperimentConfig,
+    second: ExperimentConfig,
+) -> Figure:
+    """Draw linear CKA as a heat map, the first run's layers from the bottom to the top."""
+    figure = Figure(figsize=(3.2 + 0.24 * len(columns), 2.6 + 0.24 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(cka, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
+    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
+    axes.set_yticks(range(len(rows)), rows, fontsize=7)
+    axes.set_xlabel(describe_experiment(second), fontsize=8)
+    axes.set_ylabel(describe_experiment(first), fontsize=8)
+    for y, x in zip(*np.nonzero(np.isnan(cka)), strict=True):
+        axes.text(x, y, "✗", ha="center", va="center", fontsize=7)
+    bar = figure.colorbar(image, ax=axes)
+    bar.set_label("linear CKA", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
     return figure

@@ -1,0 +1,130 @@
+"""``satstore compare``: what two runs' layers have in common."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from satstore.cli.console import say
+from satstore.cli.progress import Bar
+from satstore.commits import is_anything
+from satstore.config import pooling_key
+from satstore.errors import ConfigError, NotFoundError
+from satstore.events import Event
+from satstore.logs import open_run
+from satstore.manifest import drawn_layers
+from satstore.run import Run
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+def compare_cka(
+    names: tuple[str, str],
+    pooling: str | None,
+    split: str,
+    out: Path | None,
+    memory_bytes: int,
+    logs_dir: Path | None,
+    as_json: bool,
+) -> None:
+    """Compare the layers of two runs by linear CKA; draw a heat map and write a table beside it.
+
+    Raises
+    ------
+    ConfigError
+        If the runs' latents are of other samples.
+    NotFoundError
+        If they have no latents at one pooling.
+    """
+    from satstore.analysis.cka import linear_cka
+    from satstore.plots import plot_cka, save_figure
+
+    runs = [open_run(name, logs_dir) for name in names]
+    key = choose_pooling(runs, pooling)
+    check_samples(runs, key, split)
+    layers = [drawn_layers(run.manifest.layers) for run in runs]
+    rows = []
+    for run, wanted in zip(runs, layers, strict=True):
+        latents = run.latents(key, split)
+        rows.append({layer: latents[layer].rows for layer in wanted if layer in latents})
+    n_pairs, done = len(rows[0]) * len(rows[1]), 0
+    with Bar() as bar:
+
+        def advance(one: str, other: str) -> None:
+            nonlocal done
+            done += 1
+            bar.listen(Event("compare", "progress", f"{one}, {other}", done=done, total=n_pairs))
+
+        found = linear_cka(rows[0], rows[1], memory_bytes, advance)
+    path = out or Path("cka.png")
+    save_figure(plot_cka(found, list(rows[0]), list(rows[1]), runs[0].config, runs[1].config), path)
+    write_table(found, list(rows[0]), list(rows[1]), path.with_suffix(".csv"))
+    if as_json:
+        content = {"pooling": key, "split": split, "layers": [list(part) for part in rows]}
+        print(json.dumps({**content, "cka": [[_number(v) for v in row] for row in found]}, indent=1))  # noqa: T201
+        return
+    say(f"{path.absolute()}")
+    say(f"{path.with_suffix('.csv').absolute()}")
+
+
+def _number(value: float) -> float | None:
+    return None if value != value else float(value)
+
+
+def choose_pooling(runs: list[Run], pooling: str | None) -> str:
+    """Return a pooling that both runs have latents at, the one asked for or the first.
+
+    Raises
+    ------
+    NotFoundError
+        If there is none; the message names the command.
+    """
+    held = [[key for key in run.manifest.latents if "/" not in key] for run in runs]
+    both = [key for key in held[0] if key in held[1] and key != "pixelwise"]
+    wanted = pooling_key(pooling) if pooling else (both[0] if both else held[0][0] if held[0] else "pool4")
+    for run, keys in zip(runs, held, strict=True):
+        if wanted not in keys:
+            raise NotFoundError(
+                f"{run.name} has no latents {wanted!r} (stored: {', '.join(keys) or 'none'}); "
+                f"write them with: {run.extraction(wanted)}"
+            )
+    return wanted
+
+
+def check_samples(runs: list[Run], key: str, split: str) -> None:
+    """Check that two runs' latents are of the same samples in the same order, and as they were committed.
+
+    Raises
+    ------
+    ConfigError
+        If not.
+    CorruptError
+        If a file is not what was committed.
+    """
+    import numpy as np
+
+    first, second = (run.latents(key, split) for run in runs)
+    for what, one, other in (
+        ("sample ids", first.sample_ids, second.sample_ids),
+        ("labels", first.labels, second.labels),
+    ):
+        if not np.array_equal(one, other):
+            raise ConfigError(
+                f"the {split} latents of {runs[0].name} and {runs[1].name} have other {what}: CKA compares "
+                "layers on the same images; take runs of one dataset"
+            )
+    for run in runs:
+        remedy = f"write it again with: {run.extraction(key)} --overwrite"
+        location = run.latents_location
+        run.commits.read(location.name).check(location, f"{key}/{split}", remedy, is_anything)
+
+
+def write_table(found: "NDArray[np.float64]", rows: list[str], columns: list[str], path: Path) -> None:
+    """Write the table as CSV: a row per layer of the first run, a column per layer of the second."""
+    import pandas as pd
+
+    from satstore.files import write_file
+
+    table = pd.DataFrame(found, index=pd.Index(rows, name="layer"), columns=columns)
+    write_file(path, table.to_csv().encode())

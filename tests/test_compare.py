@@ -1,0 +1,60 @@
+"""`satstore compare --cka`, on small runs."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis.test_cka import by_similarities
+from test_disk import call
+from tiny import run_tiny
+
+from satstore.cli import compare
+from satstore.errors import ConfigError
+from satstore.run import Run
+from satstore.store.latents import LatentSplit
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
+    logs = tmp_path_factory.mktemp("logs")
+    return [run_tiny(logs, seed=seed, stages=["train", "extract"]) for seed in (0, 1)]
+
+
+def test_compare__writes_the_table_and_a_heat_map(
+    runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [run.name for run in runs]
+    words = ["compare", *names, "--cka", "--out", tmp_path / "a.png", "--logs-dir", runs[0].path.parents[1]]
+    code, out, err = call(capsys, *words)
+    assert code == 0, err
+    assert out.splitlines() == [str(tmp_path / "a.png"), str(tmp_path / "a.csv")]
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    table = pd.read_csv(tmp_path / "a.csv", index_col="layer")
+    first, second = (run.latents("pool2", "eval") for run in runs)
+    assert [str(layer) for layer in table.index] == ["0"], "the last Linear is not drawn"
+    flat = [split["0"].numpy().astype(np.float32).reshape(20, -1) for split in (first, second)]
+    assert table.to_numpy()[0, 0] == pytest.approx(by_similarities(flat[0], flat[1]), rel=1e-4)
+
+
+def test_compare__refuses_other_samples_and_missing_latents(
+    runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logs = runs[0].path.parents[1]
+    code, _, err = call(capsys, "compare", *(run.name for run in runs), "--logs-dir", logs)
+    assert code == 2
+    assert "say what to compare: --cka" in err
+    words = ["compare", *(run.name for run in runs), "--cka", "--logs-dir", logs]
+    code, _, err = call(capsys, *words, "--pooling", "1")
+    assert code == 1
+    assert (
+        f"has no latents 'pool1' (stored: pool2); write them with: satstore extract --run {runs[0].name} -d 1"
+        in err
+    )
+
+
+def test_compare__refuses_runs_of_other_images(runs: list[Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = iter((np.arange(20), np.arange(20)[::-1]))
+    monkeypatch.setattr(LatentSplit, "sample_ids", property(lambda _: next(ids)))
+    with pytest.raises(ConfigError, match="have other sample ids: CKA compares layers on the same images"):
+        compare.check_samples(runs, "pool2", "eval")
