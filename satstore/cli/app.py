@@ -308,6 +308,22 @@ def figure(
 
 
 @app.command
+def report(
+    run: Annotated[str, Parameter(help="a run id (RES), or one experiment of it (RES/<experiment>)")],
+    *,
+    out: Annotated[Path, Parameter(help="the HTML file")] = Path("report.html"),
+    logs_dir: LogsDir = None,
+) -> None:
+    """Write all that is known of a run into one HTML file, which needs no network."""
+    from satstore.files import write_file
+    from satstore.logs import find_runs
+    from satstore.report import write_report
+
+    write_file(out, write_report(find_runs(run, logs_dir)).encode())
+    say(out.absolute())
+
+
+@app.command
 def compare(
     run: RunName,
     other: RunName,

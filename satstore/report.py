@@ -1,0 +1,165 @@
+"""Reports: all that is known of an experiment in one HTML file, which needs no network and runs nothing."""
+
+import base64
+import html
+import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from satstore.advice import advise_on
+from satstore.errors import NotFoundError
+from satstore.plots import (
+    plot_evolution,
+    plot_layers,
+    plot_pixelwise,
+    plot_projection,
+    plot_spectrum,
+    plot_training,
+    save_figure,
+)
+from satstore.run import Run
+from satstore.words import FAILED, MARKS, UNKNOWN, describe_count, printable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; }
+body { color: #1a1a1a; }
+h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
+h3 { font-size: 1rem; } img { max-width: 100%; height: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #eee; }
+th:first-child, td:first-child { text-align: left; } .scroll { overflow-x: auto; }
+pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; } .dim { color: #666; }
+@media print { body { max-width: none; } img { break-inside: avoid; } }
+"""
+
+# No script, no network: whatever a run's names and warnings hold, a browser only shows it.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+
+
+def write_report(runs: Sequence[Run]) -> str:
+    """Return a report on some experiments, as HTML.
+
+    Raises
+    ------
+    CorruptError
+        If a table or a spectrum is not as it was committed.
+    """
+    names = ", ".join(dict.fromkeys(run.run_id for run in runs))
+    title = _text(f"satstore: {names}")
+    parts = [
+        "<!DOCTYPE html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{title}</title><style>{STYLE}</style></head><body>",
+        f"<h1>{title}</h1>",
+        f'<p class="dim">{time.strftime("%Y-%m-%d %H:%M")}, {len(runs)} experiment'
+        f"{'s' if len(runs) > 1 else ''}</p>",
+    ]
+    if len(runs) > 1:
+        links = (f'<li><a href="#run{i}">{_text(run.name)}</a></li>' for i, run in enumerate(runs))
+        parts += ["<ul>", *links, "</ul>"]
+    for number, run in enumerate(runs):
+        parts += describe_run(run, number)
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def describe_run(run: Run, number: int) -> Iterable[str]:
+    """Yield the parts of one experiment's section."""
+    config, manifest = run.config, run.manifest
+    reached = manifest.summary.test_accuracy
+    yield f'<h2 id="run{number}">{_text(run.name)}</h2>'
+    accuracy = "" if reached is None else f", test accuracy {reached:.2%}"
+    what = _text(f"{config.model} on {config.dataset} at {config.resolution} px, {config.optimizer}")
+    states = _text("  ".join(f"{MARKS[s]} {stage}" for stage, s in run.statuses().items()))
+    epochs = f"epochs {manifest.summary.epochs_done}/{config.epoch}"
+    yield f'<p>{what}; {epochs}{accuracy}<br><span class="dim">{states}</span></p>'
+    yield "<h3>What the curves mean</h3>"
+    yield _list(line.strip() for line in advise_on(run).lines())
+    for name, draw in FIGURES.items():
+        try:
+            figure = draw(run)
+        except NotFoundError:  # it was not run; the states above say so
+            continue
+        yield f"<h3>{name}</h3>"
+        yield f'<img alt="{_text(f"{name} of {run.name}")}" src="{as_image(figure)}">'
+    if manifest.layers:
+        yield "<h3>Layers</h3>"
+        yield tabulate_layers(run)
+    if run.has_file("computational_info.json"):
+        info = json.loads(run.read_file("computational_info.json"))
+        flops, training = describe_count(info["flops"]), describe_count(info["training_flops"])
+        costs = f"{flops}FLOP per image, {training}FLOP in all of training"
+        yield f"<p>{info['n_parameters']:,} parameters; {costs}</p>"
+    if manifest.warnings:
+        yield "<h3>Warnings</h3>"
+        yield _list(manifest.warnings)
+    yield "<h3>Config</h3>"
+    yield f"<pre>{_text(json.dumps(manifest.config, indent=2, ensure_ascii=False))}</pre>"
+    yield "<h3>Environment</h3>"
+    yield f"<pre>{_text(json.dumps(manifest.environment, indent=2, ensure_ascii=False))}</pre>"
+
+
+FIGURES: "dict[str, Callable[[Run], Figure]]" = {
+    "Saturation and probes": plot_layers,
+    "Training": plot_training,
+    "Spectra": plot_spectrum,
+    "Over the epochs": plot_evolution,
+    "Pixelwise probes": plot_pixelwise,
+    "Projections": plot_projection,
+}
+
+
+def as_image(figure: "Figure") -> str:
+    """Return a figure as an address that holds it."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "figure.svg"
+        save_figure(figure, path)
+        content = path.read_bytes()
+    return f"data:image/svg+xml;base64,{base64.b64encode(content).decode()}"
+
+
+def tabulate_layers(run: Run) -> str:
+    """Return the table of layers."""
+    summary = run.manifest.summary
+    tables = [key for key in run.probe_tables() if key in summary.probe_accuracy]
+    heads = ["layer", "kind", "features", "dimension", "saturation", *(f"probe {key}" for key in tables)]
+    rows = []
+    for record in run.manifest.layers:
+        cells = [record.layer, record.kind, f"{record.n_features}"]
+        cells.append(_number(summary.intrinsic_dimension, record.layer, "{:d}"))
+        cells.append(_number(summary.saturation, record.layer, "{:.1%}"))
+        cells += [_number(summary.probe_accuracy[key], record.layer, "{:.1%}") for key in tables]
+        rows.append(cells)
+    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    note = (
+        f"saturation: train split, delta {run.config.delta:g}; probes: accuracy on the eval split; "
+        f"{FAILED} no number: the warnings say why"
+    )
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<p class="dim">{note}</p>'
+    )
+
+
+def _number(found: "dict[str, int | None] | dict[str, float | None]", layer: str, form: str) -> str:
+    if layer not in found:
+        return UNKNOWN
+    value = found[layer]
+    return FAILED if value is None else form.format(value)
+
+
+def _list(lines: Iterable[str]) -> str:
+    return f"<ul>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</ul>"
+
+
+def _text(text: str) -> str:
+    return html.escape(printable(text))
