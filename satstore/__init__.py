@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from satstore.pipeline import run_experiments
     from satstore.run import Run
     from satstore.store import open_latents
+    from satstore.tracker import SaturationTracker
 
 _MODULES = {
     "ExperimentConfig": "satstore.config",
     "LogisticProbe": "satstore.analysis.logistic",
     "Run": "satstore.run",
+    "SaturationTracker": "satstore.tracker",
     "SatstoreError": "satstore.errors",
     "find_runs": "satstore.logs",
     "list_runs": "satstore.logs",
@@ -37,6 +39,7 @@ __all__ = [
     "LogisticProbe",
     "Run",
     "SatstoreError",
+    "SaturationTracker",
     "__version__",
     "find_runs",
     "list_runs",

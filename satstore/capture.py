@@ -28,6 +28,7 @@ __all__ = [
     "Layer",
     "MomentRecorder",
     "NonFinite",
+    "Recorder",
     "describe_layers",
     "pool_latent",
     "select_layers",
@@ -137,7 +138,7 @@ def describe_layers(model: nn.Module, sample_input: Any, layers: Layers) -> list
     ]
 
 
-class _Recorder:
+class Recorder:
     """A context in which every call of a layer reaches `_record`, under no_grad and while `enabled`."""
 
     def __init__(self, layers: Layers) -> None:
@@ -163,7 +164,7 @@ class _Recorder:
         raise NotImplementedError
 
 
-class MomentRecorder(_Recorder):
+class MomentRecorder(Recorder):
     """Accumulates the moments of every layer over a pass; a module called several times counts each call.
 
     Parameters
@@ -263,7 +264,7 @@ class MomentRecorder(_Recorder):
             _log.debug("not recorded for the rest of the pass: %s, %s", event, error)
 
 
-class LatentRecorder(_Recorder):
+class LatentRecorder(Recorder):
     """Collects the pooled latents of one batch, for all layers and poolings in one forward pass.
 
     Pooling happens in the hook, on the layer's device, so that no full map is kept unless asked for.
