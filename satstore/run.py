@@ -127,6 +127,11 @@ class Run:
         return self.manifest.summary.epochs_done - 1
 
     @property
+    def is_imported(self) -> bool:
+        """Whether other software made it: it has tables, and neither spectra nor probes' coefficients."""
+        return "imported_from" in self.manifest.environment
+
+    @property
     def latents_path(self) -> Path | str:
         """The folder of the store of latents, or its URL where it lies on object storage."""
         place = self.manifest.latents_path
@@ -352,7 +357,8 @@ class Run:
             raise UnknownNameError(f"no split named {split!r}; known are train, eval")
         spectra = {name: self.spectra(name) for name in (("train", "eval") if split is None else (split,))}
         if not any(spectra.values()):
-            raise NotFoundError(f"{self.name} has no spectra yet; train it first")
+            why = "was imported without spectra" if self.is_imported else "has no spectra yet; train it first"
+            raise NotFoundError(f"{self.name} {why}")
         delta = self.config.delta if delta is None else delta
         return tabulate_saturation(spectra, self.layers, delta, definition)
 

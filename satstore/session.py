@@ -306,6 +306,40 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], run: Run, epoc
         ) from error
 
 
+def note_data(manifest: Manifest, config: ExperimentConfig, data: ImageData, layers: Iterable[Layer]) -> None:
+    """Record in a manifest the layers and the data of an experiment."""
+    manifest.layers = [
+        LayerRecord(
+            layer=layer.name,
+            index=layer.index,
+            kind=layer.kind,
+            n_features=layer.n_features,
+            output_shape=list(layer.output_shape),
+        )
+        for layer in layers
+    ]
+    manifest.dataset = DatasetRecord(
+        name=config.dataset,
+        n_train=len(data.train),
+        n_eval=len(data.eval),
+        classes=list(data.classes),
+        fingerprint=data.fingerprint,
+        labels_sha256={
+            split: digest_labels(images.labels, images.sample_ids)
+            for split, images in (("train", data.train), ("eval", data.eval))
+        },
+        skipped={split: list(names) for split, names in data.skipped.items()},
+    )
+
+
+def adopt(run: Run, data: ImageData, device: torch.device) -> None:
+    """Record of an imported run what its files don't tell: its layers' shapes, and the data that is here."""
+    model = load_model(run, len(data.classes), device)
+    layers = recorded_layers(model, run.config)
+    run.commit(change=lambda manifest: note_data(manifest, run.config, data, layers))
+    run.warn("extract", f"it was imported, and is taken to be of the {data.name} that is here")
+
+
 def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[Layer, nn.Module]) -> None:
     """Record layers, data and environment in the manifest; say so if the data or the machine changed.
 
@@ -338,28 +372,7 @@ def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[La
 
     def change(manifest: Manifest) -> None:
         manifest.environment = environment
-        manifest.layers = [
-            LayerRecord(
-                layer=layer.name,
-                index=layer.index,
-                kind=layer.kind,
-                n_features=layer.n_features,
-                output_shape=list(layer.output_shape),
-            )
-            for layer in layers
-        ]
-        manifest.dataset = DatasetRecord(
-            name=config.dataset,
-            n_train=len(data.train),
-            n_eval=len(data.eval),
-            classes=list(data.classes),
-            fingerprint=data.fingerprint,
-            labels_sha256={
-                split: digest_labels(images.labels, images.sample_ids)
-                for split, images in (("train", data.train), ("eval", data.eval))
-            },
-            skipped={split: list(names) for split, names in data.skipped.items()},
-        )
+        note_data(manifest, config, data, layers)
 
     run.commit(change=change)
     for split, names in data.skipped.items():

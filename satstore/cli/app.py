@@ -407,15 +407,17 @@ def export(
 
 @app.command(name="import")
 def import_(
-    path: Annotated[Path, Parameter(help="a zip file that satstore export wrote")],
+    path: Annotated[
+        Path, Parameter(help="a zip file that satstore export wrote, or a folder of phd-lab's logs")
+    ],
     *,
     run_id: Annotated[str | None, Parameter(help="by default that which it had")] = None,
     logs_dir: LogsDir = None,
 ) -> None:
-    """Open a run that was packed elsewhere; all of it is checked first."""
-    from satstore.cli.transfer import import_run
+    """Open a run that was packed elsewhere, or runs of phd-lab; all is checked before any appears."""
+    from satstore.cli.transfer import import_runs
 
-    import_run(path, run_id, logs_dir)
+    import_runs(path, run_id, logs_dir)
 
 
 @app.command

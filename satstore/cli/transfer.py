@@ -60,8 +60,16 @@ def write_tables(run: Run, to: To, folder: Path) -> list[Path]:
     return written
 
 
-def import_run(path: Path, run_id: str | None, logs_dir: Path | None) -> None:
-    """Unpack a run, and say what it is called."""
+def import_runs(path: Path, run_id: str | None, logs_dir: Path | None) -> None:
+    """Unpack a run, or read a folder of phd-lab's logs, and say what the runs are called."""
+    if path.is_dir():
+        from satstore.phd_lab import import_logs
+
+        for run in import_logs(path, find_logs_dir(logs_dir), run_id):
+            say(f"{run.name}")
+            for warning in run.manifest.warnings[1:]:
+                say(f"satstore: warning: {warning}", is_error=True)
+        return
     from satstore.transfer import unpack_run
 
     run = unpack_run(path, find_logs_dir(logs_dir), run_id)

@@ -73,9 +73,10 @@ def evolution_tables(run: Run) -> dict[str, "pd.DataFrame"]:
         tables[f"probe accuracy ({pooling})"] = found.pivot_table("eval_accuracy", "epoch", "layer")
     if run.has_file("saturation.csv"):
         delta = run.manifest.config["delta"]
-        found = run.table("saturation").query(
-            "split == 'train' and definition == 'exact' and delta == @delta"
-        )
+        table = run.table("saturation").query("split == 'train' and delta == @delta")
+        # Imported runs have delve's only.
+        definition = "exact" if "exact" in set(table["definition"]) else "delve"
+        found = table[table["definition"] == definition]
         if len(found):
             tables[f"saturation (delta {delta})"] = found.pivot_table("saturation", "epoch", "layer")
     return tables

@@ -91,6 +91,8 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     device = session.choose_device(parameters.device or run.config.device)
     data = session.load_data(run.config, run.manifest.dataset)
     session.check_data(run, data)
+    if run.manifest.dataset is None:
+        session.adopt(run, data, device)
     if not parameters.force:
         check_resources(run, plans, data, parameters)
     for epoch, of_epoch in group_by_epoch(plans).items():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 from pydantic import Field
 
-from satstore.errors import CorruptError
+from satstore.errors import CorruptError, NotFoundError
 from satstore.manifest import Manifest
 from satstore.run import Run
 from satstore.stages.stage import DeviceOfNeeds, Overwrite, Stage, StageParameters
@@ -45,6 +45,11 @@ def pending(run: Run, parameters: SaturationParameters) -> list[str]:
         found = table[table["epoch"] == run.manifest.summary.epochs_done - 1]
         known = set(zip(found["delta"], found["definition"], strict=True))
         deltas = tuple(delta for delta in deltas if (delta, parameters.definition) not in known)
+    if deltas and run.is_imported and run.last_epoch >= 0 and not run.spectra("train"):
+        raise NotFoundError(
+            f"{run.name} was imported without spectra: it has delve's saturation at delta "
+            f"{run.config.delta:g} alone; others take a training by satstore, under another run id"
+        )
     return [f"delta {delta}" for delta in deltas]
 
 

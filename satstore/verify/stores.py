@@ -339,9 +339,12 @@ class AnalysisCheck(StoreCheck):
 
     def check_whole(self) -> Iterator[Finding]:
         """Check that every layer has its spectra, and every row of a probe table its probe."""
-        done = self.run.manifest.summary.epochs_done
-        wanted = {f"spectra/{split}": set(self.run.layers) for split in SPLITS if done}
-        wanted |= {f"probes/{pooling}": layers for pooling, layers in self._probed.items()}
+        run = self.run
+        has_spectra = run.manifest.summary.epochs_done and not run.is_imported
+        wanted = {f"spectra/{split}": set(run.layers) for split in SPLITS if has_spectra}
+        # Imported tables of probes name none that were fitted here.
+        fitted = {key for key, probes in run.manifest.probes.items() if probes.layers or not run.is_imported}
+        wanted |= {f"probes/{key}": layers for key, layers in self._probed.items() if key in fitted}
         for path, layers in wanted.items():
             stored = {a.get("layer") for name, a in self.attributes.items() if parent(name) == path}
             for layer in self.run.layers:
