@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from satstore.errors import SatstoreError
     from satstore.logs import find_runs, list_runs, open_run
     from satstore.pipeline import run_experiments
+    from satstore.recording import record
     from satstore.run import Run
     from satstore.store import open_latents
     from satstore.tracker import SaturationTracker
@@ -31,6 +32,7 @@ _MODULES = {
     "open_run": "satstore.logs",
     "read_config": "satstore.config",
     "receptive_field": "satstore.analysis.receptive_field",
+    "record": "satstore.recording",
     "run_experiments": "satstore.pipeline",
 }
 
@@ -47,6 +49,7 @@ __all__ = [
     "open_run",
     "read_config",
     "receptive_field",
+    "record",
     "run_experiments",
 ]
 
