@@ -82,8 +82,8 @@ def record(
     for name, part in (("loader", loader), ("eval_loader", eval_loader)):
         if part is not None and not isinstance(part.sampler, SequentialSampler):
             raise ConfigError(
-                f"{name} takes the samples in an order of its own ({type(part.sampler).__name__}), another one "
-                "at every pass; make it without shuffle and sampler"
+                f"{name} takes the samples in an order of its own ({type(part.sampler).__name__}), which is "
+                "another one at every pass; make it without shuffle and sampler"
             )
     images = next(iter(loader))[0]
     n_classes = len(classes) if classes is not None else _count_classes(loader, eval_loader)
