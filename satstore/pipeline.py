@@ -11,6 +11,7 @@ from satstore.config import ExperimentConfig, describe, read_config
 from satstore.errors import ConfigError, MemoryLimitError, MissingStageError, SatstoreError, StageError
 from satstore.events import Listener
 from satstore.logs import check_run_id, find_logs_dir, make_run
+from satstore.processes import told_to_stop
 from satstore.registry import STAGES, stand_in
 from satstore.run import Run
 from satstore.stages.stage import Stage, StageParameters, record_parameters
@@ -91,6 +92,8 @@ def run_stages(
             try:
                 outcomes += run_stage(run, STAGES[name], parameters, with_needs=with_needs)
             except Exception as error:  # what one model or plugin raises must not stop the next experiment
+                if told_to_stop.is_set():
+                    raise KeyboardInterrupt from error
                 outcomes.append(Outcome(run, name, "failed", as_satstore_error(run, name, error)))
                 break
     return outcomes

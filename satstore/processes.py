@@ -21,6 +21,13 @@ def import_environment() -> dict[str, str]:
     return environment
 
 
+told_to_stop = threading.Event()
+"""Set once this process was told to stop: what is raised from then on comes of that.
+
+A library that is being imported may turn the interrupt into an error of its own, or fail, being half loaded.
+"""
+
+
 @contextmanager
 def deaf_children() -> Iterator[None]:
     """Start processes in here that don't hear Ctrl-C, not even while they are still importing.

@@ -32,6 +32,7 @@ from satstore.manifest import (
     read_manifest,
     split_probe_key,
 )
+from satstore.processes import told_to_stop
 from satstore.registry import suggest
 
 if TYPE_CHECKING:
@@ -561,7 +562,8 @@ class Run:
         try:
             yield
         except BaseException as error:
-            text = "stopped" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+            is_stopped = isinstance(error, KeyboardInterrupt) or told_to_stop.is_set()
+            text = "stopped" if is_stopped else str(error) or type(error).__name__
             mark("failed", text)
             self.emit(stage, "failed", text)
             raise

@@ -144,3 +144,27 @@ except KeyboardInterrupt:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
     assert done.stdout == "heard; the child ended with 0\n", done.stderr
+
+
+def test_ctrl_c__that_a_library_turns_into_an_error_is_one_all_the_same(tmp_path: Path) -> None:
+    """As NumPy does, in the midst of whose import it comes: what is half loaded can't be loaded again."""
+    slow = ["import time", "try:", "    time.sleep(2)", "except BaseException as error:"]
+    slow.append("    raise ImportError('half') from error")
+    (tmp_path / "slow.py").write_text("\n".join(slow))
+    code = """
+import signal, threading
+from satstore import processes
+from satstore.cli.command import Terminated, ended_by_signals
+for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
+    threading.Timer(0.2, signal.raise_signal, [number]).start()
+    try:
+        with ended_by_signals():
+            import slow
+    except KeyboardInterrupt as error:
+        print(type(error) is kind, type(error.__cause__).__name__, processes.told_to_stop.is_set())
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60
+    )
+    assert done.stdout == "True ImportError False\n" * 2, done.stderr

@@ -153,6 +153,7 @@ def test_intrinsic_dimension__of_degenerate_covariances(covariance: np.ndarray, 
 
 
 BOMBS = {
+    "no chunks": lambda metadata: metadata["chunk_grid"]["configuration"].update(chunk_shape=False),
     "shape": lambda metadata: metadata["shape"].__setitem__(0, 10**15),
     "chunks": lambda metadata: metadata["chunk_grid"]["configuration"]["chunk_shape"].__setitem__(0, 10**12),
 }

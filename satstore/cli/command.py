@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from satstore import processes
+
 words: tuple[str, ...] = ()
 """The words of the command line that runs, without ``satstore``."""
 
@@ -28,24 +30,32 @@ def ended_by_signals() -> Iterator[None]:
     is as good as a kill, which loses nothing either.
     """
     told: list[float] = []
+    kind = KeyboardInterrupt
 
     def stop(number: int, _frame: FrameType | None) -> None:
+        nonlocal kind
         told.append(time.monotonic())
         if len(told) == 1:
-            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
+            processes.told_to_stop.set()
+            raise kind
         if told[-1] - told[0] > PATIENCE_S:
             os._exit(128 + number)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set handlers
         yield
         return
-    numbers = [
-        number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN
-    ]
+    both = (signal.SIGINT, signal.SIGTERM)
+    numbers = [number for number in both if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
+    except (Exception, KeyboardInterrupt) as error:
+        if told and not isinstance(error, kind):
+            raise kind from error
+        raise
     finally:
+        processes.told_to_stop.clear()
         for number, handler in before.items():
             # Who is told to stop has yet to say so, and to end its threads.
             signal.signal(number, signal.SIG_IGN if told else handler)

@@ -259,6 +259,11 @@ def check_claims(array: Array, *, is_read_whole: bool) -> None:
     CorruptError
         Naming what is claimed and what is written at most.
     """
+    if any(step < 1 for step in (*array.chunks, *objects_of(array))):
+        raise CorruptError(
+            f"{array.store_path} claims chunks of {array.chunks}: its zarr.json is damaged or forged, and "
+            "it is not read"
+        )
     chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
     n_objects = math.prod(
         -(-n // max(1, step)) for n, step in zip(array.shape, objects_of(array), strict=True)
