@@ -1,10 +1,9 @@
 """What is known of a run, for the advice on it. Without pandas, which the terminal app does not load."""
 
-import csv
-import json
 import math
 
-from satstore.analysis.advice import LEAST_GAIN, TAIL_SHARE, Advice, Evidence, advise
+from satstore.analysis.advice import Advice, Evidence, advise
+from satstore.analysis.tail import LEAST_GAIN, TAIL_SHARE
 from satstore.manifest import drawn_layers, split_probe_key
 from satstore.run import Run
 
@@ -25,23 +24,13 @@ def gather(run: Run) -> Evidence:
     manifest, summary = run.manifest, run.manifest.summary
     layers = drawn_layers(manifest.layers)
     tables = [key for key in run.probe_tables() if not split_probe_key(key).prefix]
-    rows = _rows(run, f"probe-{tables[0]}.csv") if tables else []
-    found: dict[str, list[float]] = {}
-    for row in rows:
-        found.setdefault(row["layer"], []).append(float(row["eval_accuracy"] or "nan"))
+    rows = run.rows(f"probe-{tables[0]}") if tables else []
     stopped = {row["layer"] for row in rows if row.get("converged") == "False" and row["eval_accuracy"]}
-    means = {layer: sum(values) / len(values) for layer, values in found.items()}
-    dataset, costs = manifest.dataset, {}
-    total = (0, 0)
-    if run.has_file("computational_info.json"):
-        info = json.loads(run.read_file("computational_info.json"))
-        costs = {row["layer"]: (row["n_parameters"], row["flops"]) for row in info["layers"]}
-        total = (info["n_parameters"], info["flops"])
+    dataset, info = manifest.dataset, run.costs() or {"layers": [], "n_parameters": 0, "flops": 0}
     return Evidence(
         layers=layers,
-        accuracy=[means.get(layer, math.nan) for layer in layers] if means else (),
+        accuracy=_numbers(summary.probe_accuracy.get(tables[0], {}), layers) if tables else (),
         saturation=_numbers(summary.saturation, layers),
-        pooling=tables[0] if tables else "",
         unconverged=[layer for layer in layers if layer in stopped],
         border=summary.border_layer,
         knows_border=run.has_file("receptive_field.csv"),
@@ -49,15 +38,11 @@ def gather(run: Run) -> Evidence:
         n_classes=len(dataset.classes) if dataset else 0,
         test_accuracy=summary.test_accuracy,
         resolution=run.config.resolution,
-        costs=costs,
-        total=total,
+        costs={row["layer"]: (row["n_parameters"], row["flops"]) for row in info["layers"]},
+        total=(info["n_parameters"], info["flops"]),
     )
 
 
 def _numbers(found: "dict[str, float | None]", layers: list[str]) -> list[float]:
     values = [found.get(layer) for layer in layers]
     return [math.nan if value is None else value for value in values] if found else []
-
-
-def _rows(run: Run, name: str) -> list[dict[str, str]]:
-    return list(csv.DictReader(run.read_file(name).decode().splitlines())) if run.has_file(name) else []

@@ -32,6 +32,7 @@ __all__ = [
     "describe_layers",
     "pool_latent",
     "select_layers",
+    "take_room",
     "to_samples",
 ]
 
@@ -247,13 +248,9 @@ class MomentRecorder(Recorder):
     def _record(self, name: str, module: nn.Module, output: Any) -> None:
         if any(event.layer == name for event in self.non_finite) or max(self._batch, 0) % self._log_interval:
             return
-        room = None
-        if self._max_samples is not None:
-            seen = self._n_images.get(name, 0)
-            room = self._max_samples - seen
-            if room <= 0:
-                return
-            self._n_images[name] = seen + len(batch_first_output(output, module))
+        room = take_room(self._n_images, name, self._max_samples, len(batch_first_output(output, module)))
+        if room == 0:
+            return
         samples = self._to_samples(output, module, n_images=room)
         moments = self._moments.setdefault(name, {}).setdefault(samples.device, Moments())
         try:
@@ -301,6 +298,15 @@ class LatentRecorder(Recorder):
             # An in-place activation may write over the layer's own output right after this hook.
             shared = _share_memory(latent, batch_first_output(output, module))
             latents[name] = latent.clone() if shared else latent
+
+
+def take_room(seen: dict[Any, int], key: Any, most: int | None, n_images: int) -> int | None:
+    """Count the images of a call; return how many of them moments still take, None for all."""
+    if most is None:
+        return None
+    room = max(0, most - seen.get(key, 0))
+    seen[key] = seen.get(key, 0) + n_images
+    return room
 
 
 def _as_halves(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:

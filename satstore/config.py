@@ -61,7 +61,7 @@ CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] /
 class ExperimentConfig(BaseModel):
     """What one experiment is: one point of a config's grid, every default filled in."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "resnet18"
     epoch: int = Field(30, ge=1, description="number of epochs to train")
@@ -107,6 +107,11 @@ class ExperimentConfig(BaseModel):
     stages: tuple[str, ...] = ("train", "extract", "saturation", "probe")
     plugins: tuple[str, ...] = ()
     note: str = ""
+
+    @property
+    def title(self) -> str:
+        """What the experiment is, for people: ``vgg16 on Cifar10 at 32 px``."""
+        return f"{self.model} on {self.dataset} at {self.resolution} px"
 
     @property
     def experiment(self) -> str:

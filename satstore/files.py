@@ -65,7 +65,7 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
     """
     size_bytes = sum(memoryview(part).nbytes for part in parts)
     temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")
-    with _refusals(path, size_bytes):
+    with refusals(path, size_bytes):
         _make_folder(path.parent)
         try:
             with temporary.open("wb") as file:
@@ -86,7 +86,7 @@ def append_file(path: Path, content: bytes, *, durable: bool = True) -> None:
     WriteError
         If the disk refuses.
     """
-    with _refusals(path, len(content)):
+    with refusals(path, len(content)):
         is_new = not path.exists()
         with path.open("ab", buffering=0) as file:
             rest = memoryview(content)
@@ -106,7 +106,7 @@ def make_folder(folder: Path) -> None:
     WriteError
         If the disk refuses.
     """
-    with _refusals(folder, 0):
+    with refusals(folder, 0):
         _make_folder(folder)
 
 
@@ -128,7 +128,8 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _refusals(path: Path, size_bytes: int) -> Iterator[None]:
+def refusals(path: Path, size_bytes: int) -> Iterator[None]:
+    """Say in one line of a disk that refuses so many bytes what to do about it: as a WriteError."""
     try:
         yield
     except OSError as error:
@@ -137,12 +138,18 @@ def _refusals(path: Path, size_bytes: int) -> Iterator[None]:
         reason = error.strerror or str(error)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason += (
-                f": {size_bytes:,} bytes are to be written where {_free_bytes(path):,} are free; what was "
+                f": {size_bytes:,} bytes are to be written where {free_disk(path):,} are free; what was "
                 "committed stays, make room and give the same command again"
             )
         raise WriteError(f"{path} can't be written: {reason}") from error
 
 
-def _free_bytes(path: Path) -> int:
-    there = next(folder for folder in path.absolute().parents if folder.is_dir())
-    return shutil.disk_usage(there).free
+def nearest_folder(path: Path) -> Path:
+    """Return a path, or the nearest above it, that is a folder by now: where it lies, or will lie."""
+    absolute = path.absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
+
+
+def free_disk(path: Path) -> int:
+    """Return the bytes that are free where a path lies, or will lie."""
+    return shutil.disk_usage(nearest_folder(path)).free

@@ -38,7 +38,7 @@ STAGE_KEYS = ("train", "extract", "saturation", "probe", "receptive_field", "pro
 
 class _Record(BaseModel):
     # A newer version of the same format may add fields; what is read here is written back with them.
-    model_config = ConfigDict(extra="allow", defer_build=True)
+    model_config = ConfigDict(extra="allow")
 
 
 class FileRecord(_Record):

@@ -1,13 +1,11 @@
 """Processes that work for this one: what they import, and that they end when they should."""
 
-import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from multiprocessing import resource_tracker
 from pathlib import Path
 
 
@@ -35,6 +33,8 @@ def deaf_children() -> Iterator[None]:
     Ctrl-C reaches every process of the terminal; one of them has to say what becomes of it. It is blocked,
     which children inherit, rather than ignored: one that comes meanwhile is heard at the end.
     """
+    from multiprocessing import resource_tracker
+
     # When it starts on its own, it unblocks what is blocked here.
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -51,6 +51,7 @@ def follow_main_process(_: int = 0) -> None:
     whether the worker's parent changed; under a fork server that is the server, which lives as long as its
     workers do: all of them would stay for ever.
     """
+    import multiprocessing
 
     def wait() -> None:
         main = multiprocessing.parent_process()

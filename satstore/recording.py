@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +11,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
-from satstore.capture import describe_layers, select_layers
 from satstore.config import read_config
+from satstore.datasets.images import make_loader
 from satstore.errors import ConfigError
 from satstore.events import Listener
 from satstore.logs import find_logs_dir, make_run
@@ -21,7 +21,7 @@ from satstore.pipeline import make_plan, run_stages
 from satstore.ranks import ALONE
 from satstore.registry import stand_in
 from satstore.run import Run
-from satstore.session import Session, choose_device, describe_run, load_data
+from satstore.session import Session, choose_device, describe_run, load_data, recorded_layers
 from satstore.store import AnalysisStore
 from satstore.training import check_moments, commit_epoch, make_recorder, run_pass, take_spectra
 
@@ -140,10 +140,7 @@ def _record_spectra(
     config = run.config
     data = load_data(config)
     session = Session(config, data, device)
-    chosen = select_layers(session.model, config.layers, config.exclude_layers)
-    layers = {
-        layer: chosen[layer.name] for layer in describe_layers(session.model, sample.to(device), chosen)
-    }
+    layers = recorded_layers(session.model, config, sample)
     check_moments(run, layers, device)
     describe_run(run, session, data, layers)
     if classes is not None:
@@ -153,7 +150,9 @@ def _record_spectra(
     with make_recorder({layer.name: module for layer, module in layers.items()}, config, ALONE) as recorder:
         for split, images in (("train", data.train_plain), ("eval", data.eval)):
             recorder.begin(split)
-            passed = run_pass(session, _batches(images, config.batch_size), "eval", recorder, None)
+            passed = run_pass(
+                session, make_loader(images, config.batch_size, shuffle=False), "eval", recorder, None
+            )
             row |= {f"{split}_loss": passed.loss}
             row |= {f"{split}_{name}": value for name, value in passed.metrics.items()}
             spectra = take_spectra(run, session, recorder, layers, split)
@@ -162,11 +161,3 @@ def _record_spectra(
     session.epoch, session.history = 1, [row]
     commit_epoch(run, session, session.state())
     analysis.finish_spectra(1)
-
-
-def _batches(images: Any, size: int) -> "DataLoader[tuple[torch.Tensor, torch.Tensor]]":
-    from satstore.datasets.images import make_loader
-
-    make: Callable[..., Any] = make_loader
-    found: DataLoader[tuple[torch.Tensor, torch.Tensor]] = make(images, size, shuffle=False)
-    return found

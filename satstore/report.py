@@ -21,7 +21,7 @@ from satstore.plots import (
     save_figure,
 )
 from satstore.run import Run
-from satstore.words import FAILED, MARKS, UNKNOWN, describe_count, printable
+from satstore.words import FAILED, MARKS, describe_costs, describe_number, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -77,7 +77,7 @@ def describe_run(run: Run, number: int) -> Iterable[str]:
     reached = manifest.summary.test_accuracy
     yield f'<h2 id="run{number}">{_text(run.name)}</h2>'
     accuracy = "" if reached is None else f", test accuracy {reached:.2%}"
-    what = _text(f"{config.model} on {config.dataset} at {config.resolution} px, {config.optimizer}")
+    what = _text(f"{config.title}, {config.optimizer}")
     states = _text("  ".join(f"{MARKS[s]} {stage}" for stage, s in run.statuses().items()))
     epochs = f"epochs {manifest.summary.epochs_done}/{config.epoch}"
     yield f'<p>{what}; {epochs}{accuracy}<br><span class="dim">{states}</span></p>'
@@ -93,11 +93,9 @@ def describe_run(run: Run, number: int) -> Iterable[str]:
     if manifest.layers:
         yield "<h3>Layers</h3>"
         yield tabulate_layers(run)
-    if run.has_file("computational_info.json"):
-        info = json.loads(run.read_file("computational_info.json"))
-        flops, training = describe_count(info["flops"]), describe_count(info["training_flops"])
-        costs = f"{flops}FLOP per image, {training}FLOP in all of training"
-        yield f"<p>{info['n_parameters']:,} parameters; {costs}</p>"
+    costs = run.costs()
+    if costs is not None:
+        yield f"<p>{describe_costs(costs)}</p>"
     if manifest.warnings:
         yield "<h3>Warnings</h3>"
         yield _list(manifest.warnings)
@@ -134,9 +132,9 @@ def tabulate_layers(run: Run) -> str:
     rows = []
     for record in run.manifest.layers:
         cells = [record.layer, record.kind, f"{record.n_features}"]
-        cells.append(_number(summary.intrinsic_dimension, record.layer, "{:d}"))
-        cells.append(_number(summary.saturation, record.layer, "{:.1%}"))
-        cells += [_number(summary.probe_accuracy[key], record.layer, "{:.1%}") for key in tables]
+        cells.append(describe_number(summary.intrinsic_dimension, record.layer, "{:d}"))
+        cells.append(describe_number(summary.saturation, record.layer, "{:.1%}"))
+        cells += [describe_number(summary.probe_accuracy[key], record.layer, "{:.1%}") for key in tables]
         rows.append(cells)
     head = "".join(f"<th>{_text(name)}</th>" for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
@@ -148,13 +146,6 @@ def tabulate_layers(run: Run) -> str:
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
         f'<p class="dim">{note}</p>'
     )
-
-
-def _number(found: "dict[str, int | None] | dict[str, float | None]", layer: str, form: str) -> str:
-    if layer not in found:
-        return UNKNOWN
-    value = found[layer]
-    return FAILED if value is None else form.format(value)
 
 
 def _list(lines: Iterable[str]) -> str:

@@ -3,22 +3,16 @@
 Sizes are projected before the work begins, so that it is refused in its first second and not at its end.
 """
 
-import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from satstore.errors import DiskSpaceError, MemoryLimitError
+from satstore.files import free_disk
 from satstore.memory import resident_bytes
 from satstore.words import describe_size
 
 # Of loader processes, pages that they share counted once: 910 MiB of two, of each 190 its own (torch 2.14).
 LOADERS_BYTES, LOADER_BYTES = 530 * 2**20, 190 * 2**20
-
-
-def free_disk(path: Path) -> int:
-    """Return the bytes that are free where a path lies, or will lie: on its nearest parent's file system."""
-    absolute = path.absolute()
-    return shutil.disk_usage(next(p for p in (absolute, *absolute.parents) if p.exists())).free
 
 
 def available_memory() -> int | None:

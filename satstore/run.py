@@ -4,7 +4,9 @@ The run folder is the only channel between processes. A file of it counts when t
 holds its digest.
 """
 
+import csv
 import io
+import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -211,6 +213,17 @@ class Run:
                     return content
         found = "is not there" if not (self.path / name).exists() else "is not what was committed"
         raise CorruptError(f"{self.path / name} {found}; {self._remedy(name)}")
+
+    def costs(self) -> dict[str, Any] | None:
+        """Return what ``satstore flops`` counted, see docs/store-format.md; None if it did not yet."""
+        name = "computational_info.json"
+        found: dict[str, Any] | None = json.loads(self.read_file(name)) if self.has_file(name) else None
+        return found
+
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """Return a table's rows as text, to the last digit and without pandas; none if it isn't there."""
+        file = f"{name}.csv"
+        return list(csv.DictReader(self.read_file(file).decode().splitlines())) if self.has_file(file) else []
 
     def check_file(self, name: str) -> None:
         """Check that a committed file is there and of its size, without reading it.

@@ -114,13 +114,22 @@ def build_model(config: ExperimentConfig, n_classes: int, device: torch.device) 
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def recorded_layers(model: nn.Module, config: ExperimentConfig) -> dict[Layer, nn.Module]:
-    """Return the layers of a model that a config records, in forward order."""
+def recorded_layers(
+    model: nn.Module, config: ExperimentConfig, image: torch.Tensor | None = None
+) -> dict[Layer, nn.Module]:
+    """Return the layers of a model that a config records, in forward order.
+
+    Parameters
+    ----------
+    image
+        What the model is called with; by default a black one of three channels and the config's size.
+    """
     layers = select_layers(model, config.layers, config.exclude_layers)
     device = next(model.parameters()).device
-    image = torch.zeros(1, 3, config.resolution, config.resolution, device=device)
+    if image is None:
+        image = torch.zeros(1, 3, config.resolution, config.resolution)
     with explaining_misfit(config.model, config.resolution):
-        found = describe_layers(model, image, layers)
+        found = describe_layers(model, image.to(device), layers)
     return {layer: layers[layer.name] for layer in found}
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from satstore.analysis.moments import Moments, NonFiniteError
 from satstore.analysis.spectrum import Definition, eigenvalues, intrinsic_dimension
-from satstore.capture import Recorder, select_layers
+from satstore.capture import Recorder, select_layers, take_room
 from satstore.errors import ConfigError
 from satstore.files import write_file
 from satstore.samples import ConvMethod, batch_first_output, to_samples
@@ -140,13 +140,10 @@ class SaturationTracker(Recorder):
         if initial_epoch:
             for writer in self.writers:
                 writer.go_on()
-        self.__enter__()
+        super().__enter__()
 
     def __enter__(self) -> Self:
-        if not getattr(self, "_is_hooked", False):
-            super().__enter__()
-            self._is_hooked = True
-        return self
+        return self  # it records since it was made
 
     def stop(self) -> None:
         """Record nothing until :meth:`resume`."""
@@ -159,7 +156,6 @@ class SaturationTracker(Recorder):
     def close(self) -> None:
         """Let go of the model."""
         self._hooks.close()
-        self._is_hooked = False
 
     def add_scalar(self, name: str, value: float) -> None:
         """Add a value of one's own, such as an accuracy, to this epoch's row."""
@@ -211,13 +207,9 @@ class SaturationTracker(Recorder):
         self._n_calls[name] = self._n_calls.get(name, 0) + 1
         if self._n_calls[name] % self._log_interval or key in self._bad:
             return
-        room = None
-        if self._max_samples is not None:
-            seen = self._n_images.get(key, 0)
-            room = self._max_samples - seen
-            if room <= 0:
-                return
-            self._n_images[key] = seen + len(batch_first_output(output, module))
+        room = take_room(self._n_images, key, self._max_samples, len(batch_first_output(output, module)))
+        if room == 0:
+            return
         samples: Tensor = to_samples(
             output, module, self._method, timeseries_method=self._timeseries, n_images=room
         )

@@ -7,19 +7,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from satstore.errors import ConfigError, CorruptError, DiskSpaceError, NotFoundError, SatstoreError
-from satstore.files import make_folder, sync_folder, write_file
+from satstore.files import free_disk, make_folder, refusals, sync_folder, write_file
 from satstore.location import Folder
 from satstore.logs import check_run_id
 from satstore.manifest import LATENTS, Manifest
-from satstore.resources import free_disk
 from satstore.run import Run
 from satstore.verify import Verification
 from satstore.words import describe_size
 
 KEPT = ("manifest.json", "commits.jsonl", "events.jsonl")
 """What of a run folder travels besides what the manifest and the commit log name."""
-
-BLOCK = 2**22
 
 
 def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
@@ -40,7 +37,7 @@ def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
     partial = path.with_name(f".{path.name}.partial")
     try:
         # Stored as they are: checkpoints and shards are compressed already.
-        with run.lock(), zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
+        with refusals(path, 0), run.lock(), zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
             for name, source in files_of(run, with_latents):
                 if name in run.manifest.files:
                     run.check_file(name)
@@ -133,7 +130,7 @@ def _unpack(
     try:
         for name in members:
             below = PurePosixPath(name).relative_to(home)
-            write_file(beside / below, *_blocks(packed, members[name]))
+            write_file(beside / below, packed.read(members[name]))
         run = Run(beside)
         if run.manifest.experiment != target.name:
             found = run.manifest.experiment
@@ -150,12 +147,6 @@ def _unpack(
             target.parent.rmdir()
     sync_folder(target.parent)
     return Run(target)
-
-
-def _blocks(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
-    with packed.open(info) as file:
-        while block := file.read(BLOCK):
-            yield block
 
 
 def _settle(run: Run, target: Path) -> None:

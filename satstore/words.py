@@ -1,7 +1,7 @@
 """How states, sizes and ages are written, wherever people read them."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from satstore.manifest import StageStatus
@@ -55,6 +55,20 @@ def describe_count(number: float) -> str:
         if number >= 0.9995 * size:
             return f"{number / size:.3g} {unit}"
     return f"{number:.0f} "
+
+
+def describe_costs(costs: Mapping[str, Any]) -> str:
+    """Return what ``satstore flops`` counted, in a line."""
+    flops, training = describe_count(costs["flops"]), describe_count(costs["training_flops"])
+    return f"{costs['n_parameters']:,} parameters; {flops}FLOP per image, {training}FLOP in all of training"
+
+
+def describe_number(found: Mapping[str, float | None], key: str, form: str) -> str:
+    """Return a number, or the mark of one that was not measured, or that was and is none."""
+    if key not in found:
+        return UNKNOWN
+    value = found[key]
+    return FAILED if value is None else form.format(value)
 
 
 def _two_digits(number: float) -> str:

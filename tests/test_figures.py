@@ -188,7 +188,7 @@ def test_figure__missing_panels_say_which_command_fills_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first, *_ = read_config("figure3") if "figure3" in list_configs() else read_config("section3.3/figure3")
+    first, *_ = read_config("section3.3/figure3")
     fill(make_run(Path("logs"), "res", first))
     with pytest.raises(SystemExit) as stop:
         main(["figure", "figure3", "--run", "res", "--format", "svg"])

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from satstore.analysis.tail import find_tail
+from satstore.analysis.tail import LEAST_GAIN, TAIL_SHARE, find_tail
 
-LEAST_GAIN, TAIL_SHARE = 0.01, 0.5
 FEWEST_LAYERS = 4
 SURE = 1.96
 """Standard errors of an accuracy within which it lies, of 20 times 19."""
@@ -28,8 +27,6 @@ class Evidence:
         Those of the main path.
     accuracy, saturation
         Of the probes on the eval split, and of the train split's activations, as fractions.
-    pooling
-        That the probes were fitted at.
     unconverged
         Layers whose probes stopped early.
     border
@@ -49,7 +46,6 @@ class Evidence:
     layers: Sequence[str]
     accuracy: Sequence[float] = ()
     saturation: Sequence[float] = ()
-    pooling: str = ""
     unconverged: Sequence[str] = ()
     border: str | None = None
     knows_border: bool = False

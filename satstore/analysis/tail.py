@@ -5,12 +5,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+LEAST_GAIN, TAIL_SHARE = 0.01, 0.5
+
 
 def find_tail(
     probe_accuracy: Sequence[float | None],
     saturation: Sequence[float | None],
-    least_gain: float = 0.01,
-    share: float = 0.5,
+    least_gain: float = LEAST_GAIN,
+    share: float = TAIL_SHARE,
 ) -> int | None:
     """Return the first layer of the tail.
 

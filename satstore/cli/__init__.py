@@ -36,6 +36,7 @@ def _leave(code: int) -> None:
 
     After Ctrl-C they are stopped in the midst of their work, and some abort where they find it gone.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one has nothing left to stop
     atexit._run_exitfuncs()  # ends what works for this process, and removes temporary files
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -78,7 +79,6 @@ def _run(words: list[str], debug: bool) -> int:
     except SatstoreError as error:
         return _say(str(error), 1, debug)
     except KeyboardInterrupt as stop:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one has nothing left to stop
         code = 143 if isinstance(stop, command.Terminated) else 130
         return _say("stopped; the same command goes on where this one was", code, debug)
     except BrokenPipeError:

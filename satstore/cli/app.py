@@ -24,6 +24,10 @@ app = App(
 LogsDir = Annotated[
     Path | None, Parameter(help="logs folder; by default SATSTORE_LOGS_DIR, else the config's, else ./logs")
 ]
+Kind = Literal["layers", "training", "spectrum", "pixelwise", "projection", "evolution"]
+Quantity = Literal["saturation", "intrinsic_dimension"]
+Format = Literal["png", "svg", "pdf"]
+To = Literal["csv", "parquet", "zip"]
 RunName = Annotated[str, Parameter(help="a run id (RES), or one experiment of it (RES/<experiment>)")]
 
 
@@ -235,18 +239,21 @@ def show(
         bool, Parameter(negative="", help="say what the curves mean, and what to try, instead")
     ] = False,
     least_gain: Annotated[
-        float, Parameter(help="accuracy that a layer's probe has to gain, for the layer to add something")
-    ] = 0.01,
+        float | None,
+        Parameter(help="accuracy that a layer's probe has to gain to count; by default .01, a point"),
+    ] = None,
     tail_share: Annotated[
-        float, Parameter(help="share of the median saturation that a tail's layers stay under")
-    ] = 0.5,
+        float | None,
+        Parameter(help="share of the median saturation that a tail's layers stay under; by default .5"),
+    ] = None,
     logs_dir: LogsDir = None,
 ) -> None:
     """Show what is known of an experiment, layer by layer, and what it means."""
     from satstore.cli.look import show_advice, show_experiment
 
     if advice:
-        show_advice(run, logs_dir, json, least_gain, tail_share)
+        thresholds = {"least_gain": least_gain, "tail_share": tail_share}
+        show_advice(run, logs_dir, json, {k: v for k, v in thresholds.items() if v is not None})
     else:
         show_experiment(run, logs_dir, json)
 
@@ -263,11 +270,11 @@ def plot(
         bool, Parameter(negative="", help="draw shortcuts and the last Linear too")
     ] = False,
     kind: Annotated[
-        Literal["layers", "training", "spectrum", "pixelwise", "projection", "evolution"] | None,
+        Kind | None,
         Parameter(help="what to draw of one run; by default its layers"),
     ] = None,
     quantity: Annotated[
-        Literal["saturation", "intrinsic_dimension"] | None,
+        Quantity | None,
         Parameter(help="draw it as bars, after the last epoch, --epoch N or each: --epoch all"),
     ] = None,
     evolution: Annotated[
@@ -295,7 +302,7 @@ def figure(
     out: Annotated[
         Path | None, Parameter(help="a folder, or a file; by default the run id's folder in the logs")
     ] = None,
-    format: Annotated[Literal["png", "svg", "pdf"], Parameter(help="where --out names no file")] = "png",
+    format: Annotated[Format, Parameter(help="where --out names no file")] = "png",
     published: Annotated[
         bool, Parameter(negative="", help="draw the published values too, faintly, where there are any")
     ] = False,
@@ -390,7 +397,7 @@ def export(
     run: Annotated[str, Parameter(help="a run id (RES), or one experiment of it (RES/<experiment>)")],
     *,
     to: Annotated[
-        Literal["csv", "parquet", "zip"],
+        To,
         Parameter(help="csv and parquet: its tables; zip: all of it, which satstore import opens elsewhere"),
     ],
     out: Annotated[Path | None, Parameter(help="a folder; by default this one")] = None,

@@ -8,7 +8,7 @@ from satstore.cli.console import say
 from satstore.cli.progress import Bar
 from satstore.commits import is_anything
 from satstore.config import pooling_key
-from satstore.errors import ConfigError, NotFoundError
+from satstore.errors import ConfigError
 from satstore.events import Event
 from satstore.logs import open_run
 from satstore.manifest import drawn_layers
@@ -73,23 +73,12 @@ def _number(value: float) -> float | None:
 
 
 def choose_pooling(runs: list[Run], pooling: str | None) -> str:
-    """Return a pooling that both runs have latents at, the one asked for or the first.
-
-    Raises
-    ------
-    NotFoundError
-        If there is none; the message names the command.
-    """
-    held = [[key for key in run.manifest.latents if "/" not in key] for run in runs]
-    both = [key for key in held[0] if key in held[1] and key != "pixelwise"]
-    wanted = pooling_key(pooling) if pooling else (both[0] if both else held[0][0] if held[0] else "pool4")
-    for run, keys in zip(runs, held, strict=True):
-        if wanted not in keys:
-            raise NotFoundError(
-                f"{run.name} has no latents {wanted!r} (stored: {', '.join(keys) or 'none'}); "
-                f"write them with: {run.extraction(wanted)}"
-            )
-    return wanted
+    """Return the pooling asked for, or the first that both runs have latents at, or the first of one."""
+    if pooling:
+        return pooling_key(pooling)
+    held = [[key for key in run.manifest.latents if "/" not in key and key != "pixelwise"] for run in runs]
+    both = [key for key in held[0] if key in held[1]]
+    return next(iter([*both, *held[0], *held[1], "pool4"]))
 
 
 def check_samples(runs: list[Run], key: str, split: str) -> None:

@@ -6,15 +6,16 @@ import platform
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
 from satstore.cli.console import say
+from satstore.files import free_disk, nearest_folder
 from satstore.logs import find_logs_dir
-from satstore.resources import available_memory, free_disk
+from satstore.resources import available_memory
 from satstore.words import describe_size
 
 State = Literal["ok", "note", "bad"]
@@ -151,8 +152,7 @@ def check_data() -> Iterator[Check]:
 
 def check_logs(folder: Path) -> Iterator[Check]:
     """Look whether runs can be written, locked and synced, and how much room there is."""
-    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
-    problem = _try_writing(place)
+    problem = _try_writing(nearest_folder(folder))
     if problem:
         yield Check("logs folder", "bad", f"{folder.absolute()}: {problem}; choose another with --logs-dir")
         return
@@ -168,14 +168,11 @@ def _try_writing(place: Path) -> str:
 
     from satstore.files import write_file
 
-    steps: list[Callable[[Path], object]] = [
-        lambda folder: write_file(folder / "file", b"content"),
-        lambda folder: FileLock(folder / "lock", timeout=0).acquire().lock.release(),
-    ]
     try:
         with tempfile.TemporaryDirectory(prefix=".satstore-", dir=place) as name:
-            for step in steps:
-                step(Path(name))
+            write_file(Path(name) / "file", b"content")
+            with FileLock(Path(name) / "lock", timeout=0):
+                pass
     except (OSError, NotImplementedError) as error:
         return " ".join(str(error).split())
     return ""

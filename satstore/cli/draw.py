@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from satstore.cli.console import say
 from satstore.config import ExperimentConfig, find_config, list_configs, read_config
@@ -15,17 +15,15 @@ from satstore.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Kind = Literal["layers", "training", "spectrum", "pixelwise", "projection", "evolution"]
-Quantity = Literal["saturation", "intrinsic_dimension"]
-Format = Literal["png", "svg", "pdf"]
+    from satstore.cli.app import Format, Kind, Quantity
 
 
 @dataclass(frozen=True)
 class PlotOptions:
     """What ``satstore plot`` draws; see its flags."""
 
-    kind: Kind | None = None
-    quantity: Quantity | None = None
+    kind: "Kind | None" = None
+    quantity: "Quantity | None" = None
     all_layers: bool = False
     evolution: bool = False
     by_depth: bool = False
@@ -141,7 +139,7 @@ def plot_epochs(run: Run, out: Path | None, o: PlotOptions) -> Path:
 
 
 def draw_figure(
-    name: str, run_id: str, out: Path | None, kind: Format, published: bool, logs_dir: Path | None
+    name: str, run_id: str, out: Path | None, kind: "Format", published: bool, logs_dir: Path | None
 ) -> None:
     """Draw a figure of the paper, or of any config, from the runs that it describes; say what is missing.
 
@@ -151,6 +149,7 @@ def draw_figure(
         If there is no such config.
     """
     from satstore.plots import Panel, plot_paper_figure, plot_relative, save_figure, tabulate_relative
+    from satstore.plots.style import KINDS
 
     check_run_id(run_id)
     panels = []
@@ -159,7 +158,7 @@ def draw_figure(
         words += [] if logs_dir is None else ["--logs-dir", str(logs_dir)]
         panels += [Panel(c, find_run(c, run_id, logs_dir), shlex.join(words)) for c in read_config(source)]
     stem = Path(name).stem
-    if out is not None and out.suffix.lower() in (".png", ".svg", ".pdf"):
+    if out is not None and out.suffix.lower().removeprefix(".") in KINDS:
         path = out
     else:
         path = (out or find_logs_dir(logs_dir, panels[0].config) / run_id) / f"{stem}.{kind}"

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from satstore.errors import ConfigError, CorruptError
 from satstore.logs import find_logs_dir, list_runs, open_run
 from satstore.registry import REGISTRIES, STAGES
 from satstore.run import Run
-from satstore.words import FAILED, MARKS, UNKNOWN, describe_age, describe_count, describe_size
+from satstore.words import FAILED, MARKS, describe_age, describe_costs, describe_number, describe_size
 
 
 def list_experiments(logs_dir: Path | None, as_json: bool) -> None:
@@ -99,7 +100,7 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
     console = make_console()
     config, manifest = run.config, run.manifest
     console.print(f"{run.name}")
-    console.print(f"  {config.model} on {config.dataset} at {config.resolution} px, {config.optimizer}")
+    console.print(f"  {config.title}, {config.optimizer}")
     console.print(f"  epochs {manifest.summary.epochs_done}/{config.epoch}", end="")
     accuracy = manifest.summary.test_accuracy
     console.print("" if accuracy is None else f", test accuracy {accuracy:.2%}")
@@ -108,12 +109,9 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
     if manifest.layers:
         console.print()
         print_layers(console, run)
-    if run.has_file("computational_info.json"):
-        info = json.loads(run.read_file("computational_info.json"))
-        console.print(
-            f"{info['n_parameters']:,} parameters; {describe_count(info['flops'])}FLOP per image, "
-            f"{describe_count(info['training_flops'])}FLOP in all of training"
-        )
+    costs = run.costs()
+    if costs is not None:
+        console.print(describe_costs(costs))
     if run.has_file("receptive_field.csv"):
         found = manifest.summary.border_layer, manifest.summary.strict_border_layer
         border, strict = (layer or "none" for layer in found)
@@ -129,9 +127,7 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
             console.print(f"{stage} failed: {record.error or 'its process ended without a word'}")
 
 
-def show_advice(
-    name: str, logs_dir: Path | None, as_json: bool, least_gain: float, tail_share: float
-) -> None:
+def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Mapping[str, float]) -> None:
     """Print what an experiment's curves mean, and what to try.
 
     Raises
@@ -139,18 +135,18 @@ def show_advice(
     ConfigError
         If a threshold is none.
     """
-    for flag, value in (("--least-gain", least_gain), ("--tail-share", tail_share)):
+    for key, value in thresholds.items():
         if not 0 <= value < math.inf:
-            raise ConfigError(f"{flag} {value:g}: expected a number from 0 on")
+            raise ConfigError(f"--{key.replace('_', '-')} {value:g}: expected a number from 0 on")
     from satstore.advice import advise_on
 
     run = open_run(name, logs_dir)
-    advice = advise_on(run, least_gain, tail_share)
+    advice = advise_on(run, **thresholds)
     if as_json:
         print(json.dumps(asdict(advice), indent=1))  # noqa: T201
         return
     console = make_console()
-    console.print(f"{run.name}: {run.config.model} on {run.config.dataset} at {run.config.resolution} px")
+    console.print(f"{run.name}: {run.config.title}")
     for line in advice.lines():
         console.print(line)
 
@@ -167,17 +163,15 @@ def print_layers(console: Console, run: Run) -> None:
     for name in ("features", "dimension", "saturation", *(f"probe {key}" for key in keys)):
         table.add_column(name, justify="right", no_wrap=True)
         table.add_column("", no_wrap=True)  # its bars
+    summary = run.manifest.summary
     for layer in layers:
-        dimension, name = layer["intrinsic_dimension"], layer["layer"]
+        name = layer["layer"]
         cells = [f"{layer['n_features']}", draw_bar(layer["n_features"] / widest)]
-        none = FAILED if name in run.manifest.summary.saturation else UNKNOWN
-        cells += as_cells(dimension, None if dimension is None else dimension / deepest, "{:d}", none)
-        cells += as_cells(layer["saturation"], layer["saturation"], none=none)
+        cells += as_cells(summary.intrinsic_dimension, name, "{:d}", deepest)
+        cells += as_cells(summary.saturation, name)
         for key in keys:
-            accuracy = layer["probe_accuracy"].get(key)
             mark = "*" if (key, name) in unconverged else ""
-            none = FAILED if key in layer["probe_accuracy"] else UNKNOWN
-            cells += as_cells(accuracy, accuracy, "{:.1%}" + mark, none)
+            cells += as_cells(summary.probe_accuracy[key], name, "{:.1%}" + mark)
         table.add_row(name, *cells)
         has_failed |= FAILED in cells
     console.print(table)
@@ -201,10 +195,11 @@ def find_unconverged(run: Run, keys: list[str]) -> set[tuple[str, str]]:
 
 
 def as_cells(
-    value: float | None, share: float | None, form: str = "{:.1%}", none: str = UNKNOWN
+    found: Mapping[str, float | None], layer: str, form: str = "{:.1%}", whole: float = 1
 ) -> list[str]:
-    """Return a number and the bar of a share in [0, 1]; a mark where there is none."""
-    return [none, ""] if value is None or share is None else [form.format(value), draw_bar(share)]
+    """Return a layer's number and the bar of its share of a whole; a mark where there is none."""
+    value = found.get(layer)
+    return [describe_number(found, layer, form), "" if value is None else draw_bar(value / whole)]
 
 
 def draw_bar(share: float, width: int = 8) -> str:

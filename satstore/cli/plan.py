@@ -29,11 +29,12 @@ from satstore.estimate import (
     store_bytes,
     stored_ratios,
 )
+from satstore.files import free_disk
 from satstore.logs import find_logs_dir
 from satstore.memory import resident_bytes
 from satstore.model_plan import ModelPlan, plan_model
 from satstore.registry import DATASETS
-from satstore.resources import available_memory, free_disk
+from satstore.resources import available_memory
 from satstore.words import describe_duration, describe_size
 
 if TYPE_CHECKING:

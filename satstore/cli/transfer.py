@@ -1,17 +1,18 @@
 """``satstore export`` and ``import``: runs and their tables, for other machines and other tools."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 from satstore.cli.console import say
 from satstore.errors import ConfigError, NotFoundError
 from satstore.logs import find_logs_dir, find_runs
 from satstore.run import Run
 
-To = Literal["csv", "parquet", "zip"]
+if TYPE_CHECKING:
+    from satstore.cli.app import To
 
 
-def export_runs(name: str, to: To, out: Path | None, latents: bool, logs_dir: Path | None) -> None:
+def export_runs(name: str, to: "To", out: Path | None, latents: bool, logs_dir: Path | None) -> None:
     """Write each experiment's tables into a folder, or pack each into a zip file; print what was written.
 
     Raises
@@ -34,7 +35,7 @@ def export_runs(name: str, to: To, out: Path | None, latents: bool, logs_dir: Pa
                 say(path)
 
 
-def write_tables(run: Run, to: To, folder: Path) -> list[Path]:
+def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
     """Write a run's tables as CSV or Parquet, and return their paths."""
     import io
 

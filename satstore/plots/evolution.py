@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from satstore.errors import NotFoundError
 from satstore.manifest import split_probe_key
 from satstore.plots.layers import shown_layers
-from satstore.plots.style import MODEL, describe_experiment, finish_axes
+from satstore.plots.style import MODEL, finish_axes
 from satstore.run import Run
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
             reached["epoch"], reached["eval_accuracy"], color=MODEL, linestyle="--", linewidth=1
         )
         names.append("model accuracy")
-    figure.suptitle(describe_experiment(run.config), fontsize=11)
+    figure.suptitle(run.config.title, fontsize=11)
     figure.legend(
         lines, names, loc="outside right center", ncols=-(-len(names) // 20), frameon=False, fontsize=7
     )

@@ -13,7 +13,6 @@ from satstore.plots.style import (
     MARKERS,
     MODEL,
     RUN_MARKERS,
-    describe_experiment,
     finish_axes,
     legend_below,
     name_places,
@@ -51,7 +50,7 @@ def plot_layers(
     if not draw_layers(axes, run, layers, delta, epoch):
         raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
     at = "" if epoch is None or epoch == run.last_epoch else f", epoch {epoch}"
-    axes.set_title(f"{describe_experiment(run.config)}{at}", fontsize=11)
+    axes.set_title(f"{run.config.title}{at}", fontsize=11)
     legend_below(figure, [axes])
     return figure
 
@@ -131,7 +130,7 @@ def plot_comparison(
         for axes, curve in zip(panels, curves, strict=True):
             if curve is not None:
                 n_drawn += 1
-                draw_curve(axes, places, layers, curve, label=describe_experiment(run.config), **look)
+                draw_curve(axes, places, layers, curve, label=run.config.title, **look)
     if not n_drawn:
         raise NotFoundError("none of these runs has anything to draw yet; run: satstore saturation --run RES")
     for axes, title in zip(panels, ("saturation", "probe accuracy"), strict=True):

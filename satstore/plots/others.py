@@ -16,7 +16,6 @@ from satstore.plots.layers import shown_layers
 from satstore.plots.style import (
     MARKERS,
     MODEL,
-    describe_experiment,
     finish_axes,
     legend_below,
     name_places,
@@ -56,7 +55,7 @@ def plot_training(run: Run) -> Figure:
             axes.set_ylabel(measure)
             axes.set_ylim(bottom=0)
             tidy_axes(axes)
-    figure.suptitle(describe_experiment(run.config), fontsize=11)
+    figure.suptitle(run.config.title, fontsize=11)
     legend_below(figure, list(panels))
     return figure
 
@@ -91,7 +90,7 @@ def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) 
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the eigendirections, largest first")
     finish_axes(axes, "share of the variance explained")
-    axes.set_title(f"{describe_experiment(run.config)}, epoch {epoch}, train split", fontsize=10)
+    axes.set_title(f"{run.config.title}, epoch {epoch}, train split", fontsize=10)
     lines, names = axes.get_legend_handles_labels()
     figure.legend(
         lines, names, loc="outside right center", ncols=-(-len(names) // 24), frameon=False, fontsize=7
@@ -133,7 +132,7 @@ def plot_projection(run: Run) -> Figure:
     name_places(axes, range(len(deltas)), [f"{delta:g}" for delta in deltas])
     axes.set_xlabel("delta")
     finish_axes(axes, "test accuracy")
-    axes.set_title(f"{describe_experiment(run.config)}: projected", fontsize=10)
+    axes.set_title(f"{run.config.title}: projected", fontsize=10)
     legend_below(figure, [axes])
     return figure
 
@@ -172,7 +171,7 @@ def plot_epoch(
         axes.set_ylabel("intrinsic dimension")
         tidy_axes(axes)
     shown = run.config.delta if delta is None else delta
-    axes.set_title(f"{describe_experiment(run.config)}, epoch {epoch}, delta {shown:g}", fontsize=10)
+    axes.set_title(f"{run.config.title}, epoch {epoch}, delta {shown:g}", fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
@@ -190,8 +189,8 @@ def plot_cka(
     image = axes.imshow(cka, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
     axes.set_yticks(range(len(rows)), rows, fontsize=7)
-    axes.set_xlabel(describe_experiment(second), fontsize=8)
-    axes.set_ylabel(describe_experiment(first), fontsize=8)
+    axes.set_xlabel(second.title, fontsize=8)
+    axes.set_ylabel(first.title, fontsize=8)
     for y, x in zip(*np.nonzero(np.isnan(cka)), strict=True):
         axes.text(x, y, "✗", ha="center", va="center", fontsize=7)
     bar = figure.colorbar(image, ax=axes)

@@ -11,14 +11,16 @@ from satstore.colors import PROBES, SATURATION
 from satstore.config import ExperimentConfig, pooling_key
 from satstore.plots.layers import draw_layers, model_accuracy, shown_layers
 from satstore.plots.pixelwise import N_COLUMNS, PIXELWISE, draw_maps, pixelwise_maps
-from satstore.plots.style import MODEL, NOTE, describe_experiment
+from satstore.plots.style import MODEL, NOTE, legend_below
 from satstore.published import ACCURACY, CURVES
 from satstore.run import Run
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import SubFigure
+    from numpy.typing import NDArray
 
 PANEL = (3.5, 2.75)
 """Inches, of one panel: a column of a two-column page."""
@@ -53,7 +55,7 @@ class Panel:
         if "probe" in stages:
             keys = [pooling_key(pooling) for pooling in self.config.pooling]
             lacking += [f"probes at {key}" for key in keys if not run.has_file(f"probe-{key}.csv")]
-        if "receptive_field" in {stage.replace("-", "_") for stage in stages}:
+        if "receptive-field" in stages:
             lacking += [] if run.has_file("receptive_field.csv") else ["receptive field"]
         return lacking
 
@@ -87,7 +89,8 @@ def plot_paper_figure(panels: Sequence[Panel], published: bool = False) -> Figur
     panels = drop_repeated(panels)
     n_columns = len(panels) if len(panels) <= 3 else 2
     n_rows = -(-len(panels) // n_columns)
-    heights = [_map_height(panel) for panel in panels]
+    maps = [_maps_of(panel) for panel in panels]
+    heights = [0.3 + 1.25 * -(-len(found) // N_COLUMNS) if found else 0.0 for found in maps]
     width = PANEL[0] * n_columns if not any(heights) else max(PANEL[0] * n_columns, 2 * PANEL[0])
     figure = Figure(figsize=(width, PANEL[1] * n_rows + sum(heights) + 0.5), layout="constrained")
     top: Figure | SubFigure = figure
@@ -100,21 +103,20 @@ def plot_paper_figure(panels: Sequence[Panel], published: bool = False) -> Figur
     drawn = list(zip(panels, grid.flat, strict=False))
     for panel, axes in drawn:
         draw_panel(axes, panel, published)
-    with_maps = [panel for panel, height in zip(panels, heights, strict=True) if height]
-    for panel, part in zip(with_maps, below, strict=True):
+    for (panel, found), part in zip(
+        [pair for pair in zip(panels, maps, strict=True) if pair[1]], below, strict=True
+    ):
         assert panel.run is not None
-        layers = shown_layers(panel.run)
-        draw_maps(part, pixelwise_maps(panel.run, layers), layers, model_accuracy(panel.run, None), SIZE)
-    _explain(figure, [axes for _, axes in drawn])
+        draw_maps(part, found, shown_layers(panel.run), model_accuracy(panel.run, None), SIZE)
+    legend_below(figure, [axes for _, axes in drawn], SIZE, _without_value)
     return figure
 
 
-def _map_height(panel: Panel) -> float:
-    """Return the inches that a panel's heat maps take; 0 where there are none."""
+def _maps_of(panel: Panel) -> "dict[str, NDArray[np.float64]]":
+    """Return a panel's heat maps, where its config has any."""
     if panel.run is None or PIXELWISE not in panel.config.pooling:
-        return 0.0
-    n_maps = len(pixelwise_maps(panel.run, shown_layers(panel.run)))
-    return 0.3 + 1.25 * -(-n_maps // N_COLUMNS) if n_maps else 0.0
+        return {}
+    return pixelwise_maps(panel.run, shown_layers(panel.run))
 
 
 def _stack(figure: Figure, heights: Sequence[float]) -> "list[SubFigure]":
@@ -124,7 +126,7 @@ def _stack(figure: Figure, heights: Sequence[float]) -> "list[SubFigure]":
 
 def draw_panel(axes: "Axes", panel: Panel, published: bool) -> None:
     """Draw one experiment, or an empty frame that says which command fills it."""
-    axes.set_title(describe_experiment(panel.config), fontsize=SIZE)
+    axes.set_title(panel.config.title, fontsize=SIZE)
     axes.tick_params(labelsize=SIZE - 1)
     run, is_drawn = panel.run, False
     if run is not None and run.layers:
@@ -183,18 +185,9 @@ def draw_published(axes: "Axes", config: ExperimentConfig, n_layers: int) -> Non
         axes.plot([n_layers - 0.62], [ACCURACY[setting]], "<", color=MODEL, label=label, **faint)
 
 
-def _explain(figure: Figure, panels: "Sequence[Axes]") -> None:
-    """Explain below what is the same in all panels; the models' accuracies differ, and are theirs."""
-    lines: dict[str, Any] = {}
-    for line in (line for axes in panels for line in axes.get_lines()):
-        label = f"{line.get_label()}"
-        if not label.startswith("_"):
-            lines.setdefault("model accuracy" if label.startswith("model accuracy") else label, line)
-    if lines:
-        longest = max(map(len, lines)) * SIZE * 0.55 + 45
-        look: Any = {"frameon": False, "fontsize": SIZE}
-        look["ncols"] = min(len(lines), max(1, int(figure.get_figwidth() * 72 / longest)))
-        figure.legend(lines.values(), lines.keys(), loc="outside lower center", **look)
+def _without_value(label: str) -> str:
+    """Return a label for all panels: the models' accuracies differ, and are said in each."""
+    return "model accuracy" if label.startswith("model accuracy") else label
 
 
 # Table 1

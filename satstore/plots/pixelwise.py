@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from satstore.errors import NotFoundError
 from satstore.plots.layers import model_accuracy, shown_layers
-from satstore.plots.style import describe_experiment
 from satstore.run import Run
 
 if TYPE_CHECKING:
@@ -79,6 +78,6 @@ def plot_pixelwise(run: Run, all_layers: bool = False) -> Figure:
     n_rows = -(-len(maps) // N_COLUMNS)
     width = 1.6 + 1.35 * min(N_COLUMNS, max(3, len(maps)))
     figure = Figure(figsize=(width, max(3.0, 0.8 + 1.6 * n_rows)), layout="constrained")
-    figure.suptitle(f"{describe_experiment(run.config)}: pixelwise probes", fontsize=10)
+    figure.suptitle(f"{run.config.title}: pixelwise probes", fontsize=10)
     draw_maps(figure, maps, layers, model_accuracy(run, None))
     return figure

@@ -1,16 +1,17 @@
 """What all figures share: markers, axes of shares, titles, and how they are written."""
 
 import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from satstore.config import ExperimentConfig
 from satstore.errors import ConfigError
 from satstore.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 MARKERS = ("s", "^", "D", "v", "P")
 MODEL = "#000000"
@@ -18,11 +19,6 @@ NOTE = "#666666"
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 KINDS = ("png", "svg", "pdf")
-
-
-def describe_experiment(config: ExperimentConfig) -> str:
-    """Return what an experiment is, for titles and legends."""
-    return f"{config.model} on {config.dataset} at {config.resolution} px"
 
 
 def finish_axes(axes: "Axes", label: str) -> None:
@@ -61,10 +57,24 @@ def name_places(
     axes.set_xlim(-0.5, len(names) - 0.5)
 
 
-def legend_below(figure: "Figure", axes: "list[Axes]", size: float = 8) -> None:
-    """Explain the lines of some axes below them: inside, it would cover one curve or the other."""
-    lines = {line.get_label(): line for part in axes for line in part.get_lines()}
-    shown = {f"{label}": line for label, line in lines.items() if not f"{label}".startswith("_")}
+def legend_below(
+    figure: "Figure",
+    axes: "Sequence[Axes]",
+    size: float = 8,
+    name: Callable[[str], str] = lambda label: label,
+) -> None:
+    """Explain the lines of some axes below them: inside, it would cover one curve or the other.
+
+    Parameters
+    ----------
+    name
+        From a line's label to its name here; of those of one name, the first is shown.
+    """
+    shown: dict[str, Line2D] = {}
+    for line in (line for part in axes for line in part.get_lines()):
+        label = f"{line.get_label()}"
+        if not label.startswith("_"):
+            shown.setdefault(name(label), line)
     if not shown:
         return
     # As many side by side as fit the width: a label takes about half its font size per letter.

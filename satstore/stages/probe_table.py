@@ -39,12 +39,6 @@ def latents_digest(run: Run, key: str, layer: str) -> str | None:
     return None if None in digests else hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
 
 
-def read_rows(run: Run, key: str) -> list[dict[str, Any]]:
-    """Return a table's rows as text, so that a row that is kept stays as it is to the last digit."""
-    name = f"probe-{key}.csv"
-    return list(csv.DictReader(io.StringIO(run.read_file(name).decode()))) if run.has_file(name) else []
-
-
 def write_rows(run: Run, key: str, rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Return a table with its rows in forward order of the layers, then by position."""
     forward = {layer: index for index, layer in enumerate(run.layers)}
@@ -71,7 +65,7 @@ def begin(run: Run, key: str, layers: Collection[str], settings: ProbesRecord) -
     same = known.settings == settings.settings and run.has_file(name)
     kept = {layer: of for layer, of in known.layers.items() if same and layer not in layers}
     # Unless some are kept, the old table isn't read: it may be the damaged one that is to be replaced.
-    rows = [row for row in read_rows(run, key) if row["layer"] in kept] if kept else []
+    rows = [row for row in run.rows(f"probe-{key}") if row["layer"] in kept] if kept else []
 
     def change(manifest: Manifest) -> None:
         if not rows:
@@ -95,7 +89,7 @@ def commit(run: Run, key: str, layer: str, fitted: Fitted) -> None:
     if fitted.arrays:
         AnalysisStore(run.analysis_path, run.commits).write_probe(key, layer, fitted.arrays)
     warn(run, key, layer, fitted.rows)
-    rows = [row for row in read_rows(run, key) if row["layer"] != layer] + list(fitted.rows)
+    rows = [row for row in run.rows(f"probe-{key}") if row["layer"] != layer] + list(fitted.rows)
     found = [row["eval_accuracy"] for row in fitted.rows if "eval_accuracy" in row]
     digest = latents_digest(run, key, layer)
     assert digest is not None

@@ -31,7 +31,7 @@ class StageParameters(BaseModel):
     """A stage's parameters: its command's flags, its form in the terminal app, its record in the manifest."""
 
     # A URL that is refused for the credentials in it must not be repeated.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, defer_build=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 def _parse_bytes(_: Any, tokens: Any) -> int:
