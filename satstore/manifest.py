@@ -102,7 +102,7 @@ class LatentsRecord(_Record):
     """The latents of one key; the digests say of which checkpoint and what was written.
 
     ``layers`` holds each split's layers and the digest of their files. Earlier versions recorded none, and
-    stored all layers of both splits.
+    stored all layers of both splits. Of latents that were imported, the checkpoint's digest is empty.
     """
 
     checkpoint_sha256: str
@@ -112,6 +112,15 @@ class LatentsRecord(_Record):
     size_bytes: int
     n_train: int
     n_eval: int
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether other software extracted them, of weights that are not known here."""
+        return not self.checkpoint_sha256
+
+
+IMPORTED = "imported"
+"""In place of the digest of the latents that a layer's probe was fitted on: other software fitted it."""
 
 
 class ProbesRecord(_Record):

@@ -163,7 +163,7 @@ def check_data(run: Run, data: ImageData) -> None:
     """
     known = run.manifest.dataset
     check_origins(run)
-    if known and known.fingerprint != data.fingerprint:
+    if known and known.fingerprint not in (data.fingerprint, ""):  # of an import, it is not known
         raise CorruptError(
             f"{run.name} was trained on other data than {data.name} in {run.config.data_dir} is now "
             f"(fingerprint {known.fingerprint[:12]}, found {data.fingerprint[:12]}); use another run id"

@@ -16,7 +16,8 @@ from test_disk import call
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.logs import list_runs
 from satstore.models.build import build_model
-from satstore.phd_lab import import_logs, name_table
+from satstore.phd_lab import import_logs
+from satstore.phd_lab.tables import name_table
 from satstore.pipeline import make_plan, run_stages
 from satstore.plots import plot_evolution, plot_layers
 from satstore.session import load_model

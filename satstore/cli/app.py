@@ -419,12 +419,18 @@ def import_(
     ],
     *,
     run_id: Annotated[str | None, Parameter(help="by default that which it had")] = None,
+    latents: Annotated[
+        bool,
+        Parameter(
+            negative="", help="of phd-lab: its latents too, from the folder or latent_datasets beside it"
+        ),
+    ] = False,
     logs_dir: LogsDir = None,
 ) -> None:
     """Open a run that was packed elsewhere, or runs of phd-lab; all is checked before any appears."""
     from satstore.cli.transfer import import_runs
 
-    import_runs(path, run_id, logs_dir)
+    import_runs(path, run_id, latents, logs_dir)
 
 
 @app.command

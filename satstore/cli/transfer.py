@@ -61,16 +61,29 @@ def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
     return written
 
 
-def import_runs(path: Path, run_id: str | None, logs_dir: Path | None) -> None:
-    """Unpack a run, or read a folder of phd-lab's logs, and say what the runs are called."""
+def import_runs(path: Path, run_id: str | None, latents: bool, logs_dir: Path | None) -> None:
+    """Unpack a run, or read a folder of phd-lab's logs, and say what the runs are called.
+
+    Raises
+    ------
+    ConfigError
+        If latents are asked for of a run that is packed, which has its own with it.
+    """
     if path.is_dir():
+        from satstore.cli.progress import Bar
         from satstore.phd_lab import import_logs
 
-        for run in import_logs(path, find_logs_dir(logs_dir), run_id):
+        with Bar() as bar:
+            runs = import_logs(path, find_logs_dir(logs_dir), run_id, latents=latents, listener=bar.listen)
+        for run in runs:
             say(f"{run.name}")
             for warning in run.manifest.warnings[1:]:
                 say(f"satstore: warning: {warning}", is_error=True)
         return
+    if latents:
+        raise ConfigError(
+            f"--latents is for a folder of phd-lab's logs; {path} brings the latents packed in it"
+        )
     from satstore.transfer import unpack_run
 
     run = unpack_run(path, find_logs_dir(logs_dir), run_id)

@@ -7,10 +7,9 @@ from pydantic import Field
 
 from satstore.config import pooling_key
 from satstore.errors import ConfigError
-from satstore.files import FORMAT_VERSION
 from satstore.latent_key import split_latents_key
 from satstore.location import Folder, join, locate
-from satstore.manifest import LATENTS, LatentsRecord, Manifest, checkpoint_name
+from satstore.manifest import LATENTS, Manifest, checkpoint_name
 from satstore.memory import forget_peak, peak_bytes, resident_bytes
 from satstore.run import Run
 from satstore.stages.latent_plan import (
@@ -91,7 +90,7 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     device = session.choose_device(parameters.device or run.config.device)
     data = session.load_data(run.config, run.manifest.dataset)
     session.check_data(run, data)
-    if run.manifest.dataset is None:
+    if run.manifest.dataset is None or not run.manifest.dataset.fingerprint:  # imported
         session.adopt(run, data, device)
     if not parameters.force:
         check_resources(run, plans, data, parameters)
@@ -292,21 +291,13 @@ def open_writer(
 ) -> "LatentWriter":
     """Open a run's store for one split, with shards that fit the memory."""
     from satstore.store import LatentWriter, choose_shard_rows
+    from satstore.store.records import describe_store
 
-    assert run.manifest.dataset is not None
     epoch = split_latents_key(next(iter(shapes)))[1]
-    attributes = {
-        "format_version": FORMAT_VERSION,
-        "run_id": run.run_id,
-        "experiment": run.experiment,
-        "config": run.manifest.config,
-        "layers": run.layers,
-        "classes": run.manifest.dataset.classes,
-    }
     return LatentWriter(
         run.latents_location,
         run.commits,
-        attributes,
+        describe_store(run.manifest),
         {"checkpoint_sha256": run.manifest.files[checkpoint_name(epoch)].sha256},
         shapes,
         split,
@@ -320,31 +311,24 @@ def open_writer(
 
 def commit(run: Run, plans: Sequence[PoolingPlan], data: "ImageData") -> None:
     """Commit whole layers to the manifest."""
-    from satstore.store.layout import encode_layer
+    from satstore.store.records import describe_latents
 
     committed = run.commits.read(run.latents_location.name)
 
     def change(manifest: Manifest) -> None:
         for plan in plans:
             old = manifest.latents.get(plan.key)
-            layers: dict[str, dict[str, str]] = {}
+            layers: dict[str, list[str]] = {}
             for split in SPLITS:
                 known = {*(old.layers.get(split, ()) if old else ()), *plan.missing.get(split, ())}
-                path = f"{plan.key}/{split}"
-                ids = f"{path}/label", f"{path}/sample_id"
-                layers[split] = {
-                    layer: committed.digest(f"{path}/{encode_layer(layer)}", *ids)
-                    for layer in run.layers
-                    if layer in known
-                }
-            manifest.latents[plan.key] = LatentsRecord(
+                layers[split] = [layer for layer in run.layers if layer in known]
+            manifest.latents[plan.key] = describe_latents(
+                committed,
+                plan.key,
+                layers,
                 checkpoint_sha256=manifest.files[checkpoint_name(plan.epoch)].sha256,
                 mantissa_bits=plan.mantissa_bits,
-                layers=layers,
-                digest=committed.digest(plan.key),
-                size_bytes=sum(d.size_bytes for d in committed.under(plan.key).values()),
-                n_train=len(data.train),
-                n_eval=len(data.eval),
+                n_samples={"train": len(data.train), "eval": len(data.eval)},
             )
             manifest.re_extractable.pop(plan.key, None)
 

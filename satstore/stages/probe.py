@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from pydantic import AfterValidator, Field
 
 from satstore.errors import ConfigError, SatstoreError
-from satstore.manifest import EPOCH_PART, ProbesRecord, probe_key, split_probe_key
+from satstore.manifest import EPOCH_PART, IMPORTED, ProbesRecord, probe_key, split_probe_key
 from satstore.run import Run
 from satstore.stages.latent_plan import layers_at
 from satstore.stages.stage import (
@@ -104,7 +104,9 @@ def pending_layers(run: Run, key: str, parameters: ProbeParameters) -> list[str]
     known = run.manifest.probes.get(key)
     if known is None or not run.has_file(f"probe-{key}.csv"):
         return wanted
-    current = [layer for layer, of in known.layers.items() if of == latents_digest(run, key, layer)]
+    current = [
+        layer for layer, of in known.layers.items() if of in (IMPORTED, latents_digest(run, key, layer))
+    ]
     kept = [layer for layer in current if not (parameters.overwrite and layer in wanted)]
     if kept and known.settings != settings_of(parameters).settings:
         C, tol, max_iter = known.settings

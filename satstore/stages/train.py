@@ -54,7 +54,8 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
         done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
         check_kept(run, (epoch for epoch in run.config.latent_epochs if epoch < done))
         return [f"epochs {done + 1} to {run.config.epoch}"]
-    run.check_file(CHECKPOINT)
+    if run.has_file(CHECKPOINT) or not run.is_imported:  # weights are not always part of an import
+        run.check_file(CHECKPOINT)
     if run.was_cut_off(STAGE.key) and (
         run.was_cut_off(flops.STAGE.key) or flops.pending(run, flops.FlopsParameters())
     ):

@@ -13,12 +13,15 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
 from satstore.analysis.rows import BlockRows, Floats
-from satstore.errors import UnknownNameError
+from satstore.errors import NotFoundError, UnknownNameError
 from satstore.latent_key import EPOCHS, latents_key
 from satstore.location import Location, locate
 from satstore.registry import suggest
 from satstore.store.layout import Array, encode_layer, get_array, open_root, reading, reading_metadata
 from satstore.store.shards import ShardReader, open_shards
+
+NO_SAMPLE_ID = -1
+"""In place of a sample id where none is known: of latents that other software extracted."""
 
 
 class LatentArray:
@@ -155,8 +158,20 @@ class LatentSplit(Mapping[str, LatentArray]):
 
     @cached_property
     def sample_ids(self) -> NDArray[np.int64]:
-        """The index of each sample in its dataset."""
-        return self._read("sample_id")
+        """The index of each sample in its dataset.
+
+        Raises
+        ------
+        NotFoundError
+            If the latents carry none, because other software extracted them.
+        """
+        found = self._read("sample_id")
+        if (found == NO_SAMPLE_ID).any():
+            raise NotFoundError(
+                f"{self._group.store_path}: these latents were imported and carry no sample ids, so that it "
+                "is not known which image is which; for latents that do: satstore extract --overwrite"
+            )
+        return found
 
     def _read(self, name: str) -> NDArray[np.int64]:
         array = get_array(self._group, name)

@@ -15,10 +15,11 @@ from satstore.errors import CorruptError, NotFoundError
 from satstore.files import Digest
 from satstore.latent_key import key_above, split_latents_key
 from satstore.location import Location
-from satstore.manifest import checkpoint_name
+from satstore.manifest import IMPORTED, checkpoint_name
 from satstore.run import Run
 from satstore.store import StoredArray, digest_labels
 from satstore.store.check import Finiteness
+from satstore.store.latents import NO_SAMPLE_ID
 from satstore.verify.finding import Finding, note
 
 KEPT = frozenset({"label", "sample_id", "mean", "std"})
@@ -224,7 +225,7 @@ class LatentsCheck(StoreCheck):
             elif self.committed.digest(pooling) != record.digest:
                 yield Finding(f"{pooling} has other files in the commit log than the manifest says", again)
             checkpoint = manifest.files.get(checkpoint_name(split_latents_key(pooling)[1]))
-            if checkpoint is not None and checkpoint.sha256 != record.checkpoint_sha256:
+            if checkpoint is not None and record.checkpoint_sha256 not in (checkpoint.sha256, ""):
                 yield Finding(f"{pooling} is of another checkpoint than the run's", self.repair(pooling))
         for pooling in [] if self.run.is_being_written else self._unfinished():
             yield Finding(f"{pooling} is not finished ({self._progress(pooling)})", self.repair(pooling))
@@ -259,6 +260,8 @@ class LatentsCheck(StoreCheck):
         if labels.min() < 0 or labels.max() >= len(dataset.classes):
             wrong = labels[(labels < 0) | (labels >= len(dataset.classes))][0]
             yield Finding(f"{group}/label has a class {wrong}; there are {len(dataset.classes)}", again)
+        if (ids == NO_SAMPLE_ID).all():
+            return  # imported: neither which sample is which nor their order is known
         if len(np.unique(ids)) != len(ids):
             yield Finding(f"{group}/sample_id has samples twice", again)
         known = dataset.labels_sha256.get(base(group))
@@ -342,9 +345,9 @@ class AnalysisCheck(StoreCheck):
         run = self.run
         has_spectra = run.manifest.summary.epochs_done and not run.is_imported
         wanted = {f"spectra/{split}": set(run.layers) for split in SPLITS if has_spectra}
-        # Imported tables of probes name none that were fitted here.
-        fitted = {key for key, probes in run.manifest.probes.items() if probes.layers or not run.is_imported}
-        wanted |= {f"probes/{key}": layers for key, layers in self._probed.items() if key in fitted}
+        wanted |= {
+            f"probes/{key}": layers - imported_layers(run, key) for key, layers in self._probed.items()
+        }
         for path, layers in wanted.items():
             stored = {a.get("layer") for name, a in self.attributes.items() if parent(name) == path}
             for layer in self.run.layers:
@@ -356,6 +359,12 @@ class AnalysisCheck(StoreCheck):
     def _is_damaged(self, path: str) -> bool:
         groups = {parent(key) for key in self.committed.under(path) if key.endswith("zarr.json")}
         return bool(groups - self.attributes.keys() - self.arrays.keys())
+
+
+def imported_layers(run: Run, key: str) -> set[str]:
+    """Return the layers of a table of probes whose rows were imported, without the probes themselves."""
+    record = run.manifest.probes.get(key)
+    return {layer for layer, of in record.layers.items() if of == IMPORTED} if record else set()
 
 
 def parent(path: str) -> str:

@@ -1,0 +1,261 @@
+"""Latents of phd-lab's, converted into a store.
+
+They lie in a folder ``<Model>_<Dataset>_<resolution>`` of ``latent_datasets``: ``train-features-0.p``, one
+pickle of a NumPy array (image, feature) per batch, a file for each split and layer; ``train-labels.p``; and
+``model_pointer.txt``, which names the folder of the logs. Maps of convolutions are flattened, channels first.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PureWindowsPath
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satstore.errors import CorruptError
+from satstore.manifest import DatasetRecord, LayerRecord, Manifest
+from satstore.phd_lab.pickles import read_arrays
+from satstore.phd_lab.tables import DEFAULT_POOLING
+from satstore.phd_lab.tree import dotted, reading
+from satstore.resources import check_disk
+from satstore.run import Run
+from satstore.store import LatentWriter, choose_shard_rows, digest_labels
+from satstore.store.latents import NO_SAMPLE_ID
+from satstore.store.records import describe_latents, describe_store
+
+POINTER = "model_pointer.txt"
+SPLITS = ("train", "eval")
+MEMORY_BYTES = 2**30
+"""What the shards that are being filled may take."""
+
+NOTE = (
+    "its latents are phd-lab's: of training images as it augmented them, in training mode, larger maps at "
+    "the nearest positions and not averaged; they carry no sample ids"
+)
+
+
+@dataclass
+class Pickles:
+    """A folder of latents.
+
+    Attributes
+    ----------
+    files
+        Split to layer to its file, layers in forward order.
+    labels
+        Split to the class index of each image.
+    shapes
+        Layer to the shape of one image's latent.
+    warnings
+        What was left out, and why.
+    """
+
+    folder: Path
+    files: dict[str, dict[str, Path]]
+    labels: dict[str, NDArray[np.int64]]
+    shapes: dict[str, tuple[int, ...]]
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """What satstore calls them: ``pool4``, or ``full`` where maps have several sizes."""
+        sizes = {shape[1] for shape in self.shapes.values() if len(shape) > 1}
+        size = sizes.pop() if len(sizes) == 1 else None if sizes else DEFAULT_POOLING
+        return "full" if size is None else f"pool{size}"
+
+
+def find_folders(root: Path, tables: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+    """Yield tables of experiments and folders of their latents, in a tree or ``latent_datasets`` beside."""
+    places = [root, root.absolute().parent / "latent_datasets"]
+    pointers = sorted({path.absolute() for place in places for path in place.rglob(POINTER)})
+    homes = {table.absolute().parent.parts[-3:]: table for table in tables}
+    for pointer in pointers:
+        # Windows' paths have both kinds of slashes; POSIX's have no backslash.
+        with reading(pointer, "path of a folder of logs"):
+            parts = PureWindowsPath(pointer.read_text(encoding="utf-8").strip()).parts
+        if parts[-3:] in homes:
+            yield homes[parts[-3:]], pointer.parent
+
+
+def read_folder(folder: Path, layers: Sequence[LayerRecord]) -> Pickles:
+    """Look at a folder of latents: its labels, and of each file the first batch.
+
+    Raises
+    ------
+    CorruptError
+        If a file holds anything but arrays of numbers, or has no labels.
+    """
+    records = {record.layer: record for record in layers}
+    found = Pickles(folder, {}, {}, {})
+    unknown = set()
+    for split in SPLITS:
+        paths = {dotted(p.stem.removeprefix(f"{split}-")): p for p in sorted(folder.glob(f"{split}-*.p"))}
+        labels = paths.pop("labels", None)
+        if not paths:
+            continue
+        if labels is None:
+            raise CorruptError(f"{folder} has latents of the {split} split and no {split}-labels.p")
+        found.labels[split] = read_labels(labels)
+        unknown |= paths.keys() - records.keys()
+        found.files[split] = {layer: paths[layer] for layer in records if layer in paths}
+        for layer, path in found.files[split].items():
+            first = next(read_arrays(path), None)
+            if first is None or first.ndim < 2 or first.dtype.kind != "f":
+                what = "nothing" if first is None else f"{first.dtype} of shape {first.shape}"
+                raise CorruptError(f"{path} holds {what}; expected floats (image, feature)")
+            shape = unflatten(math.prod(first.shape[1:]), records[layer])
+            if found.shapes.setdefault(layer, shape) != shape:
+                raise CorruptError(
+                    f"{path} has latents of shape {shape}, the other split {found.shapes[layer]}"
+                )
+    if not any(found.files.values()):
+        raise CorruptError(
+            f"{folder} has no latents of the layers of its logs, such as train-{_dashed(layers)}.p"
+        )
+    if unknown:
+        found.warnings.append(f"{folder.name} has latents of layers without saturation: {_some(unknown)}")
+    return found
+
+
+def read_labels(path: Path) -> NDArray[np.int64]:
+    """Read a split's labels.
+
+    Raises
+    ------
+    CorruptError
+        If they are no indices of classes.
+    """
+    parts = [part.reshape(-1) for part in read_arrays(path)]
+    labels = np.concatenate(parts) if parts else np.zeros(0)
+    if labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
+        raise CorruptError(f"{path} holds no class indices, which are integers from 0")
+    return labels.astype(np.int64)
+
+
+def unflatten(n_features: int, record: LayerRecord) -> tuple[int, ...]:
+    """Return the shape of one image's latent: (channel, y, x) where a square map was flattened."""
+    channels = record.n_features
+    side = math.isqrt(n_features // channels) if channels else 0
+    is_map = record.kind == "Conv2d" and side > 0 and channels * side**2 == n_features
+    return (channels, side, side) if is_map else (n_features,)
+
+
+def convert(run: Run, pickles: Pickles) -> None:
+    """Write latents into a run's store, layer by layer; one that was killed goes on where it was.
+
+    Raises
+    ------
+    CorruptError
+        If a file has more or fewer images than there are labels, or can't be read to its end.
+    DiskSpaceError
+        If there is no room for the store.
+    """
+    key = pickles.key
+    todo = [(split, layer) for split, files in pickles.files.items() for layer in files]
+    with run.lock():
+        with run.stage("extract", {"imported_from": str(pickles.folder)}):
+            note_data(run, pickles)
+            needed = sum(
+                2 * math.prod(pickles.shapes[layer]) * len(pickles.labels[split]) for split, layer in todo
+            )
+            written = sum(
+                digest.size_bytes for digest in run.commits.read(run.latents_location.name).files.values()
+            )
+            check_disk(Path(run.latents_path), needed - written, f"the latents of {run.name}")
+            for done, (split, layer) in enumerate(todo):
+                run.emit("extract", "progress", f"{split}, {layer}", done=done, total=len(todo))
+                convert_layer(run, pickles, split, layer)
+            committed = run.commits.read(run.latents_location.name)
+            record = describe_latents(
+                committed,
+                key,
+                pickles.files,
+                checkpoint_sha256="",
+                mantissa_bits=10,
+                n_samples={split: len(pickles.labels.get(split, ())) for split in SPLITS},
+            )
+            run.commit(change=lambda manifest: manifest.latents.__setitem__(key, record))
+        for line in (NOTE, *pickles.warnings):
+            run.warn("import", line)
+
+
+def convert_layer(run: Run, pickles: Pickles, split: str, layer: str) -> None:
+    """Write one layer's latents of one split."""
+    key, labels, path = pickles.key, pickles.labels[split], pickles.files[split][layer]
+    shapes = {key: pickles.shapes}
+    writer = LatentWriter(
+        run.latents_location,
+        run.commits,
+        describe_store(run.manifest),
+        {"imported_from": "phd-lab"},
+        {key: {layer: pickles.shapes[layer]}},
+        split,
+        labels,
+        np.full(len(labels), NO_SAMPLE_ID),
+        choose_shard_rows(shapes, len(labels), MEMORY_BYTES),
+    )
+    with writer:
+        if not writer.missing:
+            return
+        start = 0
+        for batch in read_arrays(path):
+            rows = _as_rows(batch, path, pickles.shapes[layer])
+            if start + len(rows) > len(labels):
+                raise CorruptError(
+                    f"{path} has more images than the {len(labels)} labels of {split}-labels.p"
+                )
+            writer.append({key: {layer: rows}}, start)
+            start += len(rows)
+        if start < len(labels):
+            raise CorruptError(
+                f"{path} has {start} images; there are {len(labels)} labels in {split}-labels.p"
+            )
+    for problem in writer.problems:
+        run.warn("import", f"{problem} of split {split}; a probe of that layer will refuse them")
+
+
+def _as_rows(batch: NDArray[Any], path: Path, shape: tuple[int, ...]) -> NDArray[Any]:
+    if batch.ndim < 2 or batch.dtype.kind != "f" or math.prod(batch.shape[1:]) != math.prod(shape):
+        raise CorruptError(
+            f"{path} has a batch of {batch.dtype} of shape {batch.shape} beside others of {shape}"
+        )
+    return batch.reshape(len(batch), *shape)
+
+
+def note_data(run: Run, pickles: Pickles) -> None:
+    """Record in the manifest what the latents tell of the data, unless more is known; and the maps' sizes."""
+
+    def change(manifest: Manifest) -> None:
+        for record in manifest.layers:
+            shape = pickles.shapes.get(record.layer)
+            if shape is not None and len(shape) > 1 and 0 in record.output_shape and pickles.key == "full":
+                record.output_shape = list(shape)
+        if manifest.dataset is not None:
+            return
+        labels = pickles.labels
+        last = manifest.layers[-1].n_features if manifest.layers[-1].kind == "Linear" else 0
+        n_classes = max(last, *(int(found.max()) + 1 for found in labels.values()))
+        manifest.dataset = DatasetRecord(
+            name=str(manifest.config["dataset"]),
+            n_train=len(labels.get("train", ())),
+            n_eval=len(labels.get("eval", ())),
+            classes=[str(number) for number in range(n_classes)],
+            fingerprint="",
+            labels_sha256={
+                split: digest_labels(found, np.full(len(found), NO_SAMPLE_ID))
+                for split, found in labels.items()
+            },
+        )
+
+    run.commit(change=change)
+
+
+def _dashed(layers: Sequence[LayerRecord]) -> str:
+    return layers[0].layer.replace(".", "-") if layers else "features-0"
+
+
+def _some(names: Iterable[str]) -> str:
+    found = sorted(names)
+    return ", ".join(found[:5]) + (", …" if len(found) > 5 else "")

@@ -1,0 +1,131 @@
+"""Pickle files of NumPy arrays, read without letting them do anything: nothing of NumPy's runs either.
+
+A pickle names functions to be called. Here each of the few names that an array's pickle has stands for one of
+ours, which notes what it is given; any other name is refused. The arrays are made of the notes.
+"""
+
+import pickle
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from satstore.errors import CorruptError
+
+
+def read_arrays(path: Path) -> Iterator[NDArray[Any]]:
+    """Yield the arrays of a file of consecutive pickles, one at a time.
+
+    Parameters
+    ----------
+    path
+        The file; its arrays are of floats, integers or booleans, of any shape and byte order.
+
+    Raises
+    ------
+    CorruptError
+        If it can't be read, is cut off, or holds anything but arrays.
+    """
+    number = 0
+    try:
+        with path.open("rb") as file:
+            while file.peek(1):
+                found = _Unpickler(file).load()
+                if not isinstance(found, _Array):
+                    raise pickle.UnpicklingError(f"it holds a {type(found).__name__}")
+                yield found.array()
+                number += 1
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        pickle.PickleError,
+    ) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CorruptError(
+            f"{path}: batch {number + 1} is no pickle of a NumPy array, and is not loaded ({reason})"
+        ) from error
+
+
+class _Kind:
+    """In place of a dtype."""
+
+    def __init__(self, code: str, *_: Any) -> None:
+        if not re.fullmatch(r"b1|[iu][1248]|f[248]", code):
+            raise pickle.UnpicklingError(f"it holds an array of {code!r}; expected numbers")
+        self._code, self._order = code, "|"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, self._order, *structure = state[:5]
+        if any(structure) or self._order not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError("it holds an array of a structure; expected numbers")
+
+    def dtype(self) -> "np.dtype[Any]":
+        return np.dtype(f"{self._order}{self._code}")
+
+
+class _Array:
+    """In place of an array."""
+
+    _state: tuple[tuple[int, ...], _Kind, str, bytes]
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, kind, is_fortran, content = state
+        self._state = shape, kind, "F" if is_fortran else "C", content
+
+    def array(self) -> NDArray[Any]:
+        shape, kind, order, content = self._state
+        if not isinstance(kind, _Kind):
+            raise pickle.UnpicklingError("it holds an array of no dtype")
+        flat = np.frombuffer(content, kind.dtype())
+        return flat.reshape(shape, order="F" if order == "F" else "C")
+
+
+def _reconstruct(*_: Any) -> _Array:
+    return _Array()
+
+
+def _from_buffer(content: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> _Array:
+    found = _Array()
+    found.__setstate__((1, shape, kind, order == "F", content))
+    return found
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it holds bytes as {encoding!r}")
+    return text.encode("latin-1")
+
+
+def _no_bytes() -> bytes:
+    return b""
+
+
+def _refuse_to_call(*_: Any) -> None:
+    raise pickle.UnpicklingError("it calls numpy.ndarray")
+
+
+STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("numpy", "dtype"): _Kind,
+    ("numpy", "ndarray"): _refuse_to_call,
+    # Bytes in protocol 2 and before; where there are none, as an empty call.
+    ("_codecs", "encode"): _encode,
+    ("__builtin__", "bytes"): _no_bytes,
+}
+for package in ("numpy.core", "numpy._core"):  # of NumPy 1 and 2
+    STAND_INS[f"{package}.multiarray", "_reconstruct"] = _reconstruct
+    STAND_INS[f"{package}.numeric", "_frombuffer"] = _from_buffer  # of protocol 5
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a name, or refuse it."""
+        if (module, name) not in STAND_INS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}")
+        return STAND_INS[module, name]

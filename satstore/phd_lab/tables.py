@@ -1,0 +1,216 @@
+"""The tables of one experiment of phd-lab's, as satstore has them."""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from satstore.config import ExperimentConfig
+from satstore.errors import CorruptError
+from satstore.manifest import LayerRecord
+from satstore.phd_lab.tree import NAME, Original, dotted, read_table, reading
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PROBES = re.compile(r"(?:(?P<prefix>.*)_)?probe_performances?\.csv")
+POSITION = re.compile(r"(?P<layer>.+?)[-_]\(?(?P<y>\d+)[,x_]\s*(?P<x>\d+)\)?")
+COLUMN = re.compile(r"(?P<split>train|eval)-(?P<what>saturation|intrinsic-dimensionality)_(?P<layer>.+)")
+DEFAULT_POOLING = 4
+
+
+def saturation_table(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return saturation and intrinsic dimension as a row per epoch, split and layer."""
+    import pandas as pd
+
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for name in table.columns:
+        match = COLUMN.fullmatch(name)
+        if match is not None:
+            key = (match["split"], dotted(match["layer"]))
+            found.setdefault(key, {})[match["what"]] = [float(value) for value in table[name]]
+    rows = []
+    for (split, layer), columns in found.items():
+        saturation = columns.get("saturation", [])
+        dimension = columns.get("intrinsic-dimensionality", [float("nan")] * len(saturation))
+        n_features = _count_features(saturation, dimension)
+        for epoch, (share, n) in enumerate(zip(saturation, dimension, strict=False)):
+            rows.append(("delve", epoch, split, layer, n_features, n, share))
+    names = ["definition", "epoch", "split", "layer", "n_features", "intrinsic_dimension", "saturation"]
+    frame = pd.DataFrame(rows, columns=names)
+    order = {layer: i for i, layer in enumerate(dict.fromkeys(layer for _, layer in found))}
+    places = frame["layer"].map(order)
+    return (
+        frame.assign(place=places)
+        .sort_values(["epoch", "split", "place"], kind="stable")
+        .drop(columns="place")
+    )
+
+
+def _count_features(saturation: list[float], dimension: list[float]) -> int:
+    """Return the features that both numbers are of; 0 if they don't say."""
+    for share, n in zip(saturation, dimension, strict=False):
+        if share > 0 and n > 0:
+            return round(n / share)
+    return 0
+
+
+def metrics_table(table: "pd.DataFrame") -> "pd.DataFrame":
+    """Return the metrics by epoch, accuracies as fractions."""
+    import pandas as pd
+
+    columns: dict[str, Any] = {"epoch": range(len(table))}
+    for name in table.columns:
+        split, _, metric = name.partition("_")
+        if split in ("training", "test") and metric:
+            values = table[name].astype(float)
+            ours = f"{'train' if split == 'training' else 'eval'}_{metric.replace('-', '_')}"
+            columns[ours] = values / 100 if "accuracy" in metric else values
+    return pd.DataFrame(columns)
+
+
+def describe_layers(dimensions: "pd.DataFrame", state: "Mapping[str, Any] | None") -> list[LayerRecord]:
+    """Return the layers in the order of its columns, of which kind they are by the weights or their names."""
+    counts = dict(zip(dimensions["layer"], dimensions["n_features"], strict=True))
+    records = []
+    for index, (layer, n_features) in enumerate(counts.items()):
+        weight = None if state is None else state.get(f"{layer}.weight")
+        if weight is not None:
+            is_conv, n_features = weight.ndim > 2, int(weight.shape[0])
+        else:
+            is_conv = not re.search(r"(^|\.)(fc|classifier|linear|head)", layer)
+        shape = [n_features, 0, 0] if is_conv else [n_features]
+        records.append(
+            LayerRecord(
+                layer=layer,
+                index=index,
+                kind="Conv2d" if is_conv else "Linear",
+                n_features=n_features,
+                output_shape=shape,
+            )
+        )
+    return records
+
+
+def read_probes(original: Original, layers: list[LayerRecord]) -> "Iterator[tuple[str, pd.DataFrame]]":
+    """Yield the tables of probes, by the names that satstore has for them."""
+    import pandas as pd
+
+    known = {record.layer: record.n_features for record in layers}
+    taken = set()
+    for path in sorted(original.table.parent.glob("*probe_performance*.csv")):
+        match = PROBES.fullmatch(path.name)
+        if match is None:
+            continue
+        table = read_table(path)
+        missing = {"name", "train_acc", "eval_acc"} - set(table.columns)
+        if missing:
+            raise CorruptError(
+                f"{path} has no column {sorted(missing)[0]!r}; found {', '.join(table.columns)}"
+            )
+        key = name_table(match["prefix"])
+        if key in taken:
+            original.warnings.append(f"{path.name} was left out: another file has probes of {key} too")
+            continue
+        taken.add(key)
+        rows = []
+        for name, train, evaluated in zip(table["name"], table["train_acc"], table["eval_acc"], strict=True):
+            layer = dotted(f"{name}".removeprefix("train-").removeprefix("eval-"))
+            place: dict[str, int] = {}
+            position = POSITION.fullmatch(layer) if layer not in known else None
+            if position is not None and position["layer"] in known:
+                layer, place = position["layer"], {"y": int(position["y"]), "x": int(position["x"])}
+            row = {"layer": layer, **place, "n_features": known.get(layer, 0)}
+            with reading(path, "table of probes"):
+                rows.append({**row, "train_accuracy": float(train), "eval_accuracy": float(evaluated)})
+        found = pd.DataFrame(rows)
+        unknown = sorted(set(found["layer"]) - known.keys()) if len(found) else []
+        if unknown:
+            original.warnings.append(
+                f"{path.name} has probes of layers without saturation: {', '.join(unknown[:5])}"
+            )
+        order = {layer: index for index, layer in enumerate(known)}
+        found = found.sort_values("layer", key=lambda part: part.map(order), kind="stable")
+        yield key, found.assign(top5=float("nan"), converged=True, error="")
+
+
+def name_table(prefix: str | None) -> str:
+    """Return the name of a table of probes by the prefix of its file: ``4x4`` is ``pool4``."""
+    if not prefix:
+        return f"pool{DEFAULT_POOLING}"
+    size = re.fullmatch(r"(\d+)x\1", prefix)
+    if size:
+        return f"pool{size[1]}"
+    if prefix in ("pixelwise", "perpixel"):
+        return "pixelwise"
+    return f"{re.sub(r'[^A-Za-z0-9_]+', '_', prefix)}-pool{DEFAULT_POOLING}"
+
+
+def read_fields(
+    original: Original, layers: list[LayerRecord], resolution: int
+) -> "tuple[str | None, pd.DataFrame | None]":
+    """Return the border layer and the table of receptive fields, whose rows are convs in forward order."""
+    import pandas as pd
+
+    paths = sorted(original.table.parent.glob("receptive_field_*.csv"))
+    if not paths:
+        return None, None
+    table = read_table(paths[0])
+    convs = [r.layer for r in layers if r.kind == "Conv2d" and not re.search(r"downsample|shortcut", r.layer)]
+    if len(table) != len(convs):
+        original.warnings.append(
+            f"{paths[0].name} was left out: it has {len(table)} convolutions, the main path {len(convs)}"
+        )
+        return None, None
+    with reading(paths[0], "table of receptive fields"):
+        sizes = table[["receptive_field", "jump", "map_size"]].astype(float)
+    found = pd.DataFrame(
+        {
+            "layer": convs,
+            "kind": "Conv2d",
+            "receptive_field_min": sizes["receptive_field"].to_numpy(),
+            "receptive_field_max": sizes["receptive_field"].to_numpy(),
+            "jump": sizes["jump"].to_numpy(),
+            "map_size": sizes["map_size"].to_numpy(),
+        }
+    )
+    seen_before = found["receptive_field_max"].shift(1, fill_value=1)
+    places = [place for place, size in enumerate(seen_before) if size > resolution]
+    found["border"] = found["strict_border"] = [
+        place == places[0] if places else False for place in range(len(found))
+    ]
+    return (convs[places[0]] if places else None), found
+
+
+def read_projections(original: Original, root: Path, config: ExperimentConfig) -> "pd.DataFrame | None":
+    """Return this experiment's rows of its run id's projections, a table in the root of the logs."""
+    import pandas as pd
+
+    path = next(
+        (p for p in [root, *original.table.parents] if (p / f"projections_{original.run_id}.csv").is_file()),
+        None,
+    )
+    if path is None:
+        return None
+    path = path / f"projections_{original.run_id}.csv"
+    table = read_table(path)
+    named = NAME.fullmatch(original.table.stem)
+    assert named is not None
+    data = f"{named['dataset']}_{config.resolution}"
+    with reading(path, "table of projections"):
+        rows = table[(table["model"] == named["model"]) & (table["dataset"] == data)]
+        rows = rows[["thresh", "accs", "loss"]].astype(float)
+    if not len(rows):
+        return None
+    none = rows["thresh"] > 1  # its delta of 3 is no projection
+    return pd.DataFrame(
+        {
+            "mode": ["none" if whole else "pca" for whole in none],
+            "delta": rows["thresh"].where(~none).to_numpy(),
+            "seed": float("nan"),
+            "layers": "",
+            "exclude": "",
+            "eval_accuracy": (rows["accs"] / 100).to_numpy(),
+            "eval_loss": rows["loss"].to_numpy(),
+        }
+    ).drop_duplicates(["mode", "delta"])

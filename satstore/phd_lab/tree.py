@@ -1,0 +1,118 @@
+"""The files of one experiment in a tree of phd-lab's logs, its config, and how its tables are read."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from satstore.config import LIST_KEYS, ExperimentConfig, describe
+from satstore.errors import CorruptError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NAME = re.compile(
+    r"(?P<model>.+)-(?P<dataset>[^-]+)-r(?P<resolution>\d+)-bs(?P<batch_size>\d+)-e(?P<epoch>\d+)"
+)
+DROPPED = ("logs_dir", "device", "cache_dir", "metrics", "data_parallel")
+"""Keys of its configs that say where and how it ran, or what it measured."""
+
+
+@dataclass
+class Original:
+    """One experiment of a tree of logs.
+
+    Attributes
+    ----------
+    table
+        Its CSV file of metrics and saturation.
+    warnings
+        What of its files was left out or taken otherwise, and why.
+    """
+
+    table: Path
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def stem(self) -> str:
+        """The table's path without its ending."""
+        return str(self.table).removesuffix(".csv")
+
+    @property
+    def run_id(self) -> str:
+        """The name of its folder."""
+        return self.table.parent.name
+
+
+def find_originals(root: Path) -> Iterator[Original]:
+    """Yield the experiments of a tree."""
+    for path in sorted(root.rglob("*.csv")):
+        if NAME.fullmatch(path.stem):
+            yield Original(path)
+
+
+@contextmanager
+def reading(path: Path, what: str) -> Iterator[None]:
+    """Say of what can't be read as what it should be which file it is in, and why."""
+    import pandas as pd
+
+    try:
+        yield
+    except CorruptError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, pd.errors.ParserError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CorruptError(f"{path} is no {what} ({type(error).__name__}: {reason})") from error
+
+
+def read_table(path: Path) -> "pd.DataFrame":
+    """Read one of its tables.
+
+    Raises
+    ------
+    CorruptError
+        If it is none.
+    """
+    import pandas as pd
+
+    with reading(path, "table separated by ';'"):
+        return pd.read_csv(path, sep=";", index_col=0)
+
+
+def read_config(original: Original) -> ExperimentConfig:
+    """Read an experiment's config; what it lacks is taken from the file's name."""
+    named = NAME.fullmatch(original.table.stem)
+    assert named is not None
+    found: dict[str, Any] = {"model": named["model"], "dataset": named["dataset"]}
+    found |= {key: int(named[key]) for key in ("resolution", "batch_size", "epoch")}
+    path = Path(f"{original.stem}_config.json")
+    if path.is_file():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CorruptError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise CorruptError(f"{path} holds a JSON {type(content).__name__}; expected an object")
+        for key, value in content.items():
+            if key in DROPPED or key not in ExperimentConfig.model_fields or key in LIST_KEYS:
+                continue
+            found[key] = value[0] if isinstance(value, list) and value else value
+    else:
+        original.warnings.append(
+            f"no {path.name}: the config is what the file's name says, the rest defaults"
+        )
+    try:
+        return ExperimentConfig.model_validate({**found, "stages": ["train", "saturation"]})
+    except ValueError as error:
+        from pydantic import ValidationError
+
+        text = describe(error) if isinstance(error, ValidationError) else str(error)
+        raise CorruptError(f"{path}: {text}") from error
+
+
+def dotted(layer: str) -> str:
+    """Return a layer's name as PyTorch has it."""
+    return layer.replace("-", ".")

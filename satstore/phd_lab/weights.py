@@ -1,0 +1,50 @@
+"""The weights in a checkpoint of phd-lab's."""
+
+import io
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from satstore.errors import CorruptError
+from satstore.phd_lab.tree import Original
+
+
+def read_weights(original: Original) -> dict[str, Any] | None:
+    """Return the weights of a checkpoint, without the prefix of data-parallel models; None if there is none.
+
+    Raises
+    ------
+    CorruptError
+        If it holds more than tensors and numbers.
+    """
+    path = Path(f"{original.stem}.pt")
+    if not path.is_file():
+        return None
+    import numpy as np
+    import torch
+
+    # Its metrics are NumPy's numbers at times: these, and nothing else, are allowed beside tensors.
+    floats = (type(np.dtype(np.float64)), type(np.dtype(np.float32)))
+    numbers: list[Any] = [np._core.multiarray.scalar, np.dtype, *floats]
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(numbers):
+            warnings.simplefilter("ignore")
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        state = content["model_state_dict"]
+        return {f"{name}".removeprefix("module."): tensor for name, tensor in state.items()}
+    except Exception as error:  # torch raises pickle's, zipfile's and its own errors here
+        text = " ".join(str(error).split())[:200]
+        raise CorruptError(
+            f"{path} is no checkpoint of phd-lab, or holds more than tensors and numbers, and is not loaded "
+            f"({type(error).__name__}: {text}); move it away to import the rest"
+        ) from error
+
+
+def pack_weights(state: Mapping[str, Any], epoch: int) -> bytes:
+    """Return a checkpoint of satstore's, of weights alone."""
+    import torch
+
+    content = io.BytesIO()
+    torch.save({"model": dict(state), "epoch": epoch}, content)
+    return content.getvalue()

@@ -1,0 +1,62 @@
+"""What a store of latents and its run's manifest say of each other."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from satstore.commits import Committed
+from satstore.files import FORMAT_VERSION
+from satstore.manifest import LatentsRecord, Manifest
+from satstore.store.layout import encode_layer
+
+
+def describe_store(manifest: Manifest) -> dict[str, Any]:
+    """Return the attributes of a run's store of latents."""
+    assert manifest.dataset is not None
+    return {
+        "format_version": FORMAT_VERSION,
+        "run_id": manifest.run_id,
+        "experiment": manifest.experiment,
+        "config": manifest.config,
+        "layers": [record.layer for record in manifest.layers],
+        "classes": manifest.dataset.classes,
+    }
+
+
+def describe_latents(
+    committed: Committed,
+    key: str,
+    layers: Mapping[str, Iterable[str]],
+    *,
+    checkpoint_sha256: str,
+    mantissa_bits: int,
+    n_samples: Mapping[str, int],
+) -> LatentsRecord:
+    """Return the manifest's record of the latents of a key.
+
+    Parameters
+    ----------
+    committed
+        What the log says of the store.
+    layers
+        Split to the layers that are whole.
+    n_samples
+        Split to its samples, stored or not.
+    """
+    digests = {
+        split: {
+            layer: committed.digest(
+                f"{key}/{split}/{encode_layer(layer)}", f"{key}/{split}/label", f"{key}/{split}/sample_id"
+            )
+            for layer in of_split
+        }
+        for split, of_split in layers.items()
+    }
+    return LatentsRecord(
+        checkpoint_sha256=checkpoint_sha256,
+        mantissa_bits=mantissa_bits,
+        layers=digests,
+        digest=committed.digest(key),
+        size_bytes=sum(found.size_bytes for found in committed.under(key).values()),
+        n_train=n_samples["train"],
+        n_eval=n_samples["eval"],
+    )
