@@ -63,50 +63,85 @@ class ExperimentConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model: str = "resnet18"
-    epoch: int = Field(30, ge=1, description="number of epochs to train")
-    batch_size: int = Field(128, ge=1)
-    dataset: str = "Cifar10"
-    resolution: int = Field(32, ge=1, description="height and width of the model's input, in pixels")
-    optimizer: str = "adam"
-    metrics: tuple[str, ...] = ("Accuracy", "Top5Accuracy")
-    logs_dir: PathText = "./logs/"
-    device: str | None = Field(None, description="cpu or cuda:N; null: cuda:0 where there is one, else cpu")
-    conv_method: Literal["channelwise", "mean", "max", "median", "flatten"] = "channelwise"
-    delta: float = Field(0.99, gt=0, le=1)
-    data_parallel: bool = Field(False, description="train on several GPUs, a process for each")
-    ranks: int | None = Field(
-        None, ge=1, description="processes of data_parallel; null: one per visible GPU, on the CPU one"
+    model: str = Field("resnet18", description="a name of `satstore list models`")
+    dataset: str = Field(
+        "Cifar10",
+        description='a name of `satstore list datasets`; `"ImageFolder:PATH"` for your own images',
     )
-    downsampling: int | None = Field(None, ge=1, description="positions kept per axis of a map, for spectra")
+    resolution: int = Field(32, ge=1, description="height and width of the model's input, in pixels")
+    epoch: int = Field(30, ge=1, description="number of epochs to train")
+    batch_size: int = Field(128, ge=1, description="images of a training step, on all ranks together")
+    optimizer: str = Field("adam", description="a name of `satstore list optimizers`")
+    metrics: tuple[str, ...] = Field(
+        ("Accuracy", "Top5Accuracy"), description="names of `satstore list metrics`, computed on both splits"
+    )
+    stop_at_accuracy: float | None = Field(
+        None, gt=0, le=1, description="stop after the epoch whose test accuracy reaches it; null: never"
+    )
+    augment: bool = Field(True, description="the dataset's own augmentation of the training images")
+    seed: int = Field(0, ge=0, lt=2**63, description="of weights, order, dropout and augmentation")
+    amp: bool = Field(True, description="bfloat16 autocast where the device is a GPU")
+    device: str | None = Field(
+        None, description='`"cpu"` or `"cuda:N"`; null: the first GPU, else the CPU. `--device` beats it'
+    )
+    data_parallel: bool = Field(
+        False, description="train on several GPUs, a process for each, which share out every batch"
+    )
+    ranks: int | None = Field(
+        None, ge=1, description="processes of `data_parallel`; null: one per visible GPU, on the CPU one"
+    )
+    workers: int | None = Field(
+        None, ge=0, description="loader processes; null: none for data in memory, else by the cores"
+    )
+    on_corrupt: Literal["fail", "skip"] = Field(
+        "fail",
+        description="images that can't be decoded: `fail` names the file, `skip` leaves it out and notes it",
+    )
+    conv_method: Literal["channelwise", "mean", "max", "median", "flatten"] = Field(
+        "channelwise",
+        description="samples of a conv map, for spectra: each position, or one of the map, reduced so",
+    )
+    downsampling: int | None = Field(
+        None, ge=1, description="keep so many evenly spaced positions per axis of larger maps, for spectra"
+    )
     downsampling_method: Literal["centred", "nearest", "average"] = Field(
-        "centred", description="which positions; nearest: those that delve takes"
+        "centred", description="which positions; `nearest`: those that delve takes; `average` pools instead"
     )
     timeseries_method: Annotated[Literal["last", "every"], BeforeValidator(_as_ours)] = Field(
-        "last", description="an LSTM's samples: its last step, or every step"
+        "last",
+        description="an LSTM's samples: its last step, or every step; delve's names are taken for these",
     )
-    max_samples: int | None = Field(None, ge=2, description="images of a pass that spectra take at most")
-    log_interval: int = Field(1, ge=1, description="batches from one that spectra take to the next")
-    cache_dir: PathText | None = Field(None, description="data folder; null: $TORCH_DATADIR, else tmp")
-    seed: int = Field(0, ge=0, lt=2**63)
-    amp: bool = Field(True, description="bfloat16 autocast where the device is a GPU")
-    augment: bool = Field(True, description="the dataset's own augmentation of the training images")
-    on_corrupt: Literal["fail", "skip"] = Field(
-        "fail", description="what to do about images that can't be decoded"
+    max_samples: int | None = Field(
+        None, ge=2, description="images of a pass that spectra take at most, the first ones; null: all"
     )
-    workers: int | None = Field(None, ge=0, description="loader processes; null: chosen for the machine")
-    stop_at_accuracy: float | None = Field(
-        None, gt=0, le=1, description="stop after the epoch that reaches it"
-    )
+    log_interval: int = Field(1, ge=1, description="spectra take every so many batches")
     layers: str | None = Field(None, description="regular expression of the layers to record; null: all")
     exclude_layers: str | None = Field(None, description="regular expression of the layers to leave out")
-    pooling: tuple[Pooling, ...] = ("4",)
+    delta: float = Field(0.99, gt=0, le=1, description="share of the variance that saturation explains")
+    pooling: tuple[Pooling, ...] = Field(
+        ("4",), description="latents to store and probe: n for n × n, `full`, or `pixelwise`"
+    )
     latent_epochs: Annotated[
         tuple[Annotated[int, Field(ge=0, strict=True)], ...], AfterValidator(_sort_once_each)
-    ] = Field((), description="epochs, from 0, after which latents are extracted too, besides the last")
-    stages: tuple[str, ...] = ("train", "extract", "saturation", "probe")
-    plugins: tuple[str, ...] = ()
-    note: str = ""
+    ] = Field(
+        (),
+        description="epochs, from 0, whose weights are kept, and whose latents are stored and probed too, "
+        "besides the last's",
+    )
+    stages: tuple[str, ...] = Field(
+        ("train", "extract", "saturation", "probe"),
+        description="what `satstore run` does: names of `satstore list stages`",
+    )
+    logs_dir: PathText = Field(
+        "./logs/", description="where runs are kept; `--logs-dir` and SATSTORE_LOGS_DIR beat it"
+    )
+    cache_dir: PathText | None = Field(
+        None, description="the data folder; null: `$TORCH_DATADIR`, else `tmp`"
+    )
+    plugins: tuple[str, ...] = Field(
+        (), description="modules to import, which register models, datasets, … of their own"
+    )
+    note: str = Field("", description="for people")
 
     @property
     def title(self) -> str:

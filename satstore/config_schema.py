@@ -42,8 +42,8 @@ def config_schema() -> dict[str, Any]:
 def _suggest(schema: dict[str, Any], names: list[str]) -> dict[str, Any]:
     if "items" in schema:
         return {**schema, "items": {"anyOf": [{"enum": names}, schema["items"]]}}
-    default = {"default": schema["default"]} if "default" in schema else {}
-    return {"anyOf": [{"enum": names}, {"type": "string"}], **default}
+    kept = {key: value for key, value in schema.items() if key in ("default", "description")}
+    return {"anyOf": [{"enum": names}, {"type": "string"}], **kept}
 
 
 def describe_schema() -> str:
