@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from satstore import __version__
+from satstore.cli.completion import Shell, name_configs, name_figures, name_runs
 from satstore.cli.console import say
 from satstore.errors import ConfigError
 from satstore.registry import STAGES
@@ -28,7 +29,10 @@ Kind = Literal["layers", "training", "spectrum", "pixelwise", "projection", "evo
 Quantity = Literal["saturation", "intrinsic_dimension"]
 Format = Literal["png", "svg", "pdf"]
 To = Literal["csv", "parquet", "zip"]
-RunName = Annotated[str, Parameter(help="a run id (RES), or one experiment of it (RES/<experiment>)")]
+RunName = Annotated[
+    str,
+    Parameter(help="a run id (RES), or one experiment of it (RES/<experiment>)", completer=name_runs),
+]
 
 
 @Parameter(name="*")
@@ -38,12 +42,17 @@ class Target:
 
     config: Annotated[
         str | None,
-        Parameter(help="a JSON config, or a shipped one's name; with --run-id; see: satstore list configs"),
+        Parameter(
+            help="a JSON config, or a shipped one's name; with --run-id; see: satstore list configs",
+            completer=name_configs,
+        ),
     ] = None
     run_id: Annotated[
         str | None, Parameter(help="the name of the run's folder; missing stages run first")
     ] = None
-    run: Annotated[str | None, Parameter(help="a run that is there: RES, or RES/<experiment>")] = None
+    run: Annotated[
+        str | None, Parameter(help="a run that is there: RES, or RES/<experiment>", completer=name_runs)
+    ] = None
     logs_dir: LogsDir = None
     detach: Annotated[
         bool, Parameter(negative="", help="start it in the background, and say how to follow it")
@@ -261,7 +270,7 @@ def show(
 @app.command
 def plot(
     run: RunName,
-    *others: Annotated[str, Parameter(help="more runs, to compare")],
+    *others: Annotated[str, Parameter(help="more runs, to compare", completer=name_runs)],
     out: Annotated[
         Path | None,
         Parameter(help="PNG, SVG or PDF; by default, such as layers.png, in the run's folder"),
@@ -296,9 +305,11 @@ def plot(
 
 @app.command
 def figure(
-    name: Annotated[str, Parameter(help="figure1 to figure19, table1, or any config")],
+    name: Annotated[
+        str, Parameter(help="figure1 to figure19, table1, or any config", completer=name_figures)
+    ],
     *,
-    run: Annotated[str, Parameter(help="the run id that its experiments are under")],
+    run: Annotated[str, Parameter(help="the run id that its experiments are under", completer=name_runs)],
     out: Annotated[
         Path | None, Parameter(help="a folder, or a file; by default the run id's folder in the logs")
     ] = None,
@@ -316,7 +327,7 @@ def figure(
 
 @app.command
 def report(
-    run: Annotated[str, Parameter(help="a run id (RES), or one experiment of it (RES/<experiment>)")],
+    run: RunName,
     *,
     out: Annotated[Path, Parameter(help="the HTML file")] = Path("report.html"),
     logs_dir: LogsDir = None,
@@ -394,7 +405,7 @@ def clean(
 
 @app.command
 def export(
-    run: Annotated[str, Parameter(help="a run id (RES), or one experiment of it (RES/<experiment>)")],
+    run: RunName,
     *,
     to: Annotated[
         To,
@@ -435,7 +446,9 @@ def import_(
 
 @app.command
 def du(
-    run: Annotated[str | None, Parameter(help="a run id, or one experiment of it; by default all")] = None,
+    run: Annotated[
+        str | None, Parameter(help="a run id, or one experiment of it; by default all", completer=name_runs)
+    ] = None,
     *,
     json: Annotated[bool, Parameter(negative="", help="print JSON, sizes in bytes")] = False,
     logs_dir: LogsDir = None,
@@ -480,6 +493,16 @@ def schema() -> None:
     from satstore.config_schema import describe_schema
 
     print(describe_schema())  # noqa: T201
+
+
+@app.command
+def completion(
+    shell: Annotated[Shell, Parameter(help="for which; where its script goes, the README says")],
+) -> None:
+    """Print the script by which a shell completes commands, flags, runs and configs."""
+    from satstore.cli.completion import print_completion
+
+    print_completion(shell)
 
 
 @app.command

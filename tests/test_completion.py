@@ -1,0 +1,73 @@
+"""What bash completes, asked of bash itself."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import CLEAN
+from test_disk import call
+
+ASK = """
+source <(python -m satstore completion bash)
+ask() {
+  COMP_WORDS=(satstore "$@"); COMP_CWORD=$#; COMPREPLY=()
+  COMP_LINE="satstore $*"; COMP_POINT=${#COMP_LINE}
+  _satstore
+  echo "${COMPREPLY[*]}"
+}
+satstore() { python -m satstore "$@"; }
+"""
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what completion looks for: manifests, which it does not read."""
+    folder = tmp_path_factory.mktemp("complete")
+    for name in ("first/vgg-1", "first/vgg-2", "second/resnet-1"):
+        (folder / "logs" / name).mkdir(parents=True)
+        (folder / "logs" / name / "manifest.json").touch()
+    (folder / "mine.json").touch()
+    return folder
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
+def test_completion__of_bash_knows_commands_flags_runs_and_configs(logs: Path) -> None:
+    cases = {
+        "pro": "probe project",
+        "probe --mem": "--memory-limit",
+        "show ''": "first second first/vgg-1 first/vgg-2 second/resnet-1",
+        "show second/": "second/resnet-1",
+        "plot first se": "second second/resnet-1",
+        "probe --run fir": "first first/vgg-1 first/vgg-2",
+        "probe --logs-dir /nowhere --run fir": "",
+        "run --config section3.4/": "section3.4/figure4 section3.4/figure5 section3.4/figure6",
+        "run --config mi": "mine.json",
+        "figure table": "table1 table1_2",
+        "plot --kind pi": "pixelwise",
+        "export --to p": "parquet",
+    }
+    script = ASK + "\n".join(f"ask {words}" for words in cases)
+    folder = str(Path(sys.executable).parent)
+    result = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=logs,
+        env=CLEAN | {"SATSTORE_LOGS_DIR": "logs", "PATH": f"{folder}:{CLEAN['PATH']}"},
+    )
+    assert result.stderr == ""
+    assert dict(zip(cases, result.stdout.splitlines(), strict=True)) == cases
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish", "powershell"])
+def test_completion__prints_a_script_for_every_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "completion", shell)
+    assert (code, err) == (0, "")
+    for name in ("satstore", "receptive-field", "memory-limit"):
+        assert name in out
+    code, _, err = call(capsys, "completion", "tcsh")
+    assert code == 2
+    assert "tcsh" in err
