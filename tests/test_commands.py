@@ -1,0 +1,250 @@
+"""Every command that README and docs name is run, on small runs of digits, and every Python block."""
+
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from conftest import CLEAN, satstore
+from small_data import write_folder, write_tiny_imagenet
+from test_disk import call
+from test_phd_lab import write_tree
+from test_phd_lab_latents import write_latents
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from satstore.job_control import cancel_job
+from satstore.jobs import list_jobs
+from satstore.pipeline import run_experiments
+from satstore.registry import MODELS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MINE: dict[str, Any] = {
+    "model": "vgg5_S",
+    "dataset": "Digits",
+    "resolution": 8,
+    "epoch": 2,
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "device": "cpu",
+    "augment": False,
+    "latent_epochs": [0],
+}
+
+ELSEWHERE = {
+    "satstore tui": "tests/tui/test_runs_screen.py",  # in a terminal of its own
+    "satstore run --config stripes.json --run-id mine": "tests/test_extending.py",  # with a plugin
+    "satstore run --run mine --stages weight-norms --overwrite": "tests/test_extending.py",
+}
+"""Commands that need more than a run, and the tests that run them."""
+
+STANDS_FOR = {
+    # A figure's experiments take days, and its data are not here.
+    "section3.4/figure4": "my.json",
+    "C": "my.json",
+    # What only some machines have: a GPU, a cluster, object storage.
+    "cuda:0": "cpu",
+    "s3://bucket/prefix": "elsewhere",
+    # Names that the reader chooses, or that the run here has.
+    "R": "RES",
+    "R1": "RES",
+    "RES1": "RES",
+    "R2": "RES2",
+    "MyRun": "NEW",
+    "P": "strong",
+    "D": ".9",
+    "N": "0",
+    "COLUMN": "accuracy",
+    "NAME": "Digits",
+    "FOLDER": "images",
+    "PATH": "data/tiny-imagenet-200",
+    "FILE": "curves.svg",
+    "…": "acc>1",
+}
+
+
+def documented() -> list[str]:
+    """Return the commands of all pages: lines of code blocks, and what running text has in backquotes."""
+    found: dict[str, None] = {}
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+            if not language:
+                lines = [line for line in block.splitlines() if line.startswith("satstore ")]
+                found |= dict.fromkeys(re.split(r"  +", line)[0] for line in lines)
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+        found |= dict.fromkeys(" ".join(span.split()) for span in re.findall(r"`(satstore [^`]+)`", prose))
+    return list(found)
+
+
+COMMANDS = [c for c in documented() if c not in ELSEWHERE and not re.fullmatch(r"satstore [\w-]+", c)]
+NAMES = [c for c in documented() if re.fullmatch(r"satstore [\w-]+", c)]
+
+
+def words_of(command: str) -> list[str]:
+    """Return the words of a documented command, as they are given here."""
+    words = shlex.split(re.sub(r" > \S+$", "", command).replace("--epoch 5", "--epoch 0"))[1:]
+    words = [STANDS_FOR.get(word, word) for word in words]
+    if "--run-id" in words:  # of its own, for what is there is not trained or imported again
+        words[words.index("--run-id") + 1] = "NEW"
+    return words
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder with two runs, a config, logs of phd-lab, and images."""
+    folder = tmp_path_factory.mktemp("commands")
+    (folder / "my.json").write_text(json.dumps(MINE))
+    for run_id, seed in (("RES", 0), ("RES2", 1)):
+        run_experiments({**MINE, "seed": seed}, run_id, logs_dir=folder / "logs")
+    result = satstore("export", "RES", "--to", "zip", "--latents", cwd=folder)
+    Path(result.stdout.strip()).rename(folder / "RES-experiment.zip")
+    theirs = write_tree(folder / "theirs" / "logs")
+    shutil.move(theirs.parents[1], folder / "theirs" / "logs" / "VGG16")
+    (folder / "theirs/logs/VGG16/Digits_32").rename(folder / "theirs/logs/VGG16/Cifar10_32")
+    write_latents(folder / "theirs/latent_datasets/VGG5_Digits_32", "./logs/VGG16/Cifar10_32/MyRun")
+    write_folder(folder / "classes")
+    shutil.copytree(folder / "classes" / "train", folder / "images")
+    write_tiny_imagenet(folder / "data" / "tiny-imagenet-200", layout="shipped")
+    return folder
+
+
+@pytest.fixture
+def work(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the working folder, which is the current one."""
+    folder = tmp_path / "work"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_pages__name_commands() -> None:
+    assert len(COMMANDS) > 70
+    assert all((ROOT / path).is_file() for path in ELSEWHERE.values())
+    assert set(ELSEWHERE) <= set(documented()), "what is no longer documented needs no exception"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command__does_what_it_says(
+    command: str, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = words_of(command)
+    if "--details" in words:  # all models take a minute
+        rows = MODELS.entries()[::20]
+        monkeypatch.setattr(type(MODELS), "entries", lambda _: rows)
+    if words[0] == "import" and words[1].startswith("logs"):
+        shutil.rmtree(work / "logs")
+        shutil.copytree(work / "theirs", work, dirs_exist_ok=True)
+        words += ["--logs-dir", "ours"]
+    if words[0] == "clean":
+        words += ["--yes"]  # there is no terminal to ask in
+    for line in taken_for_granted(words):
+        assert call(capsys, *line)[0] == 0
+    if "JOB" in words:
+        words[words.index("JOB")] = str(list_jobs(work / "logs")[0].number)
+    if "--scheduler" in words:
+        from distributed import LocalCluster
+
+        options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": None}
+        with LocalCluster(n_workers=1, threads_per_worker=2, **options) as cluster:
+            words[words.index("--scheduler") + 1] = cluster.scheduler_address
+            code, out, err = call(capsys, *words, "--overwrite")
+    elif "--watch" in words:
+        code, out, err = watch(words)
+    else:
+        code, out, err = call(capsys, *words)
+    assert "Traceback" not in err
+    assert code == 0, err
+    assert out + err
+    for job in list_jobs(work / "logs"):
+        if job.is_running:
+            cancel_job(job)
+
+
+def taken_for_granted(words: list[str]) -> list[list[str]]:
+    """Return the commands that come before one."""
+    if words[0] == "cancel":
+        return [["run", "--config", "my.json", "--run-id", "NEW", "--detach"]]
+    if words[0] == "log":
+        return [["saturation", "--run", "RES", "--delta", ".5", "--detach"]]
+    if words[0] == "probe" and "-d" in words:
+        pooling = words[words.index("-d") + 1]
+        return [["extract", "--run", "RES", "-d", pooling]] if pooling != "4" else []
+    return []
+
+
+def watch(words: list[str]) -> tuple[int, str, str]:
+    """Run a command that goes on for ever until it has printed something, and press Ctrl-C."""
+    command = [sys.executable, "-m", "satstore", *words]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=CLEAN, **pipes) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+        return (0 if process.returncode == 130 else process.returncode), first + out, err
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_command__that_is_named_is_there(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, *command.split()[1:], "--help")
+    assert code == 0
+    assert "Usage" in out
+
+
+# Python
+
+
+def blocks_of(page: str) -> list[str]:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def test_readme__its_python_runs(demo_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(demo_logs, tmp_path / "logs")
+    monkeypatch.chdir(tmp_path)
+    images, labels = torch.rand(40, 1, 8, 8), torch.arange(40) % 4
+    loader = DataLoader(TensorDataset(images, labels), 20)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 4))
+    names: dict[str, Any] = {"model": model, "train_loader": loader, "test_loader": loader}
+    blocks = blocks_of("README.md")
+    assert len(blocks) == 2
+    for block in blocks:
+        exec(block.replace('"RES"', '"demo"'), names)  # the run of that name is the demo's, trained already
+    assert Path("layers.pdf").read_bytes().startswith(b"%PDF")
+    assert names["latents"]["features.0"].numpy().shape[0] == 360
+    assert names["probe"].converged_
+    assert satstore_runs(tmp_path) == {"demo", "mine"}
+
+
+def satstore_runs(folder: Path) -> set[str]:
+    return {path.parts[-3] for path in (folder / "logs").glob("*/*/manifest.json")}
+
+
+def test_docs__their_python_runs(demo_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = zarr.create_array("features.zarr", shape=(60, 5), chunks=(7, 5), dtype="float32")
+    features[...] = rng.normal(size=(60, 5)).astype(np.float32) + labels[:, None]
+    [block] = blocks_of("docs/probes.md")
+    names: dict[str, Any] = {"labels": labels}
+    exec(block, names)
+    assert names["probe"].score(names["features"], labels) > 0.8
+
+    pytest.importorskip("obstore")
+    [block] = blocks_of("docs/store-format.md")
+    store = next(demo_logs.glob("demo/*/latents.zarr"))
+    exec(re.sub(r'"s3://.*"', repr(f"file://{store}"), block), names)  # s3 itself: tests/test_cloud.py
+    assert names["latents"].shape[0] == 1437
+    assert names["tree"]["pool4/train/features.0"]["latent"].shape == names["latents"].shape
