@@ -319,9 +319,8 @@ def test_probe__with_other_settings_needs_overwrite(
 def test_run__stages_and_workers_from_the_command_line(tmp_path: Path, demo_logs: Path) -> None:
     """Two experiments of one grid, probes in two processes: the same numbers as in one."""
     config = tmp_path / "config.json"
-    config.write_text(
-        json.dumps({"model": "vgg5", "dataset": "Digits", "epoch": 1, "delta": [0.9, 0.99], "seed": [0, 1]})
-    )
+    content = {"model": "vgg5_S", "dataset": "Digits", "resolution": 8, "epoch": 1}
+    config.write_text(json.dumps({**content, "delta": [0.9, 0.99], "seed": [0, 1]}))
     words = ["run", "--config", config, "--logs-dir", tmp_path, "--device", "cpu", "-d", "2"]
     result = satstore(*words, "--run-id", "two", "-mp", "2")
     assert result.returncode == 0, result.stderr
@@ -342,7 +341,9 @@ def test_run__stages_and_workers_from_the_command_line(tmp_path: Path, demo_logs
 def test_run__ends_with_a_table_and_one_failed_experiment_does_not_stop_the_others(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     datasets = ["ImageFolder:nowhere", "Digits"]
-    config.write_text(json.dumps({**SMALL, "dataset": datasets, "stages": ["train", "saturation"]}))
+    config.write_text(
+        json.dumps({**SMALL, "resolution": 8, "dataset": datasets, "stages": ["train", "saturation"]})
+    )
     words = ["run", "--config", config, "--run-id", "res", "--logs-dir", tmp_path]
     rows = []
     for _ in range(2):

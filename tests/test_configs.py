@@ -129,7 +129,7 @@ def test_pixelwise_config__runs_end_to_end_on_digits(tmp_path: Path) -> None:
     content = read_content(list_configs()["section3.4/figure6"])
     content |= {"dataset": "Digits", "model": "vgg16_XXXS", "epoch": 1}
     (tmp_path / "config.json").write_text(json.dumps(content))
-    words = ["run", "--config", "config.json", "--run-id", "res", "--device", "cpu"]
+    words = ["run", "--config", "config.json", "--run-id", "res", "--device", "cpu", "--max-iter", "30"]
     result = satstore(*words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     [manifest] = tmp_path.glob("logs/res/*/manifest.json")
