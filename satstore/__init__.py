@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from satstore.config import ExperimentConfig, read_config
     from satstore.errors import SatstoreError
     from satstore.logs import find_runs, list_runs, open_run
-    from satstore.pipeline import run_experiments
+    from satstore.pipeline import apply_stages, run_experiments
     from satstore.recording import record
     from satstore.run import Run
     from satstore.store import open_latents
@@ -26,6 +26,7 @@ _MODULES = {
     "Run": "satstore.run",
     "SaturationTracker": "satstore.tracker",
     "SatstoreError": "satstore.errors",
+    "apply_stages": "satstore.pipeline",
     "find_runs": "satstore.logs",
     "list_runs": "satstore.logs",
     "open_latents": "satstore.store",
@@ -43,6 +44,7 @@ __all__ = [
     "SatstoreError",
     "SaturationTracker",
     "__version__",
+    "apply_stages",
     "find_runs",
     "list_runs",
     "open_latents",

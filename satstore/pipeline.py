@@ -219,7 +219,45 @@ def run_experiments(
         outcomes = [
             o for run, plan in zip(runs, plans, strict=True) for o in run_stages([run], plan, with_needs=True)
         ]
+    raise_first(outcomes)
+    return runs
+
+
+def apply_stages(run: Run, stages: str | Collection[str], **parameters: Any) -> Run:
+    """Run stages on a run that is there, as ``satstore STAGE --run RES`` does; what is done is skipped.
+
+    Parameters
+    ----------
+    run
+        Its listener is called with every event.
+    stages
+        One name, or several in the order in which they are to be run.
+    **parameters
+        Parameters of the stages, such as ``pooling=["4"]`` or ``overwrite=True``.
+
+    Returns
+    -------
+    Run
+        The same one, its manifest read anew.
+
+    Raises
+    ------
+    SatstoreError
+        If a stage fails, or needs another one first, which the message names.
+
+    Examples
+    --------
+    >>> run = satstore.apply_stages(satstore.open_run("RES"), "probe")  # doctest: +SKIP
+    """
+    names = (stages,) if isinstance(stages, str) else stages
+    outcomes = run_stages([run], make_plan(names, parameters), with_needs=False)
+    run.reload()
+    raise_first(outcomes)
+    return run
+
+
+def raise_first(outcomes: Iterable[Outcome]) -> None:
+    """Raise the first error of some outcomes, if any."""
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
-    return runs

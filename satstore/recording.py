@@ -11,17 +11,20 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, SequentialSampler
 
+from satstore.analysis.receptive_field import receptive_field
 from satstore.config import read_config
 from satstore.datasets.images import make_loader
 from satstore.errors import ConfigError
 from satstore.events import Listener
 from satstore.logs import find_logs_dir, make_run
 from satstore.manifest import CHECKPOINT
-from satstore.pipeline import make_plan, run_stages
+from satstore.pipeline import make_plan, raise_first, run_stages
 from satstore.ranks import ALONE
 from satstore.registry import stand_in
 from satstore.run import Run
 from satstore.session import Session, choose_device, describe_run, load_data, recorded_layers
+from satstore.stages.receptive_field import write_fields
+from satstore.stages.train import forget
 from satstore.store import AnalysisStore
 from satstore.training import check_moments, commit_epoch, make_recorder, run_pass, take_spectra
 
@@ -39,13 +42,14 @@ def record(
     layers: str | None = None,
     exclude_layers: str | None = None,
     device: str | None = None,
+    overwrite: bool = False,
     logs_dir: str | Path | None = None,
     listener: Listener | None = None,
 ) -> Run:
     """Store latents and spectra of a trained model, as a run that probes, plots and the terminal app take.
 
     The model is copied and put into evaluation mode; it and the loaders stay as they were. Go on with
-    ``satstore probe --run RUN``, or with :func:`satstore.run_stages`.
+    ``satstore probe --run RUN``, or with :func:`satstore.apply_stages`.
 
     Parameters
     ----------
@@ -60,6 +64,8 @@ def record(
         Their names; by default their numbers.
     pooling, layers, exclude_layers, device
         As the config's keys of these names.
+    overwrite
+        Replace what was recorded under this run id of a model of this name, and all that was made of it.
     logs_dir
         By default SATSTORE_LOGS_DIR, else ``./logs``.
 
@@ -93,7 +99,10 @@ def record(
         return copy.deepcopy(model).cpu()
 
     def make_loaders(output_size: int, batch_size: int, **_: object) -> Any:
-        return loader, eval_loader or loader, (output_size, output_size), n_classes
+        # Who hands over loaders knows whether their images are augmented.
+        return SimpleNamespace(
+            train_dataset=loader, test_dataset=eval_loader or loader, cardinality=n_classes, is_plain=True
+        )
 
     owners = {"models": SimpleNamespace(**{kind: make_model})}
     owners["datasets"] = SimpleNamespace(**{DATASET: make_loaders})
@@ -114,18 +123,35 @@ def record(
             }
         )
         found = make_run(find_logs_dir(logs_dir, config), run, config, listener)
-        if found.has_file(CHECKPOINT):
-            raise ConfigError(f"{found.name} is there already; record under another run id")
+        if found.has_file(CHECKPOINT) and not overwrite:
+            raise ConfigError(
+                f"{found.name} is there already; record under another run id, or with overwrite=True"
+            )
         with found.lock(), found.stage("train", {}):
+            if overwrite:
+                forget(found)
+                found.commit(change=lambda manifest: setattr(manifest, "dataset", None))
             _record_spectra(found, images[:1], classes, choose_device(config.device))
         # What it takes isn't projected: that is for images of three channels, as configs have them.
         wanted = {"device": device, "pooling": tuple(pooling), "force": True}
         plan = make_plan(["extract", "saturation"], wanted, strict=False)
-        for outcome in run_stages([found], plan, with_needs=False):
-            if outcome.error is not None:
-                raise outcome.error
+        raise_first(run_stages([found], plan, with_needs=False))
     found.reload()
+    if images.shape[-1] == images.shape[-2]:
+        with found.lock():
+            _record_fields(found, model, images.shape[1])
     return found
+
+
+def _record_fields(run: Run, model: nn.Module, n_channels: int) -> None:
+    """Tabulate receptive fields, of a model that can be traced."""
+    try:
+        table = receptive_field(model, run.config.resolution, n_channels)
+    except ConfigError as error:
+        run.warn("receptive-field", str(error))
+        return
+    with run.stage("receptive_field", {}):
+        write_fields(run, table[table["layer"].isin(run.layers)])
 
 
 def _count_classes(*loaders: "DataLoader[Any] | None") -> int:

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from satstore.analysis.layers import LAYER_TYPES
 from satstore.cli import main
-from satstore.cli.draw import find_figure
 from satstore.config import list_configs, pooling_key, read_config
+from satstore.figures import find_figure
 from satstore.logs import make_run
 from satstore.manifest import LayerRecord, Manifest, ProbesRecord, StageRecord, drawn_layers
 from satstore.models.build import build_model

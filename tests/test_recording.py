@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import satstore
 from satstore.analysis.spectrum import eigenvalues
-from satstore.errors import ConfigError
+from satstore.errors import ConfigError, MissingStageError
 from satstore.pipeline import make_plan, run_stages
 from satstore.verify import Verification
 
@@ -101,3 +101,43 @@ def test_record__refuses_what_it_could_not_pair(model: MyNet, tmp_path: Path) ->
     satstore.record(model, make_loader(30, 0), "a", pooling=["1"], logs_dir=tmp_path)
     with pytest.raises(ConfigError, match="is there already; record under another run id"):
         satstore.record(model, make_loader(30, 0), "a", pooling=["1"], logs_dir=tmp_path)
+
+
+def test_record__overwrite_replaces_all_that_was_made_of_the_old_one(model: MyNet, tmp_path: Path) -> None:
+    old = satstore.record(model, make_loader(30, 0), "a", pooling=["1"], logs_dir=tmp_path)
+    satstore.apply_stages(old, "probe")
+    assert old.manifest.probes
+    new = satstore.record(model, make_loader(50, 2), "a", pooling=["1"], overwrite=True, logs_dir=tmp_path)
+    assert new.path == old.path
+    assert not new.manifest.probes
+    assert new.latents("pool1", "train")["conv"].shape == (50, 6, 1, 1)
+    assert [f for f in Verification(new).findings() if f.is_wrong] == []
+
+
+def test_apply_stages__does_what_the_command_does(model: MyNet, tmp_path: Path) -> None:
+    run = satstore.record(model, make_loader(30, 0), "a", pooling=["1"], logs_dir=tmp_path)
+    found = satstore.apply_stages(run, ["probe"], pooling=["1"], tol=1e-3)
+    assert found is run
+    assert run.manifest.probes["pool1"].tol == 1e-3
+    with pytest.raises(MissingStageError, match="probe needs extract first"):
+        satstore.apply_stages(run, "probe", pooling=["2"])
+    with pytest.raises(ConfigError, match="'poolings' is no parameter of the stages probe"):
+        satstore.apply_stages(run, "probe", poolings=["1"])
+
+
+def test_record__finds_receptive_fields_where_the_model_can_be_traced(
+    run: satstore.Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    table = run.table("receptive_field").set_index("layer")
+    assert table.loc["conv", "receptive_field_max"] == 3
+    assert table.loc["fc", "receptive_field_max"] == 12, "of maps averaged over all positions in their cells"
+    assert run.status("receptive_field") == "done"
+
+    class Branching(MyNet):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x if x.sum() > 0 else -x)
+
+    found = satstore.record(Branching(), make_loader(30, 0), "b", pooling=["1"], logs_dir=tmp_path)
+    assert found.status("receptive_field") == "missing"
+    assert any("can't be traced" in line for line in found.manifest.warnings)
+    assert not caplog.records, "who hands over loaders is not told what they are"

@@ -82,7 +82,8 @@ def test_export__without_pyarrow_names_it(
     monkeypatch.setitem(sys.modules, "fastparquet", None)
     words = ("export", "res", "--to", "parquet", "--out", tmp_path, "--logs-dir", run.path.parents[1])
     code, _, err = call(capsys, *words)
-    assert (code, err) == (1, "satstore: --to parquet needs pyarrow; install it with: pip install pyarrow\n")
+    remedy = "install it with: pip install 'satstore[parquet]'"
+    assert (code, err) == (1, f"satstore: --to parquet needs pyarrow; {remedy}\n")
 
 
 def rewrite(packed: Path, path: Path, change: dict[str, bytes | None]) -> Path:

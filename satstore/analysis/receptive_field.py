@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def receptive_field(model: nn.Module, resolution: int) -> "pd.DataFrame":
+def receptive_field(model: nn.Module, resolution: int, n_channels: int = 3) -> "pd.DataFrame":
     """Tabulate the receptive field of every Conv, ConvTranspose, Linear and LSTM layer of a model.
 
     A layer's field is what one of its outputs depends on: along one axis, the number of input pixels from the
@@ -36,9 +36,11 @@ def receptive_field(model: nn.Module, resolution: int) -> "pd.DataFrame":
     Parameters
     ----------
     model
-        Any module that torch.fx can trace, called with (1, 3, resolution, resolution). It stays as it is.
+        Any module that torch.fx can trace, called with (1, n_channels, resolution, resolution); not changed.
     resolution
         Height and width of the input, in pixels.
+    n_channels
+        Of the input.
 
     Returns
     -------
@@ -65,7 +67,7 @@ def receptive_field(model: nn.Module, resolution: int) -> "pd.DataFrame":
     if resolution < 1:
         raise ConfigError(f"resolution {resolution} can't be used; give the pixels of a side, at least 1")
     walk = _Walk(trace_without_values(model))
-    walk.run(torch.empty(1, 3, resolution, resolution, device="meta"))
+    walk.run(torch.empty(1, n_channels, resolution, resolution, device="meta"))
     rows: list[dict[str, Any]] = walk.rows
     for column, key in (("border", "_input_max"), ("strict_border", "_input_min")):
         first = next((r for r in rows if r["_is_conv"] and r[key] > resolution), None)

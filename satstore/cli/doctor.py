@@ -79,7 +79,7 @@ def check_packages() -> Iterator[Check]:
         yield Check("packages", "bad", "; ".join(wrong) + "; install satstore again")
     else:
         yield Check("packages", "ok", f"{n_found}, all of the versions that it asks for")
-    for extra, package in (("cloud", "obstore"), ("serve", "textual-serve")):
+    for extra, package in (("cloud", "obstore"), ("parquet", "pyarrow"), ("serve", "textual-serve")):
         try:
             yield Check(f"satstore[{extra}]", "ok", f"{package} {version(package)}")
         except PackageNotFoundError:

@@ -1,15 +1,13 @@
 """Commands that draw: one run or several, and the paper's figures."""
 
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satstore.cli.console import say
-from satstore.config import ExperimentConfig, find_config, list_configs, read_config
 from satstore.errors import ConfigError
-from satstore.logs import check_run_id, find_logs_dir, open_run
+from satstore.logs import find_logs_dir, open_run
 from satstore.run import Run
 
 if TYPE_CHECKING:
@@ -148,15 +146,11 @@ def draw_figure(
     NotFoundError
         If there is no such config.
     """
-    from satstore.plots import Panel, plot_paper_figure, plot_relative, save_figure, tabulate_relative
+    from satstore.figures import find_panels
+    from satstore.plots import plot_paper_figure, plot_relative, save_figure, tabulate_relative
     from satstore.plots.style import KINDS
 
-    check_run_id(run_id)
-    panels = []
-    for source in find_figure(name):
-        words = ["satstore", "run", "--config", source, "--run-id", run_id]
-        words += [] if logs_dir is None else ["--logs-dir", str(logs_dir)]
-        panels += [Panel(c, find_run(c, run_id, logs_dir), shlex.join(words)) for c in read_config(source)]
+    panels = find_panels(name, run_id, logs_dir)
     stem = Path(name).stem
     if out is not None and out.suffix.lower().removeprefix(".") in KINDS:
         path = out
@@ -175,30 +169,3 @@ def draw_figure(
         say(f"{len(lacking)} of {len(panels)} experiments are not complete; go on with:")
         for command in commands:
             say(f"  {command}")
-
-
-def find_figure(name: str) -> list[str]:
-    """Return the configs of a figure: of a path, of a shipped config's name, or of its last part.
-
-    Table 1 has two, which are drawn as one.
-
-    Raises
-    ------
-    NotFoundError
-        If there is none of that name.
-    """
-    if Path(name).suffix == ".json" and Path(name).is_file():
-        return [name]
-    shipped = list_configs()
-    wanted = name.removesuffix(".json")
-    found = [full for full in shipped if full == wanted or full.rpartition("/")[2] == wanted]
-    if not found:
-        return [str(find_config(name))]  # which says what is close to it
-    last = found[0].rpartition("/")[2]
-    return [found[0], f"{found[0]}_2"] if last == "table1" else found[:1]
-
-
-def find_run(config: ExperimentConfig, run_id: str, logs_dir: Path | None) -> Run | None:
-    """Return the experiment of a config under a run id; None if it was never begun."""
-    path = find_logs_dir(logs_dir, config) / run_id / config.experiment
-    return Run(path) if (path / "manifest.json").exists() else None

@@ -53,7 +53,7 @@ def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
             try:
                 run.table(name).to_parquet(content, index=False)
             except ImportError:
-                remedy = "install it with: pip install pyarrow"
+                remedy = "install it with: pip install 'satstore[parquet]'"
                 raise NotFoundError(f"--to parquet needs pyarrow; {remedy}") from None
         path = folder / f"{name}.{to}"
         write_file(path, content.getvalue())

@@ -98,7 +98,7 @@ def from_loaders(
             raise ConfigError(f"dataset {name!r} has no images in its {split} split; give it one at least")
     # Who reads without workers may be unable to send them data.
     in_memory = not getattr(train, "num_workers", 0)
-    plain = _without_augmentation(name, *sets)
+    plain = _without_augmentation(name, *sets, is_known=getattr(found, "is_plain", False))
     splits = [_split(dataset, in_memory) for dataset in (sets[0], plain, sets[1])]
     names = getattr(sets[0], "classes", ())
     classes = list(map(str, names if len(names) == n_classes else range(n_classes)))
@@ -113,13 +113,14 @@ def from_loaders(
     )
 
 
-def _without_augmentation(name: str, train: Any, test: Any) -> Any:
+def _without_augmentation(name: str, train: Any, test: Any, *, is_known: bool) -> Any:
     if not (hasattr(train, "transform") and hasattr(test, "transform")):
-        _log.warning(
-            "%s: its training set has no attribute 'transform', so its latents are of the images as they "
-            "come, with what augmentation they have",
-            name,
-        )
+        if not is_known:
+            _log.warning(
+                "%s: its training set has no attribute 'transform', so its latents are of the images as they "
+                "come, with what augmentation they have",
+                name,
+            )
         return train
     plain = copy.copy(train)
     plain.transform = test.transform

@@ -40,7 +40,11 @@ def tabulate(run: Run, parameters: ReceptiveFieldParameters) -> None:
         table = receptive_field(model, config.resolution)
         return table[table["layer"].isin(list(recorded))]
 
-    table = without_values(measure)
+    write_fields(run, without_values(measure))
+
+
+def write_fields(run: Run, table: "pd.DataFrame") -> None:
+    """Write the receptive fields of a run's layers, and note the border layer."""
 
     def change(manifest: Manifest) -> None:
         summary = manifest.summary
