@@ -186,7 +186,8 @@ class Run:
         """
         import pandas as pd
 
-        return pd.read_csv(io.BytesIO(self.read_file(f"{name}.csv")))
+        # Layers of an nn.Sequential are called 0 and 1.0, which are no numbers, and one may be called NA.
+        return pd.read_csv(io.BytesIO(self.read_file(f"{name}.csv")), converters={"layer": str})
 
     def has_file(self, name: str) -> bool:
         """Tell whether a file of that name was committed."""

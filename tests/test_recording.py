@@ -103,6 +103,21 @@ def test_record__refuses_what_it_could_not_pair(model: MyNet, tmp_path: Path) ->
         satstore.record(model, make_loader(30, 0), "a", pooling=["1"], logs_dir=tmp_path)
 
 
+def test_record__layers_whose_names_look_like_numbers_keep_them(tmp_path: Path) -> None:
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten())
+    model = nn.Sequential(body, pooled, nn.Linear(16, 8), nn.Linear(8, 3))
+    run = satstore.record(model, make_loader(60, 0), "a", pooling=["2"], logs_dir=tmp_path)
+    satstore.apply_stages(run, "probe")
+    assert run.layers == ["0.0", "0.2", "2", "3"]
+    for name in ("probe-pool2", "saturation", "receptive_field"):
+        assert list(run.table(name)["layer"].unique()) == run.layers
+    saturation, probes, *_ = run.plot().axes[0].get_lines()
+    for line in (saturation, probes):
+        assert np.isfinite(np.asarray(line.get_ydata(), float)).all()
+    assert np.isfinite(run.saturation(delta=0.5)["saturation"]).all()
+
+
 def test_record__overwrite_replaces_all_that_was_made_of_the_old_one(model: MyNet, tmp_path: Path) -> None:
     old = satstore.record(model, make_loader(30, 0), "a", pooling=["1"], logs_dir=tmp_path)
     satstore.apply_stages(old, "probe")
