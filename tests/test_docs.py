@@ -4,9 +4,12 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
 from satstore.config import ExperimentConfig
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_configuration__is_what_the_schema_says() -> None:
@@ -15,6 +18,25 @@ def test_configuration__is_what_the_schema_says() -> None:
     assert page == script["make_page"](page), "run: python docs/make_configuration.py"
     rows = [line.split("|")[1].strip(" `") for line in page.splitlines() if line.startswith("| `")]
     assert rows == list(ExperimentConfig.model_fields)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages__links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        path, _, anchor = target.partition("#")
+        if "://" in target:
+            continue
+        file = page.parent / path if path else page
+        assert file.is_file(), target
+        heads = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        anchors = {re.sub(r"[^a-z0-9 -]", "", head.lower()).replace(" ", "-") for head in heads}
+        assert not anchor or anchor in anchors, target
+
+
+def test_images__are_all_shown() -> None:
+    shown = set(re.findall(r"images/([\w-]+\.\w+)", " ".join(page.read_text() for page in PAGES)))
+    assert shown == {path.name for path in (ROOT / "docs/images").iterdir()}
 
 
 def test_readme__names_only_commands_that_exist() -> None:

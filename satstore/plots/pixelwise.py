@@ -36,7 +36,7 @@ def draw_maps(
     maps: "Mapping[str, NDArray[np.float64]]",
     layers: Sequence[str],
     reached: float | None,
-    size: float = 7,
+    size: float = 8,
 ) -> None:
     """Draw a heat map per layer, of accuracies relative to the model's, or as they are if it isn't known."""
     found = [layer for layer in layers if layer in maps]
@@ -77,7 +77,7 @@ def plot_pixelwise(run: Run, all_layers: bool = False) -> Figure:
         )
     n_rows = -(-len(maps) // N_COLUMNS)
     width = 1.6 + 1.35 * min(N_COLUMNS, max(3, len(maps)))
-    figure = Figure(figsize=(width, max(3.0, 0.8 + 1.6 * n_rows)), layout="constrained")
+    figure = Figure(figsize=(width, max(2.7, 0.9 + 1.6 * n_rows)), layout="constrained")
     figure.suptitle(f"{run.config.title}: pixelwise probes", fontsize=10)
     draw_maps(figure, maps, layers, model_accuracy(run, None))
     return figure

@@ -3,8 +3,11 @@
 import json
 import time
 
+from rich.console import Group
+from rich.padding import Padding
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.containers import VerticalScroll
 from textual.widgets import Log, Static
 
 from satstore.events import Event
@@ -37,10 +40,22 @@ class ConfigPane(TextPane):
     TITLE = "Config"
 
 
-class AdvicePane(TextPane):
-    """What the curves mean, and what to try."""
+class AdvicePane(RunPane):
+    """What the curves mean, and what to try: sentences, broken at the width that there is."""
 
     TITLE = "Advice"
+
+    def compose(self) -> ComposeResult:
+        """Lay the tab out."""
+        with VerticalScroll():
+            yield Static(id="advice-text")
+
+    def show(self, text: str) -> None:
+        """Show a text."""
+        lines = [clean_line(line) for line in text.splitlines()]
+        # What is broken stays as far in as its beginning.
+        indented = [Padding(Text(line.lstrip()), (0, 1, 0, len(line) - len(line.lstrip()))) for line in lines]
+        self.query_one("#advice-text", Static).update(Group(*indented))
 
 
 class ManifestPane(TextPane):

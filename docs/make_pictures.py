@@ -1,6 +1,7 @@
-"""Makes the pictures of the terminal app that README and docs show: ``python docs/make_screens.py``.
+"""Makes the pictures that README and docs show: ``python docs/make_pictures.py [--keep] [--all-sizes]``.
 
-Trains some small networks on handwritten digits first, some minutes' work, in a temporary folder.
+Trains some small networks on handwritten digits first, some minutes of work, in a temporary folder; with
+``--keep``, those of the last time serve. Other sizes of the terminal app's are to look at, and not kept.
 """
 
 import asyncio
@@ -16,6 +17,7 @@ from textual.pilot import Pilot
 from satstore.job_control import cancel_job, start_job
 from satstore.jobs import list_jobs
 from tui.app import SatstoreApp
+from tui.screens.run import TABS
 
 LOGS = Path("/tmp/satstore/logs")
 IMAGES = Path(__file__).parent / "images"
@@ -46,8 +48,21 @@ def make_runs() -> None:
     satstore("demo")
     for stage in ("receptive-field", "project"):
         satstore(stage, "--run", "demo")
+    for stage in ("extract", "probe"):
+        satstore(stage, "--run", "demo", "-d", "pixelwise", "--layers", r"features\.(0|4|8|11|15|18)$")
     satstore("run", "--config", str(LOGS.parent / "depths.json"), "--run-id", "depths")
     satstore("run", "--config", str(LOGS.parent / "wrong.json"), "--run-id", "wrong", check=False)
+
+
+def draw_figures() -> None:
+    config, [evolved, *_] = LOGS.parent / "depths.json", sorted(LOGS.glob("depths/vgg11*"))
+    satstore("plot", "demo", "--out", str(IMAGES / "demo.png"))
+    satstore("figure", str(config), "--run", "depths", "--out", str(IMAGES / "figure.png"))
+    for kind, name in (
+        ("pixelwise", "demo"),
+        ("evolution", f"depths/{evolved.name}"),
+    ):
+        satstore("plot", name, "--kind", kind, "--out", str(IMAGES / f"{kind}.png"))
 
 
 async def press(pilot: Pilot[None], *keys: str, wait: float = 1.0) -> None:
@@ -72,6 +87,8 @@ async def make_pictures(suffix: str, size: tuple[int, int]) -> None:
         await press(pilot, "enter", wait=3)
         await press(pilot, "j", "j", "j", "j")
         save(app, "tui-run", suffix)
+        await press(pilot, f"{TABS.index('advice') + 1}", wait=2)
+        save(app, "tui-advice", suffix)
         await press(pilot, "escape", "escape", "J", wait=3)
         save(app, "tui-jobs", suffix)
         await press(pilot, "escape", "slash", *"depths", "enter")
@@ -86,6 +103,7 @@ def main() -> None:
     all_sizes = "--all-sizes" in sys.argv
     if not (LOGS.exists() and "--keep" in sys.argv):
         make_runs()
+    draw_figures()
     words = ["run", "--config", str(LOGS.parent / "long.json"), "--run-id", "long", "--stages", "train"]
     job = start_job([*words, "--logs-dir", str(LOGS)], LOGS)
     try:
