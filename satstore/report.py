@@ -82,7 +82,8 @@ def describe_run(run: Run, number: int) -> Iterable[str]:
     epochs = f"epochs {manifest.summary.epochs_done}/{config.epoch}"
     yield f'<p>{what}; {epochs}{accuracy}<br><span class="dim">{states}</span></p>'
     yield "<h3>What the curves mean</h3>"
-    yield _list(line.strip() for line in advise_on(run).lines())
+    for title, texts in advise_on(run).parts.items():
+        yield f"<p>{title}:</p>{_list(texts)}"
     for name, draw in FIGURES.items():
         try:
             figure = draw(run)

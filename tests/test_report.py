@@ -59,6 +59,7 @@ def test_report__is_one_file_with_figures_tables_config_and_advice(
         run.name,
         f"test accuracy {run.manifest.summary.test_accuracy:.2%}",
         "What the curves mean",
+        "too thin to advise:",
         "layers have no tail",
         '"model": "TinyNet"',
         '"torch"',

@@ -65,10 +65,16 @@ class Advice:
     suggestions: tuple[str, ...] = ()
     thin: tuple[str, ...] = ()
 
+    @property
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """Headings and the sentences under them."""
+        parts = {"found": self.findings, "too thin to advise": self.thin, "try": self.suggestions}
+        return {title: texts for title, texts in parts.items() if texts}
+
     def lines(self) -> list[str]:
         """Return it as lines of text."""
-        parts = (("found", self.findings), ("too thin to advise", self.thin), ("try", self.suggestions))
-        return [line for title, texts in parts if texts for line in (f"{title}:", *(f"  {t}" for t in texts))]
+        parts = self.parts.items()
+        return [line for title, texts in parts for line in (f"{title}:", *(f"  {t}" for t in texts))]
 
 
 def advise(known: Evidence, least_gain: float = LEAST_GAIN, tail_share: float = TAIL_SHARE) -> Advice:
