@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 import torch
 import zarr
 from conftest import CLEAN, satstore
-from small_data import write_folder, write_tiny_imagenet
+from small_data import write_folder, write_image, write_tiny_imagenet
 from test_disk import call
 from test_phd_lab import write_tree
 from test_phd_lab_latents import write_latents
@@ -68,6 +69,7 @@ STANDS_FOR = {
     "NAME": "Digits",
     "FOLDER": "images",
     "PATH": "data/tiny-imagenet-200",
+    "DATA": "data/train_val2018.tar.gz",
     "FILE": "curves.svg",
     "…": "acc>1",
 }
@@ -116,6 +118,11 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_folder(folder / "classes")
     shutil.copytree(folder / "classes" / "train", folder / "images")
     write_tiny_imagenet(folder / "data" / "tiny-imagenet-200", layout="shipped")
+    for name in ("Aves/3", "Aves/7", "Fungi/11"):
+        for image in range(3):
+            write_image(folder / "train_val2018" / name / f"{image}.jpg", image, (16, 12))
+    with tarfile.open(folder / "data" / "train_val2018.tar.gz", "w:gz") as file:
+        file.add(folder / "train_val2018", "train_val2018")
     return folder
 
 
