@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from satstore.advice import advise_on
     from satstore.analysis.logistic import LogisticProbe
     from satstore.analysis.receptive_field import receptive_field
     from satstore.config import ExperimentConfig, read_config
@@ -26,6 +27,7 @@ _MODULES = {
     "Run": "satstore.run",
     "SaturationTracker": "satstore.tracker",
     "SatstoreError": "satstore.errors",
+    "advise_on": "satstore.advice",
     "apply_stages": "satstore.pipeline",
     "find_runs": "satstore.logs",
     "list_runs": "satstore.logs",
@@ -44,6 +46,7 @@ __all__ = [
     "SatstoreError",
     "SaturationTracker",
     "__version__",
+    "advise_on",
     "apply_stages",
     "find_runs",
     "list_runs",

@@ -4,8 +4,20 @@ from satstore.colors import PROBES as PROBES
 from satstore.colors import RUNS as OF_RUNS
 from satstore.colors import SATURATION as SATURATION_EVAL
 from satstore.colors import SATURATION_LIGHT as SATURATION
+from satstore.colors import TRAIN as TRAIN
 
-__all__ = ["BORDER", "CURSOR", "MARKERS", "MODEL", "PROBES", "RUNS", "SATURATION", "SATURATION_EVAL", "TAIL"]
+__all__ = [
+    "BORDER",
+    "CURSOR",
+    "MARKERS",
+    "MODEL",
+    "PROBES",
+    "RUNS",
+    "SATURATION",
+    "SATURATION_EVAL",
+    "TAIL",
+    "TRAIN",
+]
 
 RUNS = (*OF_RUNS, "#BBBBBB")
 MARKERS = ("■", "▲", "◆", "▼", "✚", "★", "●", "✖")

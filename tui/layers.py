@@ -9,7 +9,7 @@ import numpy as np
 from rich.text import Text
 
 from satstore.words import FAILED, UNKNOWN, clean
-from tui.colors import BORDER, CURSOR, MARKERS, MODEL, PROBES, SATURATION, SATURATION_EVAL, TAIL
+from tui.colors import BORDER, CURSOR, MARKERS, MODEL, PROBES, SATURATION, SATURATION_EVAL, TAIL, TRAIN
 from tui.curves import RunCurves
 from tui.widgets.columns import Column
 from tui.widgets.curve_plot import Curve, Rule
@@ -230,7 +230,7 @@ def _describe_field(field: tuple[float, float] | None) -> str:
 
 def training_curves(data: RunCurves) -> tuple[list[Curve], list[Curve]]:
     """Return accuracies and losses over the epochs."""
-    colors = {"train": SATURATION, "eval": PROBES[0]}
+    colors = {"train": TRAIN, "eval": MODEL}
 
     def curves(of_accuracy: bool) -> list[Curve]:
         found = []

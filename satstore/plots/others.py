@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from satstore.colors import PROBES, SATURATION
+from satstore.colors import RUNS, TRAIN
 from satstore.config import ExperimentConfig
 from satstore.errors import NotFoundError
 from satstore.plots.layers import shown_layers
@@ -25,7 +25,7 @@ from satstore.run import Run
 
 Quantity = Literal["saturation", "intrinsic_dimension"]
 
-SPLITS = (("train", SATURATION, "o"), ("eval", PROBES[0], "s"))
+SPLITS = (("train", TRAIN, "o"), ("eval", MODEL, "s"))
 
 
 def plot_training(run: Run) -> Figure:
@@ -114,7 +114,7 @@ def plot_projection(run: Run) -> Figure:
     deltas = sorted(table.loc[table["mode"] != "none", "delta"].dropna().unique())
     projected = table[table["mode"] != "none"]
     keys = ["mode", "layers", "exclude"]
-    looks = zip(PROBES * 4, MARKERS * 4, strict=False)
+    looks = zip((MODEL, TRAIN, *RUNS[1:]) * 3, MARKERS * 4, strict=False)
     for (group, rows), (color, marker) in zip(projected.groupby(keys, dropna=False), looks, strict=False):
         mode, layers, exclude = (
             "" if part != part else f"{part}" for part in group
