@@ -1,7 +1,8 @@
-"""Makes the pictures that README and docs show: ``python docs/make_pictures.py [--keep] [--all-sizes]``.
+"""Makes the pictures that README and docs show: ``python docs/make_pictures.py [--keep] [--all]``.
 
 Trains some small networks on handwritten digits first, some minutes of work, in a temporary folder; with
-``--keep``, those of the last time serve. Other sizes of the terminal app's are to look at, and not kept.
+``--keep``, those of the last time serve. With ``--all``, makes others beside them, to look at and not to
+keep: the terminal app's in other sizes, and kinds of figures that no page shows.
 """
 
 import asyncio
@@ -12,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 
+from PIL import Image
 from textual.pilot import Pilot
 
 from satstore.job_control import cancel_job, start_job
@@ -54,15 +56,24 @@ def make_runs() -> None:
     satstore("run", "--config", str(LOGS.parent / "wrong.json"), "--run-id", "wrong", check=False)
 
 
-def draw_figures() -> None:
-    config, [evolved, *_] = LOGS.parent / "depths.json", sorted(LOGS.glob("depths/vgg11*"))
-    satstore("plot", "demo", "--out", str(IMAGES / "demo.png"))
-    satstore("figure", str(config), "--run", "depths", "--out", str(IMAGES / "figure.png"))
-    for kind, name in (
-        ("pixelwise", "demo"),
-        ("evolution", f"depths/{evolved.name}"),
-    ):
-        satstore("plot", name, "--kind", kind, "--out", str(IMAGES / f"{kind}.png"))
+def draw_figures(others: bool) -> None:
+    config = LOGS.parent / "depths.json"
+    [vgg, *_], [resnet, *_] = (sorted(LOGS.glob(f"depths/{model}_*")) for model in ("vgg11", "resnet18"))
+    draw(IMAGES / "demo.png", "plot", "demo")
+    draw(IMAGES / "figure.png", "figure", str(config), "--run", "depths")
+    draw(IMAGES / "pixelwise.png", "plot", "demo", "--kind", "pixelwise")
+    draw(IMAGES / "evolution.png", "plot", f"depths/{vgg.name}", "--kind", "evolution")
+    if others:
+        for kind in ("training", "spectrum", "projection"):
+            name = "demo" if kind == "projection" else f"depths/{vgg.name}"
+            draw(LOGS.parent / f"{kind}.png", "plot", name, "--kind", kind)
+        draw(LOGS.parent / "cka.png", "compare", f"depths/{vgg.name}", f"depths/{resnet.name}", "--cka")
+
+
+def draw(path: Path, *words: str) -> None:
+    satstore(*words, "--out", str(path))
+    # With a palette, lines and letters look the same, in a third of the bytes.
+    Image.open(path).convert("RGB").quantize(256).save(path, optimize=True)
 
 
 async def press(pilot: Pilot[None], *keys: str, wait: float = 1.0) -> None:
@@ -87,29 +98,30 @@ async def make_pictures(suffix: str, size: tuple[int, int]) -> None:
         await press(pilot, "enter", wait=3)
         await press(pilot, "j", "j", "j", "j")
         save(app, "tui-run", suffix)
-        await press(pilot, f"{TABS.index('advice') + 1}", wait=2)
-        save(app, "tui-advice", suffix)
         await press(pilot, "escape", "escape", "J", wait=3)
         save(app, "tui-jobs", suffix)
         await press(pilot, "escape", "slash", *"depths", "enter")
         await press(pilot, "space", "space", "space", "c", wait=4)
         await press(pilot, "d", *["j"] * 20)
         save(app, "tui-compare", suffix)
+        await press(pilot, "escape", "k", "enter", wait=3)  # a deep one: there is more to say of it
+        await press(pilot, f"{TABS.index('advice') + 1}", wait=2)
+        save(app, "tui-advice", suffix)
         await press(pilot, "escape", "n", wait=1)
         save(app, "tui-new-job", suffix)
 
 
 def main() -> None:
-    all_sizes = "--all-sizes" in sys.argv
+    others = "--all" in sys.argv
     if not (LOGS.exists() and "--keep" in sys.argv):
         make_runs()
-    draw_figures()
+    draw_figures(others)
     words = ["run", "--config", str(LOGS.parent / "long.json"), "--run-id", "long", "--stages", "train"]
     job = start_job([*words, "--logs-dir", str(LOGS)], LOGS)
     try:
         time.sleep(15)
         for suffix, size in SIZES.items():
-            if all_sizes or not suffix:
+            if others or not suffix:
                 asyncio.run(make_pictures(suffix, size))
     finally:
         for job in list_jobs(LOGS):

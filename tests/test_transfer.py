@@ -71,7 +71,7 @@ def test_export__writes_the_tables(
     names = {Path(line).stem for line in out.splitlines()}
     assert names == {"metrics", "saturation", "probe-pool2"}
     path = tmp_path / f"res-{run.experiment}" / f"saturation.{to}"
-    found = pd.read_csv(path) if to == "csv" else pd.read_parquet(path)
+    found = pd.read_csv(path, dtype={"layer": str}) if to == "csv" else pd.read_parquet(path)
     pd.testing.assert_frame_equal(found, run.table("saturation"))
 
 
