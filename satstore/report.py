@@ -21,7 +21,7 @@ from satstore.plots import (
     save_figure,
 )
 from satstore.run import Run
-from satstore.words import FAILED, MARKS, describe_costs, describe_number, printable
+from satstore.words import FAILED, MARKS, UNKNOWN, describe_costs, describe_number, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,12 +31,15 @@ STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 62rem; padding: 0 1rem; }
 body { color: #1a1a1a; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-h3 { font-size: 1rem; } img { max-width: 100%; height: auto; }
+h1, h2, li { overflow-wrap: anywhere; } h3 { font-size: 1rem; break-after: avoid; }
+img { max-width: 100%; height: auto; break-inside: avoid; } .stage { white-space: nowrap; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #eee; }
-th:first-child, td:first-child { text-align: left; } .scroll { overflow-x: auto; }
-pre { background: #f6f6f6; padding: .8rem; overflow-x: auto; font-size: .8rem; } .dim { color: #666; }
-@media print { body { max-width: none; } img { break-inside: avoid; } }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } tr { break-inside: avoid; }
+pre { background: #f6f6f6; padding: .8rem; font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; } .dim { color: #666; }
+@media screen and (max-width: 60rem) { .scroll img { max-width: none; } }
+@media print { body { max-width: none; margin: 0; } .scroll { overflow: visible; } }
 """
 
 # No script, no network: whatever a run's names and warnings hold, a browser only shows it.
@@ -78,9 +81,16 @@ def describe_run(run: Run, number: int) -> Iterable[str]:
     yield f'<h2 id="run{number}">{_text(run.name)}</h2>'
     accuracy = "" if reached is None else f", test accuracy {reached:.2%}"
     what = _text(f"{config.title}, {config.optimizer}")
-    states = _text("  ".join(f"{MARKS[s]} {stage}" for stage, s in run.statuses().items()))
+    states = " ".join(
+        f'<span class="stage">{_text(f"{MARKS[state]} {stage}")}</span>'
+        for stage, state in run.statuses().items()
+    )
     epochs = f"epochs {manifest.summary.epochs_done}/{config.epoch}"
     yield f'<p>{what}; {epochs}{accuracy}<br><span class="dim">{states}</span></p>'
+    failures = run.failures()
+    if failures:
+        yield "<p>failed:</p>"
+        yield _list(f"{stage}: {error}" for stage, error in failures.items())
     yield "<h3>What the curves mean</h3>"
     for title, texts in advise_on(run).parts.items():
         yield f"<p>{title}:</p>{_list(texts)}"
@@ -90,7 +100,8 @@ def describe_run(run: Run, number: int) -> Iterable[str]:
         except NotFoundError:  # it was not run; the states above say so
             continue
         yield f"<h3>{name}</h3>"
-        yield f'<img alt="{_text(f"{name} of {run.name}")}" src="{as_image(figure)}">'
+        alternative = _text(f"{name} of {run.name}")
+        yield f'<div class="scroll"><img alt="{alternative}" src="{as_image(figure)}"></div>'
     if manifest.layers:
         yield "<h3>Layers</h3>"
         yield tabulate_layers(run)
@@ -141,7 +152,7 @@ def tabulate_layers(run: Run) -> str:
     body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     note = (
         f"saturation: train split, delta {run.config.delta:g}; probes: accuracy on the eval split; "
-        f"{FAILED} no number: the warnings say why"
+        f"{UNKNOWN} not measured; {FAILED} no number: the warnings say why"
     )
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

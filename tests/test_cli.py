@@ -406,3 +406,8 @@ def test_plugin__brings_a_model_with_layers_of_every_kind(tmp_path: Path) -> Non
     assert [record.n_features for record in run.manifest.layers] == [8, 6, 12, 10, 10]
     assert list(run.table("probe-pool4")["layer"]) == run.layers
     assert len(run.manifest.summary.saturation) == 5
+
+
+def test_commands__name_what_they_do_not_take(capsys: pytest.CaptureFixture[str]) -> None:
+    expected = "show takes nothing more, but found: other words; see satstore show --help"
+    assert fails(capsys, "show", "res", "other", "words") == (2, expected)

@@ -22,6 +22,7 @@ from satstore.plots import (
     plot_training,
     save_figure,
 )
+from satstore.plots.style import break_name
 from satstore.run import Run
 
 LAYERS = ["conv1", "layer1.0.conv1", "layer1.0.downsample.0", "fc1", "fc2"]
@@ -185,3 +186,15 @@ def test_plot__refuses_options_that_exclude_each_other(
         main(["plot", "demo", *words, "--logs-dir", str(demo_logs)])
     assert stop.value.code == 1
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "lines"),
+    [
+        ("conv1", ["conv1"]),
+        ("layer1.0.conv1", ["layer1.0.", "conv1"]),
+        ("features.denseblock1.denselayer2.conv1", ["features.", "denseblock1.", "denselayer2.", "conv1"]),
+    ],
+)
+def test_break_name__breaks_after_dots(name: str, lines: list[str]) -> None:
+    assert break_name(name, 11).splitlines() == lines

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import warnings
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 from test_disk import call
 from tiny import run_tiny
 
+from satstore.config import ExperimentConfig
+from satstore.logs import make_run
 from satstore.report import write_report
 from satstore.run import Run
 
@@ -85,8 +88,25 @@ def test_report__shows_hostile_names_as_text(run: Run) -> None:
     assert "\x1b" not in "".join(page.texts)
 
 
+def test_report__says_why_a_stage_failed(run: Run) -> None:
+    found = Run(run.path)
+    record = found.manifest.stages["probe"]
+    record.status, record.error = "failed", "the disk is full <now>"
+    page = Page(write_report([found]))
+    assert "probe: the disk is full <now>" in page.texts
+    assert "failed:" not in Page(write_report([run])).texts
+
+
 def test_report__of_several_experiments_has_a_section_of_each(run: Run, tmp_path: Path) -> None:
     other = run_tiny(tmp_path, seed=1, stages=["train"])
     content = write_report([run, other])
     assert len(re.findall(r'<h2 id="run\d">', content)) == 2
     assert Page(content).sources[:2] == ["#run0", "#run1"]
+
+
+def test_report__of_a_run_that_never_started_says_so(tmp_path: Path) -> None:
+    new = make_run(tmp_path, "new", ExperimentConfig(dataset="Digits"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = Page(write_report([new]))
+    assert "no layer is known yet; run satstore train" in page.texts

@@ -202,10 +202,7 @@ def summarize(run: Run, stamp: Stamp) -> Experiment:
     """Return what lists show of a run."""
     config, manifest = run.config, run.manifest
     stages = run.statuses()
-    failed = next((stage for stage, status in stages.items() if status == "failed"), None)
-    failure = ""
-    if failed is not None:
-        failure = f"{failed}: {manifest.stages[failed].error or 'its process ended without a word'}"
+    failure = next((f"{stage}: {error}" for stage, error in run.failures().items()), "")
     layers = drawn_layers(manifest.layers)
     return Experiment(
         path=run.path,

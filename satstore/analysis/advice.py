@@ -101,6 +101,8 @@ def advise(known: Evidence, least_gain: float = LEAST_GAIN, tail_share: float = 
 
 def find_thin(known: Evidence, least_gain: float) -> list[str]:
     """Return why the evidence is too thin to advise, if it is."""
+    if not known.layers:
+        return ["no layer is known yet; run satstore train"]
     thin = []
     if not any(map(math.isfinite, known.accuracy)):
         thin.append("there are no probes: without them, nobody knows what a layer adds; run satstore probe")

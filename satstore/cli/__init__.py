@@ -62,7 +62,7 @@ def _announce_plugins() -> None:
 
 
 def _run(words: list[str], debug: bool) -> int:
-    from cyclopts import CycloptsError
+    from cyclopts import CycloptsError, UnusedCliTokensError
     from pydantic import ValidationError
 
     from satstore.config import describe
@@ -71,6 +71,9 @@ def _run(words: list[str], debug: bool) -> int:
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
+    except UnusedCliTokensError as error:
+        name, unused = " ".join(error.command_chain or ()), " ".join(error.unused_tokens or ())
+        return _say(f"{name} takes nothing more, but found: {unused}; see satstore {name} --help", 2, debug)
     except CycloptsError as error:
         cause = error.__cause__
         return _say(describe(cause) if isinstance(cause, ValidationError) else str(error), 2, debug)

@@ -122,9 +122,8 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
         console.print(f"latents of {size} were removed; write them again with: {again}")
     for warning in manifest.warnings:
         console.print(f"warning: {warning}")
-    for stage, record in manifest.stages.items():
-        if run.status(stage) == "failed":
-            console.print(f"{stage} failed: {record.error or 'its process ended without a word'}")
+    for stage, error in run.failures().items():
+        console.print(f"{stage} failed: {error}")
 
 
 def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Mapping[str, float]) -> None:

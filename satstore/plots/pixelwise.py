@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from satstore.errors import NotFoundError
 from satstore.plots.layers import model_accuracy, shown_layers
+from satstore.plots.style import break_name
 from satstore.run import Run
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ def draw_maps(
     n_rows = -(-len(found) // n_columns)
     panels = figure.subplots(n_rows, n_columns, squeeze=False)
     image: Any = None
+    name_size = size - 1.5
+    n_fit = figure.bbox.width / figure.dpi / (n_columns + 0.7) * 72 / (0.6 * name_size)
     for place, axes in enumerate(panels.flat):
         if place >= len(found):
             axes.set_visible(False)
@@ -53,10 +56,11 @@ def draw_maps(
         axes.set_xticks([])
         axes.set_yticks([])
         height, width = relative.shape
-        axes.set_title(f"{found[place]}\n{height} × {width}", fontsize=size - 1.5)
+        name = break_name(found[place], n_fit)
+        axes.set_title(f"{name}\n{height} × {width}", fontsize=name_size)
     bar = figure.colorbar(image, ax=panels, fraction=0.03, pad=0.01, aspect=30)
     of_what = "accuracy" if not reached else f"accuracy relative to the model's {reached:.1%}"
-    bar.set_label(f"{of_what}\nby position", fontsize=size)
+    bar.set_label(f"{of_what}\nby position", fontsize=name_size)
     bar.ax.tick_params(labelsize=size)
 
 
@@ -77,7 +81,7 @@ def plot_pixelwise(run: Run, all_layers: bool = False) -> Figure:
         )
     n_rows = -(-len(maps) // N_COLUMNS)
     width = 1.6 + 1.35 * min(N_COLUMNS, max(3, len(maps)))
-    figure = Figure(figsize=(width, max(2.7, 0.9 + 1.6 * n_rows)), layout="constrained")
+    figure = Figure(figsize=(width, 0.8 + 1.6 * n_rows), layout="constrained")
     figure.suptitle(f"{run.config.title}: pixelwise probes", fontsize=10)
     draw_maps(figure, maps, layers, model_accuracy(run, None))
     return figure

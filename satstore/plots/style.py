@@ -1,6 +1,7 @@
 """What all figures share: markers, axes of shares, titles, and how they are written."""
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +55,17 @@ def name_places(
     n_fit = 60 if width is None else max(1, int(width * 72 / (1.25 * size)))
     step = max(1, -(-len(names) // n_fit))
     axes.set_xticks(places[::step], names[::step], rotation=90, fontsize=size)
-    axes.set_xlim(-0.5, len(names) - 0.5)
+    axes.set_xlim(-0.5, max(1, len(names)) - 0.5)
+
+
+def break_name(name: str, n_fit: float) -> str:
+    """Return a layer's name in lines of a number of letters, broken after dots; a longer part stays whole."""
+    lines = [""]
+    for part in re.split(r"(?<=\.)", name):
+        if lines[-1] and len(lines[-1]) + len(part) > n_fit:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
 
 
 def legend_below(

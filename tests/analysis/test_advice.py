@@ -78,12 +78,14 @@ def test_advise__says_of_the_border_what_it_knows() -> None:
         ({"test_accuracy": 0.12}, "the model's accuracy of 12.0% is near chance"),
         ({"accuracy": [0.4, math.nan, *TAILED.accuracy[2:]]}, "conv2: no number of either curve"),
         ({"layers": LAYERS[:3]}, "3 layers have no tail"),
+        ({"layers": []}, "no layer is known yet; run satstore train"),
     ],
 )
 def test_advise__says_when_the_evidence_is_too_thin(change: dict[str, object], reason: str) -> None:
     known = replace(TAILED, **change)  # type: ignore[arg-type]
     if "layers" in change:
-        known = replace(known, accuracy=known.accuracy[:3], saturation=known.saturation[:3], border=None)
+        n = len(known.layers)
+        known = replace(known, accuracy=known.accuracy[:n], saturation=known.saturation[:n], border=None)
     advice = advise(known)
     assert any(line.startswith(reason) for line in advice.thin)
     assert advice.suggestions == ()

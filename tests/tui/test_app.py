@@ -247,3 +247,20 @@ def test_tui__refuses_a_theme_that_is_not_there(tmp_path: Path) -> None:
     assert done.wait(30) == 1
     assert b"no theme 'nrd'; did you mean 'nord'?" in os.read(master, 4096).replace(b"\r\n", b" ")
     os.close(master)
+
+
+@pytest.mark.parametrize("keys", ["", "enter", "space j space c", "n", "J"])
+async def test_footer__is_whole_at_80_columns(fixed_logs: Path, keys: str) -> None:
+    make_some(fixed_logs)
+    app = make_app(fixed_logs)
+    async with app.run_test(size=(80, 24)) as pilot:
+        await wait_for_rows(pilot, 3)
+        first = app.screen
+        await pilot.press(*keys.split())
+        await wait_for(pilot, lambda: (app.screen is not first) == bool(keys))
+        await wait_for(pilot, lambda: read_screen(pilot)[-1].rstrip().endswith("^p palette"))
+        footer = " ".join(read_screen(pilot)[-1].split())
+        shown = [b for _, b, *_ in app.screen.active_bindings.values() if b.show and b.key != "ctrl+p"]
+        assert {"quit", "jobs", "new_job"} <= {binding.action for binding in shown}
+        for binding in shown:
+            assert f"{app.get_key_display(binding)} {binding.description}" in footer

@@ -46,12 +46,12 @@ class CompareScreen(AppScreen):
     """Several runs on one axis."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "delta(-1)", "Delta −", key_display="←", tooltip="A smaller delta"),
-        Binding("right", "delta(1)", "Delta +", key_display="→", tooltip="A larger delta"),
+        Binding("left", "delta(-1)", "Delta −", show=False, tooltip="A smaller delta"),
+        Binding("right", "delta(1)", "Delta +", show=False, tooltip="A larger delta"),
         Binding("up,k", "layer(-1)", "Layer −", show=False, tooltip="The layer before"),
         Binding("down,j", "layer(1)", "Layer +", show=False, tooltip="The next layer"),
-        Binding("d", "align", "By depth or number", tooltip="Align layers by depth, or by number"),
-        Binding("a", "all_layers", "All layers", tooltip="Shortcuts and the last Linear too, or not"),
+        Binding("d", "align", "Align", tooltip="Align layers by depth, or by number"),
+        Binding("a", "all_layers", "Layers", tooltip="Shortcuts and the last Linear too, or not"),
         Binding("e", "export", "Export", tooltip="Write the plot as PNG or SVG"),
         Binding("escape", "dismiss", "Back", tooltip="Back to the runs"),
     ]

@@ -53,7 +53,7 @@ class JobsScreen(AppScreen):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "cancel", "Cancel", tooltip="End this job"),
         Binding("l", "log", "Log", tooltip="Scroll through this job's log"),
-        Binding("y", "copy", "Copy command", tooltip="Copy this job's command"),
+        Binding("y", "copy", "Copy", tooltip="Copy this job's command"),
         Binding(
             "full_stop", "pause", "Pause", key_display=".", show=False, tooltip="Hold what is shown, or go on"
         ),

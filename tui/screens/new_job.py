@@ -60,7 +60,7 @@ field, as the command would say it. The command line below does the same in a sh
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+s", "start", "Start", priority=True, tooltip="Start the job"),
         Binding("ctrl+g", "estimate", "Estimate", priority=True, tooltip="What the config takes"),
-        Binding("ctrl+y", "copy", "Copy command", priority=True, tooltip="Copy the command line"),
+        Binding("ctrl+y", "copy", "Copy", priority=True, tooltip="Copy the command line"),
         Binding("escape", "dismiss", "Back", tooltip="Back, and start nothing"),
     ]
 

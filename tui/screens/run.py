@@ -64,13 +64,13 @@ class RunScreen(AppScreen):
     HELP = RUN_HELP
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "delta(-1)", "Delta −", key_display="←", tooltip="A smaller delta"),
-        Binding("right", "delta(1)", "Delta +", key_display="→", tooltip="A larger delta"),
-        Binding("left_square_bracket", "epoch(-1)", "Epoch −", key_display="[", tooltip="An epoch back"),
-        Binding("right_square_bracket", "epoch(1)", "Epoch +", key_display="]", tooltip="An epoch on"),
+        Binding("left", "delta(-1)", "Delta −", show=False, tooltip="A smaller delta"),
+        Binding("right", "delta(1)", "Delta +", show=False, tooltip="A larger delta"),
+        Binding("left_square_bracket", "epoch(-1)", "Epoch −", show=False, tooltip="An epoch back"),
+        Binding("right_square_bracket", "epoch(1)", "Epoch +", show=False, tooltip="An epoch on"),
         Binding("up,k", "layer(-1)", "Layer −", show=False, tooltip="The layer before"),
         Binding("down,j", "layer(1)", "Layer +", show=False, tooltip="The next layer"),
-        Binding("a", "all_layers", "All layers", tooltip="Shortcuts and the last Linear too, or not"),
+        Binding("a", "all_layers", "Layers", tooltip="Shortcuts and the last Linear too, or not"),
         Binding("e", "export", "Export", tooltip="Write the plot as PNG or SVG, or the table as CSV"),
         Binding("y", "copy", "Copy", show=False, tooltip="Copy the command that shows this run"),
         Binding("l", "log", "Log", show=False, tooltip="The log of this run's job"),

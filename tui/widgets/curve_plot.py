@@ -49,9 +49,11 @@ class Labels(AxisFormatter):
 
     def __init__(self, names: Sequence[str], width: int) -> None:
         self.names, self.width = names, width
+        self._limits = (-0.5, len(names) - 0.5)
 
     def get_ticks(self, min_: float, max_: float, max_ticks: int = 8) -> list[float]:
         """Return the places that get a name."""
+        self._limits = (min_, max_)
         first, last = max(0, math.ceil(min_)), min(len(self.names) - 1, math.floor(max_))
         longest = max((len(name) for name in self.names[first : last + 1]), default=1)
         n_fit = max(1, self.width // (longest + 2))
@@ -61,9 +63,11 @@ class Labels(AxisFormatter):
     def get_labels_for_ticks(self, ticks: Sequence[float]) -> list[str]:
         """Return the names of those places; one that the edge would cut is cut in front."""
         texts = []
+        start, end = self._limits
         for tick in ticks:
-            name, n_last = self.names[round(tick)], len(self.names)
-            room = 2 * int((n_last - 0.5 - tick) / n_last * self.width) + 2
+            name = self.names[round(tick)]
+            column = 1 + int((tick - start) / (end - start) * (self.width - 2))  # in the frame
+            room = 2 * (self.width - 1 - column) + 1
             texts.append(name if len(name) <= room else f"…{name[len(name) - max(1, room - 1) :]}")
         return texts
 
