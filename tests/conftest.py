@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,10 @@ from satstore.run import Run
 # A busy machine makes any example slow; that is no failure.
 settings.register_profile("satstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("satstore")
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that it starts in turn.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLEAN = {k: v for k, v in os.environ.items() if k not in ("SATSTORE_LOGS_DIR", "TORCH_DATADIR")}
 

@@ -278,10 +278,14 @@ def test_cli__log_stops_to_follow_on_ctrl_c_and_the_job_goes_on(
 ) -> None:
     job = wait_until(start_sleeper("long"), is_asleep)
     words = [sys.executable, "-m", "satstore", "log", "1", "--follow", "--logs-dir", str(tmp_path / "logs")]
-    follower = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    time.sleep(1.5)
-    follower.send_signal(signal.SIGINT)
-    out, err = follower.communicate(timeout=30)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
+        try:
+            assert follower.stdout is not None
+            assert follower.stdout.read(1), "it has begun to follow"
+            follower.send_signal(signal.SIGINT)
+            out, err = follower.communicate(timeout=30)
+        finally:
+            follower.kill()
     assert (follower.returncode, err) == (0, "")
     assert "job 1 goes on; end it with: satstore cancel 1" in out
     assert find_job(1, tmp_path / "logs").is_running

@@ -195,7 +195,7 @@ def suggest_changes(known: Evidence, tail: int | None) -> list[str]:
     border = known.layers.index(known.border) if known.border in known.layers else None
     found = []
     if border is not None and tail >= border:
-        where = "at" if tail == border else f"{tail - border} layers after"
+        where = "at" if tail == border else f"{tail - border} layer{'s' * (tail > border + 1)} after"
         found.append(
             f"a larger input than {known.resolution} px, which moves the border layer back: the tail starts "
             f"{where} it, where layers see nothing new; the objects must get larger with it"
@@ -207,8 +207,8 @@ def suggest_changes(known: Evidence, tail: int | None) -> list[str]:
     if saved and all(known.total):
         shares = n_parameters / known.total[0], flops / known.total[1]
         cut += (
-            f"; its layers have {n_parameters:,} parameters ({shares[0]:.0%} of the model's) and take "
-            f"{flops:,} FLOP per image ({shares[1]:.0%})"
+            f"; its layers have {n_parameters:,} parameters ({describe_share(shares[0])} of the model's) "
+            f"and take {flops:,} FLOP per image ({describe_share(shares[1])})"
         )
     return [*found, cut]
 
@@ -217,6 +217,11 @@ def points(share: float) -> str:
     """Return a difference of accuracies in percentage points."""
     number = f"{100 * share:.2g}"
     return f"{number} point" + ("" if number == "1" else "s")
+
+
+def describe_share(share: float) -> str:
+    """Return a share in whole percent, unless that would call something nothing."""
+    return "under 1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def name_some(names: Sequence[str], n_most: int = 4) -> str:

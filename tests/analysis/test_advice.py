@@ -35,7 +35,7 @@ def test_advise__names_the_tail_its_numbers_and_what_cutting_it_saves() -> None:
     assert saturation == ("saturation of the layers before the tail: median 50.0%, highest 60.0% at conv3")
     larger, fewer, cut = advice.suggestions
     assert "larger input than 32 px" in larger
-    assert "the tail starts 1 layers after it" in larger
+    assert "the tail starts 1 layer after it" in larger
     assert "downsampling" in fewer
     assert cut == (
         "cut the tail: put the classifier behind conv5 and train again; its layers have 2,100 parameters "
