@@ -22,7 +22,8 @@ def import_environment() -> dict[str, str]:
 told_to_stop = threading.Event()
 """Set once this process was told to stop: what is raised from then on comes of that.
 
-A library that is being imported may turn the interrupt into an error of its own, or fail, being half loaded.
+A library that is being imported may turn the interrupt into an error of its own, swallow it, or fail, being
+half loaded.
 """
 
 

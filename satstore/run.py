@@ -560,7 +560,15 @@ class Run:
             remove_partials(elsewhere.path)
 
     def emit(self, stage: str, kind: Any, text: str = "", **fields: Any) -> None:
-        """Tell those who watch what happens; see :class:`satstore.events.Event`."""
+        """Tell those who watch what happens; see :class:`satstore.events.Event`.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            With progress, if this process was told to stop: a library that was being imported swallowed it.
+        """
+        if kind == "progress" and told_to_stop.is_set():
+            raise KeyboardInterrupt
         self.events.emit(Event(stage, kind, text, **fields))
 
     @contextmanager

@@ -168,3 +168,29 @@ for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Termin
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60
     )
     assert done.stdout == "True ImportError False\n" * 2, done.stderr
+
+
+def test_ctrl_c__that_a_library_swallows_is_heard_with_the_next_progress(tmp_path: Path) -> None:
+    code = """
+import signal, threading, time
+from pathlib import Path
+from satstore.cli.command import ended_by_signals
+from satstore.config import ExperimentConfig
+from satstore.logs import make_run
+run = make_run(Path("logs"), "res", ExperimentConfig())
+threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
+try:
+    with ended_by_signals(), run.stage("train", {}):
+        run.emit("train", "progress", done=1)
+        try:
+            time.sleep(2)
+        except BaseException:
+            pass
+        run.emit("train", "progress", done=2)
+except KeyboardInterrupt:
+    print(run.manifest.stages["train"].error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60
+    )
+    assert done.stdout == "stopped\n", done.stderr
