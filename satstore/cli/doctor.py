@@ -159,7 +159,8 @@ def check_logs(folder: Path) -> Iterator[Check]:
     free = free_disk(folder)
     state: State = "ok" if free >= LITTLE_DISK else "note"
     n_runs = len(list(folder.glob("*/*/manifest.json")))
-    yield Check("logs folder", state, f"{folder.absolute()}: {n_runs} runs, {describe_size(free)} free")
+    found = f"{n_runs} run{'s' * (n_runs != 1)}, {describe_size(free)} free"
+    yield Check("logs folder", state, f"{folder.absolute()}: {found}")
 
 
 def _try_writing(place: Path) -> str:
