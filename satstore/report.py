@@ -21,7 +21,7 @@ from satstore.plots import (
     save_figure,
 )
 from satstore.run import Run
-from satstore.words import FAILED, MARKS, UNKNOWN, describe_costs, describe_number, printable
+from satstore.words import FAILED, MARKS, UNKNOWN, counted, describe_costs, describe_number, printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,8 +63,7 @@ def write_report(runs: Sequence[Run]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{title}</title><style>{STYLE}</style></head><body>",
         f"<h1>{title}</h1>",
-        f'<p class="dim">{time.strftime("%Y-%m-%d %H:%M")}, {len(runs)} experiment'
-        f"{'s' if len(runs) > 1 else ''}</p>",
+        f'<p class="dim">{time.strftime("%Y-%m-%d %H:%M")}, {counted(len(runs), "experiment")}</p>',
     ]
     if len(runs) > 1:
         links = (f'<li><a href="#run{i}">{_text(run.name)}</a></li>' for i, run in enumerate(runs))
@@ -81,13 +80,13 @@ def describe_run(run: Run, number: int) -> Iterable[str]:
     yield f'<h2 id="run{number}">{_text(run.name)}</h2>'
     accuracy = "" if reached is None else f", test accuracy {reached:.2%}"
     what = _text(f"{config.title}, {config.optimizer}")
+    statuses = run.statuses()
     states = " ".join(
-        f'<span class="stage">{_text(f"{MARKS[state]} {stage}")}</span>'
-        for stage, state in run.statuses().items()
+        f'<span class="stage">{_text(f"{MARKS[state]} {stage}")}</span>' for stage, state in statuses.items()
     )
     epochs = f"epochs {manifest.summary.epochs_done}/{config.epoch}"
     yield f'<p>{what}; {epochs}{accuracy}<br><span class="dim">{states}</span></p>'
-    failures = run.failures()
+    failures = run.failures(statuses)
     if failures:
         yield "<p>failed:</p>"
         yield _list(f"{stage}: {error}" for stage, error in failures.items())

@@ -174,12 +174,11 @@ class Run:
         """Return every stage's state, by its key in the manifest, those of plugins last."""
         return {stage: self.status(stage) for stage in dict.fromkeys((*STAGE_KEYS, *self.manifest.stages))}
 
-    def failures(self) -> dict[str, str]:
-        """Return the errors of the stages that failed, by their keys in the manifest."""
-        failed = [stage for stage, status in self.statuses().items() if status == "failed"]
-        return {
-            stage: self.manifest.stages[stage].error or "its process ended without a word" for stage in failed
-        }
+    def failures(self, statuses: Mapping[str, StageStatus]) -> dict[str, str]:
+        """Return the errors of the stages that failed, of the states that :meth:`statuses` gave."""
+        silent = "its process ended without a word"
+        failed = (stage for stage, status in statuses.items() if status == "failed")
+        return {stage: self.manifest.stages[stage].error or silent for stage in failed}
 
     def table(self, name: str) -> "pd.DataFrame":
         """Return a table of the run, such as ``"metrics"``, ``"saturation"`` or ``"probe-pool4"``.

@@ -49,6 +49,11 @@ def describe_size(size_bytes: float) -> str:
     return f"{int(size_bytes)} B"
 
 
+def counted(number: int, thing: str) -> str:
+    """Return a number of things: ``1 run``, ``2 runs``."""
+    return f"{number} {thing}" + "s" * (number != 1)
+
+
 def describe_count(number: float) -> str:
     """Return a large number with a prefix of a unit that follows it: ``3.63 G``."""
     for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):

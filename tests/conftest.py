@@ -47,6 +47,21 @@ def satstore(*words: object, **options: object) -> subprocess.CompletedProcess[s
     )
 
 
+def satstore_until_ctrl_c(*words: object) -> subprocess.CompletedProcess[str]:
+    """Run a command that goes on for ever until it has printed something, and press Ctrl-C."""
+    command = [sys.executable, "-m", "satstore", *map(str, words)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=CLEAN, **pipes) as process:
+        assert process.stdout is not None
+        try:
+            first = process.stdout.readline()
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, first + out, err)
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("SATSTORE_LOGS_DIR", "TORCH_DATADIR"):

@@ -4,9 +4,6 @@ import json
 import re
 import shlex
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import CLEAN, satstore
+from conftest import satstore, satstore_until_ctrl_c
 from small_data import write_folder, write_image, write_tiny_imagenet
 from test_disk import call
 from test_phd_lab import write_tree
@@ -167,7 +164,8 @@ def test_command__does_what_it_says(
             words[words.index("--scheduler") + 1] = cluster.scheduler_address
             code, out, err = call(capsys, *words, "--overwrite")
     elif "--watch" in words:
-        code, out, err = watch(words)
+        done = satstore_until_ctrl_c(*words)
+        code, out, err = 0 if done.returncode == 130 else done.returncode, done.stdout, done.stderr
     else:
         code, out, err = call(capsys, *words)
     assert "Traceback" not in err
@@ -188,21 +186,6 @@ def taken_for_granted(words: list[str]) -> list[list[str]]:
         pooling = words[words.index("-d") + 1]
         return [["extract", "--run", "RES", "-d", pooling]] if pooling != "4" else []
     return []
-
-
-def watch(words: list[str]) -> tuple[int, str, str]:
-    """Run a command that goes on for ever until it has printed something, and press Ctrl-C."""
-    command = [sys.executable, "-m", "satstore", *words]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=CLEAN, **pipes) as process:
-        assert process.stdout is not None
-        try:
-            first = process.stdout.readline()
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
-        finally:
-            process.kill()
-        return (0 if process.returncode == 130 else process.returncode), first + out, err
 
 
 @pytest.mark.parametrize("command", NAMES)

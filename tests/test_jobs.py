@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import satstore
+from conftest import satstore, satstore_until_ctrl_c
 
 from satstore import job_control
 from satstore.config import ExperimentConfig
@@ -277,17 +277,9 @@ def test_cli__log_stops_to_follow_on_ctrl_c_and_the_job_goes_on(
     start_sleeper: Callable[[str], Job], tmp_path: Path
 ) -> None:
     job = wait_until(start_sleeper("long"), is_asleep)
-    words = [sys.executable, "-m", "satstore", "log", "1", "--follow", "--logs-dir", str(tmp_path / "logs")]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as follower:
-        try:
-            assert follower.stdout is not None
-            assert follower.stdout.read(1), "it has begun to follow"
-            follower.send_signal(signal.SIGINT)
-            out, err = follower.communicate(timeout=30)
-        finally:
-            follower.kill()
-    assert (follower.returncode, err) == (0, "")
-    assert "job 1 goes on; end it with: satstore cancel 1" in out
+    done = satstore_until_ctrl_c("log", 1, "--follow", "--logs-dir", tmp_path / "logs")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "job 1 goes on; end it with: satstore cancel 1" in done.stdout
     assert find_job(1, tmp_path / "logs").is_running
     cancel_job(job)
 

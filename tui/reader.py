@@ -202,7 +202,7 @@ def summarize(run: Run, stamp: Stamp) -> Experiment:
     """Return what lists show of a run."""
     config, manifest = run.config, run.manifest
     stages = run.statuses()
-    failure = next((f"{stage}: {error}" for stage, error in run.failures().items()), "")
+    failure = next((f"{stage}: {error}" for stage, error in run.failures(stages).items()), "")
     layers = drawn_layers(manifest.layers)
     return Experiment(
         path=run.path,

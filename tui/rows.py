@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from satstore.manifest import STAGE_KEYS, StageStatus
-from satstore.words import MARKS, clean, describe_age, describe_size
+from satstore.words import MARKS, clean, counted, describe_age, describe_size
 from tui.colors import SATURATION
 from tui.reader import Experiment
 from tui.widgets.columns import Cell, Column, plain
@@ -134,7 +134,7 @@ def describe_counts(experiments: Iterable[Experiment], n_all: int | None = None)
     shown = list(experiments)
     many = len(shown) if n_all is None or n_all == len(shown) else n_all
     of = "" if many == len(shown) else f"{len(shown)} of "
-    text = Text(f"{of}{many} experiment" + "s" * (many != 1))
+    text = Text(f"{of}{counted(many, 'experiment')}")
     for n, what, style in (
         (sum(e.has("running") for e in shown), "running", STYLES["running"]),
         (sum(e.has("failed") for e in shown), "failed", STYLES["failed"]),

@@ -16,7 +16,7 @@ from satstore.cli.console import say
 from satstore.files import free_disk, nearest_folder
 from satstore.logs import find_logs_dir
 from satstore.resources import available_memory
-from satstore.words import describe_size
+from satstore.words import counted, describe_size
 
 State = Literal["ok", "note", "bad"]
 
@@ -113,7 +113,7 @@ def check_torch() -> Iterator[Check]:
 def check_memory() -> Iterator[Check]:
     """Look at memory and cores."""
     memory, n_cores = available_memory(), os.cpu_count() or 1
-    cores = f"{n_cores} core{'s' if n_cores > 1 else ''}"
+    cores = counted(n_cores, "core")
     if memory is None:
         yield Check("memory", "note", f"not known on this system; {cores}")
         return
@@ -159,8 +159,8 @@ def check_logs(folder: Path) -> Iterator[Check]:
     free = free_disk(folder)
     state: State = "ok" if free >= LITTLE_DISK else "note"
     n_runs = len(list(folder.glob("*/*/manifest.json")))
-    found = f"{n_runs} run{'s' * (n_runs != 1)}, {describe_size(free)} free"
-    yield Check("logs folder", state, f"{folder.absolute()}: {found}")
+    found = f"{folder.absolute()}: {counted(n_runs, 'run')}, {describe_size(free)} free"
+    yield Check("logs folder", state, found)
 
 
 def _try_writing(place: Path) -> str:

@@ -104,7 +104,8 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
     console.print(f"  epochs {manifest.summary.epochs_done}/{config.epoch}", end="")
     accuracy = manifest.summary.test_accuracy
     console.print("" if accuracy is None else f", test accuracy {accuracy:.2%}")
-    console.print("  " + "  ".join(f"{MARKS[s]} {stage}" for stage, s in run.statuses().items()))
+    statuses = run.statuses()
+    console.print("  " + "  ".join(f"{MARKS[s]} {stage}" for stage, s in statuses.items()))
     console.print(f"  {run.path.absolute()}")
     if manifest.layers:
         console.print()
@@ -122,7 +123,7 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
         console.print(f"latents of {size} were removed; write them again with: {again}")
     for warning in manifest.warnings:
         console.print(f"warning: {warning}")
-    for stage, error in run.failures().items():
+    for stage, error in run.failures(statuses).items():
         console.print(f"{stage} failed: {error}")
 
 

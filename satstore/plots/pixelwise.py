@@ -46,6 +46,7 @@ def draw_maps(
     panels = figure.subplots(n_rows, n_columns, squeeze=False)
     image: Any = None
     name_size = size - 1.5
+    # A letter is 0.6 of its height wide on average; the colour bar and its label take the room of 0.7 maps.
     n_fit = figure.bbox.width / figure.dpi / (n_columns + 0.7) * 72 / (0.6 * name_size)
     for place, axes in enumerate(panels.flat):
         if place >= len(found):

@@ -460,7 +460,7 @@ async def test_run_screen__says_what_the_curves_mean(logs: Path) -> None:
         width, height = text.size
         lines = [strip.text for strip in text.render_lines(Region(0, 0, width, height))]
     assert lines[0].strip() == "found:"
-    assert lines[1].strip().startswith(f"border layer: {run.manifest.summary.border_layer}, layer ")
+    assert lines[1].startswith(f"   border layer: {run.manifest.summary.border_layer}, layer ")
     said = satstore("show", "demo", "--advice", "--logs-dir", logs).stdout
     assert " ".join(lines).split() == " ".join(said.splitlines()[1:]).split(), "broken, and nothing cut off"
     assert len(lines) > len(said.splitlines()) - 1, "of which the first names the run"

@@ -13,7 +13,7 @@ from textual.widgets import Footer, Static
 
 from satstore.jobs import Job, JobState
 from satstore.usage import Usage, has_gpu
-from satstore.words import clean, describe_age
+from satstore.words import clean, counted, describe_age
 from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory
 from tui.reader import Snapshot
 from tui.screens.base import AppScreen
@@ -121,8 +121,9 @@ class JobsScreen(AppScreen):
         self._show_current()
 
     def _show_counts(self) -> None:
-        n_running = sum(job.is_running for job in self.satstore.jobs)
-        text = Text(f"{len(self.satstore.jobs)} jobs · ").append(f"{n_running} running", "bold cyan")
+        jobs = self.satstore.jobs
+        n_running = sum(job.is_running for job in jobs)
+        text = Text(f"{counted(len(jobs), 'job')} · ").append(f"{n_running} running", "bold cyan")
         if self.paused:
             text.append("  ").append(" paused ", "reverse")
         self.query_one("#counts", Static).update(text)

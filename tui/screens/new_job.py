@@ -20,7 +20,7 @@ from satstore.logs import check_run_id, find_runs
 from satstore.registry import STAGES
 from satstore.stages.flags import Entry, check_texts, describe_entries, flag_words, stage_model
 from satstore.stages.stage import StageParameters
-from satstore.words import clean
+from satstore.words import clean, counted
 from tui.export import run_command
 from tui.screens.base import AppScreen
 
@@ -235,7 +235,7 @@ field, as the command would say it. The command line below does the same in a sh
             grid = read_config(config) if config else []
         except (SatstoreError, ImportError):
             grid = []
-        counts.update(f"{len(grid)} experiment" + "s" * (len(grid) != 1) if grid else "")
+        counts.update(counted(len(grid), "experiment") if grid else "")
         preview = self.query_one("#preview", Static)
         preview.display = bool(grid)
         preview.update(describe_grid(grid))
