@@ -28,6 +28,16 @@ half loaded.
 
 
 @contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hear a Ctrl-C at the end of this only: in the midst of its import, torch swallows it, or aborts."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def deaf_children() -> Iterator[None]:
     """Start processes in here that don't hear Ctrl-C, not even while they are still importing.
 
@@ -38,11 +48,8 @@ def deaf_children() -> Iterator[None]:
 
     # When it starts on its own, it unblocks what is blocked here.
     resource_tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
+    with undisturbed():
         yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def follow_main_process(_: int = 0) -> None:

@@ -11,6 +11,7 @@ from satstore.latent_key import split_latents_key
 from satstore.location import Folder, join, locate
 from satstore.manifest import LATENTS, Manifest, checkpoint_name
 from satstore.memory import forget_peak, peak_bytes, resident_bytes
+from satstore.processes import undisturbed
 from satstore.run import Run
 from satstore.stages.latent_plan import (
     SPLITS,
@@ -84,7 +85,8 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     plans = [plan for plan in plan_latents(run, parameters) if plan.missing]
     if not plans:
         return
-    from satstore import session
+    with undisturbed():
+        from satstore import session
 
     place(run, parameters.latents_dir)
     device = session.choose_device(parameters.device or run.config.device)

@@ -8,6 +8,7 @@ from pydantic import Field
 from satstore.errors import ConfigError
 from satstore.location import Folder
 from satstore.manifest import CHECKPOINT, Manifest, Summary
+from satstore.processes import undisturbed
 from satstore.run import Run
 from satstore.stages import extract, flops
 from satstore.stages.stage import (
@@ -75,7 +76,8 @@ def writes_latents(run: Run, parameters: TrainParameters) -> bool:
 
 def train(run: Run, parameters: TrainParameters) -> None:
     """Train to the last epoch, then write the latents."""
-    from satstore import parallel, session, training
+    with undisturbed():
+        from satstore import parallel, session, training
 
     device = session.choose_device(parameters.device or run.config.device)
     if parameters.overwrite:
