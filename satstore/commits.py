@@ -166,22 +166,39 @@ class CommitLog:
 
     def _parse(self) -> Iterator[dict[str, Any] | None]:
         """Return each line's object, None where it is none; empty lines are passed over."""
-        if not self.path.exists():
+        try:
+            with self.path.open("rb") as file:
+                for line in file:
+                    if not line.isspace():
+                        yield _parse_line(line)
+        except FileNotFoundError:
             return
-        with self.path.open("rb") as file:
-            for line in file:
-                if line.isspace():
-                    continue
-                try:
-                    content = json.loads(line)
-                except (ValueError, RecursionError):
-                    content = None
-                yield content if isinstance(content, dict) and _has_types(content) else None
+        except OSError as error:
+            raise CorruptError(f"{self.path} can't be read: {error.strerror or error}") from error
 
 
-def _has_types(line: Mapping[str, Any]) -> bool:
-    """Tell whether a line's values are of the types that they are written with."""
-    return all(isinstance(line[name], kind) for name, kind in TYPES.items() if name in line)
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """Return a line's object; None if it is no commit."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) and _is_commit(content) else None
+
+
+def _is_commit(line: Mapping[str, Any]) -> bool:
+    """Tell whether a line's values are such as are written: of their types, counts, and keys of a store."""
+    return all(
+        isinstance(line[name], kind) and _can_be(line[name]) for name, kind in TYPES.items() if name in line
+    )
+
+
+def _can_be(value: object) -> bool:
+    """Tell whether a value is a count, or can be a key: one that a file can have, inside of the store."""
+    if isinstance(value, int):
+        return value >= 0
+    key = str(value)
+    return key.isprintable() and len(key) < 2000 and not {"..", "."} & set(key.split("/")) and key[:1] != "/"
 
 
 def is_under(key: str, group: str) -> bool:

@@ -360,5 +360,6 @@ def describe_item(item: Mapping[str, Any]) -> str:
     text = item["msg"].removeprefix("Value error, ")
     # An error of our own says what was found, or must not say it: a URL with a password in it.
     is_own = isinstance(item.get("ctx", {}).get("error"), SatstoreError)
-    found = "" if is_own else f", found {item['input']!r}"
+    shown = f"{item['input']!r}"
+    found = "" if is_own else f", found {shown if len(shown) <= 200 else f'{shown[:200]}…'}"
     return f"{key!r}: {text[0].lower()}{text[1:]}{found}"

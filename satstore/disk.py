@@ -97,7 +97,7 @@ def _layer_name(location: Location, pooling: str, split: str, key: str) -> str:
     try:
         group = json.loads(location.read(f"{pooling}/{split}/{key}/zarr.json"))
         return str(group["attributes"]["layer"])
-    except (SatstoreError, OSError, ValueError, LookupError, TypeError):
+    except (SatstoreError, OSError, ValueError, LookupError, TypeError, RecursionError):
         return key
 
 

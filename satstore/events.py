@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from satstore.files import append_file
 
@@ -86,13 +86,14 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     offset
         Where to go on reading.
     """
-    if not path.exists():
+    try:
+        with path.open("rb") as file:
+            # A log that shrank was started anew.
+            offset = offset if os.fstat(file.fileno()).st_size >= offset else 0
+            file.seek(offset)
+            content = file.read()
+    except OSError:  # there is none, or what is there is no log: it is for watching, and no number is in it
         return [], offset
-    with path.open("rb") as file:
-        # A log that shrank was started anew.
-        offset = offset if os.fstat(file.fileno()).st_size >= offset else 0
-        file.seek(offset)
-        content = file.read()
     whole = content[: content.rfind(b"\n") + 1]
     return list(_parse(whole.splitlines())), offset + len(whole)
 
@@ -100,7 +101,20 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
 def _parse(lines: list[bytes]) -> Iterator[Event]:
     for line in lines:
         try:
-            item: dict[str, Any] = json.loads(line)
-            yield Event(**item)
-        except (ValueError, TypeError):
+            event = Event(**json.loads(line))
+        except (ValueError, TypeError, RecursionError):
             continue
+        if _is_event(event):
+            yield event
+
+
+def _is_event(event: Event) -> bool:
+    """Tell whether an event's values are of the types that they are written with."""
+    counts = [n for n in (event.done, event.total) if n is not None]
+    return (
+        all(isinstance(text, str) for text in (event.stage, event.kind, event.text))
+        and all(isinstance(n, int) and 0 <= n < 2**63 for n in counts)
+        and isinstance(event.values, Mapping)
+        and isinstance(event.time, int | float)
+        and abs(event.time) < 1e11  # which is a date
+    )

@@ -51,7 +51,7 @@ def is_partial(name: str) -> bool:
 
 def remove_partials(folder: Path) -> None:
     """Remove, under a folder, the temporary files that a killed process left."""
-    for partial in folder.rglob(".*.partial"):
+    for partial in filter(Path.is_file, folder.rglob(".*.partial")):
         partial.unlink(missing_ok=True)
 
 

@@ -16,7 +16,8 @@ def latents_key(pooling: str, epoch: int | None = None) -> str:
 def split_latents_key(key: str) -> tuple[str, int | None]:
     """Return the pooling (``pool4``) and the epoch, None for the last, of a key."""
     above, _, pooling = key.rpartition("/")
-    return pooling, int(above.removeprefix(f"{EPOCHS}/")) if above else None
+    epoch = above.removeprefix(f"{EPOCHS}/")
+    return (pooling, int(epoch)) if epoch.isdecimal() else (key, None)
 
 
 def key_above(path: str) -> str:

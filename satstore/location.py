@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
-from satstore.errors import ConfigError, NotFoundError, UnreachableError
+from satstore.errors import ConfigError, CorruptError, NotFoundError, UnreachableError
 from satstore.files import Digest, write_file
 
 BUCKET_SCHEMES = ("s3", "gs", "az")
@@ -92,17 +92,22 @@ class Folder:
 
     def read(self, key: str) -> bytes:
         """Return a file's content; see :meth:`Location.read`."""
-        try:
+        with self._reading(key):
             return (self.path / key).read_bytes()
-        except FileNotFoundError:
-            raise NotFoundError(f"{self.path} has no {key}") from None
 
     def digest(self, key: str) -> Digest:
         """Return a file's size and digest; see :meth:`Location.digest`."""
-        try:
+        with self._reading(key):
             return Digest.of_file(self.path / key)
-        except FileNotFoundError:
+
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFoundError(f"{self.path} has no {key}") from None
+        except OSError as error:
+            raise CorruptError(f"{self.path / key} can't be read: {error.strerror or error}") from error
 
     def write(self, key: str, *parts: bytes) -> None:
         """Replace a file durably; see :func:`satstore.files.write_file`."""
@@ -290,7 +295,10 @@ def locate(place: str | Path) -> Location:
             "prefix alone: give credentials in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, …)"
         )
     if parts.scheme == "file":
-        return Folder(unquote(parts.path))
+        path = unquote(parts.path)
+        if not path.isprintable():
+            raise ConfigError(f"no store can lie at {url!r}; expected a path without control characters")
+        return Folder(path)
     if parts.scheme not in BUCKET_SCHEMES or not parts.netloc:
         known = ", ".join(f"{scheme}://bucket/prefix" for scheme in BUCKET_SCHEMES)
         raise ConfigError(f"no store can lie at {url!r}; expected a path, file:///path, {known}")

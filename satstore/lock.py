@@ -60,7 +60,8 @@ class WriteLock:
         try:
             holder: dict[str, Any] = json.loads(self._holder_path.read_text())
             on_this_host, pid = holder.get("host") == platform.node(), int(holder["pid"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            time.localtime(holder["since"])
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
             return None  # there is none, or what is there is no note of ours
         return None if on_this_host and not _is_alive(pid) else holder
 

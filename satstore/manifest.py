@@ -1,13 +1,13 @@
 """The run manifest: what an experiment is, what was done and what it must hold."""
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic_core import from_json
 
 from satstore.config import describe
 from satstore.errors import CorruptError, NotFoundError
@@ -29,11 +29,38 @@ def checkpoint_name(epoch: int | None) -> str:
 LATENTS = "latents.zarr"
 """The name of the store of latents, wherever it lies."""
 
-EPOCH_PART = re.compile(r"epoch(0|[1-9][0-9]*)")
+EPOCH_PART = re.compile(r"epoch(0|[1-9][0-9]{0,5})")
 """How tables of probes name an earlier epoch; no prefix may end so."""
 
 STAGE_KEYS = ("train", "extract", "saturation", "probe", "receptive_field", "project", "flops")
 """The stages that a manifest knows, in the order in which they are run."""
+
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""A number of things, or of bytes: more than a float64 can count, nothing has."""
+
+Share = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+"""A fraction; whoever brings an accuracy of another kind, such as percent, has room."""
+
+MAX_EPOCHS = 10**6
+"""More than any training has: what is drawn, and kept, by epoch has room."""
+
+LatentsKey = Annotated[str, Field(pattern=r"^(epochs/(0|[1-9][0-9]{0,5})/)?[A-Za-z0-9_]{1,80}$")]
+"""As :func:`satstore.latent_key.latents_key` makes them; it is a path in a store."""
+
+ProbesKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}$")]
+"""As :func:`probe_key` makes them; it is part of a file's name."""
+
+
+def _check_file_name(name: str) -> str:
+    """Refuse names that lead out of the run folder, and that no file can have."""
+    parts = name.split("/")
+    if not name.isprintable() or any(p in ("", ".", "..") or len(p.encode()) > 200 for p in parts):
+        raise ValueError("expected the name of a file in the run folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_check_file_name)]
 
 
 class _Record(BaseModel):
@@ -44,7 +71,7 @@ class _Record(BaseModel):
 class FileRecord(_Record):
     """A committed file of the run folder: its size in bytes and SHA-256."""
 
-    size_bytes: int
+    size_bytes: Count
     sha256: str
 
     @classmethod
@@ -62,10 +89,10 @@ class LayerRecord(_Record):
     """A recorded layer: its PyTorch name, place in forward order, kind, features and output shape."""
 
     layer: str
-    index: int
+    index: Count
     kind: str
-    n_features: int
-    output_shape: list[int]
+    n_features: Count
+    output_shape: list[Count]
 
     @property
     def has_positions(self) -> bool:
@@ -90,8 +117,8 @@ class DatasetRecord(_Record):
     """
 
     name: str
-    n_train: int
-    n_eval: int
+    n_train: Count
+    n_eval: Count
     classes: list[str]
     fingerprint: str
     labels_sha256: dict[str, str] = Field(default_factory=dict)
@@ -106,12 +133,12 @@ class LatentsRecord(_Record):
     """
 
     checkpoint_sha256: str
-    mantissa_bits: int = 10
+    mantissa_bits: Count = 10
     layers: dict[str, dict[str, str]] = Field(default_factory=dict)
     digest: str
-    size_bytes: int
-    n_train: int
-    n_eval: int
+    size_bytes: Count
+    n_train: Count
+    n_eval: Count
 
     @property
     def is_imported(self) -> bool:
@@ -126,9 +153,9 @@ IMPORTED = "imported"
 class ProbesRecord(_Record):
     """One table of probes: what all of them are fitted with, and each fitted layer's latents by digest."""
 
-    C: float
-    tol: float
-    max_iter: int
+    C: FiniteFloat
+    tol: FiniteFloat
+    max_iter: Count
     layers: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -176,8 +203,8 @@ class StageRecord(_Record):
     """How a stage's last start went."""
 
     status: StageStatus
-    started: float
-    ended: float | None = None
+    started: FiniteFloat
+    ended: FiniteFloat | None = None
     error: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
 
@@ -185,20 +212,30 @@ class StageRecord(_Record):
 class Summary(_Record):
     """What lists show of an experiment, so that they need no other file; accuracies are fractions."""
 
-    epochs_done: int = 0
-    test_accuracy: float | None = None
-    intrinsic_dimension: dict[str, int | None] = Field(default_factory=dict)
-    saturation: dict[str, float | None] = Field(default_factory=dict)
-    probe_accuracy: dict[str, dict[str, float | None]] = Field(default_factory=dict)
+    epochs_done: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 0
+    test_accuracy: Share | None = None
+    intrinsic_dimension: dict[str, Count | None] = Field(default_factory=dict)
+    saturation: dict[str, Share | None] = Field(default_factory=dict)
+    probe_accuracy: dict[ProbesKey, dict[str, Share | None]] = Field(default_factory=dict)
     border_layer: str | None = None
     strict_border_layer: str | None = None
+
+
+def _check_layers(records: list[LayerRecord]) -> list[LayerRecord]:
+    """Refuse layers of one name: tables and stores know them by it."""
+    names = [record.layer for record in records]
+    if len(set(names)) < len(names):
+        raise ValueError("expected layers of different names")
+    return records
 
 
 def _check_latents_path(place: str) -> str:
     """Refuse places that no version wrote: what lies at a run's own is removed with its latents."""
     is_elsewhere = is_url(place) or Path(place).is_absolute()
+    parts = place.split("/")
+    is_plain = place.isprintable() and len(place) < 1000 and all(len(part.encode()) < 256 for part in parts)
     if place != LATENTS and not (
-        is_elsewhere and place.endswith(f"/{LATENTS}") and ".." not in place.split("/")
+        is_elsewhere and is_plain and place.endswith(f"/{LATENTS}") and ".." not in parts
     ):
         raise ValueError(f"expected {LATENTS}, or an absolute path or URL that ends in /{LATENTS}")
     return place
@@ -219,13 +256,13 @@ class Manifest(_Record):
     config_sha256: str
     environment: dict[str, Any] = Field(default_factory=dict)
     dataset: DatasetRecord | None = None
-    layers: list[LayerRecord] = Field(default_factory=list)
+    layers: Annotated[list[LayerRecord], AfterValidator(_check_layers)] = Field(default_factory=list)
     stages: dict[str, StageRecord] = Field(default_factory=dict)
-    files: dict[str, FileRecord] = Field(default_factory=dict)
+    files: dict[FileName, FileRecord] = Field(default_factory=dict)
     latents_path: Annotated[str, AfterValidator(_check_latents_path)] = LATENTS
-    latents: dict[str, LatentsRecord] = Field(default_factory=dict)
-    re_extractable: dict[str, LatentsRecord] = Field(default_factory=dict)
-    probes: dict[str, ProbesRecord] = Field(default_factory=dict)
+    latents: dict[LatentsKey, LatentsRecord] = Field(default_factory=dict)
+    re_extractable: dict[LatentsKey, LatentsRecord] = Field(default_factory=dict)
+    probes: dict[ProbesKey, ProbesRecord] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
     summary: Summary = Field(default_factory=Summary)
 
@@ -276,7 +313,7 @@ def read_manifest(path: Path) -> Manifest:
     file = path / "manifest.json"
     try:
         raw = file.read_bytes()
-        content = json.loads(raw)
+        content = from_json(raw)
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise CorruptError(f"{file} has format version {version}; this satstore reads {FORMAT_VERSION}")
@@ -285,6 +322,10 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest.model_validate(content)
     except FileNotFoundError:
         raise NotFoundError(f"no run at {path}: it has no manifest.json") from None
+    except OSError as error:
+        if isinstance(error, CorruptError):
+            raise
+        raise CorruptError(f"{file} can't be read: {error.strerror or error}") from error
     except ValidationError as error:
         raise CorruptError(f"{file} is not a manifest: {describe(error)}") from error
     except (ValueError, AttributeError, RecursionError) as error:

@@ -4,7 +4,6 @@ The run folder is the only channel between processes. A file of it counts when t
 holds its digest.
 """
 
-import csv
 import io
 import json
 import time
@@ -17,6 +16,7 @@ from pydantic import ValidationError
 
 from satstore.commits import CommitLog, is_anything, is_metadata
 from satstore.config import ExperimentConfig, describe, pooling_flag
+from satstore.contents import Costs, find_table, read_cells
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
 from satstore.files import Digest, remove_partials, sync_folder, write_file
@@ -111,8 +111,11 @@ class Run:
         CorruptError
             If the manifest's is none.
         """
-        if self._config is not None:
-            return self._config
+        return self.made_with if self._config is None else self._config
+
+    @property
+    def made_with(self) -> ExperimentConfig:
+        """The config that the experiment was made with; raises what :attr:`config` does."""
         try:
             return ExperimentConfig.model_validate(self.manifest.config)
         except ValidationError as error:
@@ -188,12 +191,17 @@ class Run:
         NotFoundError
             If the run has no such table (yet).
         CorruptError
-            If the file isn't what was committed.
+            If the file isn't what was committed, or no such table; see :mod:`satstore.contents`.
         """
         import pandas as pd
 
-        # Layers of an nn.Sequential are called 0 and 1.0, which are no numbers, and one may be called NA.
-        return pd.read_csv(io.BytesIO(self.read_file(f"{name}.csv")), converters={"layer": str})
+        file = f"{name}.csv"
+        content = self.read_file(file)
+        with self._reading(file):
+            if find_table(name) is not None:
+                read_cells(name, content)
+            # Layers of an nn.Sequential are called 0 and 1.0, which are no numbers, and one may be called NA.
+            return pd.read_csv(io.BytesIO(content), converters={"layer": str}, low_memory=False)
 
     def has_file(self, name: str) -> bool:
         """Tell whether a file of that name was committed."""
@@ -213,24 +221,67 @@ class Run:
         if record is None:
             known = sorted(self.manifest.files)
             raise NotFoundError(f"{self.name} has no {name!r}{suggest(name, known)}")
-        for path in (self.path / name, self.path / f"{name}.new"):  # the rename may be still to come
-            if path.exists():
-                content = path.read_bytes()
-                if Digest.of(content) == record.digest:
-                    return content
-        found = "is not there" if not (self.path / name).exists() else "is not what was committed"
-        raise CorruptError(f"{self.path / name} {found}; {self._remedy(name)}")
+        with self._reading(name):
+            for path in (self.path / name, self.path / f"{name}.new"):  # the rename may be still to come
+                if path.exists():
+                    content = path.read_bytes()
+                    if Digest.of(content) == record.digest:
+                        return content
+            raise ValueError("is not what was committed" if (self.path / name).exists() else "is not there")
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Say of a file that can't be read, or is not what it should be, what to do about it.
+
+        Raises
+        ------
+        CorruptError
+            For a disk that refuses, and for a ValueError, whose text tells of the file.
+        """
+        try:
+            yield
+        except OSError as error:
+            found = f"can't be read: {error.strerror or error}"
+            raise CorruptError(f"{self.path / name} {found}; {self._remedy(name)}") from error
+        except ValueError as error:
+            found = " ".join(str(error).split())
+            raise CorruptError(f"{self.path / name} {found}; {self._remedy(name)}") from error
 
     def costs(self) -> dict[str, Any] | None:
-        """Return what ``satstore flops`` counted, see docs/store-format.md; None if it did not yet."""
+        """Return what ``satstore flops`` counted, see docs/store-format.md; None if it did not yet.
+
+        Raises
+        ------
+        CorruptError
+            If the file isn't what was committed, or holds no such counts.
+        """
         name = "computational_info.json"
-        found: dict[str, Any] | None = json.loads(self.read_file(name)) if self.has_file(name) else None
+        if not self.has_file(name):
+            return None
+        content = self.read_file(name)
+        with self._reading(name):
+            try:
+                Costs.model_validate_json(content)
+            except ValidationError as error:
+                raise ValueError(f"has {describe(error)}") from error
+            found: dict[str, Any] = json.loads(content)
         return found
 
     def rows(self, name: str) -> list[dict[str, str]]:
-        """Return a table's rows as text, to the last digit and without pandas; none if it isn't there."""
+        """Return a table's rows as text, to the last digit and without pandas; none if it isn't there.
+
+        Raises
+        ------
+        CorruptError
+            As :meth:`table`.
+        """
         file = f"{name}.csv"
-        return list(csv.DictReader(self.read_file(file).decode().splitlines())) if self.has_file(file) else []
+        if not self.has_file(file):
+            return []
+        content = self.read_file(file)
+        with self._reading(file):
+            columns, rows = read_cells(name, content)
+        return [dict(zip(columns, cells, strict=False)) for cells in rows]
 
     def check_file(self, name: str) -> None:
         """Check that a committed file is there and of its size, without reading it.
@@ -242,8 +293,12 @@ class Run:
         """
         path, size_bytes = self.path / name, self.manifest.files[name].size_bytes
         staged = self.path / f"{name}.new"  # the rename may be still to come
-        if not any(p.exists() and p.stat().st_size == size_bytes for p in (path, staged)):
+        if not any(p.is_file() and p.stat().st_size == size_bytes for p in (path, staged)):
             raise CorruptError(f"{path} is not there, or not what was committed; {self._remedy(name)}")
+
+    @property
+    def _retraining(self) -> str:
+        return f"train again with: {self.repair('metrics.csv')}"
 
     def _remedy(self, name: str) -> str:
         return f"restore it, or make it again with: {self.repair(name)}"
@@ -339,10 +394,9 @@ class Run:
         """
         from satstore.store import AnalysisStore
 
-        remedy = f"train again with: satstore train --run {self.name} --overwrite"
         # Other than the latents' shards, these are small: what is read is what was written, to the last bit.
         self.commits.read(self.analysis_path.name).check(
-            Folder(self.analysis_path), f"spectra/{split}", remedy, is_of_eigenvalues
+            Folder(self.analysis_path), f"spectra/{split}", self._retraining, is_of_eigenvalues
         )
         n_epochs = self.manifest.summary.epochs_done
         found = AnalysisStore(self.analysis_path).spectra(split, layers)
@@ -380,6 +434,13 @@ class Run:
         if not any(spectra.values()):
             why = "was imported without spectra" if self.is_imported else "has no spectra yet; train it first"
             raise NotFoundError(f"{self.name} {why}")
+        stored = {layer for found in spectra.values() for layer in found}
+        if not stored & set(self.layers):
+            found = ", ".join(sorted(stored)[:4])
+            raise CorruptError(
+                f"{self.analysis_path} has spectra of {found}, and of no layer that the manifest names; "
+                f"{self._retraining}"
+            )
         delta = self.config.delta if delta is None else delta
         return tabulate_saturation(spectra, self.layers, delta, definition)
 
@@ -452,6 +513,7 @@ class Run:
         CorruptError
             If what is stored isn't what was committed.
         """
+        import numpy as np
         import pandas as pd
 
         from satstore.store import AnalysisStore
@@ -463,9 +525,20 @@ class Run:
             Folder(self.analysis_path), f"probes/{key}", remedy, is_anything
         )
         arrays = AnalysisStore(self.analysis_path).probe(key, layer)
+        if "confusion" not in arrays:
+            raise NotFoundError(
+                f"{self.name} has no confusion of layer {layer} at {key}: matrices of that many classes and "
+                "positions are not kept; the table says how accurate the probes are"
+            )
         n_classes = arrays["confusion"].shape[-1]
-        assert self.manifest.dataset is not None
-        names = [self.manifest.dataset.classes[i] for i in arrays.get("class_index", range(n_classes))]
+        classes = self.manifest.dataset.classes if self.manifest.dataset else []
+        places = arrays.get("class_index", np.arange(n_classes))
+        if not np.isin(places, np.arange(len(classes))).all():
+            raise CorruptError(
+                f"{self.analysis_path}/probes/{key} has a probe of layer {layer} for classes up to "
+                f"{max(places)}; expected some of the {len(classes)} that the manifest names; {remedy}"
+            )
+        names = [classes[place] for place in places]
         counts = arrays["confusion"].reshape(-1, n_classes, n_classes).sum(axis=0)
         return pd.DataFrame(
             counts, pd.Index(names, name="true_class"), pd.Index(names, name="predicted_class")
@@ -546,7 +619,7 @@ class Run:
     def _recover(self) -> None:
         """Finish or undo what a crash left half done: renames after a commit, and files never committed."""
         self.reload()
-        for staged in self.path.glob("*.new"):
+        for staged in filter(Path.is_file, self.path.glob("*.new")):
             name = staged.name.removesuffix(".new")
             record = self.manifest.files.get(name)
             if record and Digest.of_file(staged) == record.digest:

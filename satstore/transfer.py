@@ -38,9 +38,11 @@ def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
     try:
         # Stored as they are: checkpoints and shards are compressed already.
         with refusals(path, 0), run.lock(), zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
+            for name in run.manifest.files:
+                run.check_file(name)
             for name, source in files_of(run, with_latents):
-                if name in run.manifest.files:
-                    run.check_file(name)
+                if not source.is_file():
+                    raise CorruptError(f"{source} is committed but not there; see satstore verify {run.name}")
                 packed.write(source, f"{run.run_id}/{run.experiment}/{name}")
         partial.replace(path)
     finally:

@@ -1,6 +1,7 @@
 """Readers of what lies on disk, fed with garbage and with damaged files: only a SatstoreError comes out."""
 
 import json
+import random
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from any_content import ALL_READERS, CHANGES, READERS, places
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import run_tiny
@@ -35,12 +37,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run_tiny(tmp_path_factory.mktemp("logs"))
 
 
-def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return the path of every value of a JSON document."""
-    children = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    )
-    return [above, *(place for key, child in children for place in places(child, (*above, key)))]
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that has every table and kind of probe."""
+    stages = ["train", "extract", "saturation", "probe", "receptive-field", "project", "flops"]
+    return run_tiny(tmp_path_factory.mktemp("whole"), pooling=["2", "pixelwise"], stages=stages)
 
 
 @st.composite
@@ -165,6 +166,44 @@ def test_store__with_metadata_of_any_content_is_read_or_refused(
             split[layer].numpy()
 
     fuzz(path, read, data.draw(mutated(json.loads(path.read_bytes()))))
+
+
+def change_and_read(whole: Run, folder: Path, changes: list[str], seed: int, names: list[str]) -> None:
+    """Change a copy of a run, and read it: whatever is in it, what comes out is an error of satstore's."""
+    path = folder / "logs" / "res" / whole.experiment
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(whole.path, path)
+    drawn = random.Random(seed)
+    for change in changes:
+        CHANGES[change](path, drawn)
+    for name in names:
+        with suppress(SatstoreError):
+            ALL_READERS[name](path)
+
+
+@pytest.mark.filterwarnings("ignore:Object at:UserWarning")  # zarr's, of files that are none of its own
+@pytest.mark.parametrize("change", CHANGES)
+@settings(FUZZ, max_examples=3)
+@given(seed=st.integers(0, 2**32), names=st.lists(st.sampled_from([*READERS]), min_size=6, max_size=6))
+def test_readers__of_a_folder_of_any_content_read_or_refuse(
+    whole: Run, tmp_path: Path, change: str, seed: int, names: list[str]
+) -> None:
+    change_and_read(whole, tmp_path / "x", [change], seed, names)
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:Object at:UserWarning")
+@pytest.mark.parametrize("change", CHANGES)
+@settings(FUZZ, max_examples=5)
+@given(
+    others=st.lists(st.sampled_from([*CHANGES]), max_size=2),
+    seed=st.integers(0, 2**32),
+    names=st.lists(st.sampled_from([*ALL_READERS]), min_size=10, max_size=10),
+)
+def test_readers__of_a_folder_of_many_changes_read_or_refuse(
+    whole: Run, tmp_path: Path, change: str, others: list[str], seed: int, names: list[str]
+) -> None:
+    change_and_read(whole, tmp_path / "x", [change, *others], seed, names)
 
 
 def test_fuzz__leaves_the_run_as_it_was(run: Run, tmp_path: Path) -> None:

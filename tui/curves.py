@@ -1,6 +1,5 @@
 """What the plots of a run are of: read once from its folder, then at any delta and epoch without a wait."""
 
-import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,7 +81,8 @@ class RunCurves:
         found = self.dimensions.get(split)
         if found is None or not 0 <= epoch < len(found):
             return np.full(len(self.layers), math.nan)
-        saturation: Float64 = found[epoch, :, place] / self.n_features
+        with np.errstate(divide="ignore", invalid="ignore"):  # of imported layers, nobody knows how many
+            saturation: Float64 = found[epoch, :, place] / self.n_features
         return saturation
 
     def probe(self, table: str, epoch: int) -> Float64:
@@ -133,7 +133,7 @@ def read_curves(path: Path) -> RunCurves:
         deltas=deltas,
         dimensions=_read_dimensions(run, deltas, failed, problems),
         probes=_read_probes(run, failed, problems),
-        metrics={name: _numbers(texts) for name, texts in _read_table(run, "metrics.csv", problems).items()},
+        metrics={name: _numbers(texts) for name, texts in _read_table(run, "metrics", problems).items()},
         fields=_read_fields(run, problems),
         border=manifest.summary.border_layer,
         test_accuracy=manifest.summary.test_accuracy,
@@ -154,7 +154,8 @@ def _read_dimensions(
         except SatstoreError as error:
             problems.append(str(error))
             continue
-        table = np.full((run.last_epoch + 1, len(run.layers), len(deltas)), math.nan)
+        n_epochs = max(map(len, spectra.values()), default=0)
+        table = np.full((n_epochs, len(run.layers), len(deltas)), math.nan)
         bad = set()
         for place, layer in enumerate(run.layers):
             if layer in spectra:
@@ -171,7 +172,7 @@ def _read_probes(run: Run, failed: Failed, problems: list[str]) -> dict[str, dic
     for key in run.manifest.probes:
         table = split_probe_key(key)
         name = f"{table.prefix}-{table.pooling}" if table.prefix else table.pooling
-        columns = _read_table(run, f"probe-{key}.csv", problems)
+        columns = _read_table(run, f"probe-{key}", problems)
         accuracy: dict[str, list[float]] = {}
         values = _numbers(columns.get("eval_accuracy", ()))
         for layer, value in zip(columns.get("layer", ()), values, strict=True):
@@ -188,21 +189,19 @@ def _read_probes(run: Run, failed: Failed, problems: list[str]) -> dict[str, dic
 
 
 def _read_fields(run: Run, problems: list[str]) -> dict[str, tuple[float, float]]:
-    table = _read_table(run, "receptive_field.csv", problems)
+    table = _read_table(run, "receptive_field", problems)
     low, high = (_numbers(table.get(f"receptive_field_{end}", ())) for end in ("min", "max"))
     return dict(zip(table.get("layer", ()), zip(low, high, strict=True), strict=True))
 
 
 def _read_table(run: Run, name: str, problems: list[str]) -> dict[str, list[str]]:
-    """Return a CSV table's columns; of one that isn't there, none. Not with pandas: it takes 40 MB."""
-    if not run.has_file(name):
-        return {}
+    """Return a table's columns; of one that isn't there, none. Not with pandas: it takes 40 MB."""
     try:
-        rows = list(csv.DictReader(run.read_file(name).decode().splitlines()))
-    except (SatstoreError, ValueError) as error:
+        rows = run.rows(name)
+    except SatstoreError as error:
         problems.append(str(error))
         return {}
-    return {column: [row[column] or "" for row in rows] for column in (rows[0] if rows else ())}
+    return {column: [row[column] for row in rows] for column in (rows[0] if rows else ())}
 
 
 def _numbers(texts: Iterable[str]) -> list[float]:

@@ -90,7 +90,8 @@ def intrinsic_dimension(eigenvalues: Float64, delta: float, definition: Definiti
         raise ConfigError(f"delta is {delta!r}, but has to be a number above 0 and at most 1")
     if eigenvalues.ndim == 0 or eigenvalues.shape[-1] == 0:
         raise ConfigError(f"a spectrum has shape (..., eigenvalues), but this one has {eigenvalues.shape}")
-    cumulative = np.cumsum(eigenvalues, axis=-1)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not finite, and gives NaN
+        cumulative = np.cumsum(eigenvalues, axis=-1)
     if definition == "exact":
         count = _count_exact(cumulative, delta)
     elif definition == "delve":
@@ -116,7 +117,9 @@ def dimension_table(eigenvalues: Float64, deltas: Sequence[float]) -> Float64:
         (epoch, delta), equal to what `intrinsic_dimension` returns for each.
     """
     table = np.full((len(eigenvalues), len(deltas)), np.nan)
-    for epoch, cumulative in enumerate(np.cumsum(eigenvalues, axis=-1)):
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = np.cumsum(eigenvalues, axis=-1)
+    for epoch, cumulative in enumerate(sums):
         total = cumulative[-1]
         if np.isfinite(total):
             below = np.searchsorted(cumulative, np.asarray(deltas) * total)
@@ -186,7 +189,8 @@ def _count_exact(cumulative: Float64, delta: float) -> NDArray[np.int64]:
     # The total is the last cumulative sum, not a sum of its own: another order of additions could
     # round to more than any cumulative sum reaches, and delta = 1 would find no k.
     total = cumulative[..., -1:]
-    below: NDArray[np.int64] = (cumulative < delta * total).sum(axis=-1)
+    with np.errstate(invalid="ignore"):
+        below: NDArray[np.int64] = (cumulative < delta * total).sum(axis=-1)
     return np.where(total[..., 0] > 0, below + 1, 0)
 
 

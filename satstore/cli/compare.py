@@ -8,7 +8,7 @@ from satstore.cli.console import say
 from satstore.cli.progress import Bar
 from satstore.commits import is_anything
 from satstore.config import pooling_key
-from satstore.errors import ConfigError
+from satstore.errors import ConfigError, NotFoundError
 from satstore.events import Event
 from satstore.logs import open_run
 from satstore.manifest import drawn_layers
@@ -48,6 +48,8 @@ def compare_cka(
     for run, wanted in zip(runs, layers, strict=True):
         latents = run.latents(key, split)
         rows.append({layer: latents[layer].rows for layer in wanted if layer in latents})
+        if not rows[-1]:
+            raise NotFoundError(f"{run.name} has no latents at {key} of the layers that figures show")
     n_pairs, done = len(rows[0]) * len(rows[1]), 0
     with Bar() as bar:
 

@@ -155,7 +155,7 @@ def print_layers(console: Console, run: Run) -> None:
     """Print the table of an experiment's layers, each number with a small bar."""
     keys = [key for key in run.manifest.summary.probe_accuracy if key in run.probe_tables()]
     layers = describe_layers(run)
-    widest = max(layer["n_features"] for layer in layers)
+    widest = max(layer["n_features"] for layer in layers) or 1  # of imported layers, nobody knows
     deepest = max((layer["intrinsic_dimension"] or 0 for layer in layers), default=0) or 1
     unconverged, has_failed = find_unconverged(run, keys), False
     table = Table(box=None, pad_edge=False)
@@ -175,7 +175,7 @@ def print_layers(console: Console, run: Run) -> None:
         table.add_row(name, *cells)
         has_failed |= FAILED in cells
     console.print(table)
-    delta = run.manifest.config["delta"]
+    delta = run.made_with.delta
     console.print(f"saturation: train split, delta {delta}; probes: accuracy on the eval split")
     if has_failed:
         console.print(f"{FAILED} no number: the warnings say why")

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satstore.cli.console import say
-from satstore.errors import ConfigError, NotFoundError
+from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.logs import find_logs_dir, find_runs
 from satstore.run import Run
 
@@ -50,8 +50,12 @@ def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
         if to == "csv":
             content.write(run.read_file(f"{name}.csv"))
         else:
+            table = run.table(name)
             try:
-                run.table(name).to_parquet(content, index=False)
+                table.to_parquet(content, index=False)
+            except (ValueError, TypeError) as error:  # pyarrow's own errors are of either
+                reason = " ".join(str(error).split())
+                raise CorruptError(f"{run.name}: {name}.csv can't be written as Parquet: {reason}") from error
             except ImportError:
                 remedy = "install it with: pip install 'satstore[parquet]'"
                 raise NotFoundError(f"--to parquet needs pyarrow; {remedy}") from None

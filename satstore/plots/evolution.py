@@ -9,13 +9,14 @@ from matplotlib.ticker import MaxNLocator
 from satstore.errors import NotFoundError
 from satstore.manifest import split_probe_key
 from satstore.plots.layers import shown_layers
-from satstore.plots.style import MODEL, finish_axes
+from satstore.plots.style import MODEL, finish_axes, with_plain_names
 from satstore.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@with_plain_names
 def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
     """Draw probe accuracy and saturation over the epochs, a line per layer, from dark (the first) to light.
 
@@ -45,19 +46,19 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
                 axes.plot(table.index, table[layer], color=color, marker="o", markersize=3, label=layer)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
-        axes.set_xlim(-0.5, run.last_epoch + 0.5)
+        axes.set_xlim(-0.5, max(0, run.last_epoch) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         finish_axes(axes, "")
     lines, names = every[-1].get_legend_handles_labels()
-    if run.has_file("metrics.csv"):
-        reached = run.table("metrics")
+    reached = run.table("metrics") if run.has_file("metrics.csv") else None
+    if reached is not None and "eval_accuracy" in reached:  # imported ones may have none
         lines += every[0].plot(
             reached["epoch"], reached["eval_accuracy"], color=MODEL, linestyle="--", linewidth=1
         )
         names.append("model accuracy")
     figure.suptitle(run.config.title, fontsize=11)
     figure.legend(
-        lines, names, loc="outside right center", ncols=-(-len(names) // 20), frameon=False, fontsize=7
+        lines, names, loc="outside right center", ncols=1 + len(names[1:]) // 20, frameon=False, fontsize=7
     )
     return figure
 
@@ -72,8 +73,8 @@ def evolution_tables(run: Run) -> dict[str, "pd.DataFrame"]:
         found = run.probe_evolution(pooling)  # of pixelwise, the mean over the positions
         tables[f"probe accuracy ({pooling})"] = found.pivot_table("eval_accuracy", "epoch", "layer")
     if run.has_file("saturation.csv"):
-        delta = run.manifest.config["delta"]
-        table = run.table("saturation").query("split == 'train' and delta == @delta")
+        delta, table = run.made_with.delta, run.table("saturation")
+        table = table[(table["split"] == "train") & (table["delta"] == delta)]
         # Imported runs have delve's only.
         definition = "exact" if "exact" in set(table["definition"]) else "delve"
         found = table[table["definition"] == definition]

@@ -13,9 +13,11 @@ from satstore.plots.style import (
     MARKERS,
     MODEL,
     RUN_MARKERS,
+    WIDEST,
     finish_axes,
     legend_below,
     name_places,
+    with_plain_names,
 )
 from satstore.run import Run
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@with_plain_names
 def plot_layers(
     run: Run, all_layers: bool = False, delta: float | None = None, epoch: int | None = None
 ) -> Figure:
@@ -45,7 +48,8 @@ def plot_layers(
         If the run has neither saturation nor probes, then.
     """
     layers = shown_layers(run, all_layers)
-    figure = Figure(figsize=(max(5.0, 1.6 + 0.32 * len(layers)), 4.2), layout="constrained")
+    width = min(WIDEST, max(5.0, 1.6 + 0.32 * len(layers)))
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
     axes = figure.add_subplot()
     if not draw_layers(axes, run, layers, delta, epoch):
         raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
@@ -101,6 +105,7 @@ def draw_layers(
     return saturation is not None or bool(probes)
 
 
+@with_plain_names
 def plot_comparison(
     runs: Sequence[Run], by_depth: bool = False, all_layers: bool = False, delta: float | None = None
 ) -> Figure:
@@ -187,8 +192,9 @@ def probe_curves(run: Run, layers: Sequence[str], epoch: int | None) -> dict[str
 
 
 def model_accuracy(run: Run, epoch: int | None) -> float | None:
-    """Return the model's test accuracy after an epoch."""
+    """Return the model's test accuracy after an epoch; None where nobody measured it."""
     if epoch in (None, run.last_epoch) or not run.has_file("metrics.csv"):
         return run.manifest.summary.test_accuracy
-    metrics = run.table("metrics")
-    return float(metrics.loc[metrics["epoch"] == epoch, "eval_accuracy"].iloc[0])
+    metrics = run.table("metrics").reindex(columns=["epoch", "eval_accuracy"])  # imported ones may have none
+    reached = metrics.loc[metrics["epoch"] == epoch, "eval_accuracy"].dropna()
+    return float(reached.iloc[0]) if len(reached) else None

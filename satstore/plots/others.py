@@ -16,10 +16,12 @@ from satstore.plots.layers import shown_layers
 from satstore.plots.style import (
     MARKERS,
     MODEL,
+    WIDEST,
     finish_axes,
     legend_below,
     name_places,
     tidy_axes,
+    with_plain_names,
 )
 from satstore.run import Run
 
@@ -28,6 +30,7 @@ Quantity = Literal["saturation", "intrinsic_dimension"]
 SPLITS = (("train", TRAIN, "o"), ("eval", MODEL, "s"))
 
 
+@with_plain_names
 def plot_training(run: Run) -> Figure:
     """Draw accuracy and loss over the epochs, of both splits.
 
@@ -60,6 +63,7 @@ def plot_training(run: Run) -> Figure:
     return figure
 
 
+@with_plain_names
 def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) -> Figure:
     """Draw the share of a layer's variance that its first eigendirections explain, a line per layer.
 
@@ -80,7 +84,8 @@ def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) 
     for place, layer in enumerate(layers):
         if layer not in spectra or epoch >= len(spectra[layer]):
             continue
-        cumulative = np.cumsum(spectra[layer][epoch])
+        with np.errstate(over="ignore", invalid="ignore"):
+            cumulative = np.cumsum(spectra[layer][epoch])
         if np.isfinite(cumulative[-1]) and cumulative[-1] > 0:
             shares = np.arange(1, len(cumulative) + 1) / len(cumulative)
             color = colormaps["viridis"](0.95 * place / max(1, len(layers) - 1))
@@ -98,6 +103,7 @@ def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) 
     return figure
 
 
+@with_plain_names
 def plot_projection(run: Run) -> Figure:
     """Draw the test accuracy of the model whose layers' outputs are projected, over delta.
 
@@ -137,6 +143,7 @@ def plot_projection(run: Run) -> Figure:
     return figure
 
 
+@with_plain_names
 def plot_epoch(
     run: Run,
     epoch: int,
@@ -154,15 +161,20 @@ def plot_epoch(
     layers = shown_layers(run, all_layers)
     if run.last_epoch < 0:
         raise NotFoundError(f"{run.name} has no spectra yet; run: satstore train --run {run.name}")
-    figure = Figure(figsize=(max(5.0, 1.6 + 0.36 * len(layers)), 4.2), layout="constrained")
+    width = min(WIDEST, max(5.0, 1.6 + 0.36 * len(layers)))
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    highest = 0.0
+    highest, n_found = 0.0, 0
     for number, (split, color, _) in enumerate(SPLITS):
         table = run.saturation(delta, split=split)
-        rows: pd.Series[float] = table[table["epoch"] == epoch].set_index("layer")[quantity].reindex(layers)
+        table = table[table["epoch"] == epoch]
+        n_found += len(table)
+        rows: pd.Series[float] = table.set_index("layer")[quantity].reindex(layers)
         highest = max(highest, float(rows.max()) if rows.notna().any() else 0.0)
         places = np.arange(len(layers)) + (number - 0.5) * 0.4
         axes.bar(places, rows.to_numpy(dtype=float), 0.4, color=color, label=split)
+    if not n_found:
+        raise NotFoundError(f"{run.name} has no spectra of epoch {epoch}")
     name_places(axes, range(len(layers)), layers)
     if quantity == "saturation":
         finish_axes(axes, quantity)
@@ -176,6 +188,7 @@ def plot_epoch(
     return figure
 
 
+@with_plain_names
 def plot_cka(
     cka: NDArray[np.float64],
     rows: list[str],
@@ -184,7 +197,8 @@ def plot_cka(
     second: ExperimentConfig,
 ) -> Figure:
     """Draw linear CKA as a heat map, the first run's layers from the bottom to the top."""
-    figure = Figure(figsize=(3.2 + 0.24 * len(columns), 2.6 + 0.24 * len(rows)), layout="constrained")
+    sizes = (min(WIDEST, 3.2 + 0.24 * len(columns)), min(WIDEST, 2.6 + 0.24 * len(rows)))
+    figure = Figure(figsize=sizes, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(cka, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
     axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)

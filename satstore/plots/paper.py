@@ -11,7 +11,7 @@ from satstore.colors import PROBES, SATURATION
 from satstore.config import ExperimentConfig, pooling_key
 from satstore.plots.layers import draw_layers, model_accuracy, shown_layers
 from satstore.plots.pixelwise import N_COLUMNS, PIXELWISE, draw_maps, pixelwise_maps
-from satstore.plots.style import MODEL, NOTE, legend_below
+from satstore.plots.style import MODEL, NOTE, legend_below, with_plain_names
 from satstore.published import ACCURACY, CURVES
 from satstore.run import Run
 
@@ -76,6 +76,7 @@ def drop_repeated(panels: Sequence[Panel]) -> list[Panel]:
     return sorted(kept, key=lambda p: (p.config.resolution, not p.config.dataset.endswith(POSITIONED)))
 
 
+@with_plain_names
 def plot_paper_figure(panels: Sequence[Panel], published: bool = False) -> Figure:
     """Draw a panel per experiment: both curves, the model's accuracy and the border layer; heat maps below.
 
@@ -220,11 +221,13 @@ def tabulate_relative(panels: Sequence[Panel]) -> "pd.DataFrame":
     rows = []
     for (model, dataset), accuracies in found.items():
         whole = accuracies.get(f"{LARGE_PX} px", float("nan"))
-        shares = {column: accuracy / whole for column, accuracy in accuracies.items()}
+        by = whole or float("nan")  # of an accuracy of 0, nothing is a share
+        shares = {column: accuracy / by for column, accuracy in accuracies.items()}
         rows.append({"model": model, "dataset": dataset, **shares, f"accuracy at {LARGE_PX} px": whole})
     return pd.DataFrame(rows)
 
 
+@with_plain_names
 def plot_relative(table: "pd.DataFrame", missing: Sequence[str]) -> Figure:
     """Draw the table of relative accuracies, and which commands fill what is missing."""
     cells = [[_as_cell(value) for value in row] for row in table.itertuples(index=False)]

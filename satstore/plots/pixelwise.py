@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from satstore.errors import NotFoundError
 from satstore.plots.layers import model_accuracy, shown_layers
-from satstore.plots.style import break_name
+from satstore.plots.style import WIDEST, break_name, with_plain_names
 from satstore.run import Run
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def pixelwise_maps(run: Run, layers: Sequence[str]) -> "dict[str, NDArray[np.flo
     if PIXELWISE not in run.manifest.probes or not run.has_file(f"probe-{PIXELWISE}.csv"):
         return {}
     table = run.table(f"probe-{PIXELWISE}")
+    if not {"y", "x"} <= set(table):  # imported ones may not tell which position is which
+        return {}
     return {
         f"{layer}": rows.pivot_table("eval_accuracy", "y", "x", dropna=False).to_numpy()
         for layer, rows in table[table["layer"].isin(list(layers))].groupby("layer")
@@ -52,7 +54,7 @@ def draw_maps(
         if place >= len(found):
             axes.set_visible(False)
             continue
-        relative = maps[found[place]] / (reached or 1.0)
+        relative = maps[found[place]] / max(reached or 1.0, 1e-9)
         image = axes.imshow(relative, cmap=COLORS, vmin=0, vmax=1, interpolation="nearest")
         axes.set_xticks([])
         axes.set_yticks([])
@@ -65,6 +67,7 @@ def draw_maps(
     bar.ax.tick_params(labelsize=size)
 
 
+@with_plain_names
 def plot_pixelwise(run: Run, all_layers: bool = False) -> Figure:
     """Draw a heat map of the pixelwise probes' accuracy per layer, relative to the model's.
 
@@ -82,7 +85,7 @@ def plot_pixelwise(run: Run, all_layers: bool = False) -> Figure:
         )
     n_rows = -(-len(maps) // N_COLUMNS)
     width = 1.6 + 1.35 * min(N_COLUMNS, max(3, len(maps)))
-    figure = Figure(figsize=(width, 0.8 + 1.6 * n_rows), layout="constrained")
+    figure = Figure(figsize=(width, min(WIDEST, 0.8 + 1.6 * n_rows)), layout="constrained")
     figure.suptitle(f"{run.config.title}: pixelwise probes", fontsize=10)
     draw_maps(figure, maps, layers, model_accuracy(run, None))
     return figure

@@ -2,9 +2,11 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from satstore.errors import ConfigError
 from satstore.files import write_file
@@ -20,6 +22,24 @@ NOTE = "#666666"
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 KINDS = ("png", "svg", "pdf")
+WIDEST = 100.0
+"""Inches, of a figure that grows with the layers: what a picture of thousands would take, no machine has."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def with_plain_names(draw: Callable[P, T]) -> Callable[P, T]:
+    """Let what a function draws show names as they are: layers' and paths' dollar signs begin no formula."""
+
+    @wraps(draw)
+    def plain(*args: P.args, **kwargs: P.kwargs) -> T:
+        from matplotlib import rc_context
+
+        with rc_context({"text.parse_math": False}):
+            return draw(*args, **kwargs)
+
+    return plain
 
 
 def finish_axes(axes: "Axes", label: str) -> None:
@@ -115,6 +135,10 @@ def save_figure(figure: "Figure", path: Path) -> None:
     kind = path.suffix.removeprefix(".").lower() or "png"
     if kind not in KINDS:
         raise ConfigError(f"can't draw {path}: expected a name that ends in .png, .svg or .pdf")
-    with rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "satstore"}):
+    with (
+        rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "satstore"}),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore", UserWarning)  # of letters that no font has, and names without room
         figure.savefig(content, format=kind, dpi=150)
     write_file(path, content.getvalue())

@@ -19,16 +19,12 @@ class FlopsParameters(StageParameters):
 
 def pending(run: Run, parameters: FlopsParameters) -> list[str]:
     """Say whether the file is missing, or was written of other epochs than were trained."""
-    if not run.has_file(FILE) or parameters.overwrite:
+    costs = None if parameters.overwrite else run.costs()
+    if costs is None:
         return [FILE]
-    run.check_file(FILE)
     done = run.manifest.summary.epochs_done
-    known = json.loads(run.read_file(FILE))["n_epochs"]
-    return (
-        [FILE]
-        if done and run.config.is_finished(done, run.manifest.summary.test_accuracy) and known != done
-        else []
-    )
+    is_over = done > 0 and run.config.is_finished(done, run.manifest.summary.test_accuracy)
+    return [FILE] if is_over and costs["n_epochs"] != done else []
 
 
 def write(run: Run, parameters: FlopsParameters) -> None:

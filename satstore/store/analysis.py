@@ -14,6 +14,8 @@ from satstore.files import FORMAT_VERSION
 from satstore.location import Folder
 from satstore.store.durable import open_store
 from satstore.store.layout import (
+    Array,
+    check_axes,
     check_version,
     create_array,
     encode_layer,
@@ -34,6 +36,9 @@ PROBE_DIMENSIONS: Mapping[tuple[str, int], tuple[str, ...]] = {
     ("class_index", 1): ("true_class",),
 }
 """The axes of a probe's arrays, by name and number of axes; with y and x, each position has a probe."""
+
+KINDS: Mapping[str, str] = {"confusion": "iu", "class_index": "iu"}
+"""What is whole numbers; see :func:`satstore.store.layout.check_axes`."""
 
 
 class AnalysisStore:
@@ -142,7 +147,7 @@ class AnalysisStore:
                 f"{group.store_path}: the spectra of layer {layer}",
                 "make it again with: satstore train --overwrite",
             ):
-                found[layer] = np.asarray(get_array(group, "eigenvalues")[...])
+                found[layer] = np.asarray(check_axes(get_array(group, "eigenvalues"), None, None)[...])
         return found
 
     def moments(self, split: str, layer: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -152,8 +157,9 @@ class AnalysisStore:
             f"{group.store_path}: the moments of layer {layer}",
             "make it again with: satstore train --overwrite",
         ):
-            mean, covariance = (get_array(group, name)[...] for name in ("mean", "covariance"))
-            return np.asarray(mean), np.asarray(covariance)
+            mean = check_axes(get_array(group, "mean"), None)
+            covariance = check_axes(get_array(group, "covariance"), *mean.shape, *mean.shape)
+            return np.asarray(mean[...]), np.asarray(covariance[...])
 
     def probe(self, table: str, layer: str) -> dict[str, NDArray[Any]]:
         """Return a probe's arrays, by name.
@@ -170,7 +176,10 @@ class AnalysisStore:
             f"{group.store_path}: the probe of layer {layer}",
             "make it again with: satstore probe --overwrite",
         ):
-            return {name: np.asarray(get_array(group, name)[...]) for name in sorted(group.array_keys())}
+            names = sorted({name for name, _ in PROBE_DIMENSIONS})
+            arrays = {name: get_array(group, name) for name in names if name in group}
+            _check_probe(arrays)
+            return {name: np.asarray(array[...]) for name, array in arrays.items()}
 
     def _layer(self, path: str, layer: str) -> zarr.Group:
         groups = self._layers(path)
@@ -186,6 +195,18 @@ class AnalysisStore:
             assert isinstance(parent, zarr.Group)
             groups = {str(group.attrs["layer"]): group for _, group in parent.groups()}
         return dict(sorted(groups.items()))  # a folder's order is its file system's
+
+
+def _check_probe(arrays: Mapping[str, Array]) -> None:
+    """Check that a probe's arrays are of PROBE_DIMENSIONS, and of one number of classes and positions."""
+    sizes: dict[str, int] = {}
+    for name, array in arrays.items():
+        known = [n_axes for of, n_axes in PROBE_DIMENSIONS if of == name]
+        n_axes = array.ndim if array.ndim in known else known[0]
+        axes = [axis.replace("predicted", "true") for axis in PROBE_DIMENSIONS[name, n_axes]]
+        for axis, size in zip(axes, array.shape, strict=False):
+            sizes.setdefault(axis, size)
+        check_axes(array, *(sizes.get(axis) for axis in axes), kinds=KINDS.get(name, "fiu"))
 
 
 class _Writing:

@@ -58,6 +58,22 @@ class StoredArray:
             for at in product(*grid)
         }
 
+    def check(self, n_axes: int | None, kinds: str) -> None:
+        """Check that it has so many axes (None: any), numbers of these kinds, and objects of whole rows.
+
+        Raises
+        ------
+        CorruptError
+            If it hasn't.
+        """
+        whole = tuple(slice(0, size) for size in self.shape[1:])
+        is_whole = all(part[1:] == whole for part in self.objects.values())
+        if n_axes not in (None, len(self.shape)) or self.dtype.kind not in kinds or not is_whole:
+            raise CorruptError(
+                f"is of an array of shape {self.shape} of {self.dtype}, in {len(self.objects)} files: not as "
+                "satstore writes it"
+            )
+
     def blank(self) -> NDArray[Any]:
         """Return what the array reads as where nothing was written.
 

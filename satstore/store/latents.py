@@ -17,7 +17,15 @@ from satstore.errors import NotFoundError, UnknownNameError
 from satstore.latent_key import EPOCHS, latents_key
 from satstore.location import Location, locate
 from satstore.registry import suggest
-from satstore.store.layout import Array, encode_layer, get_array, open_root, reading, reading_metadata
+from satstore.store.layout import (
+    Array,
+    check_axes,
+    encode_layer,
+    get_array,
+    open_root,
+    reading,
+    reading_metadata,
+)
 from satstore.store.shards import ShardReader, open_shards
 
 NO_SAMPLE_ID = -1
@@ -39,7 +47,8 @@ class LatentArray:
         with reading_metadata(group.store_path):
             self.layer = str(group.attrs["layer"])
         self._group = group
-        self.array: Array = get_array(group, "latent")
+        array = get_array(group, "latent")
+        self.array: Array = check_axes(array, *[None] * max(2, array.ndim), kinds="f")
 
     def __repr__(self) -> str:
         return f"<LatentArray {self.layer} {self.shape} {self.array.dtype}>"
@@ -57,12 +66,18 @@ class LatentArray:
     @property
     def mean(self) -> NDArray[np.float32]:
         """Mean over the samples, of one sample's shape."""
-        return np.asarray(get_array(self._group, "mean")[...], dtype=np.float32)
+        return self._read_moment("mean")
 
     @property
     def std(self) -> NDArray[np.float32]:
         """Standard deviation over the samples (divided by n), of one sample's shape."""
-        return np.asarray(get_array(self._group, "std")[...], dtype=np.float32)
+        return self._read_moment("std")
+
+    def _read_moment(self, name: str) -> NDArray[np.float32]:
+        array = check_axes(get_array(self._group, name), *self.shape[1:])
+        what = f"{self._group.store_path}: {name}"
+        with reading(what, "write it again with: satstore extract"), np.errstate(over="ignore"):
+            return np.asarray(array[...], dtype=np.float32)
 
     def numpy(self) -> NDArray[np.float16]:
         """Read all of it into memory.
@@ -174,7 +189,7 @@ class LatentSplit(Mapping[str, LatentArray]):
         return found
 
     def _read(self, name: str) -> NDArray[np.int64]:
-        array = get_array(self._group, name)
+        array = check_axes(get_array(self._group, name), None, kinds="iu")
         with reading(f"{self._group.store_path}: {name}", "write it again with: satstore extract"):
             return np.asarray(array[...], dtype=np.int64)
 
@@ -212,7 +227,7 @@ class LatentStore:
     @property
     def epochs(self) -> list[int]:
         """The earlier epochs, counted from 0, that latents are stored of."""
-        return sorted(map(int, _groups(self._root.get(EPOCHS))))
+        return sorted(int(name) for name in _groups(self._root.get(EPOCHS)) if name.isdecimal())
 
     def split(self, pooling: str, split: str, epoch: int | None = None) -> LatentSplit:
         """Return one split, ``train`` or ``eval``, of one pooling, such as ``pool4``.
@@ -241,7 +256,10 @@ class LatentStore:
 
 def _groups(group: Any) -> list[str]:
     """Return the names of the groups in a group; none where it is no group."""
-    return [name for name, _ in group.groups()] if isinstance(group, zarr.Group) else []
+    if not isinstance(group, zarr.Group):
+        return []
+    with reading_metadata(group.store_path):
+        return [name for name, _ in group.groups()]
 
 
 def digest_labels(labels: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> str:

@@ -213,6 +213,33 @@ def get_array(group: zarr.Group, name: str) -> Array:
     return item
 
 
+def check_axes(array: Array, *sizes: int | None, kinds: str = "fiu") -> Array:
+    """Return an array if it has the axes, and numbers, that are written.
+
+    Parameters
+    ----------
+    *sizes
+        Of the axes; None where any will do but 0.
+    kinds
+        NumPy's letters of the types that will do: floats, integers, unsigned ones.
+
+    Raises
+    ------
+    CorruptError
+        Naming what it has and what is expected.
+    """
+    fits = len(array.shape) == len(sizes) and all(
+        n > 0 and size in (None, n) for n, size in zip(array.shape, sizes, strict=True)
+    )
+    if not fits or array.dtype.kind not in kinds:
+        axes = ", ".join("any" if size is None else f"{size}" for size in sizes)
+        raise CorruptError(
+            f"{array.store_path} has shape {array.shape} of {array.dtype}; expected ({axes}) of numbers; "
+            "satstore verify names what makes it again"
+        )
+    return array
+
+
 @contextmanager
 def reading(what: str, remedy: str) -> Iterator[None]:
     """Say of stored values that can't be decoded what they are and what to do.

@@ -138,10 +138,12 @@ class LatentWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if kind is None:
-            self.close()
-        self._thread.shutdown()
-        self._encoders.shutdown()
+        try:
+            if kind is None:
+                self.close()
+        finally:  # also where Ctrl-C comes while the last shards are waited for
+            self._thread.shutdown()
+            self._encoders.shutdown()
 
     @property
     def missing(self) -> list[tuple[int, int]]:

@@ -1,9 +1,9 @@
 """The check of one experiment: its log, the files of its folder, then its two stores."""
 
-import csv
-import io
 from collections.abc import Iterator
+from contextlib import suppress
 
+from satstore.contents import find_table
 from satstore.errors import CorruptError
 from satstore.events import Event, Listener
 from satstore.files import Digest
@@ -68,24 +68,35 @@ class Verification:
             self._listener(Event("verify", "progress", self.run.name, done=done, total=self._total))
 
     def _check_file(self, name: str) -> Iterator[Finding]:
-        record = self.run.manifest.files[name]
+        record, what = self.run.manifest.files[name], ""
         path, staged = self.run.path / name, self.run.path / f"{name}.new"  # the rename may be still to come
-        if not any(file.is_file() and Digest.of_file(file) == record.digest for file in (path, staged)):
-            what = "is not what was committed" if path.is_file() else "is committed but not there"
+        try:
+            if not any(file.is_file() and Digest.of_file(file) == record.digest for file in (path, staged)):
+                what = "is not what was committed" if path.is_file() else "is committed but not there"
+        except OSError as error:
+            what = f"can't be read: {error.strerror or error}"
+        if what:
             if name == "config.json":
                 yield Finding(f'{name} {what}; restore it, manifest.json holds the same under "config"')
             else:
                 yield Finding(f"{name} {what}", self.run.repair(name))
+        else:
+            yield from self._check_content(name)
         self._advance(record.size_bytes)
+
+    def _check_content(self, name: str) -> Iterator[Finding]:
+        """Check that a file which is as it was committed holds what such files do."""
+        try:
+            if name.endswith(".csv") and find_table(name.removesuffix(".csv")):
+                self.run.rows(name.removesuffix(".csv"))
+            elif name == "computational_info.json":
+                self.run.costs()
+        except CorruptError as error:
+            yield Finding(str(error))  # which says what makes it again
 
     def _probed_layers(self) -> Iterator[tuple[str, set[str]]]:
         """Yield each pooling that has a table of probes, and the layers that have one."""
         for pooling in self.run.manifest.probes:
-            name = f"probe-{pooling}.csv"
-            if not self.run.has_file(name):
-                continue
-            try:
-                rows = csv.DictReader(io.StringIO(self.run.read_file(name).decode()))
-            except CorruptError:
-                continue
-            yield pooling, {row["layer"] for row in rows if not row.get("error")}
+            with suppress(CorruptError):  # which is told with the file
+                rows = self.run.rows(f"probe-{pooling}")
+                yield pooling, {row["layer"] for row in rows if not row.get("error")}
