@@ -74,7 +74,10 @@ def measure_rates(
         model.train()
         moments.begin("train")
         train = _images_per_second(step, config, device, most)
-    images = None if data is None else _rate(lambda n: data.train_plain.__getitems__(range(n)), most)
+    images = None
+    if data is not None:
+        split = data.train_plain
+        images = _rate(lambda n: split.__getitems__(range(n)), min(most, len(split)))
     return Rates(str(device), measure_flops(), train, extract, images, *encoding_rates())
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 CONNECT_S = 10
 ATTEMPTS = 5
-"""How often a pass is tried whose query was lost with the workers that held it."""
+"""How often a pass is tried that was lost with its workers."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +96,24 @@ def start_cluster(n_workers: int) -> Iterator[Cluster]:
     """Start a cluster of processes on this machine that share its cores: no more of them than cores."""
     from distributed import Client, LocalCluster
 
+    _take_large_queries()
     n_cores = os.cpu_count() or 1
     n_workers = min(n_workers, n_cores)
-    with deaf_children():
-        cluster = LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            memory_limit=None,  # probes keep to their own; Dask would stop workers that the system can bear
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",  # any free port, so that two clusters do not meet
-            silence_logs=logging.CRITICAL,
-        )
-    with cluster, Client(cluster) as client:
+    with ExitStack() as opened:
+        with (
+            deaf_children()
+        ):  # at whose end a Ctrl-C is heard that came meanwhile: the cluster has to end then
+            cluster = opened.enter_context(
+                LocalCluster(
+                    n_workers=n_workers,
+                    threads_per_worker=1,
+                    memory_limit=None,  # probes keep to their own; Dask would stop what the system can bear
+                    host="127.0.0.1",
+                    dashboard_address="127.0.0.1:0",  # any free port, so that two clusters do not meet
+                    silence_logs=logging.CRITICAL,
+                )
+            )
+        client = opened.enter_context(Client(cluster))
         yield Cluster(client, max(1, n_cores // n_workers))
 
 
@@ -122,6 +128,7 @@ def join_cluster(address: str) -> Iterator[Cluster]:
     """
     from distributed import Client
 
+    _take_large_queries()
     advice = "start one with: dask scheduler, and workers with: dask worker ADDRESS; or leave --scheduler out"
     try:
         client = Client(address, timeout=CONNECT_S)
@@ -134,6 +141,13 @@ def join_cluster(address: str) -> Iterator[Cluster]:
         if not client.scheduler_info()["workers"]:
             raise ClusterError(f"the Dask scheduler at {address} has no workers; {advice}")
         yield Cluster(client, 1)
+
+
+def _take_large_queries() -> None:
+    """Let Dask not warn of tasks that are large: a query may be, and there is one for all spans of a pass."""
+    import dask
+
+    dask.config.set({"distributed.admin.large-graph-warning-threshold": 2**60})
 
 
 class ClusterEngine:
@@ -165,7 +179,7 @@ class ClusterEngine:
         for _ in range(ATTEMPTS):
             try:
                 return check_sums(self._pass(query), self._rows, self._crew)
-            except (CancelledError, CommClosedError):  # the query was lost with its workers, or on its way
+            except (CancelledError, CommClosedError):
                 pass
         raise ClusterError(
             "the cluster's workers were lost again and again; what is done is kept: run it again"
@@ -173,12 +187,18 @@ class ClusterEngine:
 
     def _pass(self, query: Query[Sums]) -> Sums:
         client, n_threads = self._cluster.client, self._cluster.n_threads
-        sent = client.scatter(query, broadcast=True, hash=False)
+        # Handed on as the result of a task, which is computed anew where it is lost with its worker. What is
+        # scattered is not: and where a worker is lost meanwhile, the scheduler may go on for ever to send it.
+        sent = client.submit(_same, query, pure=False)
         futures = [
             client.submit(_span, self._source, sent, span, n_threads, pure=False) for span in self._spans
         ]
         total: Sums = sum_in_order((future.result() for future in futures), query.zero())
         return total
+
+
+def _same(query: Query[Sums]) -> Query[Sums]:
+    return query
 
 
 def _span(source: LatentSource, query: Query[Sums], span: range, n_threads: int) -> Sums:

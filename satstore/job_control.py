@@ -23,6 +23,9 @@ from satstore.processes import import_environment
 N_KEPT = 200
 """So many jobs that have ended are kept; older ones are removed when a new one starts."""
 
+END_S = 30.0
+"""How long what watches a process that has ended may take to write down how; a moment, unless it hangs."""
+
 
 def start_job(words: Sequence[str], logs_dir: Path, cwd: Path | None = None) -> Job:
     """Start a command in the background, where neither a closed terminal nor a lost connection ends it.
@@ -117,7 +120,7 @@ def cancel_job(job: Job, grace_s: float = 10.0) -> Job:
         raise SatstoreError(f"job {job.number} is just starting; cancel it in a moment")
     with suppress(psutil.NoSuchProcess):  # it has just ended
         _end(job, psutil.Process(job.pid), grace_s)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + END_S
     while (found := find_job(job.number, job.path.parent.parent)).is_running and time.monotonic() < deadline:
         time.sleep(0.02)
     return found

@@ -168,12 +168,15 @@ def read_job(path: Path) -> Job | None:
     except (LookupError, TypeError, ValueError):
         return None
     process, end = _read_json(path / "process.json"), _read_json(path / "exit.json")
+    may_run = not end and _may_run(host, process, started)
+    if not end and not may_run:
+        end = _read_json(path / "exit.json")  # which may have been written between the two looks
     pid, code, ended = process.get("pid"), end.get("code"), end.get("ended")
     is_cancelled = (path / "cancel").exists()
     state: JobState
     if isinstance(code, int):
         state = "done" if code == 0 else "cancelled" if is_cancelled else "failed"
-    elif _may_run(host, process, started):
+    elif may_run:
         state = "running"
     else:
         state = "cancelled" if is_cancelled else "lost"

@@ -60,11 +60,19 @@ class ErrorScreen(ModalScreen[None]):
             with Horizontal(classes="buttons"):
                 yield Button("Close", variant="primary")
 
+    def on_mount(self) -> None:
+        """Show what came while the screen was laid out."""
+        self._show()
+
     def add(self, text: str) -> None:
         """Add an error."""
         if text not in self._lines:
             self._lines.append(text)
-            self.query_one(".text", Static).update(Text("\n".join(self._lines)))
+            self._show()
+
+    def _show(self) -> None:
+        for widget in self.query(".text").results(Static):  # there is none before it is laid out
+            widget.update(Text("\n".join(self._lines)))
 
     def on_button_pressed(self) -> None:
         """Close it."""

@@ -195,10 +195,10 @@ field, as the command would say it. The command line below does the same in a sh
                 self._words += [entry.flag, target[entry.name]]
         self._words += flag_words(self._model, values)
         self._errors = self._check_target(target) | errors
-        for name in [entry.name for entry in TARGETS] + names:
-            for widget in self.query(f"#error-{name}").results(Static):
-                widget.display = name in self._errors and self._errors[name] != ""
-                widget.update(Text(clean(self._errors.get(name, ""))))
+        for widget in self.query(".error").results(Static):
+            error = self._errors.get(f"{widget.id}".removeprefix("error-"), "")
+            widget.display = error != ""
+            widget.update(Text(clean(error)))
         self._show_grid(target["config"])
         self.query_one("#command", Static).update(Text(clean(shlex.join(["satstore", *self._words])), "bold"))
         self.query_one("#start").disabled = bool(self._errors) or self.satstore.read_only
