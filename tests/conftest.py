@@ -1,123 +1,135 @@
-"""What tests share: the command line in a subprocess, and one demo run that many of them read."""
+"""What tests share: one demo run that many of them read, jobs that wait, and nothing drawn at random."""
 
-import json
+import hashlib
 import os
+import random
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from command_line import WORKS_S
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from sleeper import start_sleeping
 
-from satstore.job_control import cancel_job, start_job
+from satstore.job_control import cancel_job
 from satstore.jobs import Job, list_jobs
 from satstore.run import Run
 
 # A busy machine makes any example slow; that is no failure.
-settings.register_profile("satstore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("satstore")
+SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("repeatable", derandomize=True, database=None, **SLOW)
+settings.register_profile("anew", print_blob=True, database=None, **SLOW)
+settings.load_profile("repeatable")
 
 # What a shell starts in the background ignores Ctrl-C, and so would all that it starts in turn.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-CLEAN = {k: v for k, v in os.environ.items() if k not in ("SATSTORE_LOGS_DIR", "TORCH_DATADIR")}
+# No variable of the machine's user tells tests where logs and data lie.
+for _name in ("SATSTORE_LOGS_DIR", "TORCH_DATADIR"):
+    os.environ.pop(_name, None)
 
 
-SMALL: dict[str, Any] = {
-    "model": "vgg7_S",
-    "dataset": "Digits",
-    "epoch": 1,
-    "batch_size": 128,
-    "optimizer": "sgd",
-    "device": "cpu",
-    "augment": False,
-}
-"""A config that trains in seconds."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let each test, and the fixtures made for it, draw the same numbers in whatever order tests run."""
+    seed = int.from_bytes(hashlib.sha256(item.nodeid.encode()).digest()[:4])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - libraries draw from it
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
 
 
-def satstore(*words: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
-    command = [sys.executable, "-m", "satstore", *map(str, words)]
+NO_NETWORK = """
+import sys
+
+def forbid(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto"):
+        address = arguments[-1]
+        if event == "socket.getaddrinfo" or not isinstance(address, (str, bytes)):
+            raise RuntimeError(f"the network is forbidden here: {event} {arguments}")
+
+sys.addaudithook(forbid)
+"""
+
+
+def run_without_network(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a process that can open no socket but to processes of its own machine, by their files."""
+    (folder / "sitecustomize.py").write_text(NO_NETWORK)
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, *words]
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=300, check=False, env=CLEAN, **options
+        command, capture_output=True, text=True, check=False, env=environment, timeout=WORKS_S
     )
 
 
-def satstore_until_ctrl_c(*words: object) -> subprocess.CompletedProcess[str]:
-    """Run a command that goes on for ever until it has printed something, and press Ctrl-C."""
-    command = [sys.executable, "-m", "satstore", *map(str, words)]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=CLEAN, **pipes) as process:
-        assert process.stdout is not None
-        try:
-            first = process.stdout.readline()
-            process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=30)
-        finally:
-            process.kill()
-    return subprocess.CompletedProcess(command, process.returncode, first + out, err)
+@pytest.fixture(scope="session")
+def shared_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which `satstore demo` has run without a network, once for all processes of the tests."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared-demo"
+    with FileLock(folder.with_suffix(".lock")):
+        if not (folder / "stdout").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            reached = run_without_network(
+                folder, "-c", "import socket; socket.create_connection(('127.0.0.1', 9))"
+            )
+            assert "the network is forbidden here" in reached.stderr, "nothing is forbidden"
+            demo = run_without_network(folder, "-m", "satstore", "demo", "--logs-dir", str(folder / "logs"))
+            assert demo.returncode == 0, demo.stderr
+            (folder / "stdout").write_text(demo.stdout)
+    return folder
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SATSTORE_LOGS_DIR", "TORCH_DATADIR"):
-        monkeypatch.delenv(name, raising=False)
+def state_of(logs: Path) -> dict[str, tuple[int, int]]:
+    """Return size and time of each file of a logs folder that tells of a run."""
+    files = [path for path in logs.rglob("*") if path.is_file() and ".jobs" not in path.parts]
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
 
 
 @pytest.fixture(scope="session")
-def demo_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A logs folder in which `satstore demo` has run."""
+def demo_logs(shared_demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A logs folder in which `satstore demo` has run, which tests read; who writes takes a copy.
+
+    Beside it, ``stdout`` has what the demo printed.
+    """
     logs = tmp_path_factory.mktemp("demo") / "logs"
-    result = satstore("demo", "--logs-dir", logs)
-    assert result.returncode == 0, result.stderr
-    (logs / "stdout").write_text(result.stdout)
-    (logs / "stderr").write_text(result.stderr)
-    return logs
+    shutil.copytree(shared_demo / "logs", logs)
+    said = (shared_demo / "stdout").read_text().replace(str(shared_demo / "logs"), str(logs))
+    logs.with_name("stdout").write_text(said)
+    before = state_of(logs)
+    yield logs
+    after = state_of(logs)
+    changed = [path for path in before.keys() | after.keys() if before.get(path) != after.get(path)]
+    assert not changed, f"a test has written to the demo's run, which others read: {changed}"
 
 
 @pytest.fixture
 def demo_run(demo_logs: Path) -> Run:
-    """The demo's experiment."""
+    """The demo's experiment, which tests read."""
     [manifest] = demo_logs.glob("demo/*/manifest.json")
     return Run(manifest.parent)
 
 
-PLUGIN = '''
-import os, signal, time
-from satstore.stages.stage import stage
-
-@stage("sleepy", needs=(), pending=lambda run, parameters: ["sleep"])
-def sleepy(run, parameters):
-    """Sleep in steps."""
-    how = run.config.note
-    if how == "fail":
-        raise ValueError("the bed\\nbroke")
-    if how == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    n_steps = 4 if how == "short" else 4000
-    for step in range(n_steps):
-        run.emit("sleepy", "progress", "asleep", done=step + 1, total=n_steps)
-        time.sleep(0.05)
-'''
+@pytest.fixture
+def demo_copy(demo_logs: Path, tmp_path: Path) -> Path:
+    """A copy of the logs folder in which `satstore demo` has run, which the test may write to."""
+    return Path(shutil.copytree(demo_logs, tmp_path / "logs"))
 
 
 @pytest.fixture
 def start_sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Job]]:
-    """Starts a job that sleeps: until it is stopped, shortly, deaf to SIGTERM, or fails."""
-    (tmp_path / "sleeping.py").write_text(PLUGIN)
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-
-    def start(how: str) -> Job:
-        config = {"plugins": ["sleeping"], "stages": ["sleepy"], "note": how}
-        (tmp_path / f"{how}.json").write_text(json.dumps(config))
-        words = ["run", "--config", str(tmp_path / f"{how}.json"), "--run-id", how]
-        return start_job([*words, "--logs-dir", str(tmp_path / "logs")], tmp_path / "logs", tmp_path)
-
-    yield start
+    """Starts a job that waits; see :mod:`sleeper`."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield lambda how: start_sleeping(tmp_path, how)
     for job in list_jobs(tmp_path / "logs"):
         if job.is_running:
             cancel_job(job, grace_s=0.1)

@@ -3,12 +3,17 @@
 import errno
 import json
 import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from command_line import WORKS_S
 from faults import Before, Disk, Tree, digest, lay_out
 from tiny import results, run_tiny
 
@@ -136,3 +141,59 @@ def spread(numbers: list[int], n: int) -> Iterator[int]:
     """Choose n of some numbers, evenly, the first and the last among them."""
     for i in range(n):
         yield numbers[round(i * (len(numbers) - 1) / max(1, n - 1))]
+
+
+KILLED_AT_A_CHANGE = """
+import os, pathlib, signal, sys
+logs, tests, n_left = sys.argv[1], sys.argv[2], int(sys.argv[3])
+sys.path.insert(0, tests)
+import tiny
+
+def count(event, arguments):
+    global n_left
+    if event == "open":
+        is_change = isinstance(arguments[1], str) and set("wax+") & set(arguments[1])
+    else:
+        is_change = event in ("os.rename", "os.mkdir", "os.remove")
+    if is_change and str(arguments[0]).startswith(logs):
+        n_left -= 1
+        if n_left == 0:
+            os.killpg(0, signal.SIGKILL)
+
+sys.addaudithook(count)
+tiny.run_tiny(pathlib.Path(logs))
+"""
+"""The tiny experiment in a process that is killed before the n-th change of its logs folder."""
+
+N_CHANGES = 600
+"""About so many changes it makes."""
+
+
+def kill_at_random(expected: dict[str, Any], folder: Path, seed: int) -> int:
+    """Kill a process of the tiny experiment at random changes of its files, then go on.
+
+    Returns how often it was killed, three times at most.
+    """
+    logs = folder / "logs"
+    shutil.rmtree(logs, ignore_errors=True)
+    logs.mkdir(parents=True)
+    rng = random.Random(seed)
+    n_kills = 0
+    while n_kills < 3 and is_killed(logs, at_change=rng.randrange(1, N_CHANGES)):
+        n_kills += 1
+    check_end(expected, run_tiny(logs))
+    return n_kills
+
+
+def is_killed(logs: Path, at_change: int) -> bool:
+    """Run the tiny experiment in a process that is killed at a change; False if it came to its end before."""
+    words = [str(logs), str(Path(__file__).parent), str(at_change)]
+    process = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_A_CHANGE, *words],
+        capture_output=True,
+        check=False,
+        start_new_session=True,
+        timeout=WORKS_S,
+    )
+    assert process.returncode in (0, -signal.SIGKILL), process.stderr.decode()
+    return process.returncode != 0

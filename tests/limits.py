@@ -6,11 +6,9 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
-from conftest import CLEAN
 from wide import IMAGE_BYTES
 
 from satstore.config import ExperimentConfig
@@ -70,36 +68,23 @@ def write_latents(folder: Path, n_bytes: int) -> Path:
     return folder / "logs"
 
 
-def run_within(data_bytes: int | None, words: list[str], **environment: str) -> int:
-    """Run a command that can't have more data than so many bytes; return the most that it had.
+def run_within(data_bytes: int | None, words: list[str], **environment: str) -> None:
+    """Run a command that can't have more data than so many bytes.
 
-    Data are what a process takes for itself (RLIMIT_DATA, VmData), whether it touches it or not; files and
-    libraries that are mapped don't count.
+    Data are what a process takes for itself (RLIMIT_DATA), whether it touches it or not; files and libraries
+    that are mapped don't count. What asks for more gets none, and fails.
     """
 
     def limit() -> None:
         if data_bytes is not None:
             resource.setrlimit(resource.RLIMIT_DATA, (data_bytes, data_bytes))
 
-    environment = {**CLEAN, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **environment}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", **environment}
     command = [sys.executable, "-m", "satstore", *words]
-    most = 0
-    with subprocess.Popen(
-        command,
-        preexec_fn=limit,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    ) as process:
-        while process.poll() is None:
-            lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            most = max([most, *(int(line.split()[1]) for line in lines if line.startswith("VmData"))])
-            time.sleep(0.01)
-        assert process.stderr is not None
-        said = process.stderr.read()
-    assert process.returncode == 0, said
-    return most * 1024
+    done = subprocess.run(
+        command, preexec_fn=limit, capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
 
 
 PROBE_LIMIT = 400 * MIB
@@ -108,18 +93,17 @@ EXTRACT_LIMIT, EXTRACT_DATA = 950 * MIB, 1200 * MIB
 """What extraction is told, and what it is given: torch takes more than it touches, for threads and caches."""
 
 
-def probe_within(folder: Path, n_bytes: int, data_bytes: int = PROBE_LIMIT, n_iter: int = 100) -> int:
-    """Fit a probe of so many bytes of latents within its limit; return the most data that it had."""
+def probe_within(folder: Path, n_bytes: int, data_bytes: int = PROBE_LIMIT, n_iter: int = 100) -> None:
+    """Fit a probe of so many bytes of latents within its limit."""
     logs = write_latents(folder, n_bytes)
     words = ["probe", "--run", "res", "--logs-dir", str(logs), "--memory-limit", f"{PROBE_LIMIT}B"]
     words += ["--max-iter", f"{n_iter}"]
-    most = run_within(data_bytes, words)
+    run_within(data_bytes, words)
     shutil.rmtree(folder)
-    return most
 
 
-def extract_within(folder: Path, n_bytes: int, data_bytes: int = EXTRACT_DATA) -> int:
-    """Extract so many bytes of latents within its limit; return the most data that it had."""
+def extract_within(folder: Path, n_bytes: int, data_bytes: int = EXTRACT_DATA) -> None:
+    """Extract so many bytes of latents within its limit."""
     folder.mkdir(parents=True)
     config = {
         "plugins": ["wide"],
@@ -134,7 +118,7 @@ def extract_within(folder: Path, n_bytes: int, data_bytes: int = EXTRACT_DATA) -
         "layers": "^0$",
     }
     (folder / "wide.json").write_text(json.dumps(config))
-    modules = [str(Path(__file__).parent), *filter(None, [CLEAN.get("PYTHONPATH")])]
+    modules = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {
         "PYTHONPATH": os.pathsep.join(modules),
         "WIDE_IMAGES": f"{-(-n_bytes // IMAGE_BYTES)}",
@@ -142,6 +126,5 @@ def extract_within(folder: Path, n_bytes: int, data_bytes: int = EXTRACT_DATA) -
     target = ["--config", f"{folder}/wide.json", "--run-id", "res", "--logs-dir", f"{folder}/logs"]
     run_within(None, ["train", *target, "--no-latents"], **environment)
     words = ["extract", *target, "-d", "full", "--memory-limit", f"{EXTRACT_LIMIT}B"]
-    most = run_within(data_bytes, words, **environment)
+    run_within(data_bytes, words, **environment)
     shutil.rmtree(folder)
-    return most

@@ -1,5 +1,6 @@
 """Small files of every dataset, in the real formats."""
 
+import gzip
 import hashlib
 import io
 import pickle
@@ -68,6 +69,14 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 def idx(array: np.ndarray) -> bytes:
     """Return an array of uint8 in MNIST's format."""
     return struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.tobytes()
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Read an array of uint8 in MNIST's format, gzipped."""
+    content = gzip.decompress(path.read_bytes())
+    n_axes = content[3]
+    shape = struct.unpack(f">{n_axes}I", content[4 : 4 + 4 * n_axes])
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_axes).reshape(shape)
 
 
 def mnist_files(seed: int) -> dict[str, bytes]:

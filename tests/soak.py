@@ -1,37 +1,32 @@
 """The long forms of the tests of reliability, for so many minutes: `make soak`, or `python tests/soak.py 30`.
 
-Each part goes over all its cases, in an order of its own, until its share of the time is over, and says how
-many it survived. What fails is printed with what repeats it, and ends the soak with exit code 1.
+Each part goes over all its cases, in an order that is drawn, until its share of the time is over, and says
+how many it survived. What fails is printed with what repeats it, and ends the soak with exit code 1.
 """
 
-import os
+import argparse
 import random
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from crashes import Recording, check_end, check_failure, check_state, record
-from hypothesis import settings
+from crashes import Recording, check_failure, check_state, kill_at_random, record
+from damages import DAMAGES, check_damage, damageable
+from hypothesis import seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 from limits import EXTRACT_LIMIT, MIB, PROBE_LIMIT, extract_within, probe_within
-from test_corruption import DAMAGES, check_damage, damageable
-from test_states import RunFolder, TestRunFolder
+from run_folder import FEW, RunFolder
 from tiny import run_tiny
-
-SEED = 6
 
 Case = tuple[str, Callable[[], object]]
 
 
-def kills(recording: Recording, folder: Path) -> Iterator[Case]:
+def kills(recording: Recording, folder: Path, rng: random.Random) -> Iterator[Case]:
     """Every state that a kill leaves."""
     for n, tree in recording.killed.items():
         yield (
@@ -40,19 +35,19 @@ def kills(recording: Recording, folder: Path) -> Iterator[Case]:
         )
 
 
-def power_losses(recording: Recording, folder: Path) -> Iterator[Case]:
+def power_losses(recording: Recording, folder: Path, rng: random.Random) -> Iterator[Case]:
     """Every state that a power loss leaves."""
     for n, tree in recording.lost.items():
         yield f"power lost before {n}", lambda n=n, tree=tree: check_state(recording, tree, folder / f"{n}")
 
 
-def failures(recording: Recording, folder: Path) -> Iterator[Case]:
+def failures(recording: Recording, folder: Path, rng: random.Random) -> Iterator[Case]:
     """Every operation fails once."""
     for n in range(recording.n_operations):
         yield f"operation {n} failed", lambda n=n: check_failure(recording, n, folder / f"{n}")
 
 
-def dead_disks(recording: Recording, folder: Path) -> Iterator[Case]:
+def dead_disks(recording: Recording, folder: Path, rng: random.Random) -> Iterator[Case]:
     """From every operation on, all fail."""
     for n in range(recording.n_operations):
         yield (
@@ -61,47 +56,16 @@ def dead_disks(recording: Recording, folder: Path) -> Iterator[Case]:
         )
 
 
-def random_kills(recording: Recording, folder: Path) -> Iterator[Case]:
-    """Real processes, each killed at random times, three times at most."""
-    for seed in range(1000):
+def random_kills(recording: Recording, folder: Path, rng: random.Random) -> Iterator[Case]:
+    """Real processes, each killed at random changes of its files, three times at most."""
+    for number in rng.sample(range(10**6), 1000):
         yield (
-            f"process killed at random, seed {seed}",
-            lambda seed=seed: kill_at_random(recording.expected, folder, seed),
+            f"process killed at random, seed {number}",
+            lambda number=number: kill_at_random(recording.expected, folder, number),
         )
 
 
-def kill_at_random(expected: dict[str, Any], folder: Path, seed: int) -> int:
-    """Kill a process of the tiny experiment at a random time, then go on; return how often it was killed."""
-    logs = folder / "logs"
-    if logs.exists():
-        shutil.rmtree(logs)
-    logs.mkdir(parents=True)
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import tiny, pathlib; "
-    code += f"print('ready', flush=True); tiny.run_tiny(pathlib.Path({str(logs)!r}))"
-    rng = random.Random(seed)
-    n_kills = 0
-    while n_kills < 3:
-        process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        assert process.stdout is not None
-        process.stdout.readline()
-        time.sleep(rng.uniform(0, 2.5))
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            n_kills += 1
-        process.wait()
-        process.stdout.close()
-        if process.returncode == 0:
-            break
-    check_end(expected, run_tiny(logs))
-    return n_kills
-
-
-def damages(recording: Recording, folder: Path) -> Iterator[Case]:
+def damages(recording: Recording, folder: Path, rng: random.Random) -> Iterator[Case]:
     """Every file of a run, damaged in every way."""
     run = run_tiny(folder.parent / "damaged")
     for path in damageable(run):
@@ -110,14 +74,18 @@ def damages(recording: Recording, folder: Path) -> Iterator[Case]:
             yield what, lambda path=path, damage=damage: check_damage(run, path, recording.expected, damage)
 
 
-def orders(recording: Recording, folder: Path) -> Iterator[Case]:
+def orders(recording: Recording, folder: Path, rng: random.Random) -> Iterator[Case]:
     """Work, deaths, removals and losses in random orders."""
-    many = settings(TestRunFolder.settings, max_examples=3, stateful_step_count=10)
-    for number in range(1000):
-        yield f"random orders, {number}", lambda: run_state_machine_as_test(RunFolder, settings=many)
+    many = settings(FEW, stateful_step_count=10)
+    for number in rng.sample(range(10**6), 1000):
+        drawn = seed(number)(type("RunFolder", (RunFolder,), {}))
+        yield (
+            f"orders drawn with {number}",
+            lambda drawn=drawn: run_state_machine_as_test(drawn, settings=many),
+        )
 
 
-def memory_limits(recording: Recording, folder: Path) -> Iterator[Case]:
+def memory_limits(recording: Recording, folder: Path, rng: random.Random) -> Iterator[Case]:
     """Extraction and a probe within their memory limits, by the system's count, of ten times as much."""
     for stage, limit_bytes in ((probe_within, PROBE_LIMIT), (extract_within, EXTRACT_LIMIT)):
         what = f"{stage.__name__} {limit_bytes // MIB} MiB, of {10 * limit_bytes // MIB} MiB"
@@ -136,8 +104,16 @@ PARTS = {
 }
 
 
-def soak(minutes: float) -> int:
-    """Run all parts, each for its share of the time at most; return how many cases failed."""
+def soak(minutes: float, number: int) -> int:
+    """Run all parts, each for its share of the time at most; return how many cases failed.
+
+    Parameters
+    ----------
+    number
+        Seeds what is drawn: the order of the cases, where processes are killed, and random orders of work.
+    """
+    print(f"what is drawn is drawn again by: python tests/soak.py {minutes:g} {number}", flush=True)
+    rng = random.Random(number)
     deadline = time.monotonic() + 60 * minutes
     n_failed = 0
     lines = []
@@ -146,10 +122,10 @@ def soak(minutes: float) -> int:
         (root / "recorded").mkdir()
         recording = record(root / "recorded")
         print(f"recorded a run of {recording.n_operations} operations", flush=True)
-        for number, (part, cases_of) in enumerate(PARTS.items()):
-            until = time.monotonic() + (deadline - time.monotonic()) / (len(PARTS) - number)
-            cases = list(cases_of(recording, root / "cases"))
-            random.Random(SEED).shuffle(cases)
+        for n_done, (part, cases_of) in enumerate(PARTS.items()):
+            until = time.monotonic() + (deadline - time.monotonic()) / (len(PARTS) - n_done)
+            cases = list(cases_of(recording, root / "cases", rng))
+            rng.shuffle(cases)
             survived, told = 0, time.monotonic()
             for what, check in cases:
                 if time.monotonic() > until:
@@ -170,4 +146,8 @@ def soak(minutes: float) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(bool(soak(float(sys.argv[1]) if len(sys.argv) > 1 else 30)))
+    _words = argparse.ArgumentParser()
+    _words.add_argument("minutes", type=float, nargs="?", default=30)
+    _words.add_argument("seed", type=int, nargs="?", default=random.SystemRandom().randrange(10**6))
+    _given = _words.parse_args()
+    sys.exit(bool(soak(_given.minutes, _given.seed)))

@@ -1,5 +1,6 @@
 """Every command that README and docs name is run, on small runs of digits, and every Python block."""
 
+import contextlib
 import json
 import re
 import shlex
@@ -12,14 +13,15 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import satstore, satstore_until_ctrl_c
+from command_line import call, satstore, satstore_until_ctrl_c
+from cyclopts import CycloptsError
+from phd_lab_logs import write_latents, write_tree
+from pydantic import ValidationError
 from small_data import write_folder, write_image, write_tiny_imagenet
-from test_disk import call
-from test_phd_lab import write_tree
-from test_phd_lab_latents import write_latents
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from satstore.cli.app import app
 from satstore.job_control import cancel_job
 from satstore.jobs import list_jobs
 from satstore.pipeline import run_experiments
@@ -29,15 +31,17 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MINE: dict[str, Any] = {
     "model": "vgg5_S",
-    "dataset": "Digits",
+    "dataset": "ImageFolder:classes",
+    "cache_dir": ".",
     "resolution": 8,
     "epoch": 2,
-    "batch_size": 128,
     "optimizer": "sgd",
     "device": "cpu",
     "augment": False,
     "latent_epochs": [0],
+    "workers": 0,
 }
+"""The experiment that the commands here are about, of two dozen images."""
 
 ELSEWHERE = {
     "satstore tui": "tests/tui/test_runs_screen.py",  # in a terminal of its own
@@ -46,14 +50,8 @@ ELSEWHERE = {
 }
 """Commands that need more than a run, and the tests that run them."""
 
-STANDS_FOR = {
-    # A figure's experiments take days, and its data are not here.
-    "section3.4/figure4": "my.json",
+CHOSEN = {
     "C": "my.json",
-    # What only some machines have: a GPU, a cluster, object storage.
-    "cuda:0": "cpu",
-    "s3://bucket/prefix": "elsewhere",
-    # Names that the reader chooses, or that the run here has.
     "R": "RES",
     "R1": "RES",
     "RES1": "RES",
@@ -62,6 +60,7 @@ STANDS_FOR = {
     "P": "strong",
     "D": ".9",
     "N": "0",
+    "JOB": "1",
     "COLUMN": "accuracy",
     "NAME": "Digits",
     "FOLDER": "images",
@@ -70,6 +69,13 @@ STANDS_FOR = {
     "FILE": "curves.svg",
     "…": "acc>1",
 }
+"""What stands here for what the reader chooses."""
+
+HERE = {
+    "section3.4/figure4": "my.json",  # a figure's experiments take days, and its data are not here
+    "s3://bucket/prefix": "elsewhere",  # object storage: tests/test_cloud.py
+}
+"""What stands here for what is elsewhere."""
 
 
 def documented() -> list[str]:
@@ -89,30 +95,79 @@ def documented() -> list[str]:
 COMMANDS = [c for c in documented() if c not in ELSEWHERE and not re.fullmatch(r"satstore [\w-]+", c)]
 NAMES = [c for c in documented() if re.fullmatch(r"satstore [\w-]+", c)]
 
+CHEAPEST = {
+    "satstore cancel JOB",
+    "satstore clean RES --latents",
+    "satstore compare RES RES2 --cka",
+    "satstore completion bash",
+    "satstore config defaults",
+    "satstore config schema",
+    "satstore dataset check NAME",
+    "satstore dataset prepare tinyimagenet PATH",
+    "satstore dataset split FOLDER --val .1",
+    "satstore du RES",
+    "satstore estimate --model resnet50 --resolution 224 -d 4 --samples 1281167 --eval-samples 50000 "
+    "--classes 1000 --no-calibrate",
+    "satstore export R --to zip",
+    "satstore extract --run RES --epoch 5",
+    "satstore figure figure3 --run R",
+    "satstore flops --run R",
+    "satstore import RES-experiment.zip --run-id RES2",
+    "satstore import logs",
+    "satstore list configs",
+    "satstore list models",
+    "satstore log JOB --follow",
+    "satstore plot RES --out FILE",
+    "satstore probe --run RES -d 4 -C 0.1 --prefix weak",
+    "satstore project --run RES --mode pca --delta .99",
+    "satstore receptive-field --run R",
+    "satstore report RES",
+    "satstore run --config my.json --run-id MyRun",
+    "satstore saturation --run RES --delta .9 --delta .999 --definition delve",
+    "satstore show RES",
+    "satstore status --csv",
+    "satstore train --config C --device cuda:0 --run-id R",
+    "satstore train --config my.json --run-id RES",
+    "satstore verify RES",
+}
+"""One command of each kind that is run each time; all others are where there is time."""
+
 
 def words_of(command: str) -> list[str]:
-    """Return the words of a documented command, as they are given here."""
-    words = shlex.split(re.sub(r" > \S+$", "", command).replace("--epoch 5", "--epoch 0"))[1:]
-    words = [STANDS_FOR.get(word, word) for word in words]
+    """Return the words of a documented command, with what the reader chooses."""
+    words = shlex.split(re.sub(r" > \S+$", "", command))[1:]
+    return [CHOSEN.get(word, word) for word in words]
+
+
+def words_here(command: str) -> list[str]:
+    """Return the words of a documented command, as it can be run here."""
+    words = [HERE.get(word, word) for word in words_of(command.replace("--epoch 5", "--epoch 0"))]
     if "--run-id" in words:  # of its own, for what is there is not trained or imported again
         words[words.index("--run-id") + 1] = "NEW"
     return words
+
+
+def kind_of(command: str) -> str:
+    """Return a command's name, with that of what it has below it."""
+    first, *others = words_of(command)
+    return f"{first} {others[0]}" if first in ("config", "dataset") else first
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder with two runs, a config, logs of phd-lab, and images."""
     folder = tmp_path_factory.mktemp("commands")
+    write_folder(folder / "classes")
     (folder / "my.json").write_text(json.dumps(MINE))
-    for run_id, seed in (("RES", 0), ("RES2", 1)):
-        run_experiments({**MINE, "seed": seed}, run_id, logs_dir=folder / "logs")
+    with contextlib.chdir(folder):
+        for run_id, seed in (("RES", 0), ("RES2", 1)):
+            run_experiments({**MINE, "seed": seed}, run_id)
     result = satstore("export", "RES", "--to", "zip", "--latents", cwd=folder)
     Path(result.stdout.strip()).rename(folder / "RES-experiment.zip")
     theirs = write_tree(folder / "theirs" / "logs")
     shutil.move(theirs.parents[1], folder / "theirs" / "logs" / "VGG16")
     (folder / "theirs/logs/VGG16/Digits_32").rename(folder / "theirs/logs/VGG16/Cifar10_32")
     write_latents(folder / "theirs/latent_datasets/VGG5_Digits_32", "./logs/VGG16/Cifar10_32/MyRun")
-    write_folder(folder / "classes")
     shutil.copytree(folder / "classes" / "train", folder / "images")
     write_tiny_imagenet(folder / "data" / "tiny-imagenet-200", layout="shipped")
     for name in ("Aves/3", "Aves/7", "Fungi/11"):
@@ -134,15 +189,44 @@ def work(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def test_pages__name_commands() -> None:
     assert len(COMMANDS) > 70
+    assert set(COMMANDS) >= CHEAPEST
+    assert {kind_of(command) for command in COMMANDS} == {kind_of(command) for command in CHEAPEST}
     assert all((ROOT / path).is_file() for path in ELSEWHERE.values())
     assert set(ELSEWHERE) <= set(documented()), "what is no longer documented needs no exception"
 
 
+def bind(command: str) -> None:
+    """Parse a command without running it."""
+    app.parse_args(words_of(command), exit_on_error=False, print_error=False)
+
+
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command__does_what_it_says(
-    command: str, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    words = words_of(command)
+def test_command__has_words_that_are_known(command: str) -> None:
+    bind(command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "satstore prob --run RES",
+        "satstore probe --run RES --poling 4",
+        "satstore saturation --run RES --delta 1.5",
+        "satstore list cats",
+        "satstore export RES",
+        "satstore verify",
+    ],
+)
+def test_command__that_is_misspelt_is_not_known(command: str) -> None:
+    with pytest.raises((CycloptsError, ValidationError)):
+        bind(command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=() if c in CHEAPEST else pytest.mark.long) for c in COMMANDS],
+)
+def test_command__does_what_it_says(command: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = words_here(command)
     if "--details" in words:  # all models take a minute
         rows = MODELS.entries()[::20]
         monkeypatch.setattr(type(MODELS), "entries", lambda _: rows)
@@ -153,27 +237,35 @@ def test_command__does_what_it_says(
     if words[0] == "clean":
         words += ["--yes"]  # there is no terminal to ask in
     for line in taken_for_granted(words):
-        assert call(capsys, *line)[0] == 0
-    if "JOB" in words:
-        words[words.index("JOB")] = str(list_jobs(work / "logs")[0].number)
+        assert call(*line)[0] == 0
+    if "JOB" in command:
+        words[1] = str(list_jobs(work / "logs")[0].number)
+    code, out, err = run_command(words)
+    assert "Traceback" not in err
+    if "cuda:0" in words and not torch.cuda.is_available():
+        assert code == 1
+        assert err.splitlines()[-1].startswith("satstore: device 'cuda:0' is not there")
+    else:
+        assert code == 0, err
+    assert out + err
+    for job in list_jobs(work / "logs"):
+        if job.is_running:
+            cancel_job(job)
+
+
+def run_command(words: list[str]) -> tuple[int, str, str]:
+    """Run a command, with what has to be there while it runs."""
     if "--scheduler" in words:
         from distributed import LocalCluster
 
         options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": None}
         with LocalCluster(n_workers=1, threads_per_worker=2, **options) as cluster:
-            words[words.index("--scheduler") + 1] = cluster.scheduler_address
-            code, out, err = call(capsys, *words, "--overwrite")
-    elif "--watch" in words:
+            place = words.index("--scheduler") + 1
+            return call(*words[:place], cluster.scheduler_address, *words[place + 1 :], "--overwrite")
+    if "--watch" in words:
         done = satstore_until_ctrl_c(*words)
-        code, out, err = 0 if done.returncode == 130 else done.returncode, done.stdout, done.stderr
-    else:
-        code, out, err = call(capsys, *words)
-    assert "Traceback" not in err
-    assert code == 0, err
-    assert out + err
-    for job in list_jobs(work / "logs"):
-        if job.is_running:
-            cancel_job(job)
+        return 0 if done.returncode == 130 else done.returncode, done.stdout, done.stderr
+    return call(*words)
 
 
 def taken_for_granted(words: list[str]) -> list[list[str]]:
@@ -189,8 +281,8 @@ def taken_for_granted(words: list[str]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", NAMES)
-def test_command__that_is_named_is_there(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, *command.split()[1:], "--help")
+def test_command__that_is_named_is_there(command: str) -> None:
+    code, out, _ = call(*command.split()[1:], "--help")
     assert code == 0
     assert "Usage" in out
 
@@ -203,11 +295,23 @@ def blocks_of(page: str) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
 
 
-def test_readme__its_python_runs(demo_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(demo_logs, tmp_path / "logs")
+def test_readme__its_python_names_what_there_is() -> None:
+    import satstore.figures
+    import satstore.plots
+
+    chains = re.findall(r"\bsatstore((?:\.\w+)+)", "\n".join(blocks_of("README.md")))
+    assert len(set(chains)) > 8
+    for chain in chains:
+        found: Any = satstore
+        for name in chain[1:].split("."):
+            found = getattr(found, name)
+
+
+@pytest.mark.long
+def test_readme__its_python_runs(demo_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    images, labels = torch.rand(40, 1, 8, 8), torch.arange(40) % 4
-    loader = DataLoader(TensorDataset(images, labels), 20)
+    images = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    loader = DataLoader(TensorDataset(images, torch.arange(40) % 4), 20)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 4))
     names: dict[str, Any] = {"model": model, "train_loader": loader, "test_loader": loader}
     blocks = blocks_of("README.md")
@@ -217,11 +321,7 @@ def test_readme__its_python_runs(demo_logs: Path, tmp_path: Path, monkeypatch: p
     assert Path("layers.pdf").read_bytes().startswith(b"%PDF")
     assert names["latents"]["features.0"].numpy().shape[0] == 360
     assert names["probe"].converged_
-    assert satstore_runs(tmp_path) == {"demo", "mine"}
-
-
-def satstore_runs(folder: Path) -> set[str]:
-    return {path.parts[-3] for path in (folder / "logs").glob("*/*/manifest.json")}
+    assert {path.parts[-3] for path in demo_copy.glob("*/*/manifest.json")} == {"demo", "mine"}
 
 
 def test_docs__their_python_runs(demo_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,13 @@
 """What bash completes, asked of bash itself."""
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import CLEAN
-from test_disk import call
+from command_line import call, fail
 
 ASK = """
 source <(python -m satstore completion bash)
@@ -32,22 +32,27 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+CASES = {
+    "pro": "probe project",
+    "show second/": "second/resnet-1",
+    "run --config mi": "mine.json",
+    "probe --mem": "--memory-limit",
+    "show ''": "first second first/vgg-1 first/vgg-2 second/resnet-1",
+    "plot first se": "second second/resnet-1",
+    "probe --run fir": "first first/vgg-1 first/vgg-2",
+    "probe --logs-dir /nowhere --run fir": "",
+    "run --config section3.4/": "section3.4/figure4 section3.4/figure5 section3.4/figure6",
+    "figure table": "table1 table1_2",
+    "plot --kind pi": "pixelwise",
+    "export --to p": "parquet",
+}
+"""What is typed, and what bash then completes: a command, a run, a config, and so on."""
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash here")
-def test_completion__of_bash_knows_commands_flags_runs_and_configs(logs: Path) -> None:
-    cases = {
-        "pro": "probe project",
-        "probe --mem": "--memory-limit",
-        "show ''": "first second first/vgg-1 first/vgg-2 second/resnet-1",
-        "show second/": "second/resnet-1",
-        "plot first se": "second second/resnet-1",
-        "probe --run fir": "first first/vgg-1 first/vgg-2",
-        "probe --logs-dir /nowhere --run fir": "",
-        "run --config section3.4/": "section3.4/figure4 section3.4/figure5 section3.4/figure6",
-        "run --config mi": "mine.json",
-        "figure table": "table1 table1_2",
-        "plot --kind pi": "pixelwise",
-        "export --to p": "parquet",
-    }
+@pytest.mark.parametrize("n_cases", [3, pytest.param(len(CASES), marks=pytest.mark.long)])
+def test_completion__of_bash_knows_commands_flags_runs_and_configs(n_cases: int, logs: Path) -> None:
+    cases = dict(list(CASES.items())[:n_cases])
     script = ASK + "\n".join(f"ask {words}" for words in cases)
     folder = str(Path(sys.executable).parent)
     result = subprocess.run(
@@ -56,18 +61,21 @@ def test_completion__of_bash_knows_commands_flags_runs_and_configs(logs: Path) -
         text=True,
         check=True,
         cwd=logs,
-        env=CLEAN | {"SATSTORE_LOGS_DIR": "logs", "PATH": f"{folder}:{CLEAN['PATH']}"},
+        env={**os.environ, "SATSTORE_LOGS_DIR": "logs", "PATH": f"{folder}:{os.environ['PATH']}"},
     )
     assert result.stderr == ""
     assert dict(zip(cases, result.stdout.splitlines(), strict=True)) == cases
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish", "powershell"])
-def test_completion__prints_a_script_for_every_shell(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, err = call(capsys, "completion", shell)
+def test_completion__prints_a_script_for_every_shell(shell: str) -> None:
+    code, out, err = call("completion", shell)
     assert (code, err) == (0, "")
     for name in ("satstore", "receptive-field", "memory-limit"):
         assert name in out
-    code, _, err = call(capsys, "completion", "tcsh")
+
+
+def test_completion__of_another_shell_is_refused() -> None:
+    code, error = fail("completion", "tcsh")
     assert code == 2
-    assert "tcsh" in err
+    assert "tcsh" in error

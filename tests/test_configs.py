@@ -1,14 +1,16 @@
 """The shipped configs: the paper's, by section, against its table of figures."""
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
-from conftest import satstore
-from small_data import small_data
+from command_line import satstore
+from small_data import small_data, write_folder
 
 from satstore.config import ExperimentConfig, list_configs, read_config, read_content
 from satstore.models.build import build_model
@@ -112,6 +114,31 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+def product_of(*columns: int) -> list[tuple[str, ...]]:
+    """Return the settings that the table has in some of its columns, each once."""
+    rows = [[column.split() for column in row[:3]] for row in FIGURES.values()]
+    found = (settings for row in rows for settings in itertools.product(*(row[n] for n in columns)))
+    return list(dict.fromkeys(found))
+
+
+@pytest.mark.parametrize(("dataset", "resolution"), product_of(1, 2))
+def test_dataset__is_built_at_the_resolution(dataset: str, resolution: str, data_dir: Path) -> None:
+    size = int(resolution)
+    data = load_data(ExperimentConfig(dataset=dataset, resolution=size, cache_dir=str(data_dir)))
+    images, _ = data.train.__getitems__([0, 1])
+    assert images.shape == (2, 3, size, size)
+    assert data.eval[0][0].shape == images.shape[1:]
+    assert len(data.classes) > 1
+
+
+@pytest.mark.parametrize(("model", "resolution"), product_of(0, 2))
+def test_model__is_built_at_the_resolution(model: str, resolution: str) -> None:
+    with torch.device("meta"):
+        logits = build_model(model, 7, int(resolution))(torch.empty(2, 3, int(resolution), int(resolution)))
+    assert logits.shape == (2, 7)
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("name", FIGURES)
 def test_config__builds_each_model_and_dataset(name: str, data_dir: Path) -> None:
     for config in read_config(name):
@@ -125,22 +152,45 @@ def test_config__builds_each_model_and_dataset(name: str, data_dir: Path) -> Non
         assert logits.shape == (2, len(data.classes))
 
 
-def test_pixelwise_config__runs_end_to_end_on_digits(tmp_path: Path) -> None:
-    content = read_content(list_configs()["section3.4/figure6"])
-    content |= {"dataset": "Digits", "model": "vgg16_XXXS", "epoch": 1}
-    (tmp_path / "config.json").write_text(json.dumps(content))
+def run_pixelwise(folder: Path, sizes: list[int], **changes: object) -> tuple[pd.DataFrame, list[str]]:
+    """Run the config of the pixelwise figure, but for changes, and check that each place has a probe.
+
+    Parameters
+    ----------
+    sizes
+        The height and width of what each conv puts out.
+
+    Returns
+    -------
+    table, convs
+        The probes, and the convs' names.
+    """
+    content = read_content(list_configs()["section3.4/figure6"]) | {"epoch": 1, **changes}
+    (folder / "config.json").write_text(json.dumps(content))
     words = ["run", "--config", "config.json", "--run-id", "res", "--device", "cpu", "--max-iter", "30"]
-    result = satstore(*words, cwd=tmp_path)
+    result = satstore(*words, cwd=folder)
     assert result.returncode == 0, result.stderr
-    [manifest] = tmp_path.glob("logs/res/*/manifest.json")
+    [manifest] = folder.glob("logs/res/*/manifest.json")
     run = Run(manifest.parent)
     table = run.table("probe-pixelwise")
-    sizes = [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3
     convs = [layer for layer in run.layers if layer.startswith("features")]
     assert table.groupby("layer", sort=False).size().to_dict() == {
         layer: size**2 for layer, size in zip(convs, sizes, strict=True)
     }
     assert table["eval_accuracy"].between(0, 1).all()
+    return table, convs
+
+
+def test_pixelwise_config__runs_end_to_end_on_a_few_images(tmp_path: Path) -> None:
+    write_folder(tmp_path / "insects")
+    images = {"dataset": "ImageFolder:insects", "cache_dir": ".", "workers": 0}
+    run_pixelwise(tmp_path, [8, 4, 2], **images, model="vgg7_S", resolution=8)
+
+
+@pytest.mark.long
+def test_pixelwise_config__runs_end_to_end_on_digits(tmp_path: Path) -> None:
+    sizes = [32] * 2 + [16] * 2 + [8] * 3 + [4] * 3 + [2] * 3
+    table, convs = run_pixelwise(tmp_path, sizes, dataset="Digits", model="vgg16_XXXS")
     # Digits lie in the middle: what a first conv sees there says more than what it sees in a corner.
     first = table[table["layer"] == convs[0]].set_index(["y", "x"])["eval_accuracy"]
     assert first[16, 16] > first[0, 0] + 0.1

@@ -3,15 +3,13 @@
 import json
 import os
 import pty
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import satstore
+from command_line import call, satstore
 
-from satstore.cli import main
 from satstore.disk import measure
 from satstore.errors import NotFoundError
 from satstore.manifest import Manifest
@@ -22,19 +20,10 @@ from satstore.stages.latent_plan import plan_latents
 
 
 @pytest.fixture
-def run(demo_run: Run, tmp_path: Path) -> Run:
+def run(demo_copy: Path) -> Run:
     """A copy of the demo's run, to be cleaned."""
-    path = tmp_path / "logs" / demo_run.run_id / demo_run.experiment
-    shutil.copytree(demo_run.path, path)
-    return Run(path)
-
-
-def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        main([str(word) for word in words])
-    assert isinstance(stop.value.code, int)
-    out, err = capsys.readouterr()
-    return stop.value.code, out, err
+    [manifest] = demo_copy.glob("demo/*/manifest.json")
+    return Run(manifest.parent)
 
 
 def disk_bytes(folder: Path) -> int:
@@ -72,21 +61,19 @@ def test_measure__knows_layers_of_odd_names(run: Run) -> None:
     assert not {"features.0", "cut~0"} & layers
 
 
-def test_du__lists_experiments_and_layers(
-    demo_logs: Path, demo_run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
-    code, out, _ = call(capsys, "du", "--logs-dir", demo_logs)
+def test_du__lists_experiments_and_layers(demo_logs: Path, demo_run: Run) -> None:
+    code, out, _ = call("du", "--logs-dir", demo_logs)
     assert code == 0
     assert out.splitlines()[0].split() == ["run", "pool4", "analysis", "checkpoint", "other", "total"]
     assert any(line.startswith(demo_run.name) for line in out.splitlines())
-    code, out, _ = call(capsys, "du", demo_run.name, "--logs-dir", demo_logs)
+    code, out, _ = call("du", demo_run.name, "--logs-dir", demo_logs)
     shown = [line.split()[0] for line in out.splitlines()]
     assert shown[2 : 2 + len(demo_run.layers)] == demo_run.layers
     assert "checkpoint" in shown
 
 
-def test_du__json_has_bytes(demo_logs: Path, demo_run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    _, out, _ = call(capsys, "du", demo_run.name, "--json", "--logs-dir", demo_logs)
+def test_du__json_has_bytes(demo_logs: Path, demo_run: Run) -> None:
+    _, out, _ = call("du", demo_run.name, "--json", "--logs-dir", demo_logs)
     [record] = json.loads(out)
     assert record["run"] == demo_run.name
     assert record["total_bytes"] == disk_bytes(demo_run.path)
@@ -96,8 +83,8 @@ def test_du__json_has_bytes(demo_logs: Path, demo_run: Run, capsys: pytest.Captu
     assert sum(sizes) == sum(record["latents_bytes"].values()) == disk_bytes(demo_run.latents_path)
 
 
-def test_du__of_no_runs_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(capsys, "du", "--logs-dir", tmp_path) == (0, f"no runs in {tmp_path}\n", "")
+def test_du__of_no_runs_says_so(tmp_path: Path) -> None:
+    assert call("du", "--logs-dir", tmp_path) == (0, f"no runs in {tmp_path}\n", "")
 
 
 def test_du__imports_nothing_slow(demo_logs: Path) -> None:
@@ -158,9 +145,7 @@ def test_clean__is_undone_with_the_mantissa_bits_that_were_stored(run: Run) -> N
     assert plan.mantissa_bits == 5
 
 
-def test_clean__stopped_halfway_can_be_done_again(
-    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_clean__stopped_halfway_can_be_done_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from satstore.location import Folder
 
     words = ("clean", "demo", "--latents", "--yes", "--logs-dir", run.path.parents[1])
@@ -170,17 +155,19 @@ def test_clean__stopped_halfway_can_be_done_again(
 
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "remove", stop)
-        assert call(capsys, *words)[0] == 130
+        assert call(*words)[0] == 130
     assert Run(run.path).manifest.re_extractable.keys() == {"pool4"}
     assert not run.commits.read("latents.zarr").files
-    assert call(capsys, *words)[0] == 0
+    assert call(*words)[0] == 0
     assert not run.latents_path.exists()
-    assert call(capsys, *words) == (0, "demo has no latents on disk\n", "")
+    assert call(*words) == (0, "demo has no latents on disk\n", "")
 
 
-def test_clean__asks_on_a_terminal_and_refuses_without(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["clean", "demo", "--latents", "--logs-dir", str(run.path.parents[1])]
-    without = satstore(*words, stdin=subprocess.DEVNULL)
+def test_clean__asks_on_a_terminal_and_refuses_without(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["clean", "demo", "--latents", "--logs-dir", run.path.parents[1]]
+    with Path(os.devnull).open() as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        without = satstore(*words)
     assert without.returncode == 1
     assert without.stderr.startswith("satstore: nothing was removed")
     assert "--yes" in without.stderr
@@ -188,43 +175,42 @@ def test_clean__asks_on_a_terminal_and_refuses_without(run: Run, capsys: pytest.
     for answer, is_removed in ((b"\n", False), (b"y\n", True)):
         terminal, end = pty.openpty()
         os.write(terminal, answer)
-        asked = satstore(*words, stdin=end)
-        os.close(end)
+        with os.fdopen(end) as stdin:
+            monkeypatch.setattr("sys.stdin", stdin)
+            asked = satstore(*words)
         os.close(terminal)
         assert asked.returncode == 0, asked.stderr
         assert "? [y/N]" in asked.stdout
         assert run.latents_path.exists() != is_removed
 
 
-def test_clean__keeps_what_could_not_be_extracted_again(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_clean__keeps_what_could_not_be_extracted_again(run: Run) -> None:
     words = ("clean", "demo", "--latents", "--yes", "--logs-dir", run.path.parents[1])
     checkpoint = run.path / "checkpoint.pt"
     content = bytearray(checkpoint.read_bytes())
     content[1000] ^= 1
     checkpoint.write_bytes(content)
-    code, _, err = call(capsys, *words)
+    code, _, err = call(*words)
     assert (code, "is not what was committed" in err) == (1, True)
 
     def forget(manifest: Manifest) -> None:
         del manifest.files["checkpoint.pt"]
 
     run.commit(change=forget)
-    code, _, err = call(capsys, *words)
+    code, _, err = call(*words)
     assert (code, "could not be extracted again" in err) == (1, True)
     assert Run(run.path).manifest.latents.keys() == {"pool4"}
     assert run.latents_path.exists()
 
 
-def test_clean__of_a_run_that_is_being_written_is_refused(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_clean__of_a_run_that_is_being_written_is_refused(run: Run) -> None:
     with run.lock():
-        code, _, err = call(capsys, "clean", "demo", "--latents", "--yes", "--logs-dir", run.path.parents[1])
+        code, _, err = call("clean", "demo", "--latents", "--yes", "--logs-dir", run.path.parents[1])
     assert (code, "is being written" in err) == (1, True)
     assert run.latents_path.exists()
 
 
-def test_clean__without_saying_what_is_a_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = call(capsys, "clean", "demo")
+def test_clean__without_saying_what_is_a_wrong_usage() -> None:
+    code, _, err = call("clean", "demo")
     assert code == 2
     assert "--latents" in err

@@ -13,17 +13,17 @@ import pandas as pd
 import pytest
 import torch
 import xarray as xr
-from conftest import SMALL, satstore
+from command_line import SMALL, call
 from rich.console import Console
+from tiny import CONFIG as TINY
 from torch import nn
 
 from satstore import session
-from satstore.cli import main
 from satstore.cli.look import describe_layers, print_layers
 from satstore.config import read_config
 from satstore.disk import check_removable, measure
 from satstore.errors import ConfigError, NotFoundError
-from satstore.logs import make_run, open_run
+from satstore.logs import make_run
 from satstore.manifest import probe_key, split_probe_key
 from satstore.pipeline import make_plan, run_experiments, run_stages
 from satstore.plots import plot_evolution, plot_layers
@@ -36,6 +36,8 @@ from satstore.verify import Verification
 
 CONFIG = {
     **SMALL,
+    "dataset": TINY["dataset"],
+    "batch_size": TINY["batch_size"],
     "epoch": 3,
     "resolution": 16,
     "layers": r"features\.[04]|classifier\.6",
@@ -47,11 +49,8 @@ EPOCHS = {"epochs/0/pool4", "epochs/1/pool4", "pool4"}
 @pytest.fixture(scope="module")
 def evolved(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """An experiment that was trained, extracted and probed at three epochs."""
-    logs = tmp_path_factory.mktemp("evolved")
-    (logs / "config.json").write_text(json.dumps(CONFIG))
-    result = satstore("run", "--config", logs / "config.json", "--run-id", "res", "--logs-dir", logs)
-    assert result.returncode == 0, result.stderr
-    return open_run("res", logs)
+    [run] = run_experiments(CONFIG, "res", logs_dir=tmp_path_factory.mktemp("evolved"))
+    return Run(run.path)
 
 
 @pytest.fixture
@@ -69,11 +68,8 @@ def start(run: Run, stage: str, **parameters: Any) -> Run:
     return Run(run.path)
 
 
-def call(capsys: pytest.CaptureFixture[str], run: Run, *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stop:
-        main([*map(str, words), "--logs-dir", str(run.path.parents[1])])
-    assert isinstance(stop.value.code, int)
-    return stop.value.code, *capsys.readouterr()
+def call_on(run: Run, *words: object) -> tuple[int, str, str]:
+    return call(*words, "--logs-dir", run.path.parents[1])
 
 
 def weights_of(run: Run, name: str) -> dict[str, torch.Tensor]:
@@ -148,7 +144,7 @@ def test_train__stopped_early_warns_of_epochs_that_it_did_not_come_to(tmp_path: 
     assert run.manifest.warnings == ["train: no latents of epoch 2: training stopped early, after epoch 0"]
     assert [path.name for path in run.path.glob("*.pt")] == ["checkpoint.pt"], "epoch 0 is the last"
     assert run.manifest.latents.keys() == {"pool4"}
-    assert len(run.latents("pool4", "eval", epoch=0).labels) == 360
+    assert len(run.latents("pool4", "eval", epoch=0).labels) == 20
     with pytest.raises(ConfigError, match=r"no epoch 2 of .*: its 1 epochs are counted from 0 to 0$"):
         start(run, "extract", epoch=[2])
 
@@ -177,7 +173,7 @@ def test_train__epochs_that_are_past_and_were_not_kept_are_refused(run: Run) -> 
 
 def test_extract__latents_of_an_epoch_are_those_of_its_weights(evolved: Run) -> None:
     """Against a plain forward hook in a model that has the kept weights."""
-    model: nn.Module = MODELS[CONFIG["model"]](num_classes=10)
+    model: nn.Module = MODELS[CONFIG["model"]](num_classes=3)
     data = session.load_data(evolved.config)
     stored = {epoch: evolved.latents("pool4", "eval", epoch) for epoch in (None, 0, 1, 2)}
     for epoch, name in ((0, "checkpoint-epoch0.pt"), (1, "checkpoint-epoch1.pt"), (2, "checkpoint.pt")):
@@ -230,7 +226,7 @@ def test_store__opens_in_xarray_with_its_epochs(evolved: Run) -> None:
 
 def test_extract__killed_goes_on_and_ends_bit_equal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, record = contents(run.latents_path), Run(run.path).manifest.latents
-    append, left = LatentWriter.append, [20]
+    append, left = LatentWriter.append, [7]
 
     def die(self: LatentWriter, latents: Any, start: int) -> None:
         if left[0] == 0:
@@ -239,7 +235,7 @@ def test_extract__killed_goes_on_and_ends_bit_equal(run: Run, monkeypatch: pytes
         append(self, latents, start)
 
     monkeypatch.setattr(LatentWriter, "append", die)
-    with pytest.raises(KeyboardInterrupt):  # in the second epoch of three: 15 batches each
+    with pytest.raises(KeyboardInterrupt):  # in the second epoch of three: 5 batches each
         start(run, "extract", overwrite=True)
     killed = Run(run.path)
     assert any(killed.manifest.latents["pool4"].layers["eval"].values()), "the last epoch is done"
@@ -250,7 +246,7 @@ def test_extract__killed_goes_on_and_ends_bit_equal(run: Run, monkeypatch: pytes
     ]
     left[0] = 99
     again = start(killed, "extract")
-    assert left[0] == 99 - 15, "no other epoch is passed over"
+    assert left[0] == 99 - 5, "no other epoch is passed over"
     assert contents(run.latents_path) == whole
     assert again.manifest.latents == record
 
@@ -281,10 +277,10 @@ def test_probe__of_an_epoch_is_fitted_on_its_latents(evolved: Run) -> None:
         assert list(table.index) == evolved.layers
         latents = evolved.latents("pool4", "eval", epoch)
         arrays = AnalysisStore(evolved.analysis_path).probe(f"epoch{epoch}-pool4", "features.4")
-        rows = latents["features.4"].numpy().reshape(360, -1).astype(np.float64)
+        rows = latents["features.4"].numpy().reshape(20, -1).astype(np.float64)
         predicted = (rows @ arrays["coef"].T + arrays["intercept"]).argmax(axis=1)
         accuracy = (predicted == latents.labels).mean()
-        assert table.loc["features.4", "eval_accuracy"] == pytest.approx(accuracy, abs=1 / 360)
+        assert table.loc["features.4", "eval_accuracy"] == pytest.approx(accuracy)
         counts = evolved.confusion("features.4", f"epoch{epoch}-pool4").to_numpy()
         assert counts.trace() / counts.sum() == table.loc["features.4", "eval_accuracy"]
 
@@ -357,11 +353,11 @@ def test_plot_evolution__draws_each_layer_over_the_epochs(evolved: Run) -> None:
         np.testing.assert_allclose(line.get_ydata(), expected)
 
 
-def test_plot_evolution__says_what_it_lacks(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = call(capsys, run, "plot", run.name, "--evolution")
+def test_plot_evolution__says_what_it_lacks(run: Run) -> None:
+    code, out, _ = call_on(run, "plot", run.name, "--evolution")
     assert (code, out.strip()) == (0, str(run.path / "evolution.png"))
     run.commit(change=lambda manifest: (manifest.probes.clear(), manifest.files.pop("saturation.csv")))
-    code, _, err = call(capsys, run, "plot", run.name, "--evolution")
+    code, _, err = call_on(run, "plot", run.name, "--evolution")
     assert (code, err) == (
         1,
         f"satstore: {run.name} has nothing to draw yet; run: satstore saturation --run {run.name}\n",
@@ -379,16 +375,14 @@ def test_plot_evolution__says_what_it_lacks(run: Run, capsys: pytest.CaptureFixt
         (["extract", "--epoch", "-1"], "'epoch.0': input should be greater than or equal to 0, found '-1'"),
     ],
 )
-def test_epoch__one_that_was_not_trained_is_refused(
-    evolved: Run, capsys: pytest.CaptureFixture[str], words: list[str], line: str
-) -> None:
-    code, _, err = call(capsys, evolved, words[0], "--run", evolved.name, *words[1:])
+def test_epoch__one_that_was_not_trained_is_refused(evolved: Run, words: list[str], line: str) -> None:
+    code, _, err = call_on(evolved, words[0], "--run", evolved.name, *words[1:])
     assert code in (1, 2)
     assert err == f"satstore: {line.replace('RUN', evolved.name)}\n"
 
 
-def test_probe__names_the_extraction_that_is_missing(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = call(capsys, run, "probe", "--run", run.name, "-d", "2", "--epoch", "0")
+def test_probe__names_the_extraction_that_is_missing(run: Run) -> None:
+    code, _, err = call_on(run, "probe", "--run", run.name, "-d", "2", "--epoch", "0")
     assert code == 1
     assert err.endswith(
         f"(missing: epochs/0/pool2 train); run: satstore extract --run {run.name} -d 2 --epoch 0\n"
@@ -423,18 +417,24 @@ DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
 
 @pytest.mark.parametrize(("name", "damage", "command"), DAMAGES)
 def test_verify__finds_damage_of_an_epoch_and_names_what_repairs_it(
-    run: Run,
-    evolved: Run,
-    capsys: pytest.CaptureFixture[str],
-    name: str,
-    damage: Callable[[Path], object],
-    command: str,
+    run: Run, name: str, damage: Callable[[Path], object], command: str
 ) -> None:
     damage(run.path / name)
     [finding] = Verification(run).findings()
     assert finding.what.startswith(f"{name} ")
     assert finding.command == command.format(run=run.name)
-    code, _, err = call(capsys, run, *shlex.split(finding.command)[1:])
+
+
+QUICK = {SHARD, "latents.zarr/epochs/0/zarr.json", "probe-epoch0-pool4.csv"}
+REPAIRS = [pytest.param(*case, marks=() if case[0] in QUICK else pytest.mark.long) for case in DAMAGES]
+
+
+@pytest.mark.parametrize(("name", "damage", "command"), REPAIRS)
+def test_command__that_verify_names_repairs_an_epoch(
+    run: Run, evolved: Run, name: str, damage: Callable[[Path], object], command: str
+) -> None:
+    damage(run.path / name)
+    code, _, err = call_on(run, *shlex.split(command.format(run=run.name))[1:])
     assert code == 0, err
     mended = Run(run.path)
     assert list(Verification(mended).findings()) == []
@@ -458,7 +458,7 @@ def test_extraction__is_one_command_for_epochs_of_the_same_poolings(run: Run) ->
 # The disk
 
 
-def test_du_and_clean__count_and_remove_the_epochs(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_du_and_clean__count_and_remove_the_epochs(run: Run) -> None:
     usage, record = measure(run), run.manifest.latents
     assert usage.poolings.keys() - {""} == EPOCHS
     assert usage.checkpoint_bytes == sum(path.stat().st_size for path in run.path.glob("*.pt"))
@@ -467,9 +467,9 @@ def test_du_and_clean__count_and_remove_the_epochs(run: Run, capsys: pytest.Capt
         if key:
             files = (run.latents_path / key).rglob("*")  # type: ignore[operator]
             assert size_bytes == sum(path.stat().st_size for path in files if path.is_file())
-    code, out, _ = call(capsys, run, "clean", run.name, "--latents", "--yes")
+    code, out, _ = call_on(run, "clean", run.name, "--latents", "--yes")
     assert code == 0
-    call(capsys, run, *shlex.split(out.splitlines()[-1])[1:])
+    call_on(run, *shlex.split(out.splitlines()[-1])[1:])
     assert Run(run.path).manifest.latents == record
     run.reload()
     run.commit(change=lambda manifest: manifest.files.pop("checkpoint-epoch1.pt"))
@@ -477,19 +477,19 @@ def test_du_and_clean__count_and_remove_the_epochs(run: Run, capsys: pytest.Capt
         check_removable(run)
 
 
-def test_estimate__counts_the_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimate__counts_the_epochs(tmp_path: Path) -> None:
     found = []
     for epochs in ([], [0, 1], [2, 0]):  # 2 is the last, which is there anyway
         (tmp_path / "config.json").write_text(json.dumps({**CONFIG, "latent_epochs": epochs}))
         words = ["estimate", "--config", tmp_path / "config.json", "--no-calibrate", "--json"]
-        with pytest.raises(SystemExit):
-            main([*map(str, words), "--logs-dir", str(tmp_path)])
-        found += json.loads(capsys.readouterr().out)
+        code, out, err = call(*words, "--logs-dir", tmp_path)
+        assert code == 0, err
+        found += json.loads(out)
     alone, three, two = found
     assert [answer["n_latent_epochs"] for answer in found] == [1, 3, 2]
     assert [answer["disk_bytes"] for answer in (three, two)] == [
         3 * alone["disk_bytes"],
         2 * alone["disk_bytes"],
     ]
-    kept_bytes = 4 * sum(value.numel() for value in MODELS["vgg7_S"](num_classes=10).state_dict().values())
+    kept_bytes = 4 * sum(value.numel() for value in MODELS["vgg7_S"](num_classes=3).state_dict().values())
     assert three["checkpoint_bytes"] - alone["checkpoint_bytes"] == pytest.approx(2 * kept_bytes, rel=0.01)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import CLEAN, SMALL, satstore
+from command_line import SMALL, WORKS_S, satstore
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -66,6 +67,7 @@ def test_docs__examples_of_every_kind_run_from_a_config(tmp_path: Path) -> None:
     assert "weight_norms" in satstore("show", "mine", cwd=tmp_path).stdout
 
 
+@pytest.mark.long
 def test_package__that_is_installed_brings_a_model_and_a_command(tmp_path: Path) -> None:
     source, site = tmp_path / "source", tmp_path / "site"
     source.mkdir()
@@ -92,10 +94,10 @@ def test_package__that_is_installed_brings_a_model_and_a_command(tmp_path: Path)
     config = {**SMALL, "model": "TinyFromAPackage", "stages": ["train"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     command = [sys.executable, "-m", "satstore", "count-weights", "--config", "config.json", "--run-id", "a"]
-    places = [str(site), *filter(None, [CLEAN.get("PYTHONPATH")])]
-    environment = {**CLEAN, "PYTHONPATH": ":".join(places)}
+    places = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": ":".join(places)}
     done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300, check=False
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=WORKS_S, check=False
     )
     assert done.returncode == 0, done.stderr
     run = only_run(tmp_path / "logs/a")

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import call, fail
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from satstore.analysis.layers import LAYER_TYPES
-from satstore.cli import main
 from satstore.config import list_configs, pooling_key, read_config
 from satstore.figures import find_figure
 from satstore.logs import make_run
@@ -65,10 +65,11 @@ def fill(run: Run, accuracy: float = 0.85) -> Run:
                     if r.kind == "Conv2d"
                 ]
                 table = pd.concat(maps)
-            files[f"probe-{pooling_key(pooling)}.csv"] = table.to_csv(index=False).encode()
+            content = table.assign(converged=True).to_csv(index=False)
+            files[f"probe-{pooling_key(pooling)}.csv"] = content.encode()
     has_fields = "receptive-field" in config.stages
     if has_fields:
-        files["receptive_field.csv"] = b"layer\n"
+        files["receptive_field.csv"] = b"layer,receptive_field_min,receptive_field_max\n"
 
     def change(manifest: Manifest) -> None:
         manifest.layers = records
@@ -92,7 +93,15 @@ def make_panels(name: str, logs: Path) -> list[Panel]:
     return [Panel(config, run, "a command") for config, run in zip(configs, runs, strict=True)]
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if "figure" in name])
+QUICK = {f"section{n}" for n in ("2/figure1", "3.2/figure2", "3.3/figure3", "3.4/figure5", "3.4/figure6")}
+QUICK |= {"appendix/figure19"}
+"""One figure of each kind: with and without probes by place, borders, several models, sizes and datasets."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n in QUICK else pytest.mark.long) for n in FIGURES if "figure" in n],
+)
 def test_figure__draws_a_panel_per_experiment_with_all_that_its_config_has(name: str, tmp_path: Path) -> None:
     panels = make_panels(name, tmp_path)
     assert [panel.lacks for panel in panels] == [[]] * len(panels)
@@ -185,15 +194,14 @@ def test_table1__has_accuracies_relative_to_the_large_images_that_were_not_scale
 
 
 def test_figure__missing_panels_say_which_command_fills_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     first, *_ = read_config("section3.3/figure3")
     fill(make_run(Path("logs"), "res", first))
-    with pytest.raises(SystemExit) as stop:
-        main(["figure", "figure3", "--run", "res", "--format", "svg"])
-    assert stop.value.code == 0
-    path, said, command = capsys.readouterr().out.splitlines()
+    code, out, err = call("figure", "figure3", "--run", "res", "--format", "svg")
+    assert code == 0, err
+    path, said, command = out.splitlines()
     assert Path(path) == tmp_path / "logs/res/figure3.svg"
     assert said == "3 of 4 experiments are not complete; go on with:"
     assert command == "  satstore run --config section3.3/figure3 --run-id res"
@@ -206,8 +214,7 @@ def test_figure__missing_panels_say_which_command_fills_them(
 
 
 @pytest.mark.parametrize("words", [["figure99"], ["no/such.json"]])
-def test_figure__that_is_none_is_an_error(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["figure", *words, "--run", "res"])
-    assert stop.value.code == 1
-    assert "no config file" in capsys.readouterr().err
+def test_figure__that_is_none_is_an_error(words: list[str]) -> None:
+    code, error = fail("figure", *words, "--run", "res")
+    assert code == 1
+    assert "no config file" in error

@@ -101,20 +101,20 @@ def test_write_file__names_the_path_that_cannot_be(tmp_path: Path) -> None:
 
 
 def test_write_file__killed_at_any_time_leaves_whole_content(tmp_path: Path) -> None:
+    """In the midst of the writing that it had announced, as a rule."""
     code = (
         "import sys; from pathlib import Path; from satstore.files import write_file\n"
-        "print('ready', flush=True)\n"
         "while True:\n"
-        "    for byte in (b'a', b'b'): write_file(Path(sys.argv[1]), byte * 1_000_000)\n"
+        "    for byte in (b'a', b'b'):\n"
+        "        print('writes', flush=True)\n"
+        "        write_file(Path(sys.argv[1]), byte * 1_000_000)\n"
     )
     path = tmp_path / "file"
-    for delay_s in (0.0, 0.01, 0.03):
+    for n_lines in (2, 3, 6):  # by then, one was written
         with subprocess.Popen([sys.executable, "-c", code, path], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
-            process.stdout.readline()
-            while not path.exists():
-                time.sleep(0.001)
-            time.sleep(delay_s)
+            for _ in range(n_lines):
+                assert process.stdout.readline() == b"writes\n"
             process.kill()
         assert path.read_bytes() in (b"a" * 1_000_000, b"b" * 1_000_000)
 
@@ -220,7 +220,7 @@ def test_commit_log__a_torn_commit_counts_no_rows_and_swallows_no_later_line(log
 @pytest.mark.parametrize(
     "garbage",
     [
-        b"\x00" * 4096,
+        pytest.param(b"\x00" * 4096, id="zeros"),
         b"\xff\xfe garbage",
         b"[1, 2]",
         b"null",
@@ -300,20 +300,19 @@ class Clock:
 
 def test_event_log__is_read_back_as_it_was_emitted(tmp_path: Path) -> None:
     heard: list[Event] = []
-    log = EventLog(tmp_path / "events.jsonl", heard.append)
+    log, before = EventLog(tmp_path / "events.jsonl", heard.append), time.time()
     events = [
         Event("train", "started"),
         Event("train", "progress", "epoch 1\nof 3 – é", done=0, total=3, values={"loss": 0.5}),
         Event("train", "warning", "careful", time=12.5),
         Event("train", "done"),
     ]
-    before = time.time()
     for event in events:
         log.emit(event)
     found, offset = read_events(log.path)
     assert found == events == heard
     assert offset == log.path.stat().st_size
-    assert abs(found[0].time - before) < 60
+    assert before <= found[0].time <= time.time()
     assert len(log.path.read_bytes().splitlines()) == 4
 
 

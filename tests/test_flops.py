@@ -1,13 +1,12 @@
 """The cost of models: against counts by hand, and against torchvision's published ones."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torchvision
-from conftest import SMALL, satstore
+from command_line import SMALL, satstore
 from torch import nn
 
 from satstore.analysis.flops import count_costs
@@ -48,12 +47,12 @@ def test_count_costs__of_every_kind_of_layer_is_counted_by_hand() -> None:
     "name",
     [
         "resnet18",
-        "resnet50",
+        pytest.param("resnet50", marks=pytest.mark.long),
         "alexnet",
-        "densenet121",
-        "efficientnet_b0",
+        pytest.param("densenet121", marks=pytest.mark.long),
+        pytest.param("efficientnet_b0", marks=pytest.mark.long),
         "mobilenet_v2",
-        "swin_t",
+        pytest.param("swin_t", marks=pytest.mark.long),
         "vit_b_16",
     ],
 )
@@ -121,10 +120,9 @@ def test_flops__of_a_model_that_fails_are_one_line_and_do_not_hinder_training(tm
     assert lines[0].startswith("satstore: the operations of Odd at 32 px can't be counted: KeyError: ")
 
 
-def test_flops__a_lost_file_names_the_command(demo_logs: Path, tmp_path: Path) -> None:
-    shutil.copytree(demo_logs / "demo", tmp_path / "demo")
-    next(tmp_path.glob("demo/*/computational_info.json")).unlink()
-    lost = satstore("flops", "--run", "demo", "--logs-dir", tmp_path)
+def test_flops__a_lost_file_names_the_command(demo_copy: Path) -> None:
+    next(demo_copy.glob("demo/*/computational_info.json")).unlink()
+    lost = satstore("flops", "--run", "demo", "--logs-dir", demo_copy)
     assert lost.returncode == 1
     assert "satstore flops --run demo/" in lost.stderr
-    assert satstore("flops", "--run", "demo", "--overwrite", "--logs-dir", tmp_path).returncode == 0
+    assert satstore("flops", "--run", "demo", "--overwrite", "--logs-dir", demo_copy).returncode == 0

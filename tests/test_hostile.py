@@ -5,11 +5,12 @@ import logging
 import os
 import pickle
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import satstore
+from command_line import satstore
 from tiny import CONFIG as TINY
 from tiny import register as register_tiny
 
@@ -34,10 +35,10 @@ class Evil:
 
 
 @pytest.fixture
-def run(demo_run: Run, tmp_path: Path) -> Run:
-    path = tmp_path / "logs" / "demo" / demo_run.experiment
-    shutil.copytree(demo_run.path, path)
-    return Run(path)
+def run(demo_copy: Path) -> Run:
+    """A copy of the demo's run."""
+    [manifest] = demo_copy.glob("demo/*/manifest.json")
+    return Run(manifest.parent)
 
 
 def plant(run: Run, name: str, content: bytes) -> None:
@@ -138,6 +139,7 @@ def test_plugins__are_announced_by_commands_that_work(tmp_path: Path) -> None:
 def test_plugins__are_logged_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(logging.getLogger("satstore.plugins"), "propagate", True)
+    monkeypatch.setattr("sys.path", [*sys.path])  # to which the working folder is added
     (tmp_path / "quiet_plugin.py").write_text("")
     with caplog.at_level(logging.INFO, "satstore.plugins"):
         load_plugins(["quiet_plugin"])
@@ -168,7 +170,7 @@ def test_escapes__in_names_logs_and_errors_do_not_reach_the_terminal(run: Run, t
     folder = logs / f"bad{ESCAPES}" / "x"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{")
-    job = logs / ".jobs" / "1"
+    job = logs / ".jobs" / "99"
     job.mkdir(parents=True)
     content = {"words": [f"train{ESCAPES}"], "started": 1.0, "host": "h", "detached": True}
     (job / "job.json").write_text(json.dumps(content))
@@ -181,8 +183,8 @@ def test_escapes__in_names_logs_and_errors_do_not_reach_the_terminal(run: Run, t
         ["du"],
         ["du", "demo"],
         ["jobs"],
-        ["log", "1"],
-        ["cancel", "1"],
+        ["log", "99"],
+        ["cancel", "99"],
         ["show", f"demo{ESCAPES}"],
         ["probe", "--run", "demo", "--layers", ESCAPES],
         ["train", "--config", f"x{ESCAPES}", "--run-id", "r"],

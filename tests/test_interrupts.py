@@ -1,130 +1,188 @@
-"""Ctrl-C, once and twice, in every phase: it ends soon, says so, leaves nothing half done, and goes on."""
+"""Ctrl-C, once and twice, in every phase: it ends, says so, leaves nothing half done, and goes on."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import CLEAN, satstore
+from command_line import HANGS_S, satstore
+from held import CONFIG, Held
+from tiny import results
 
-from satstore.errors import NotFoundError
+from satstore import cluster
+from satstore.cli.command import ended_by_signals
 from satstore.logs import open_run
+from satstore.pipeline import run_experiments
 from satstore.run import Run
 
-SOON_S = 6.0
-"""In which it ends, beside other tests; alone, in less than two."""
+SPREAD = ("--workers", "2")
+STAGES = ("train", "extract", "probe")
 
-CONFIG = {
-    "model": "vgg11_XS",
-    "dataset": "Digits",
-    "resolution": 32,
-    "batch_size": 64,
-    "optimizer": "adam",
-    "augment": False,
-    "device": "cpu",
-    "layers": r"^features\.(0|4|8)$",
-}
+
+def case(stage: str, at: str, n_times: int, *flags: str, loaders: int = 0, is_long: bool = True) -> Any:
+    """A stage, what it is in the midst of, and how often Ctrl-C is pressed."""
+    name = "-".join((stage, at.replace(" ", "-"), f"{n_times}x", *flags[1:], f"{loaders}-loaders"))
+    return pytest.param(
+        stage, at, n_times, flags, loaders, marks=[pytest.mark.long] if is_long else [], id=name
+    )
+
 
 CASES = [
-    ("train", {"workers": 0}, ("--no-latents",), 1),
-    ("train", {"workers": 2}, ("--no-latents",), 2),
-    ("extract", {"workers": 2}, (), 1),
-    ("extract", {"workers": 0}, (), 2),
-    ("probe", {}, (), 2),
-    ("probe", {}, ("--workers", "2"), 1),
-    ("probe", {}, ("--workers", "2"), 2),
+    case("train", "batch 3", 1),
+    case("train", "batch 11", 2, loaders=2),
+    case("extract", "batch 3", 1, loaders=2),
+    case("extract", "batch 3", 2),
+    case("extract", "shard train/2/0", 2),
+    case("probe", "layer 2", 1, is_long=False),
+    case("probe", "layer 2", 2),
+    case("probe", "layer 6", 1, *SPREAD),
+    case("probe", "layer 6", 2, *SPREAD),
 ]
 
 
-def write(path: Path, **changes: object) -> Path:
-    path.write_text(json.dumps(CONFIG | changes))
-    return path
+def do(logs: Path, *stages: str) -> Run:
+    """Do some stages, undisturbed."""
+    for stage in stages:
+        parameters: dict[str, Any] = {"latents": False} if stage == "train" else {}
+        run_experiments(CONFIG, "res", [stage], logs_dir=logs, **parameters)
+    return open_run("res", logs)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A logs folder of a run that was trained, for an epoch."""
-    return prepare(tmp_path_factory.mktemp("trained"), "train", "--no-latents")
+def stages_done(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Logs folders of the undisturbed experiment: after none of its stages, after the first, and so on."""
+    folder = tmp_path_factory.mktemp("stages")
+    folders = [folder / f"{n_stages}" for n_stages in range(len(STAGES) + 1)]
+    folders[0].mkdir()
+    for before, after, stage in zip(folders, folders[1:], STAGES, strict=False):
+        shutil.copytree(before, after)
+        do(after, stage)
+    return folders
 
 
-@pytest.fixture(scope="module")
-def extracted(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, with its latents."""
-    folder = tmp_path_factory.mktemp("extracted")
-    shutil.copytree(trained, folder / "logs")
-    return prepare(folder, "extract")
+def check_begun(after: list[str], at: str, flags: tuple[str, ...]) -> None:
+    """After the signal, nothing more was begun but what was in hand with what was held."""
+    if at.startswith("shard"):  # those of all layers are handed on, and read again, together
+        after = [what for what in after if what.startswith(("batch", "shard eval/"))]
+    if flags == SPREAD:  # two layers are fitted side by side
+        after = after[1:]
+    assert after == []
 
 
-def prepare(folder: Path, *words: str) -> Path:
-    config = write(folder / "config.json", epoch=1)
-    done = satstore(*words, "--config", config, "--run-id", "res", "--logs-dir", folder / "logs")
-    assert done.returncode == 0, done.stderr
-    return folder / "logs"
+def check_kept(run: Run, stage: str, at: str) -> None:
+    """What was whole before the signal is kept, and nothing else."""
+    if stage == "train":
+        assert run.manifest.summary.epochs_done == {"batch 3": 0, "batch 11": 1}[at], "each has eight batches"
+    elif stage == "extract":
+        n_rows = run.commits.read("latents.zarr").n_rows
+        assert set(n_rows.values()) <= ({40} if at.startswith("shard") else {0})
+        assert not any(run.manifest.latents)
+    elif at == "layer 2":
+        assert list(run.table("probe-pool2")["layer"]) == ["0"]
+    elif run.has_file("probe-pool2.csv"):
+        assert at.removeprefix("layer ") not in list(run.table("probe-pool2")["layer"])
 
 
-def is_in(run: Callable[[], Run], stage: str) -> bool:
-    """Tell whether a stage is at work."""
-    try:
-        return run().status(stage) == "running"
-    except NotFoundError:
-        return False
-
-
-@pytest.mark.parametrize(("stage", "config", "flags", "n_times"), CASES)
-def test_ctrl_c__ends_soon_leaves_nothing_half_done_and_goes_on(
+@pytest.mark.parametrize(("stage", "at", "n_times", "flags", "loaders"), CASES)
+def test_ctrl_c__ends_a_command_leaves_nothing_half_done_and_it_goes_on(
     stage: str,
-    config: dict[str, object],
-    flags: tuple[str, ...],
+    at: str,
     n_times: int,
+    flags: tuple[str, ...],
+    loaders: int,
+    stages_done: list[Path],
     tmp_path: Path,
-    request: pytest.FixtureRequest,
 ) -> None:
-    logs = tmp_path / "logs"
-    if stage != "train":
-        shutil.copytree(request.getfixturevalue("trained" if stage == "extract" else "extracted"), logs)
-    path = write(tmp_path / "config.json", epoch=100 if stage == "train" else 1, **config)
-    words = [stage, "--config", str(path), "--run-id", "res", "--logs-dir", str(logs), *flags]
+    logs, n_before = tmp_path / "logs", STAGES.index(stage)
+    shutil.copytree(stages_done[n_before], logs)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({**CONFIG, "workers": loaders}))
+    words = [stage, "--config", config, "--run-id", "res", "--logs-dir", logs, *flags]
+    words += ["--no-latents"] if stage == "train" else []
+    with Held(tmp_path / "held", at, *words) as held:
+        held.wait_for(at)
+        held.send(signal.SIGINT)
+        after = held.wait_for("told to stop")
+        if n_times == 2:
+            held.send(signal.SIGINT)
+        held.go_on()
+        said, rest = held.end()
 
-    def run() -> Run:
-        return open_run("res", logs)
-
-    process = subprocess.Popen(
-        [sys.executable, "-m", "satstore", *words],
-        env=CLEAN,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 120
-    while not is_in(run, stage):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    # Into the midst of it; a cluster takes two seconds to start.
-    time.sleep(2.5 if flags == ("--workers", "2") else 0.5)
-    told = time.monotonic()
-    for _ in range(n_times):
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the command
-        time.sleep(0.1)
-    said, _ = process.communicate(timeout=60)
-
-    assert time.monotonic() - told < SOON_S
-    assert process.returncode == 130, said
-    assert said == "satstore: stopped; the same command goes on where this one was\n"
-    assert run().status(stage) == "failed"
-    assert run().manifest.stages[stage].error == "stopped"
+    check_begun([*after, *rest], at, flags)
+    assert held.process.returncode == 130, said
+    assert [line for line in said.splitlines() if not line.startswith("epoch ")] == [
+        "satstore: importing the plugin 'held', which the config names",
+        "satstore: stopped; the same command goes on where this one was",
+    ]
+    run = open_run("res", logs)
+    assert run.status(stage) == "failed"
+    assert run.manifest.stages[stage].error == "stopped"
     assert [p for p in logs.rglob("*") if "partial" in p.name or p.suffix == ".new"] == []
-    if stage != "train" and n_times == 2:  # training would take long
-        again = satstore(*words)
-        assert again.returncode == 0, again.stderr
-        assert run().status(stage) == "done"
+    check_kept(run, stage, at)
+
+    again = satstore(*words)
+    assert again.returncode == 0, again.stderr
+    assert open_run("res", logs).status(stage) == "done"
+    found, expected = results(do(logs, *STAGES[n_before + 1 :])), results(open_run("res", stages_done[-1]))
+    # The store's attributes hold the config of the command that made it: how many loaders it had.
+    names = expected.keys() - {"attributes"}
+    assert [name for name in names if found.get(name) != expected[name]] == []
+
+
+def run_python(code: str, folder: Path, **options: Any) -> str:
+    """Return what a process prints that runs some code in a folder."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=folder, timeout=HANGS_S, **options
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+def test_ctrl_c__another_ends_at_once_what_takes_too_long_to_end(tmp_path: Path) -> None:
+    code = """
+import signal
+from satstore.cli import command
+command.PATIENCE_S = -1
+with command.ended_by_signals():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        print("ends", flush=True)
+        signal.raise_signal(signal.SIGINT)
+        print("goes on", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=HANGS_S
+    )
+    assert (done.stdout, done.returncode) == ("ends\n", 130), done.stderr
+
+
+def test_ctrl_c__while_a_cluster_starts_closes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What starts is deaf; once it has started and the key is heard, nothing of it may stay."""
+    import distributed
+
+    started = []
+
+    class PressedMeanwhile(distributed.LocalCluster):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options, processes=False, protocol="tcp://")
+            started.append(self)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(distributed, "LocalCluster", PressedMeanwhile)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with pytest.raises(KeyboardInterrupt), ended_by_signals(), cluster.start_cluster(1):
+            pytest.fail("it was not heard")
+    finally:
+        for number, handler in before.items():  # a process that was told to stop is deaf from then on
+            signal.signal(number, handler)
+    assert [each.status.name for each in started] == ["closed"]
 
 
 def test_ctrl_c__while_children_start_is_heard_when_they_have(tmp_path: Path) -> None:
@@ -141,56 +199,46 @@ except KeyboardInterrupt:
     child.communicate(b"\\n")
     print("heard; the child ended with", child.returncode)
 """
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, start_new_session=True)
-    assert done.stdout == "heard; the child ended with 0\n", done.stderr
+    assert run_python(code, tmp_path, start_new_session=True) == "heard; the child ended with 0\n"
 
 
 def test_ctrl_c__that_a_library_turns_into_an_error_is_one_all_the_same(tmp_path: Path) -> None:
     """As NumPy does, in the midst of whose import it comes: what is half loaded can't be loaded again."""
-    slow = ["import time", "try:", "    time.sleep(2)", "except BaseException as error:"]
-    slow.append("    raise ImportError('half') from error")
-    (tmp_path / "slow.py").write_text("\n".join(slow))
+    pressed = ["import signal", "import __main__", "try:", "    signal.raise_signal(__main__.number)"]
+    pressed += ["except BaseException as error:", "    raise ImportError('half') from error"]
+    (tmp_path / "pressed.py").write_text("\n".join(pressed))
     code = """
-import signal, threading
+import signal
 from satstore import processes
 from satstore.cli.command import Terminated, ended_by_signals
 for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
-    threading.Timer(0.2, signal.raise_signal, [number]).start()
     try:
         with ended_by_signals():
-            import slow
+            import pressed
     except KeyboardInterrupt as error:
         print(type(error) is kind, type(error.__cause__).__name__, processes.told_to_stop.is_set())
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60
-    )
-    assert done.stdout == "True ImportError False\n" * 2, done.stderr
+    assert run_python(code, tmp_path) == "True ImportError False\n" * 2
 
 
 def test_ctrl_c__that_a_library_swallows_is_heard_with_the_next_progress(tmp_path: Path) -> None:
     code = """
-import signal, threading, time
+import signal
 from pathlib import Path
 from satstore.cli.command import ended_by_signals
 from satstore.config import ExperimentConfig
 from satstore.logs import make_run
 run = make_run(Path("logs"), "res", ExperimentConfig())
-threading.Timer(0.2, signal.raise_signal, [signal.SIGINT]).start()
 try:
     with ended_by_signals(), run.stage("train", {}):
         run.emit("train", "progress", done=1)
         try:
-            time.sleep(2)
+            signal.raise_signal(signal.SIGINT)
         except BaseException:
             pass
         run.emit("train", "progress", done=2)
 except KeyboardInterrupt:
     print(run.manifest.stages["train"].error)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path, timeout=60
-    )
-    assert done.stdout == "stopped\n", done.stderr
+    assert run_python(code, tmp_path) == "stopped\n"

@@ -1,36 +1,36 @@
 """The notebooks run, on the demo's run, and what they show is what they showed."""
 
 import re
-import shutil
 from itertools import pairwise
 from pathlib import Path
 
 import nbformat
 import pytest
+from command_line import WORKS_S
 from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 
 
 @pytest.fixture
-def logs(demo_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def logs(demo_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the demo's logs, which kernels take, with one thread and no profile of the user's."""
-    shutil.copytree(demo_logs, tmp_path / "logs")
-    monkeypatch.setenv("SATSTORE_LOGS_DIR", str(tmp_path / "logs"))
+    monkeypatch.setenv("SATSTORE_LOGS_DIR", str(demo_copy))
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return tmp_path / "logs"
+    return demo_copy
 
 
 def execute(path: Path, folder: Path) -> nbformat.NotebookNode:
     """Execute a notebook in an empty folder, in which it leaves nothing."""
     folder.mkdir()
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=300, coalesce_streams=True).execute(cwd=str(folder))
+    NotebookClient(notebook, timeout=WORKS_S, coalesce_streams=True).execute(cwd=str(folder))
     assert list(folder.iterdir()) == []
     return notebook
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook__runs(path: Path, logs: Path, demo_logs: Path, tmp_path: Path) -> None:
     kept = nbformat.read(path, as_version=4)

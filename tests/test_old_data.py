@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import satstore
+from command_line import satstore
 
 from satstore.errors import CorruptError
 from satstore.files import FORMAT_VERSION

@@ -1,11 +1,8 @@
 """Training on several ranks: gloo processes on the CPU, against one process."""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +11,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from conftest import CLEAN, satstore
+from command_line import HANGS_S, satstore
 
+from satstore import session
 from satstore.config import read_config
 from satstore.errors import ConfigError, DeviceError
 from satstore.parallel import count_ranks
@@ -27,6 +25,7 @@ from satstore.store import AnalysisStore
 # Without batch norm, of which torch has no synchronised kind for the CPU: what one process computes is then
 # what several compute together.
 PLUGIN = """
+import threading
 import torch.distributed as dist
 from torch import nn
 from satstore.registry import MODELS
@@ -53,6 +52,23 @@ class Broken(PlainNet):
         self.calls += 1
         if dist.is_initialized() and dist.get_rank() == 1 and self.calls > 3:
             raise RuntimeError("the second GPU fell off the bus")
+        return super().forward(x)
+
+
+@MODELS.register("WaitsInTheSecondEpoch")
+class Waiting(PlainNet):
+    '''Says so and waits on the main rank, in the second epoch.'''
+
+    epochs = 0
+
+    def train(self, mode=True):
+        self.epochs += mode
+        return super().train(mode)
+
+    def forward(self, x):
+        if self.epochs > 1 and dist.get_rank() == 0:
+            print("waits", flush=True)
+            threading.Event().wait()
         return super().forward(x)
 """
 
@@ -88,6 +104,7 @@ def run(folder: Path, name: str, **changes: Any) -> Run:
     return Run(manifest.parent)
 
 
+@pytest.mark.long
 def test_two_ranks__compute_what_one_process_does(folder: Path) -> None:
     one = run(folder, "one", augment=False)
     two = run(folder, "two", augment=False, data_parallel=True, ranks=2)
@@ -111,6 +128,7 @@ def test_two_ranks__compute_what_one_process_does(folder: Path) -> None:
         torch.testing.assert_close(weights[1][key], value, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.long
 def test_two_ranks__resumed_end_with_the_same_bits(folder: Path) -> None:
     config = {**CONFIG, "data_parallel": True, "ranks": 2}
     torch.set_num_threads(2)
@@ -131,6 +149,7 @@ def test_two_ranks__resumed_end_with_the_same_bits(folder: Path) -> None:
     assert Run(whole.path).read_file("metrics.csv") == Run(parts.path).read_file("metrics.csv")
 
 
+@pytest.mark.long
 def test_two_ranks__an_error_of_one_is_one_line(folder: Path) -> None:
     (folder / "c.json").write_text(
         json.dumps({**CONFIG, "model": "BreaksOnRankOne", "data_parallel": True, "ranks": 2})
@@ -142,19 +161,24 @@ def test_two_ranks__an_error_of_one_is_one_line(folder: Path) -> None:
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.long
 def test_two_ranks__leave_no_orphans_when_the_main_one_is_killed(folder: Path) -> None:
-    (folder / "c.json").write_text(json.dumps({**CONFIG, "epoch": 500, "data_parallel": True, "ranks": 2}))
+    """In its second epoch: the model tells of each step on the main rank, and waits in that one."""
+    (folder / "c.json").write_text(
+        json.dumps({**CONFIG, "model": "WaitsInTheSecondEpoch", "data_parallel": True, "ranks": 2})
+    )
     command = [sys.executable, "-m", "satstore", "train", "--config", "c.json", "--run-id", "a"]
-    process = subprocess.Popen(command, cwd=folder, env=CLEAN, stderr=subprocess.DEVNULL)
-    until = time.monotonic() + 120
-    while not list(folder.glob("logs/a/*/metrics.csv")) and time.monotonic() < until:
-        time.sleep(0.2)
-    family = psutil.Process(process.pid).children(recursive=True)
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        try:
+            assert process.stdout.readline() == b"waits\n"
+            family = psutil.Process(process.pid).children(recursive=True)
+        finally:
+            process.kill()
     assert family
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs(family, timeout=HANGS_S)
     assert not alive
+    assert len(list(folder.glob("logs/a/*/metrics.csv"))) == 1, "an epoch was committed"
 
 
 def test_ranks__shares_are_the_whole_in_order() -> None:
@@ -166,6 +190,18 @@ def test_ranks__shares_are_the_whole_in_order() -> None:
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+def test_check_batches__refuses_one_that_leaves_a_rank_one_image() -> None:
+    [config] = read_config({"dataset": "Digits", "batch_size": 717})
+    data = session.load_data(config)
+    session.check_batches(config, data, Ranks(0, 1))
+    with pytest.raises(
+        ConfigError,
+        match="batch_size 717 leaves a batch of one of 1437 training images for one of 2 ranks",
+    ):
+        session.check_batches(config, data, Ranks(0, 2))
+
+
+@pytest.mark.long
 def test_ranks__a_batch_that_leaves_one_of_them_one_image_is_refused(folder: Path) -> None:
     # 1,437 images in batches of 717: the last has 3.
     (folder / "c.json").write_text(

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_line import call
+from phd_lab_logs import N_IMAGES, SHAPES, STEM, write_latents, write_tree
 from sklearn.linear_model import LogisticRegression
-from test_disk import call
-from test_phd_lab import STEM, write_tree
 
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.logs import list_runs
@@ -20,31 +20,6 @@ from satstore.phd_lab import import_logs
 from satstore.phd_lab.pickles import read_arrays
 from satstore.pipeline import make_plan, run_stages
 from satstore.verify import Verification
-
-SHAPES = {"features-0": (64, 2, 2), "classifier-2": (32,), "classifier-6": (10,)}
-N_IMAGES = {"train": 50, "eval": 20}
-
-
-def write_latents(folder: Path, logs: str, batch: int = 16) -> dict[str, Any]:
-    """Write a folder of latents as phd-lab does: flattened batches, one pickle after the other."""
-    folder.mkdir(parents=True)
-    (folder / "model_pointer.txt").write_text(logs)
-    rng, written = np.random.default_rng(0), {}
-    for split, n_images in N_IMAGES.items():
-        labels = rng.integers(0, 10, n_images)
-        (folder / f"{split}-labels.p").write_bytes(pickle.dumps(labels))
-        written[split, "labels"] = labels
-        for layer, shape in SHAPES.items():
-            values = rng.normal(size=(n_images, *shape)).astype(np.float32) + labels.reshape(
-                -1, *[1] * len(shape)
-            )
-            written[split, layer] = values.astype(np.float32)
-            with (folder / f"{split}-{layer}.p").open("wb") as file:
-                for start in range(0, n_images, batch):
-                    pickle.dump(
-                        written[split, layer][start : start + batch].reshape(-1, np.prod(shape)), file
-                    )
-    return written
 
 
 @pytest.fixture
@@ -59,13 +34,11 @@ def folder_of(theirs: Path) -> Path:
     return theirs / "latent_datasets" / "VGG5_Digits_32"
 
 
-def test_import__converts_latents_and_probes_fit_on_them(
-    theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_import__converts_latents_and_probes_fit_on_them(theirs: Path, tmp_path: Path) -> None:
     shutil.rmtree(folder_of(theirs))
     written = write_latents(folder_of(theirs), "D:\\work\\logs\\VGG5\\Digits_32\\MyRun\n")
     logs = tmp_path / "ours"
-    code, out, err = call(capsys, "import", theirs / "logs", "--latents", "--logs-dir", logs)
+    code, out, err = call("import", theirs / "logs", "--latents", "--logs-dir", logs)
     assert code == 0, err
     assert "they carry no sample ids" in err
     [run] = list_runs(logs)
@@ -95,14 +68,14 @@ def test_import__converts_latents_and_probes_fit_on_them(
     there = peer.score(written["eval", "classifier-2"].astype(np.float16), written["eval", "labels"])
     assert table.loc["classifier.2", "eval_accuracy"] == pytest.approx(there, abs=1 / N_IMAGES["eval"])
 
-    code, _, err = call(capsys, "compare", "MyRun", "MyRun", "--cka", "-d", 2, "--logs-dir", logs)
+    code, _, err = call("compare", "MyRun", "MyRun", "--cka", "-d", 2, "--logs-dir", logs)
     assert code == 1
     assert "carry no sample ids" in err
-    code, _, err = call(capsys, "import", theirs / "logs", "--latents", "--logs-dir", logs)
+    code, _, err = call("import", theirs / "logs", "--latents", "--logs-dir", logs)
     assert code == 1
     assert "is there already" in err
     for words in (["show", "MyRun"], ["du", "MyRun"], ["ls"], ["status"]):
-        code, _, err = call(capsys, *words, "--logs-dir", logs)
+        code, _, err = call(*words, "--logs-dir", logs)
         assert code == 0, err
 
 

@@ -5,26 +5,33 @@ import json
 import math
 import os
 import platform
+import select
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import dask.config
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from conftest import CLEAN
+from command_line import HANGS_S, WORKS_S
+from held import Held
+from mortal import Mortal
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich.console import Console
 
+from satstore.analysis.evaluation import EvaluationQuery
 from satstore.cli.look import describe_layers, print_layers
-from satstore.cluster import start_cluster
+from satstore.cluster import Cluster, ClusterEngine, LatentSource, join_cluster, start_cluster
 from satstore.config import ExperimentConfig
 from satstore.errors import (
     ClusterError,
@@ -35,7 +42,7 @@ from satstore.errors import (
     NotFoundError,
     UnknownNameError,
 )
-from satstore.logs import make_run
+from satstore.logs import make_run, open_run
 from satstore.manifest import (
     DatasetRecord,
     LatentsRecord,
@@ -49,7 +56,8 @@ from satstore.pipeline import make_plan, run_stages
 from satstore.plots import plot_layers
 from satstore.registry import STAGES
 from satstore.run import Run
-from satstore.stages.probe_fit import Fitted
+from satstore.stages import probe_fit
+from satstore.stages.probe_fit import Fit, Fitted
 from satstore.stages.probe_table import begin, commit
 from satstore.store import AnalysisStore, LatentWriter
 from satstore.store.durable import open_store
@@ -92,10 +100,12 @@ def make_experiment(
     labels: Labels | None = None,
     layers: Mapping[str, tuple[int, ...]] = LAYERS,
     spoil: Mapping[str, Any] | None = None,
+    plugins: tuple[str, ...] = (),
 ) -> Run:
     """An experiment that was trained and extracted, as far as its files tell."""
     labels = labels or make_labels()
-    run = make_run(logs, "res", ExperimentConfig(model="vgg7_S", dataset="Digits", epoch=1))
+    config = ExperimentConfig(model="vgg7_S", dataset="Digits", epoch=1, plugins=plugins)
+    run = make_run(logs, "res", config)
     run.commit({"checkpoint.pt": b"weights"})
     source = {"checkpoint_sha256": run.manifest.files["checkpoint.pt"].sha256}
     attributes = {"format_version": 1, "layers": list(layers), "classes": CLASSES}
@@ -137,9 +147,17 @@ def make_experiment(
     return Run(run.path)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The logs folder of an experiment, made once."""
+    return make_experiment(tmp_path_factory.mktemp("made")).path.parents[1]
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    return make_experiment(tmp_path)
+def run(made: Path, tmp_path: Path) -> Run:
+    """A copy of it, for one test."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return open_run("res", tmp_path)
 
 
 def start(run: Run, **parameters: Any) -> Run:
@@ -199,6 +217,7 @@ def test_probe__rows_say_what_its_coefficients_do(run: Run) -> None:
         assert table.loc[layer, "top5"] == 1, "there are three classes"
 
 
+@pytest.mark.long
 def test_probe__processes_side_by_side_fit_the_same(run: Run) -> None:
     columns = COLUMNS[: COLUMNS.index("duration_s")]
     alone = start(run).table("probe-pool4")[columns]
@@ -206,12 +225,14 @@ def test_probe__processes_side_by_side_fit_the_same(run: Run) -> None:
     assert alone.equals(together)
 
 
-def test_probe__a_cluster_that_is_there_fits_the_same(run: Run) -> None:
+@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_probe__a_cluster_that_is_there_fits_the_same(run: Run, processes: bool) -> None:
     from distributed import LocalCluster
 
     columns = COLUMNS[: COLUMNS.index("duration_s")]
     alone = start(run).table("probe-pool4")[columns]
     options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": None}
+    options |= {"processes": processes, "protocol": "tcp://"}
     with LocalCluster(n_workers=1, threads_per_worker=2, **options) as cluster:
         joined = start(run, scheduler=cluster.scheduler_address, overwrite=True)
     assert joined.table("probe-pool4")[columns].equals(alone)
@@ -497,7 +518,7 @@ def test_probe__labels_that_cannot_be_read_name_the_command(run: Run) -> None:
         start(run)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_probe__a_memory_limit_that_is_too_small_names_both(run: Run, workers: int) -> None:
     with pytest.raises(
         MemoryLimitError,
@@ -522,8 +543,9 @@ def test_commit__a_layer_of_many_positions_has_a_row_of_each(run: Run) -> None:
     run.commit(change=lambda manifest: manifest.latents.update(pixelwise=record))
     begin(run, "pixelwise", run.layers, ProbesRecord(C=1, tol=1e-4, max_iter=1000))
     accuracy = np.arange(6).reshape(2, 3) / 10
+    stem = {"layer": "stem", "n_features": 4, "n_iter": 7}
     rows = [
-        {"layer": "stem", "y": y, "x": x, "eval_accuracy": accuracy[y, x], "converged": x > 0, "n_iter": 7}
+        {**stem, "y": y, "x": x, "eval_accuracy": accuracy[y, x], "converged": x > 0}
         for x in range(3)
         for y in range(2)
     ]
@@ -534,7 +556,7 @@ def test_commit__a_layer_of_many_positions_has_a_row_of_each(run: Run) -> None:
         "confusion": np.ones((2, 3, 3, 3), np.int64),
         "class_index": np.arange(3),
     }
-    single = {"layer": "fc", "y": 0, "x": 0, "eval_accuracy": 0.5, "converged": True}
+    single = {"layer": "fc", "n_features": 5, "y": 0, "x": 0, "eval_accuracy": 0.5, "converged": True}
     commit(run, "pixelwise", "fc", Fitted((single,)))
     commit(run, "pixelwise", "stem", Fitted(tuple(rows), arrays))
 
@@ -589,68 +611,138 @@ print(peak_bytes())
 MANY = {f"layer{i}": (64, 4, 4) for i in range(8)}
 
 
-def start_process(run: Run, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "satstore", "probe", "--run", "res", "--logs-dir"]
-    return subprocess.Popen(
-        [*command, str(run.path.parents[1]), *words], stderr=subprocess.PIPE, text=True, env=CLEAN
-    )
-
-
-def wait_for_rows(run: Run, process: subprocess.Popen[str]) -> None:
-    while not (run.path / "probe-pool4.csv").exists():
-        assert process.poll() is None, process.stderr and process.stderr.read()
-        time.sleep(0.01)
-
-
-def test_probe__killed_keeps_what_was_fitted_and_fits_the_rest(tmp_path: Path) -> None:
-    run = make_experiment(tmp_path, make_labels(train=400), MANY)
-    process = start_process(run)
-    wait_for_rows(run, process)
-    process.kill()
-    process.communicate()
-    before = lines(Run(run.path))
-    assert process.returncode == -signal.SIGKILL
-    assert 0 < len(before) < len(MANY)
+def check_goes_on(run: Run, before: dict[str, str]) -> None:
+    """What was fitted before the fourth layer is kept; the rest is fitted now."""
+    assert list(before) == list(MANY)[:3]
     assert Run(run.path).status("probe") == "failed"
-
-    again = start_process(run)
-    _, errors = again.communicate()
-    assert again.returncode == 0, errors
-    after = lines(Run(run.path))
+    after = lines(start(run))
     assert list(after) == list(MANY)
     assert {layer: after[layer] for layer in before} == before
     assert Run(run.path).status("probe") == "done"
 
 
+def test_probe__interrupted_keeps_what_was_fitted_and_fits_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_experiment(tmp_path, layers=MANY)
+    fit = probe_fit.fit
+
+    def interrupt(job: Fit, *rest: Any) -> Fitted:
+        if job.layer == "layer3":
+            raise KeyboardInterrupt
+        return fit(job, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(probe_fit, "fit", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            start(run)
+    check_goes_on(run, lines(Run(run.path)))
+
+
+@pytest.mark.long
+def test_probe__killed_keeps_what_was_fitted_and_fits_the_rest(tmp_path: Path) -> None:
+    run = make_experiment(tmp_path, make_labels(train=400), MANY, plugins=("held",))
+    words = ["probe", "--run", "res", "--logs-dir", run.path.parents[1]]
+    with Held(tmp_path / "held", "layer layer3", *words) as held:
+        held.wait_for("layer layer3")
+        held.send(signal.SIGKILL)
+        held.end()
+    assert held.process.returncode == -signal.SIGKILL
+    check_goes_on(run, lines(Run(run.path)))
+
+
+@pytest.mark.long
 def test_cluster__passes_over_workers_that_are_lost_while_it_asks() -> None:
     with start_cluster(1) as cluster:
         assert cluster.run(partial(os._exit, 1)) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="finds the worker in /proc")
+def mortal_sums(run: Run, cluster: Cluster, *, folder: Path | None = None, number: int = 0) -> list[Any]:
+    """Return what one query of a layer gives; where a folder is given, a worker dies of it."""
+    source = LatentSource(str(run.latents_path), "pool4", "train", "stem", "d", (0, 1, 2))
+    weights = np.random.default_rng(0).normal(size=(1, 3, 16)).astype(np.float32)
+    query = EvaluationQuery(weights, np.zeros((1, 3), np.float32), None, 5)
+    engine = ClusterEngine(cluster, source, 3)
+    return list(engine.sums(query if folder is None else Mortal(query, folder, number)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [1, 2])
+def test_cluster__a_worker_that_dies_of_receiving_a_query_is_done_without(
+    run: Run, number: int, tmp_path: Path
+) -> None:
+    """It was a pass that failed, where the first to receive it died, and one without an end at the second."""
+    (tmp_path / "received").mkdir()
+    with start_cluster(2) as cluster:
+        whole = mortal_sums(run, cluster)
+        found = mortal_sums(run, cluster, folder=tmp_path / "received", number=number)
+    assert len(list((tmp_path / "received").iterdir())) >= 1
+    for one, other in zip(found, whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_cluster__takes_large_queries_without_a_warning(run: Run) -> None:
+    """Of a task of more than 10 MB Dask warns, which is an error here."""
+    from distributed import LocalCluster
+
+    options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": None}
+    options |= {"processes": False, "protocol": "tcp://"}
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=1, **options) as local,
+        join_cluster(local.scheduler_address) as cluster,
+    ):
+        assert cluster.client.submit(len, np.zeros(2**24, np.uint8)).result() == 2**24
+
+
+WORKER = """
+import os, sys, threading
+
+def see(event, arguments):
+    if event == "open" and "/train/layer3/latent/c/" in str(arguments[0]):
+        try:
+            os.close(os.open("{folder}/claimed", os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return
+        with open("{folder}/told", "w") as told:
+            told.write(str(os.getpid()))
+        threading.Event().wait()
+
+sys.addaudithook(see)
+"""
+"""Makes the first worker that reads a layer tell its number, and wait for its end."""
+
+
+def kill_who_tells(told: int) -> int:
+    ready, _, _ = select.select([told], [], [], HANGS_S)
+    assert ready, "no worker came to the layer"
+    pid = int(os.read(told, 100))
+    os.kill(pid, signal.SIGKILL)
+    return pid
+
+
+@pytest.mark.long
 def test_probe__a_killed_workers_rows_are_computed_again(tmp_path: Path) -> None:
     run = make_experiment(tmp_path / "spread", make_labels(train=400), MANY)
     alone = make_experiment(tmp_path / "alone", make_labels(train=400), MANY)
-    process = start_process(run, "-mp", "2")
-    wait_for_rows(run, process)
-    os.kill(find_workers(process.pid)[0], signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == 0, errors
-    found = Run(run.path)
+    (tmp_path / "worker.py").write_text(WORKER.format(folder=tmp_path))
+    os.mkfifo(tmp_path / "told")
+    told = os.open(tmp_path / "told", os.O_RDWR)
+    preload = dask.config.set({"distributed.worker.preload": [str(tmp_path / "worker.py")]})
+    with preload, ThreadPoolExecutor(1) as killer:
+        killed = killer.submit(kill_who_tells, told)
+        found = start(run, workers=2)
+        assert killed.result() != os.getpid()
+    os.close(told)
     columns = COLUMNS[: COLUMNS.index("duration_s")]
     assert found.table("probe-pool4")[columns].equals(start(alone).table("probe-pool4")[columns])
 
 
-def find_workers(pid: int) -> list[int]:
-    """The worker processes of a process; multiprocessing's resource tracker is none."""
-    children = [c for t in Path(f"/proc/{pid}/task").glob("*/children") for c in t.read_text().split()]
-    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
-
-
+@pytest.mark.long
 def test_probe__of_processes_that_start_at_once_one_fits_and_the_others_are_refused(tmp_path: Path) -> None:
     run = make_experiment(tmp_path)
-    processes = [start_process(run) for _ in range(3)]
-    said = [process.communicate()[1] for process in processes]
+    command = [sys.executable, "-m", "satstore", "probe", "--run", "res", "--logs-dir", str(tmp_path)]
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate(timeout=WORKS_S)[1] for process in processes]
     codes = [process.returncode for process in processes]
     assert codes.count(0) == 1 or (codes.count(0) > 1 and "LockedError" not in "".join(said))
     for process, text in zip(processes, said, strict=True):
@@ -661,13 +753,12 @@ def test_probe__of_processes_that_start_at_once_one_fits_and_the_others_are_refu
     assert list(run.table("probe-pool4")["layer"]) == list(LAYERS)
 
 
-def test_lock__refuses_a_second_probe_at_once_and_names_the_holder(run: Run) -> None:
-    with run.lock():
-        started = time.monotonic()
-        with pytest.raises(LockedError) as caught:
-            start(Run(run.path))
-        took = time.monotonic() - started
-    assert took < 1
+def test_lock__refuses_a_second_probe_at_once_and_names_the_holder(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: pytest.fail("it waited for the lock"))
+    with run.lock(), pytest.raises(LockedError) as caught:
+        start(Run(run.path))
     said = str(caught.value)
     assert f"is being written by process {os.getpid()} on {platform.node()} since 20" in said
     assert run.manifest.probes == {}

@@ -1,7 +1,6 @@
 """Projections: their mathematics, their hooks, and the stage on a trained run."""
 
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL, satstore
+from command_line import satstore
+from tiny import CONFIG as TINY
 from torch import nn
 
 from satstore.analysis.projection import DELTAS, decompose, random_basis
@@ -85,10 +85,9 @@ def test_projected__outputs_are_numpys(module: nn.Module, shape: tuple[int, ...]
 
 
 @pytest.fixture
-def run(demo_logs: Path, tmp_path: Path) -> Run:
+def run(demo_copy: Path) -> Run:
     """A copy of the demo's run, trained to 95 %."""
-    shutil.copytree(demo_logs / "demo", tmp_path / "demo")
-    [manifest] = tmp_path.glob("demo/*/manifest.json")
+    [manifest] = demo_copy.glob("demo/*/manifest.json")
     return Run(manifest.parent)
 
 
@@ -183,15 +182,15 @@ def test_project__goes_on_where_it_was_and_is_found_done(run: Run, monkeypatch: 
         (["--mode", "other"], "'mode': input should be 'pca' or 'random', found 'other'"),
     ],
 )
-def test_project__refuses_in_one_line(words: list[str], expected: str, demo_logs: Path) -> None:
-    result = satstore("project", "--run", "demo", "--logs-dir", demo_logs, *words)
+def test_project__refuses_in_one_line(words: list[str], expected: str, demo_copy: Path) -> None:
+    result = satstore("project", "--run", "demo", "--logs-dir", demo_copy, *words)
     assert result.returncode in (1, 2)
     assert expected in result.stderr
     assert result.stderr.count("\n") == 1
 
 
 def test_project__of_maps_that_were_flattened_at_some_positions_is_refused(tmp_path: Path) -> None:
-    config = {**SMALL, "conv_method": "flatten", "downsampling": 2}
+    config = {**TINY, "conv_method": "flatten", "downsampling": 2}
     with pytest.raises(
         ConfigError, match=re.escape("has covariances of flattened maps at 2 positions per axis")
     ):
@@ -199,9 +198,9 @@ def test_project__of_maps_that_were_flattened_at_some_positions_is_refused(tmp_p
 
 
 def test_project__flattened_maps_as_a_whole(tmp_path: Path) -> None:
-    config = {**SMALL, "model": "vgg5_S", "resolution": 8, "conv_method": "flatten"}
+    config = {**TINY, "conv_method": "flatten"}
     [run] = run_experiments(
-        config, "res", ["train", "project"], logs_dir=tmp_path, latents=False, delta=(0.9,), layers="features"
+        config, "res", ["train", "project"], logs_dir=tmp_path, latents=False, delta=(0.9,), layers="0"
     )
     row = Run(run.path).table("projection").iloc[-1]
-    assert 0 < row["features.0"] < 32 * 8 * 8
+    assert 0 < row["0"] < 4 * 8 * 8

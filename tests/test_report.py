@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from test_disk import call
+from command_line import call
 from tiny import run_tiny
 
 from satstore.config import ExperimentConfig
@@ -48,11 +48,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run_tiny(tmp_path_factory.mktemp("tiny"))
 
 
-def test_report__is_one_file_with_figures_tables_config_and_advice(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_report__is_one_file_with_figures_tables_config_and_advice(run: Run, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
-    code, out, err = call(capsys, "report", "res", "--out", path, "--logs-dir", run.path.parents[1])
+    code, out, err = call("report", "res", "--out", path, "--logs-dir", run.path.parents[1])
     assert code == 0, err
     assert out.strip() == str(path)
     page = Page(path.read_text())

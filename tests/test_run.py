@@ -99,19 +99,18 @@ def test_read_file__refuses_what_was_not_committed(run: Run) -> None:
 
 
 HOLD = """
-import sys, time
+import sys
 from pathlib import Path
 from satstore.run import Run
 with Run(Path(sys.argv[1])).lock():
     print("held", flush=True)
-    time.sleep(60)
+    sys.stdin.read()
 """
 
 
 def test_lock__names_the_holder_and_dies_with_it(run: Run) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(run.path)], stdout=subprocess.PIPE, text=True
-    ) as holder:
+    command = [sys.executable, "-c", HOLD, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         held = rf"is being written by process {holder.pid} on \S+ since 20"

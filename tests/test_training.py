@@ -2,18 +2,15 @@
 
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import CLEAN, satstore
+from command_line import satstore
+from held import CONFIG as HELD
+from held import Held
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 
@@ -22,6 +19,7 @@ from satstore.analysis.spectrum import eigenvalues
 from satstore.capture import MomentRecorder
 from satstore.config import read_config
 from satstore.errors import ConfigError, CorruptError, DeviceError, MemoryLimitError, NumericsError
+from satstore.events import Event
 from satstore.logs import make_run, open_run
 from satstore.pipeline import run_experiments
 from satstore.registry import MODELS
@@ -42,10 +40,14 @@ CONFIG: dict[str, Any] = {
 }
 
 
+FEW: dict[str, Any] = {**CONFIG, "dataset": "FewDigits", "plugins": ["few_digits"], "resolution": 16}
+"""The same of fewer images, for what needs no augmentation."""
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     logs = tmp_path_factory.mktemp("trained")
-    [run] = run_experiments({**CONFIG, "epoch": 2, "augment": False}, "res", ["train"], logs_dir=logs)
+    [run] = run_experiments({**FEW, "epoch": 2}, "res", ["train"], logs_dir=logs)
     run.reload()
     return run
 
@@ -103,60 +105,58 @@ def test_train__last_moments_belong_to_the_last_spectra(trained: Run) -> None:
         np.testing.assert_allclose(np.trace(covariance), spectra[-1].sum(), rtol=1e-6)
 
 
-def kill_in_epoch(run_id: str, logs: Path, config: Path, epoch: int) -> Run:
-    """Start training in a process of its own and kill it in the middle of an epoch (counted from 1)."""
-    words = ["train", "--config", config, "--run-id", run_id, "--logs-dir", logs, "--no-latents"]
-    command = [sys.executable, "-m", "satstore", *map(str, words)]
-    with subprocess.Popen(
-        command, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    ) as process:
-        wanted = f'"kind": "progress", "text": "epoch {epoch}/'
-        for _ in range(6000):
-            if any(wanted in path.read_text() for path in logs.glob(f"{run_id}/*/events.jsonl")):
-                break
-            assert process.poll() is None, process.stdout and process.stdout.read()
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-    wait_for_the_end_of(process.pid)
-    return open_run(run_id, logs)
-
-
-def wait_for_the_end_of(process_group: int) -> None:
-    """Wait until no process of a group is left: workers have to end with the process that was killed."""
-    for _ in range(1000):
-        try:
-            os.killpg(process_group, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.01)
-    pytest.fail("workers outlived the process that they worked for")
-
-
-def test_train__killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
-    config = tmp_path / "config.json"
-    config.write_text(json.dumps({**CONFIG, "model": "vgg6_S", "workers": 2, "latent_epochs": [1, 2]}))
-    for attempt in range(3):  # on a busy machine, the epoch may end before the signal arrives
-        killed = kill_in_epoch(f"killed{attempt}", tmp_path, config, epoch=3)
-        if killed.manifest.summary.epochs_done == 2:
-            break
-    assert killed.manifest.summary.epochs_done == 2
-    assert killed.status("train") == "failed"
-
-    for run_id in (killed.run_id, "whole"):
-        words = ["train", "--config", config, "--run-id", run_id, "--logs-dir", tmp_path, "--no-latents"]
-        result = satstore(*words)
-        assert result.returncode == 0, result.stderr
-
-    killed, whole = (open_run(run_id, tmp_path) for run_id in (killed.run_id, "whole"))
-    assert killed.read_file("metrics.csv") == whole.read_file("metrics.csv")
-    for name in ("checkpoint.pt", "checkpoint-epoch1.pt", "checkpoint-epoch2.pt"):
-        states = [torch.load(io.BytesIO(run.read_file(name)), weights_only=True) for run in (killed, whole)]
+def check_same(one: Run, other: Run, *checkpoints: str) -> None:
+    """Check that two runs have the same bits."""
+    assert one.read_file("metrics.csv") == other.read_file("metrics.csv")
+    for name in ("checkpoint.pt", *checkpoints):
+        states = [torch.load(io.BytesIO(run.read_file(name)), weights_only=True) for run in (one, other)]
         assert_equal(*states)
     for split in ("train", "eval"):
-        spectra = [AnalysisStore(run.analysis_path).spectra(split) for run in (killed, whole)]
+        spectra = [AnalysisStore(run.analysis_path).spectra(split) for run in (one, other)]
         assert spectra[0].keys() == spectra[1].keys()
         for layer in spectra[0]:
             np.testing.assert_array_equal(spectra[0][layer], spectra[1][layer])
+
+
+def test_train__interrupted_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    config = {**FEW, "epoch": 3, "latent_epochs": [0]}
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "message" and event.text.startswith("epoch 2/3"):
+            raise KeyboardInterrupt
+
+    words: dict[str, Any] = {"logs_dir": tmp_path, "latents": False}
+    with pytest.raises(KeyboardInterrupt):
+        run_experiments(config, "parts", ["train"], listener=interrupt, **words)
+    stopped = open_run("parts", tmp_path)
+    assert (stopped.manifest.summary.epochs_done, stopped.status("train")) == (2, "failed")
+    for run_id in ("parts", "whole"):
+        run_experiments(config, run_id, ["train"], **words)
+    parts, whole = (open_run(run_id, tmp_path) for run_id in ("parts", "whole"))
+    check_same(parts, whole, "checkpoint-epoch0.pt")
+
+
+@pytest.mark.long
+def test_train__killed_and_resumed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """In the midst of its third epoch; each has twelve batches of training and three of evaluation."""
+    config = tmp_path / "config.json"
+    content = {**CONFIG, "plugins": ["held"], "model": "HeldVgg", "workers": 2, "latent_epochs": [1, 2]}
+    config.write_text(json.dumps(content))
+    at = f"batch {2 * (12 + 3) + 3}"
+    words = ["train", "--config", config, "--logs-dir", tmp_path, "--no-latents"]
+    with Held(tmp_path / "held", at, *words, "--run-id", "killed") as held:
+        held.wait_for(at)
+        held.process.kill()
+        held.end()  # workers have to end with the process that was killed
+    killed = open_run("killed", tmp_path)
+    assert killed.manifest.summary.epochs_done == 2
+    assert killed.status("train") == "failed"
+
+    for run_id in ("killed", "whole"):
+        result = satstore(*words, "--run-id", run_id)
+        assert result.returncode == 0, result.stderr
+    killed, whole = (open_run(run_id, tmp_path) for run_id in ("killed", "whole"))
+    check_same(killed, whole, "checkpoint-epoch1.pt", "checkpoint-epoch2.pt")
 
 
 def assert_equal(one: Any, other: Any) -> None:
@@ -174,20 +174,18 @@ def assert_equal(one: Any, other: Any) -> None:
         assert one == other
 
 
+@pytest.mark.long
 def test_train__second_start_of_a_running_run_is_refused(tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({**CONFIG, "epoch": 1000}))
+    config.write_text(json.dumps(HELD))
     words = ["train", "--config", config, "--run-id", "res", "--logs-dir", tmp_path, "--no-latents"]
-    with subprocess.Popen([sys.executable, "-m", "satstore", *map(str, words)], env=CLEAN) as first:
-        while not list(tmp_path.glob("res/*/.holder.json")):
-            assert first.poll() is None
-            time.sleep(0.01)
+    with Held(tmp_path / "held", "batch 3", *words) as first:
+        first.wait_for("batch 3")
         second = satstore(*words)
-        first.kill()
 
     assert second.returncode == 1
-    assert f"is being written by process {first.pid}" in second.stderr
-    assert second.stderr.count("\n") == 1
+    [line] = [line for line in second.stderr.splitlines() if "importing the plugin" not in line]
+    assert f"is being written by process {first.process.pid}" in line
 
 
 class OneBadLayer(nn.Module):
@@ -263,7 +261,7 @@ def test_train__a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
 
 
 def test_train__stops_at_the_accuracy_asked_for(tmp_path: Path) -> None:
-    config = {**CONFIG, "stop_at_accuracy": 0.05}
+    config = {**FEW, "stop_at_accuracy": 0.05}
     [run] = run_experiments(config, "res", ["train"], logs_dir=tmp_path, latents=False)
     run.reload()
 
@@ -305,7 +303,7 @@ def test_train__other_data_under_the_same_name_is_refused(trained: Run, tmp_path
     assert trained.manifest.dataset is not None
     other = trained.manifest.dataset.model_copy(update={"fingerprint": "0" * 64})
     run.commit(change=lambda manifest: setattr(manifest, "dataset", other))
-    with pytest.raises(CorruptError, match="was trained on other data than Digits"):
+    with pytest.raises(CorruptError, match="was trained on other data than FewDigits"):
         training.train(run, torch.device("cpu"))
 
 
@@ -368,7 +366,7 @@ def test_spectra__of_the_same_weights_are_those_that_were_stored(trained: Run, n
 )
 def test_train__records_convs_as_the_config_says(method: str, features: int, tmp_path: Path) -> None:
     config = {
-        **CONFIG,
+        **FEW,
         "epoch": 1,
         "conv_method": method,
         "downsampling": 2,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from test_disk import call
+from command_line import call
 from tiny import results, run_tiny
 
 from satstore.errors import ConfigError, CorruptError, DiskSpaceError, NotFoundError
@@ -37,15 +37,13 @@ def test_zip__opens_elsewhere_as_the_same_run(run: Run, packed: Path, tmp_path: 
     assert {path.name for path in (tmp_path / "logs/other").iterdir()} == {run.experiment}
 
 
-def test_zip__without_latents_says_how_to_write_them_again(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_zip__without_latents_says_how_to_write_them_again(run: Run, tmp_path: Path) -> None:
     logs = run.path.parents[1]
-    code, out, _ = call(capsys, "export", "res", "--to", "zip", "--out", tmp_path, "--logs-dir", logs)
+    code, out, _ = call("export", "res", "--to", "zip", "--out", tmp_path, "--logs-dir", logs)
     assert code == 0
     [path] = tmp_path.glob("*.zip")
     assert out.strip() == str(path)
-    code, out, _ = call(capsys, "import", path, "--logs-dir", tmp_path / "logs")
+    code, out, _ = call("import", path, "--logs-dir", tmp_path / "logs")
     assert code == 0
     name, said = out.splitlines()
     assert name == run.name
@@ -54,19 +52,17 @@ def test_zip__without_latents_says_how_to_write_them_again(
     assert not (found.path / "latents.zarr").exists()
     assert run_tiny(tmp_path / "logs").status("extract") == "done"
     assert results(Run(found.path)) == results(run)
-    code, _, err = call(capsys, "import", path, "--logs-dir", tmp_path / "logs")
+    code, _, err = call("import", path, "--logs-dir", tmp_path / "logs")
     assert code == 1
     assert "is there already; give it another name with --run-id" in err
 
 
 @pytest.mark.parametrize("to", ["csv", "parquet"])
-def test_export__writes_the_tables(
-    run: Run, to: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_export__writes_the_tables(run: Run, to: str, tmp_path: Path) -> None:
     if to == "parquet":
         pytest.importorskip("pyarrow")
     words = ("export", "res", "--to", to, "--out", tmp_path, "--logs-dir", run.path.parents[1])
-    code, out, err = call(capsys, *words)
+    code, out, err = call(*words)
     assert code == 0, err
     names = {Path(line).stem for line in out.splitlines()}
     assert names == {"metrics", "saturation", "probe-pool2"}
@@ -75,13 +71,11 @@ def test_export__writes_the_tables(
     pd.testing.assert_frame_equal(found, run.table("saturation"))
 
 
-def test_export__without_pyarrow_names_it(
-    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_export__without_pyarrow_names_it(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "fastparquet", None)
     words = ("export", "res", "--to", "parquet", "--out", tmp_path, "--logs-dir", run.path.parents[1])
-    code, _, err = call(capsys, *words)
+    code, _, err = call(*words)
     remedy = "install it with: pip install 'satstore[parquet]'"
     assert (code, err) == (1, f"satstore: --to parquet needs pyarrow; {remedy}\n")
 

@@ -9,25 +9,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
-from conftest import satstore
+from command_line import call, satstore
+from tiny import run_tiny
 
-from satstore.cli import main
 from satstore.commits import CommitLog
 from satstore.files import Digest, write_file
+from satstore.logs import list_runs
 from satstore.manifest import Manifest
 from satstore.run import Run
 from satstore.store.durable import open_store
 from satstore.verify import Finding, Verification
 
-LATENT = "latents.zarr/pool4/train/features.4/latent"
+LATENT = "latents.zarr/pool2/train/0/latent"
 SHARD = f"{LATENT}/c/0/0/0/0"
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return run_tiny(tmp_path_factory.mktemp("whole"))
+
+
 @pytest.fixture
-def run(demo_run: Run, tmp_path: Path) -> Run:
-    """A copy of the demo's run, to be damaged."""
-    path = tmp_path / "logs" / demo_run.run_id / demo_run.experiment
-    shutil.copytree(demo_run.path, path)
+def run(whole: Run, tmp_path: Path) -> Run:
+    """A copy of a small run, to be damaged."""
+    path = tmp_path / "logs" / whole.run_id / whole.experiment
+    shutil.copytree(whole.path, path)
     return Run(path)
 
 
@@ -66,38 +72,38 @@ def test_verify__reads_all_of_an_undamaged_run_and_finds_nothing(run: Run) -> No
     assert (verification.n_files, verification.size_bytes) == (len(sizes), sum(sizes))
 
 
-EXTRACT = "satstore extract --run {run} -d 4"
-PROBE = "satstore probe --run {run} -d 4 --overwrite"
+EXTRACT = "satstore extract --run {run} -d 2"
+PROBE = "satstore probe --run {run} -d 2 --overwrite"
 TRAIN = "satstore train --run {run} --overwrite"
-EIGENVALUES = "analysis.zarr/spectra/eval/features.0/eigenvalues"
-COEF = "analysis.zarr/probes/pool4/features.8/coef"
+EIGENVALUES = "analysis.zarr/spectra/eval/0/eigenvalues"
+COEF = "analysis.zarr/probes/pool2/5/coef"
 
 DAMAGES: list[tuple[str, Callable[[Path], object], str, str]] = [
     (SHARD, flip, "its content changed", EXTRACT),
     (SHARD, lambda path: flip(path, 0.999), "its content changed", EXTRACT),
-    (SHARD, lambda path: os.truncate(path, 1000), "has 1000 bytes, ", EXTRACT),
+    (SHARD, lambda path: os.truncate(path, 100), "has 100 bytes, ", EXTRACT),
     (SHARD, lambda path: os.truncate(path, 0), "has 0 bytes, ", EXTRACT),
     (SHARD, Path.unlink, "is committed but not there", EXTRACT),
-    (f"{LATENT}/zarr.json", lambda path: edit(path, "1437", "1436"), "its metadata changed", EXTRACT),
+    (f"{LATENT}/zarr.json", lambda path: edit(path, "40", "41"), "its metadata changed", EXTRACT),
     (f"{LATENT}/zarr.json", lambda path: edit(path, "NaN", "0.0"), "its metadata changed", EXTRACT),
-    ("latents.zarr/pool4/zarr.json", Path.unlink, "is committed but not there", EXTRACT),
-    ("latents.zarr/zarr.json", lambda path: edit(path, "demo", "dono"), "its metadata changed", EXTRACT),
-    ("latents.zarr/pool4/eval/label/c/0", flip, "its content changed", EXTRACT),
+    ("latents.zarr/pool2/zarr.json", Path.unlink, "is committed but not there", EXTRACT),
+    ("latents.zarr/zarr.json", lambda path: edit(path, '"res"', '"ras"'), "its metadata changed", EXTRACT),
+    ("latents.zarr/pool2/eval/label/c/0", flip, "its content changed", EXTRACT),
     (f"{EIGENVALUES}/c/0/0", flip, "its content changed", TRAIN),
     (f"{COEF}/c/0/0", flip, "its content changed", PROBE),
     (f"{COEF}/zarr.json", lambda path: path.write_text("{}"), "has 2 bytes, ", PROBE),
     ("analysis.zarr/probes/zarr.json", lambda path: path.write_text("{"), "has 1 bytes, ", PROBE),
     ("analysis.zarr/zarr.json", Path.unlink, "is committed but not there", TRAIN),
     ("checkpoint.pt", flip, "is not what was committed", TRAIN),
-    ("metrics.csv", lambda path: edit(path, "0.9", "0.8"), "is not what was committed", TRAIN),
-    ("probe-pool4.csv", Path.unlink, "is committed but not there", PROBE),
+    ("metrics.csv", lambda path: edit(path, "0.", "1."), "is not what was committed", TRAIN),
+    ("probe-pool2.csv", Path.unlink, "is committed but not there", PROBE),
     (
         "saturation.csv",
         lambda path: edit(path, "train", "trans"),
         "is not what was committed",
         "satstore saturation --run {run} --overwrite",
     ),
-    ("config.json", lambda path: edit(path, "Digits", "Widgit"), "is not what was committed", ""),
+    ("config.json", lambda path: edit(path, "TinyImages", "TinyImagos"), "is not what was committed", ""),
 ]
 
 
@@ -131,10 +137,11 @@ def rewrite(run: Run, array: str, change: Callable[[zarr.Array], None]) -> None:
     assert isinstance(item, zarr.Array)
     change(item)
     store.commit()
-    digest = run.commits.read("latents.zarr").digest("pool4")
+    key = array.partition("/")[0]
+    digest = run.commits.read("latents.zarr").digest(key)
 
     def repeat(manifest: Manifest) -> None:
-        manifest.latents["pool4"].digest = digest
+        manifest.latents[key].digest = digest
 
     run.commit(change=repeat)
 
@@ -142,9 +149,9 @@ def rewrite(run: Run, array: str, change: Callable[[zarr.Array], None]) -> None:
 @pytest.mark.parametrize(
     ("split", "name", "values", "what"),
     [
-        ("eval", "label", {0: 1, 1: 2, 2: 3, 3: 4}, "not those of the data of the training"),
+        ("eval", "label", {0: 1, 1: 2, 2: 0}, "not those of the data of the training"),
         ("train", "sample_id", {0: 7}, "has samples twice"),
-        ("train", "label", {5: 10}, "has a class 10; there are 10"),
+        ("train", "label", {5: 3}, "has a class 3; there are 3"),
     ],
 )
 def test_verify__finds_labels_that_are_not_the_datas(
@@ -154,11 +161,11 @@ def test_verify__finds_labels_that_are_not_the_datas(
         for index, value in values.items():
             array[index] = value
 
-    rewrite(run, f"pool4/{split}/{name}", change)
+    rewrite(run, f"pool2/{split}/{name}", change)
     found = wrong(run)
     assert any(what in finding.what for finding in found), found
     for finding in found:
-        assert finding.what.startswith(f"pool4/{split}")
+        assert finding.what.startswith(f"pool2/{split}")
         assert finding.command == f"{EXTRACT} --overwrite".format(run=run.name)
 
 
@@ -169,10 +176,13 @@ def test_verify__without_a_digest_of_labels_says_so(run: Run) -> None:
 
     run.commit(change=forget)
     assert wrong(run) == []
-    assert [note.split(":")[0] for note in notes(run)] == ["pool4/eval", "pool4/train"]
+    assert [note.split(":")[0] for note in notes(run)] == ["pool2/eval", "pool2/train"]
 
 
-def test_verify__a_chunk_of_nothing_but_nan_is_lost(run: Run) -> None:
+def test_verify__a_chunk_of_nothing_but_nan_is_lost(demo_copy: Path) -> None:
+    """In a store whose shards have several chunks."""
+    [run] = list_runs(demo_copy)
+
     def lose(array: zarr.Array) -> None:
         array[: array.chunks[0]] = np.nan
 
@@ -186,27 +196,27 @@ def test_verify__a_shard_that_the_log_lost_is_lost(run: Run) -> None:
     key = f"{SHARD}".removeprefix("latents.zarr/")
     run.commits.remove("latents.zarr", key)
     found = [finding.what for finding in wrong(run)]
-    assert found[0] == "pool4 has other files in the commit log than the manifest says"
-    assert found[1].startswith("pool4/train/features.4/latent: c/0/0/0/0 is lost")
+    assert found[0] == "pool2 has other files in the commit log than the manifest says"
+    assert found[1].startswith("pool2/train/0/latent: c/0/0/0/0 is lost")
     assert f"the commit log knows nothing of {key}" in notes(run)[0]
 
 
 def test_verify__nan_that_are_the_layers_own_are_a_note(run: Run) -> None:
-    layer = "pool4/train/classifier.6"
-    rewrite(run, f"{layer}/latent", lambda array: array.__setitem__((3, slice(2, 4)), np.nan))
+    layer = "pool2/train/5"
+    rewrite(run, f"{layer}/latent", lambda array: array.__setitem__((3, slice(1, 3)), np.nan))
     [finding] = wrong(run)
     assert finding.what == f"{layer}/mean is not finite where the latents are, or the reverse"
     for name in ("mean", "std"):
-        rewrite(run, f"{layer}/{name}", lambda array: array.__setitem__(slice(2, 4), np.nan))
+        rewrite(run, f"{layer}/{name}", lambda array: array.__setitem__(slice(1, 3), np.nan))
     assert wrong(run) == []
     assert notes(run) == [f"{layer}/latent has 2 values that are NaN or infinite, its layer's own"]
 
 
 def test_verify__an_extraction_that_was_stopped_is_not_finished(run: Run) -> None:
-    run.commits.append("latents.zarr", {}, {"pool2/train": 512})
+    run.commits.append("latents.zarr", {}, {"pool1/train": 16})
     [finding] = wrong(run)
-    assert finding.what == "pool2 is not finished (512 of 1437 rows of train, 0 of 360 rows of eval)"
-    assert finding.command == f"satstore extract --run {run.name} -d 2"
+    assert finding.what == "pool1 is not finished (16 of 40 rows of train, 0 of 20 rows of eval)"
+    assert finding.command == f"satstore extract --run {run.name} -d 1"
     with run.lock():
         assert wrong(run) == []
         assert "it is being written right now" in notes(run)[0]
@@ -216,20 +226,20 @@ def test_verify__latents_of_another_checkpoint_are_named(run: Run) -> None:
     other = b"another checkpoint"
     run.commit({"checkpoint.pt": other})
     [finding] = wrong(run)
-    assert finding.what == "pool4 is of another checkpoint than the run's"
+    assert finding.what == "pool2 is of another checkpoint than the run's"
 
 
 def test_verify__rows_that_the_log_lost_are_found(run: Run) -> None:
-    run.commits.append("latents.zarr", {}, {"pool4/train": 512})
-    assert "'train': 512" in wrong(run)[0].what
+    run.commits.append("latents.zarr", {}, {"pool2/train": 16})
+    assert "'train': 16" in wrong(run)[0].what
 
 
 def test_verify__spectra_and_probes_have_all_layers(run: Run) -> None:
-    run.commits.remove("analysis.zarr", "spectra/eval/features.0")
-    run.commits.remove("analysis.zarr", "probes/pool4/features.8")
+    run.commits.remove("analysis.zarr", "spectra/eval/0")
+    run.commits.remove("analysis.zarr", "probes/pool2/5")
     assert [(finding.what, finding.command) for finding in wrong(run)] == [
-        ("analysis.zarr/spectra/eval has nothing of layer features.0", TRAIN.format(run=run.name)),
-        ("analysis.zarr/probes/pool4 has nothing of layer features.8", PROBE.format(run=run.name)),
+        ("analysis.zarr/spectra/eval has nothing of layer 0", TRAIN.format(run=run.name)),
+        ("analysis.zarr/probes/pool2 has nothing of layer 5", PROBE.format(run=run.name)),
     ]
 
 
@@ -239,19 +249,19 @@ def test_verify__a_file_that_waits_for_its_renaming_is_whole(run: Run) -> None:
 
 
 def test_verify__leftovers_and_torn_lines_are_notes(run: Run) -> None:
-    write_file(run.path / "latents.zarr/pool4/train/features.4/latent/c/9", b"left over")
+    write_file(run.path / "latents.zarr/pool2/train/0/latent/c/9", b"left over")
     with run.commits.path.open("ab") as file:
-        file.write(b'{"store": "latents.zarr", "key": "pool4/tr')
+        file.write(b'{"store": "latents.zarr", "key": "pool2/tr')
     assert wrong(run) == []
     assert notes(run) == [
         "commits.jsonl has torn lines (1); what they named counts as not written",
-        "latents.zarr: the commit log knows nothing of pool4/train/features.4/latent/c/9",
+        "latents.zarr: the commit log knows nothing of pool2/train/0/latent/c/9",
     ]
 
 
 def test_verify__a_store_that_lies_about_its_content_is_no_traceback(run: Run) -> None:
     """Digests that fit content which is no array: what a fault of the writer could leave."""
-    garbage = {f"{LATENT}/zarr.json": b"{}", SHARD: b"no shard", "latents.zarr/pool4/zarr.json": b"\xff"}
+    garbage = {f"{LATENT}/zarr.json": b"{}", SHARD: b"no shard", "latents.zarr/pool2/zarr.json": b"\xff"}
     for name, content in garbage.items():
         (run.path / name).write_bytes(content)
     written = {name.removeprefix("latents.zarr/"): Digest.of(content) for name, content in garbage.items()}
@@ -266,9 +276,9 @@ def test_verify__a_store_that_lies_about_its_content_is_no_traceback(run: Run) -
 
 def test_verify__names_the_command_that_repairs_probes(run: Run) -> None:
     analysis = run.path / "analysis.zarr"
-    for name in ("zarr.json", "pool4/features.0/zarr.json", "pool4/features.4/coef/zarr.json"):
+    for name in ("zarr.json", "pool2/0/zarr.json", "pool2/0/coef/zarr.json"):
         (analysis / "probes" / name).write_text("{")
-    flip(analysis / "probes/pool4/features.8/coef/c/0/0")
+    flip(analysis / "probes/pool2/5/coef/c/0/0")
     found = wrong(run)
     assert len(found) == 4
     assert {finding.command for finding in found} == {PROBE.format(run=run.name)}
@@ -288,34 +298,29 @@ def test_verify_command__exits_with_0_on_what_is_whole(demo_logs: Path, demo_run
     assert result.stdout.endswith(" MiB read, nothing wrong\n")
 
 
-def test_verify_command__names_what_is_wrong_and_exits_with_1(
-    run: Run, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_verify_command__names_what_is_wrong_and_exits_with_1(run: Run) -> None:
     logs_dir = run.path.parents[1]
     flip(run.path / SHARD)
-    broken = logs_dir / "demo" / "broken" / "manifest.json"
+    broken = logs_dir / "res" / "broken" / "manifest.json"
     write_file(broken, b"{")
-    with pytest.raises(SystemExit) as stop:
-        main(["verify", "demo", "--logs-dir", str(logs_dir)])
-    out, err = capsys.readouterr()
-    assert stop.value.code == 1
+    code, out, err = call("verify", "res", "--logs-dir", logs_dir)
+    assert code == 1
     lines = out.splitlines()
-    command = f"satstore extract --run {run.name} -d 4"
+    command = f"satstore extract --run {run.name} -d 2"
     assert lines[0] == (
         f"{run.name}: {SHARD} is not what was committed: its content changed; repair it with: {command}"
     )
     assert lines[1].startswith(f"{run.name}: ")
     assert lines[1].endswith("1 thing is wrong")
     assert lines[2].startswith(f"{broken} is not a manifest")
-    assert err == "satstore: 2 things are wrong with demo\n"
+    assert err == "satstore: 2 things are wrong with res\n"
 
 
-def test_verify_command__json_has_the_findings(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_command__json_has_the_findings(run: Run) -> None:
     os.truncate(run.path / "metrics.csv", 3)
-    with pytest.raises(SystemExit) as stop:
-        main(["verify", run.name, "--json", "--logs-dir", str(run.path.parents[1])])
-    [report] = json.loads(capsys.readouterr().out)
-    assert stop.value.code == 1
+    code, out, _ = call("verify", run.name, "--json", "--logs-dir", run.path.parents[1])
+    [report] = json.loads(out)
+    assert code == 1
     assert (report["run"], report["n_wrong"]) == (run.name, 1)
     assert report["findings"] == [
         {

@@ -175,9 +175,7 @@ def reference():
         return X, y, LogisticProbe(tol=0.01).fit(X, y)
 
 
-@settings(deadline=None, max_examples=15)
-@given(chunk_rows=st.integers(10, 300), chunk_features=st.sampled_from([7, 24]))
-def test_probe__is_equal_bit_for_bit_for_all_chunk_sizes(reference, chunk_rows, chunk_features):
+def check_chunks(reference, chunk_rows, chunk_features):
     X, y, expected = reference
     chunks = (chunk_rows, chunk_features)
     store = zarr.create_array(zarr.storage.MemoryStore(), data=X, chunks=chunks)
@@ -189,16 +187,29 @@ def test_probe__is_equal_bit_for_bit_for_all_chunk_sizes(reference, chunk_rows, 
             assert np.array_equal(probe.predict_proba(data), expected.predict_proba(X))
 
 
+@pytest.mark.parametrize(("chunk_rows", "chunk_features"), [(300, 24), (64, 24), (107, 7)])
+def test_probe__is_equal_bit_for_bit_for_chunks_of_tiles_and_across(reference, chunk_rows, chunk_features):
+    check_chunks(reference, chunk_rows, chunk_features)
+
+
+@pytest.mark.long
+@settings(deadline=None, max_examples=15)
+@given(chunk_rows=st.integers(10, 300), chunk_features=st.sampled_from([7, 24]))
+def test_probe__is_equal_bit_for_bit_for_all_chunk_sizes(reference, chunk_rows, chunk_features):
+    check_chunks(reference, chunk_rows, chunk_features)
+
+
+@pytest.mark.parametrize(("n_rows", "chunk_rows"), [(150, 61), pytest.param(500, 7, marks=pytest.mark.long)])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8"])
-def test_probe__is_equal_bit_for_bit_for_all_layouts(small_tiles, dtype):
-    X, y = conv_like(500, 24, 3)
+def test_probe__is_equal_bit_for_bit_for_all_layouts(small_tiles, dtype, n_rows, chunk_rows):
+    X, y = conv_like(n_rows, 24, 3)
     X = (X * 20).astype(dtype)
     expected = LogisticProbe(tol=1e-3).fit(X, y)
     unaligned = np.empty(X.nbytes + 1, np.uint8)[1:].view(dtype).reshape(X.shape)
     unaligned[:] = X
-    wider = np.zeros((500, 48), dtype)
+    wider = np.zeros((n_rows, 48), dtype)
     wider[:, ::2] = X
-    for data in (np.asfortranarray(X), wider[:, ::2], unaligned, da.from_array(X, chunks=(7, 24))):
+    for data in (np.asfortranarray(X), wider[:, ::2], unaligned, da.from_array(X, chunks=(chunk_rows, 24))):
         assert same(LogisticProbe(tol=1e-3).fit(data, y), expected)
 
 
@@ -326,14 +337,16 @@ def test_probe__keeps_its_digits_where_the_mean_is_far_above_the_std():
     assert LogisticProbe().fit(X, y).score(X, y) == LogisticProbe(tol=1e-7).fit(centred, y).score(centred, y)
 
 
-def test_fit__needs_no_memory_for_all_rows(tmp_path, monkeypatch):
+# 47 and 125 MiB as float32; half as stored, which with the sums and tiles is above the bound too.
+@pytest.mark.parametrize("n_rows", [12_000, pytest.param(32_000, marks=pytest.mark.long)])
+def test_fit__needs_no_memory_for_all_rows(tmp_path, monkeypatch, n_rows):
     monkeypatch.setattr(rows_module, "TILE_BYTES", 2**20)
-    shape = (32_000, 256, 2, 2)  # 125 MiB as float32
+    shape = (n_rows, 256, 2, 2)
     rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 32_000)
+    y = rng.integers(0, 3, n_rows)
     stored = zarr.create_array(tmp_path / "a.zarr", shape=shape, chunks=(256, *shape[1:]), dtype="f2")
-    for start in range(0, 32_000, 2048):
-        part = rng.standard_normal((min(2048, 32_000 - start), *shape[1:]), dtype=np.float32)
+    for start in range(0, n_rows, 2048):
+        part = rng.standard_normal((min(2048, n_rows - start), *shape[1:]), dtype=np.float32)
         part[:, 0, 0, 0] += y[start : start + 2048]
         stored[start : start + 2048] = part
     tracemalloc.start()

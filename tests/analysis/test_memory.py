@@ -11,7 +11,10 @@ from satstore.analysis.rows import BlockRows
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
-@pytest.mark.parametrize(("n_rows", "n_features", "n_classes"), [(1024, 4096, 100), (9000, 1024, 60)])
+@pytest.mark.parametrize(
+    ("n_rows", "n_features", "n_classes"),
+    [(1024, 4096, 100), pytest.param(9000, 1024, 60, marks=pytest.mark.long)],
+)
 def test_fit_bytes__are_what_a_fit_takes(n_rows, n_features, n_classes):
     rng = np.random.default_rng(0)
     features = rng.standard_normal((n_rows, n_features), dtype=np.float32).astype(np.float16)

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import kinds
 import pandas as pd
 import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from kinds import in_tiers
 from torch import Tensor, nn
 
 import satstore
@@ -78,7 +80,7 @@ def test_receptive_field__columns_are_those_documented() -> None:
     }
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", in_tiers(MODELS, [*kinds.OWN, *kinds.TORCHVISIONS]))
 def test_receptive_field__of_every_model_is_found(name: str) -> None:
     step = resolution_step(name)
     resolution = -(-75 // step) * step

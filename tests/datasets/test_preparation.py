@@ -7,20 +7,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import satstore
+from command_line import call, satstore
 from small_data import write_folder, write_image, write_tiny_imagenet
 
-from satstore.cli import main
 from satstore.datasets.preparation import PLAN, begin_split, move, plan_split
 from satstore.registry import DATASETS
-
-
-def say(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        main([*map(str, words)])
-    out, err = capsys.readouterr()
-    assert isinstance(stopped.value.code, int)
-    return stopped.value.code, out, err
 
 
 def write_classes(root: Path, n_images: int = 10) -> Path:
@@ -75,7 +66,7 @@ def test_split__leaves_an_image_of_each_class_in_both(share: float, tmp_path: Pa
     assert set(places) == {(split, name) for split in ("train", "val") for name in ("ant", "bee", "cat")}
 
 
-def test_split__refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_split__refuses_in_one_line(tmp_path: Path) -> None:
     folder = write_classes(tmp_path / "images", 4)
     for words, expected in (
         ((folder, "--val", 0), "val is 0.0, but has to be above 0 and below 1"),
@@ -83,27 +74,27 @@ def test_split__refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixtur
         ((tmp_path / "nowhere",), "no folder"),
         ((tmp_path / "images" / "ant",), "has no class folders"),
     ):
-        code, _, error = say(capsys, "dataset", "split", *words)
+        code, _, error = call("dataset", "split", *words)
         assert (code, error.count("\n")) == (1, 1)
         assert expected in error
     (folder / "cat" / "0.png").rename(folder / "0.png")
     (folder / "cat" / "1.png").unlink()
     write_image(folder / "cat" / "0.png", 1)
-    assert "class 'cat' in" in say(capsys, "dataset", "split", folder)[2]
+    assert "class 'cat' in" in call("dataset", "split", folder)[2]
     assert len(files_of(folder)) == 9, "nothing was moved"
 
 
 # check
 
 
-def test_check__says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check__says_what_there_is(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "insects")
-    code, out, _ = say(capsys, "dataset", "check", f"ImageFolder:{root}")
+    code, out, _ = call("dataset", "check", f"ImageFolder:{root}")
     assert code == 0
     assert "3 classes" in out
     assert "train: 15 images in" in out
     assert "eval: 9 images in" in out
-    code, out, _ = say(capsys, "dataset", "check", "Digits", "--json")
+    code, out, _ = call("dataset", "check", "Digits", "--json")
     report = json.loads(out)
     assert report["splits"]["eval"]["n_images"] == 360
     assert report["n_classes"] == 10
@@ -111,7 +102,7 @@ def test_check__says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture
     bad = root / "val" / "bee" / "0.png"
     bad.write_bytes(bad.read_bytes()[:60])
     (root / "train" / "ant" / "1.jpg").write_text("no image")
-    code, out, error = say(capsys, "dataset", "check", f"ImageFolder:{root}")
+    code, out, error = call("dataset", "check", f"ImageFolder:{root}")
     assert code == 1
     assert str(bad) in out
     assert str(root / "train" / "ant" / "1.jpg") in out
@@ -119,11 +110,11 @@ def test_check__says_what_there_is(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "on_corrupt" in error
 
 
-def test_check__of_what_is_not_there_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, error = say(capsys, "dataset", "check", "TinyImageNet", "--data-dir", tmp_path)
+def test_check__of_what_is_not_there_is_one_line(tmp_path: Path) -> None:
+    code, out, error = call("dataset", "check", "TinyImageNet", "--data-dir", tmp_path)
     assert (code, out, error.count("\n")) == (1, "", 1)
     assert "TinyImageNet is not in" in error
-    assert "no dataset named 'Tiny'" in say(capsys, "dataset", "check", "Tiny")[2]
+    assert "no dataset named 'Tiny'" in call("dataset", "check", "Tiny")[2]
 
 
 # prepare
@@ -182,9 +173,7 @@ def test_prepare__inaturalist_from_its_archive(listed: bool, tmp_path: Path) -> 
         assert {Path(name).stem[-1] for name in data.eval.source.names} == {"3"}  # type: ignore[attr-defined]
 
 
-def test_prepare__refuses_archives_that_are_broken_or_reach_outside(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_prepare__refuses_archives_that_are_broken_or_reach_outside(tmp_path: Path) -> None:
     write_inaturalist(tmp_path / "train_val2018")
     whole = tmp_path / "train_val2018.tar"
     with tarfile.open(whole, "w") as file:
@@ -203,7 +192,7 @@ def test_prepare__refuses_archives_that_are_broken_or_reach_outside(
     for archive in (cut, evil_tar, evil_zip):
         place = folder / archive.name
         archive.rename(place)
-        code, _, error = say(capsys, "dataset", "prepare", "inaturalist", place)
+        code, _, error = call("dataset", "prepare", "inaturalist", place)
         assert (code, error.count("\n")) == (1, 1), error
         assert str(place) in error
     assert not (tmp_path / "outside.txt").exists()
@@ -212,6 +201,6 @@ def test_prepare__refuses_archives_that_are_broken_or_reach_outside(
         (("tinyimagenet", folder), "is not TinyImageNet as it is shipped"),
         (("inaturalist", write_folder(tmp_path / "flat") / "train"), "is not iNaturalist as it is shipped"),
     ):
-        code, _, error = say(capsys, "dataset", "prepare", *words)
+        code, _, error = call("dataset", "prepare", *words)
         assert (code, error.count("\n")) == (1, 1)
         assert expected in error

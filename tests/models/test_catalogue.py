@@ -5,10 +5,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import kinds
 import pytest
 import torch
 import torchvision
-from conftest import SMALL
+from command_line import SMALL
+from kinds import in_tiers
 from torch import nn
 
 from satstore.config import read_config
@@ -19,7 +21,7 @@ from satstore.models.build import build_model, resolution_step, smallest_resolut
 from satstore.models.catalogue import ALIASES
 from satstore.models.details import inspect_model
 from satstore.pipeline import run_experiments
-from satstore.registry import MODELS, Entry
+from satstore.registry import MODELS
 
 NAMES = set(
     """
@@ -90,6 +92,25 @@ regnet_x_400mf regnet_y_800mf shufflenet_v2_x0_5 shufflenet_v2_x2_0 squeezenet1_
 inception_v3 swin_t convnext_tiny
 """.split()  # noqa: SIM905
 
+NARROW = [name for name in OWN if name.rpartition("_")[2] in ("S", "XS", "XXS", "XXXS")]
+"""Passes of these with values cost less than others' without."""
+
+QUICK = """
+vgg5 vgg6 vgg7 vgg13_thin vgg13_strides vgg13PCA vgg13PCA_centered
+resnet18_dspl2 resnet18_dspl3 resnet18_late resnet18_thin resnet18_nr3_123 resnet18nodownsample
+resnet18highway resnet18_bottleneck resnet18noskip_dp00_dspl2
+shufflenet_v2_x0_5 squeezenet1_1 regnet_x_400mf mnasnet0_5 efficientnet_b0 mobilenet_v3_small
+""".split()  # noqa: SIM905
+"""Of other kinds those whose passes with values are in the quick tier."""
+
+QUICK_BLANK = """
+alexnet convnext_tiny densenet121 googlenet resnext50_32x4d swin_t torchvision_vgg11 vgg11_bn vit_b_32
+wide_resnet50_2
+""".split()  # noqa: SIM905
+"""Of other families, whose passes with values take long, those that are run without in the quick tier."""
+
+BLANK = [row.name for row in TORCHVISIONS if row.name not in LIGHT or row.name in QUICK_BLANK]
+
 
 def train_once(name: str, resolution: int) -> None:
     """Run a model forward and backward on two images, and check logits and gradients."""
@@ -99,34 +120,67 @@ def train_once(name: str, resolution: int) -> None:
     assert logits.shape == (2, 3)
     assert logits.is_meta or torch.isfinite(logits).all()
     logits.square().sum().backward()
-    idle = [key for key, parameter in model.named_parameters() if parameter.grad is None]
-    assert idle == []
+    gradients = {key: parameter.grad for key, parameter in model.named_parameters()}
+    assert [key for key, gradient in gradients.items() if gradient is None] == []
+    for gradient in gradients.values():
+        assert gradient is not None
+        assert gradient.is_meta or torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", in_tiers(OWN, [*NARROW, *QUICK]))
 def test_model__maps_images_to_logits_and_trains_every_parameter(name: str) -> None:
     train_once(name, 32)
 
 
-@pytest.mark.parametrize("name", LIGHT)
+@pytest.mark.parametrize("name", in_tiers(LIGHT, QUICK))
 def test_torchvisions_model__trains_every_parameter_with_values(name: str) -> None:
     smallest = smallest_resolution(name)
     assert smallest is not None
     train_once(name, max(32, smallest))
 
 
-@pytest.mark.parametrize("name", [row.name for row in TORCHVISIONS if row.name not in LIGHT])
+@pytest.mark.parametrize("name", in_tiers(BLANK, QUICK_BLANK))
 def test_torchvisions_model__trains_every_parameter(name: str) -> None:
     step = resolution_step(name)
     with torch.device("meta"):
         train_once(name, -(-75 // step) * step)
 
 
+def reached(logits: torch.Tensor) -> set[torch.Tensor]:
+    """Return what a backward pass from logits would reach, without the pass."""
+    found, seen, ahead = set(), set(), [logits.grad_fn]
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        found.update([node.variable] if hasattr(node, "variable") else [])
+        ahead.extend(following for following, _ in node.next_functions)
+    return found
+
+
 @pytest.mark.parametrize("name", OWN)
-def test_model__takes_other_resolutions(name: str) -> None:
-    with torch.device("meta"):
+def test_model__takes_other_resolutions_and_its_logits_depend_on_every_parameter(name: str) -> None:
+    device = "cpu" if name in NARROW else "meta"
+    with torch.device(device):
         model = MODELS[name]()
-        assert model(torch.empty(2, 3, 33, 47)).shape == (2, 1000)
+    logits = model(torch.ones(2, 3, 33, 47, device=device))
+    assert logits.shape == (2, 1000)
+    used = reached(logits)
+    assert [key for key, parameter in model.named_parameters() if parameter not in used] == []
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_reached__is_what_a_backward_pass_gives_gradients(broken: bool) -> None:
+    model = build_model("resnet18_XXS", 3, 32)
+    logits = model(torch.randn(2, 3, 32, 32))
+    if broken:
+        logits = model.fc(logits.new_ones(2, 64))
+    logits.sum().backward()
+    used = reached(logits)
+    trained = {parameter for parameter in model.parameters() if parameter.grad is not None}
+    assert used == trained
+    assert broken == (len(trained) < len(list(model.parameters())))
 
 
 def test_torchvisions_models__are_all_there() -> None:
@@ -137,8 +191,9 @@ def test_torchvisions_models__are_all_there() -> None:
     assert theirs - named == {"resnet18", "resnet34", "resnet50", "resnet101", "resnet152"}, "satstore's own"
 
 
-@pytest.mark.parametrize("row", TORCHVISIONS, ids=[row.name for row in TORCHVISIONS])
-def test_torchvisions_model__has_the_published_parameters_under_torchvisions_names(row: Entry) -> None:
+@pytest.mark.parametrize("known_as", in_tiers([row.name for row in TORCHVISIONS], kinds.TORCHVISIONS))
+def test_torchvisions_model__has_the_published_parameters_under_torchvisions_names(known_as: str) -> None:
+    [row] = [row for row in TORCHVISIONS if row.name == known_as]
     name = row.arguments["name"]
     weights = min(torchvision.models.get_model_weights(name), key=lambda w: w.meta["min_size"])
     published = weights.meta["num_params"]
@@ -156,7 +211,14 @@ def test_torchvisions_model__has_the_published_parameters_under_torchvisions_nam
     ("name", "resolution", "message"),
     [
         ("alexnet", 62, "alexnet can't take 62 px: the smallest resolution that it takes is 63 px"),
-        ("inceptionv3", 32, "inceptionv3 can't take 32 px: the smallest resolution that it takes is 75 px"),
+        pytest.param(
+            *(
+                "inceptionv3",
+                32,
+                "inceptionv3 can't take 32 px: the smallest resolution that it takes is 75 px",
+            ),
+            marks=pytest.mark.long,
+        ),
         ("vgg16", 31, "vgg16 can't take 31 px: the smallest resolution that it takes is 32 px"),
         ("vit_b_16", 33, "vit_b_16 can't take 33 px: it takes multiples of 16; the nearest are 32 or 48 px"),
         ("maxvit_t", 32, "maxvit_t can't take 32 px: it takes multiples of 224; the nearest are 224 px"),
@@ -186,7 +248,13 @@ def test_smallest_resolution__is_the_smallest() -> None:
 
 @pytest.mark.parametrize(
     ("name", "depth"),
-    [("resnet18", 18), ("resnet50", 50), ("densenet121", 121), ("vgg16", 15), ("torchvision_vgg16", 16)],
+    [
+        ("resnet18", 18),
+        ("resnet50", 50),
+        pytest.param("densenet121", 121, marks=pytest.mark.long),
+        ("vgg16", 15),
+        ("torchvision_vgg16", 16),
+    ],
 )
 def test_details__depth_is_the_number_in_the_name(name: str, depth: int) -> None:
     """VGGs here have two Linear layers, and not three."""

@@ -389,7 +389,9 @@ def first_missing(writer: LatentWriter) -> int:
     return writer.missing[0][0] if writer.missing else 29
 
 
-@pytest.mark.parametrize("killed_at", [0, 3, 8, 9, 16, 27, 28])
+@pytest.mark.parametrize(
+    "killed_at", [0, 9, 28, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 8, 16, 27))]
+)
 def test_writer__goes_on_after_the_last_committed_shard(tmp_path: Path, root: Path, killed_at: int) -> None:
     split = Split(29)
     undisturbed = tmp_path / "undisturbed" / "latents.zarr"
@@ -551,7 +553,7 @@ def test_writer__brings_the_stores_attributes_up_to_date(root: Path) -> None:
     assert committed.files["zarr.json"] == Digest.of_file(root / "zarr.json")
 
 
-@pytest.mark.parametrize("killed_at", [0, 8, 29])
+@pytest.mark.parametrize("killed_at", [8, *(pytest.param(n, marks=pytest.mark.long) for n in (0, 29))])
 def test_writer__commits_every_file_with_its_digest(root: Path, killed_at: int) -> None:
     split = Split(29)
     interrupted(root, split, killed_at)

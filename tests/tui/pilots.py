@@ -1,22 +1,39 @@
-"""What the tests of the terminal app share."""
+"""What the tests of the terminal app share.
 
+Textual's pilot waits until the process takes no CPU time for 20 ms, which on a busy machine says nothing of
+whether the app is done; :func:`settle` waits until it is.
+"""
+
+import asyncio
+import os
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
+import pytest
+from command_line import HANGS_S, satstore
 from textual.pilot import Pilot
+from textual.screen import Screen
+from textual.widget import Widget
 from textual.widgets import Static
 
 from satstore.config import ExperimentConfig
+from satstore.errors import SatstoreError
 from satstore.logs import make_run
 from satstore.manifest import Manifest, StageRecord, StageStatus
+from satstore.registry import STAGES
 from satstore.run import Run
 from tui.app import SatstoreApp
 from tui.rows import describe_problem, describe_row
 from tui.screens.runs import RunsTable
 
+S = TypeVar("S", bound=Screen[Any])
+
 SIZES = [(80, 24), (120, 40), (200, 60)]
+ONE_SIZE = [SIZES[0], *(pytest.param(size, marks=pytest.mark.long) for size in SIZES[1:])]
+"""For tests that draw much: the smallest screen, and in ``make test-long`` the others."""
 DAY_S = 86400
 
 
@@ -47,12 +64,136 @@ def make_app(logs_dir: Path) -> SatstoreApp:
     return SatstoreApp(logs_dir, poll_interval_s=0.02)
 
 
-async def wait_for(pilot: Pilot[None], condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
+N_FRAMES = 3
+"""So often a screen is drawn until it stands: some of it is drawn only once the rest is laid out."""
+
+
+async def settle(pilot: Pilot[None]) -> None:
+    """Let the app handle all that it was told and all that follows from it, and draw what became of it.
+
+    Whatever a thread or another process still works on is not waited for.
+    """
+    ready = asyncio.get_running_loop()._ready  # type: ignore[attr-defined]
+    async with asyncio.timeout(HANGS_S):
+        for _ in range(N_FRAMES):
+            await asyncio.sleep(0)
+            while ready:  # some task has something to do, other than this one
+                await asyncio.sleep(0)
+            if pilot.app.is_running:
+                pilot.app.screen._on_timer_update()
+
+
+async def press(pilot: Pilot[None], *keys: str) -> None:
+    """Press keys, each once the app is done with the one before."""
+    for key in keys:
+        await pilot.press(key)
+        await settle(pilot)
+
+
+async def click(pilot: Pilot[None], where: type[Widget] | None = None, **options: Any) -> None:
+    """Click, and let the app handle it."""
+    await pilot.click(where, **options)
+    await settle(pilot)
+
+
+async def _poll(condition: Callable[[], object], limit_s: float) -> None:
+    deadline = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < deadline, f"it did not come true in {seconds} s"
-        await pilot.pause(0.01)
-    await pilot.pause()
+        assert time.monotonic() < deadline, f"it did not come true in {limit_s} s"
+        await asyncio.sleep(0.01)
+
+
+async def wait_for(pilot: Pilot[None], condition: Callable[[], object], limit_s: float = HANGS_S) -> None:
+    """Wait for what threads, processes and timers bring about."""
+
+    def is_true() -> object:
+        assert pilot.app.is_running, "the app has ended"
+        return condition()
+
+    await _poll(is_true, limit_s)
+    await settle(pilot)
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    """Wait for what another process brings about, where no app runs here."""
+    asyncio.run(_poll(condition, HANGS_S))
+
+
+async def wait_for_screen(pilot: Pilot[None], kind: type[S]) -> S:
+    """Wait until a screen of some kind is in front."""
+    await wait_for(pilot, lambda: isinstance(pilot.app.screen, kind))
+    assert isinstance(pilot.app.screen, kind)
+    return pilot.app.screen
+
+
+def run_here(words: Sequence[str]) -> str:
+    """Run a command that the app runs in a process of its own in this one, where torch is imported once."""
+    done = satstore(*words)
+    if done.returncode:
+        raise SatstoreError(done.stderr.strip().removeprefix("satstore: "))
+    return done.stdout
+
+
+class Gate:
+    """A gate, in a folder, that a job stands at twice until it is opened: its stage is called ``gated``.
+
+    Where this process reads the config of such a job, it forgets the stage at the test's end.
+    """
+
+    PLUGIN = "gating"
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(STAGES, "_entries", dict(STAGES._fill()))
+        monkeypatch.syspath_prepend(str(folder))
+        path = folder / "gate"
+        os.mkfifo(path)
+        self._end = os.open(path, os.O_RDWR)
+        (folder / f"{self.PLUGIN}.py").write_text(GATED.format(path=str(path)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._end)  # whoever still stands there goes through
+        sys.modules.pop(self.PLUGIN, None)
+
+    def open_once(self) -> None:
+        """Let the job through once."""
+        os.write(self._end, b".")
+
+
+GATED = '''
+from satstore.stages.stage import stage
+
+@stage("gated", needs=(), pending=lambda run, parameters: ["wait"])
+def gated(run, parameters):
+    """Wait for who watches, twice."""
+    with open({path!r}, "rb", buffering=0) as gate:
+        for done in (1, 2):
+            run.emit("gated", "progress", "at the gate", done=done, total=2)
+            gate.read(1)
+'''
+
+
+class Calls:
+    """Counts the calls of a method that have returned, from now on; it does what it does all the same."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> None:
+        self.n = 0
+        method = getattr(owner, name)
+
+        def counted(*arguments: Any, **options: Any) -> Any:
+            try:
+                return method(*arguments, **options)
+            finally:
+                self.n += 1
+
+        monkeypatch.setattr(owner, name, counted)
+
+    async def wait_for_more(self, pilot: Pilot[None]) -> None:
+        """Wait for one that begins after this, and until whoever made it is done with what it returned."""
+        wanted = self.n + 3  # one may have begun before; of the next, its caller is done when it calls again
+        await wait_for(pilot, lambda: self.n >= wanted)
 
 
 async def wait_for_rows(pilot: Pilot[None], n_rows: int) -> RunsTable:

@@ -3,45 +3,68 @@
 import csv
 import os
 import shutil
+import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
-from conftest import CLEAN
+from command_line import HANGS_S
 from filelock import FileLock
-from pilots import make, make_app, read_row, read_screen, read_static, wait_for, wait_for_rows
+from pilots import (
+    DAY_S,
+    click,
+    make,
+    make_app,
+    press,
+    read_row,
+    read_screen,
+    read_static,
+    settle,
+    wait_for,
+    wait_for_rows,
+    wait_for_screen,
+    wait_until,
+)
+from textual.pilot import Pilot
+from textual.screen import Screen
 from textual.widgets import HelpPanel, Input
 
-from satstore.manifest import LayerRecord, Manifest
+from satstore.manifest import LayerRecord, Manifest, StageStatus
 from satstore.run import Run
 from tui.app import SatstoreApp
 from tui.screens.jobs import JobsScreen
+from tui.screens.new_job import NewJobScreen
+from tui.screens.run import RunScreen
 from tui.screens.runs import RunsScreen
 
 RESERVED = {"ctrl+b", "ctrl+i", "ctrl+m", "ctrl+h", "ctrl+j"}
 
 
-def make_some(logs_dir: Path) -> None:
-    make(logs_dir, "b", 3, 0.5, {"train": "running"}, model="vgg16", resolution=64, age_s=100)
+def make_some(logs_dir: Path) -> Run:
+    """Make three runs, and return the first, which is 160 seconds old."""
+    run = make(logs_dir, "b", 3, 0.5, {"train": "running"}, model="vgg16", resolution=64, age_s=100)
     make(logs_dir, "a", 30, 0.9, {"train": "done", "probe": "done"}, model="resnet18", age_s=10**6)
     make(logs_dir, "c", 0, None, {"train": "failed"}, model="resnet34", resolution=224, age_s=10**4)
+    return run
 
 
-async def type_text(pilot: object, text: str) -> None:
-    pilot.app.screen.query_one(Input).value = text  # type: ignore[attr-defined]
-    await pilot.pause()  # type: ignore[attr-defined]
+async def type_text(pilot: Pilot[None], text: str) -> None:
+    pilot.app.screen.query_one(Input).value = text
+    await settle(pilot)
 
 
 async def test_filter__narrows_as_one_types(tmp_path: Path) -> None:
     make_some(tmp_path)
     async with make_app(tmp_path).run_test(size=(120, 40)) as pilot:
         table = await wait_for_rows(pilot, 3)
-        await pilot.press("slash", *"vgg")
+        await press(pilot, "slash", *"vgg")
         assert [e.run_id for e in table.rows] == ["b"]
         assert "1 of 3 experiments" in read_static(pilot, "#counts")
         await type_text(pilot, "model:resnet*")
@@ -55,12 +78,12 @@ async def test_filter__narrows_as_one_types(tmp_path: Path) -> None:
         assert table.row_count == 0
         assert read_static(pilot, "#filter-error") == ""
         await type_text(pilot, "px=224")
-        await pilot.press("enter")
+        await press(pilot, "enter")
         assert table.has_focus
         assert pilot.app.screen.query_one("#filter-bar").display
         make(tmp_path, "d", resolution=224)
         await wait_for_rows(pilot, 2)
-        await pilot.press("escape")
+        await press(pilot, "escape")
         assert table.row_count == 4
         assert not pilot.app.screen.query_one("#filter-bar").display
 
@@ -75,7 +98,7 @@ async def test_order__follows_keys_and_clicks(tmp_path: Path) -> None:
 
         found = {}
         for _ in table.widths:
-            await pilot.press("s")
+            await press(pilot, "s")
             found[table.sorted_by[0]] = order()
         assert list(found) == [*list(table.widths)[1:], "run"]
         assert found["model"] == "acb"
@@ -83,17 +106,17 @@ async def test_order__follows_keys_and_clicks(tmp_path: Path) -> None:
         assert found["accuracy"] == "abc", "the best first, what has none last"
         assert found["age"] == "bca"
         assert found["run"] == "abc"
-        await pilot.press("S")
+        await press(pilot, "S")
         assert order() == "cba"
         assert any("run▼" in line for line in read_screen(pilot))
         x = 2 + sum(table.widths[key] + table.gap for key in ("run",))
-        await pilot.click(offset=(x, 1))
+        await click(pilot, offset=(x, 1))
         assert table.sorted_by == ("model", False)
         assert order() == "acb"
-        await pilot.click(offset=(x, 1))
+        await click(pilot, offset=(x, 1))
         assert order() == "bca"
         current = table.current
-        await pilot.press("s")
+        await press(pilot, "s")
         assert table.current is current, "the cursor stays on its run"
 
 
@@ -101,11 +124,11 @@ async def test_table__follows_the_mouse(tmp_path: Path) -> None:
     make_some(tmp_path)
     async with make_app(tmp_path).run_test(size=(120, 40)) as pilot:
         table = await wait_for_rows(pilot, 3)
-        await pilot.click(offset=(5, 4))
+        await click(pilot, offset=(5, 4))
         assert table.cursor_row == 2
-        await pilot.click(offset=(5, 30))
+        await click(pilot, offset=(5, 30))
         assert table.cursor_row == 2
-        await pilot.click(offset=(5, 3), times=2)
+        await click(pilot, offset=(5, 3), times=2)
         await wait_for(pilot, lambda: not isinstance(pilot.app.screen, RunsScreen))
 
 
@@ -114,7 +137,7 @@ async def test_runs__are_exported_as_csv(tmp_path: Path, monkeypatch: pytest.Mon
     make_some(tmp_path / "logs")
     async with make_app(tmp_path / "logs").run_test(size=(80, 24)) as pilot:
         await wait_for_rows(pilot, 3)
-        await pilot.press("e")
+        await press(pilot, "e")
         await wait_for(pilot, (tmp_path / "satstore-runs.csv").exists)
     rows = list(csv.DictReader((tmp_path / "satstore-runs.csv").read_text().splitlines()))
     assert [row["model"] for row in rows] == ["resnet18", "vgg16", "resnet34"]
@@ -124,10 +147,10 @@ async def test_help__is_of_what_has_the_focus(tmp_path: Path) -> None:
     make_some(tmp_path)
     async with make_app(tmp_path).run_test(size=(120, 40)) as pilot:
         await wait_for_rows(pilot, 3)
-        await pilot.press("question_mark")
+        await press(pilot, "question_mark")
         await wait_for(pilot, lambda: bool(pilot.app.screen.query(HelpPanel)))
         await wait_for(pilot, lambda: any("filters as you type" in line for line in read_screen(pilot)))
-        await pilot.press("question_mark")
+        await press(pilot, "question_mark")
         await wait_for(pilot, lambda: not pilot.app.screen.query(HelpPanel))
 
 
@@ -139,11 +162,11 @@ async def test_palette__has_every_action(tmp_path: Path) -> None:
         titles = {command.title for command in app.get_system_commands(app.screen)}
         wanted = {"Filter", "Mark", "Compare", "Sort", "Reverse", "Log", "Cancel", "Export", "Copy command"}
         assert titles >= wanted | {"Demo", "Pause", "New job", "Jobs", "Help", "Quit", "Theme", "Open"}
-        await pilot.press("ctrl+p")
-        await pilot.press(*"Jobs")
+        await press(pilot, "ctrl+p")
+        await press(pilot, *"Jobs")
         await wait_for(pilot, lambda: any("What runs and what ran" in line for line in read_screen(pilot)))
-        await pilot.press("down", "enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, JobsScreen))
+        await press(pilot, "down", "enter")
+        await wait_for_screen(pilot, JobsScreen)
 
 
 async def test_keys__leave_those_that_terminals_need(tmp_path: Path) -> None:
@@ -151,9 +174,15 @@ async def test_keys__leave_those_that_terminals_need(tmp_path: Path) -> None:
     app = make_app(tmp_path)
     async with app.run_test(size=(120, 40)) as pilot:
         await wait_for_rows(pilot, 3)
-        for keys in ([], ["n"], ["escape", "J"], ["escape", "enter"]):
-            await pilot.press(*keys)
-            await pilot.pause(0.2)
+        ways: list[tuple[list[str], type[Screen[Any]]]] = [
+            ([], RunsScreen),
+            (["n"], NewJobScreen),
+            (["escape", "J"], JobsScreen),
+            (["escape", "enter"], RunScreen),
+        ]
+        for keys, kind in ways:
+            await press(pilot, *keys)
+            await wait_for_screen(pilot, kind)
             active = app.screen.active_bindings
             ours = {key for key in active if type(active[key].node).__module__.startswith("tui.")}
             assert ours
@@ -168,8 +197,9 @@ async def test_theme__is_taken(tmp_path: Path, theme: str) -> None:
         table = await wait_for_rows(pilot, 3)
         assert app.theme == theme
         assert read_row(table, 0)["model"] == "resnet18"
-        await pilot.press("enter")
-        await pilot.pause(0.3)
+        await press(pilot, "enter")
+        await wait_for_screen(pilot, RunScreen)
+        await wait_for(pilot, lambda: "no spectra yet" in read_static(pilot, "#notice"))
 
 
 @pytest.fixture
@@ -195,9 +225,13 @@ def give_layers(run: Run) -> None:
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
-def test_picture__of_the_runs(fixed_logs: Path, size: tuple[int, int], snap_compare: object) -> None:
-    make_some(fixed_logs)
-    give_layers(make(fixed_logs, "deep", 60, 0.77, {"train": "done", "saturation": "done"}, epoch=60))
+def test_picture__of_the_runs(
+    fixed_logs: Path, size: tuple[int, int], snap_compare: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = make_some(fixed_logs).manifest.created + 160
+    stages: dict[str, StageStatus] = {"train": "done", "saturation": "done"}
+    give_layers(make(fixed_logs, "deep", 60, 0.77, stages, age_s=3.5 * DAY_S, epoch=60))
+    monkeypatch.setattr("tui.rows.time", SimpleNamespace(time=lambda: now))  # ages are in the picture
 
     async def wait(pilot: object) -> None:
         await wait_for_rows(pilot, 4)  # type: ignore[arg-type]
@@ -212,29 +246,47 @@ def test_picture__of_the_first_run(fixed_logs: Path, snap_compare: object) -> No
     assert snap_compare(make_app(fixed_logs), terminal_size=(80, 24), run_before=wait)  # type: ignore[operator]
 
 
-def test_serve__answers_on_loopback_only(tmp_path: Path) -> None:
-    make_some(tmp_path)
-    port = 20_000 + os.getpid() % 20_000
-    words = [sys.executable, "-m", "satstore", "tui", "--serve", "--port", f"{port}", "--read-only"]
-    log = (tmp_path / "log").open("w")
-    server = subprocess.Popen([*words, "--logs-dir", str(tmp_path)], stdout=log, stderr=log, env=CLEAN)
+def free_port() -> int:
+    """Return a port that the system says is free; another process may be quicker to take it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serve(logs: Path, log_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Serve the app on a port that is free."""
+    words = [sys.executable, "-m", "satstore", "tui", "--serve", "--read-only", "--logs-dir", str(logs)]
+    port = free_port()
+    with log_path.open("wb") as log:
+        server = subprocess.Popen([*words, "--port", f"{port}"], stdout=log, stderr=log)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=5) as answer:
-                    assert b"satstore" in answer.read()
-                break
-            except OSError:
-                assert server.poll() is None, (tmp_path / "log").read_text()
-                assert time.monotonic() < deadline
-                time.sleep(0.1)
-        listening = [c.laddr.ip for c in psutil.Process(server.pid).net_connections() if c.status == "LISTEN"]
-        assert listening == ["127.0.0.1"]
+        yield server, port
     finally:
         server.terminate()
-        server.wait(30)
-        log.close()
+        server.wait(HANGS_S)
+
+
+def listening(server: subprocess.Popen[bytes]) -> list[tuple[str, int]]:
+    """Return the addresses that a process waits for connections at."""
+    found = psutil.Process(server.pid).net_connections()
+    return [(c.laddr.ip, c.laddr.port) for c in found if c.status == psutil.CONN_LISTEN]
+
+
+def test_serve__answers_on_loopback_only(tmp_path: Path) -> None:
+    make_some(tmp_path / "logs")
+    for _ in range(3):
+        with serve(tmp_path / "logs", tmp_path / "log") as (server, port):
+            wait_until(lambda server=server: server.poll() is not None or listening(server))
+            said = (tmp_path / "log").read_text()
+            if server.poll() is not None:  # the port was taken meanwhile
+                assert "address already in use" in said, said
+                continue
+            assert listening(server) == [("127.0.0.1", port)]
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=HANGS_S) as answer:
+                assert b"satstore" in answer.read()
+            return
+    pytest.fail("no port stayed free")
 
 
 def test_tui__refuses_a_theme_that_is_not_there(tmp_path: Path) -> None:
@@ -244,7 +296,7 @@ def test_tui__refuses_a_theme_that_is_not_there(tmp_path: Path) -> None:
     words = [sys.executable, "-m", "satstore", "tui", "--theme", "nrd", "--logs-dir", str(tmp_path)]
     done = subprocess.Popen(words, stdin=slave, stdout=slave, stderr=slave)
     os.close(slave)
-    assert done.wait(30) == 1
+    assert done.wait(HANGS_S) == 1
     assert b"no theme 'nrd'; did you mean 'nord'?" in os.read(master, 4096).replace(b"\r\n", b" ")
     os.close(master)
 
@@ -256,7 +308,7 @@ async def test_footer__is_whole_at_80_columns(fixed_logs: Path, keys: str) -> No
     async with app.run_test(size=(80, 24)) as pilot:
         await wait_for_rows(pilot, 3)
         first = app.screen
-        await pilot.press(*keys.split())
+        await press(pilot, *keys.split())
         await wait_for(pilot, lambda: (app.screen is not first) == bool(keys))
         await wait_for(pilot, lambda: read_screen(pilot)[-1].rstrip().endswith("^p palette"))
         footer = " ".join(read_screen(pilot)[-1].split())

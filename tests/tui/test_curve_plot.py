@@ -1,7 +1,7 @@
 """The plot widget: what its axes say."""
 
 import pytest
-from pilots import read_screen
+from pilots import read_screen, settle
 from textual.app import App, ComposeResult
 
 from tui.widgets.curve_plot import Curve, CurvePlot
@@ -23,7 +23,7 @@ async def test_curve_plot__names_end_within_the_screen(width: int, n_layers: int
         plot = app.query_one(CurvePlot)
         curve = Curve("saturation", range(n_layers), [0.5] * n_layers, "red")
         plot.draw([curve], x_limits=(-0.5, n_layers - 0.5), y_limits=(0.0, 1.0), names=names)
-        await pilot.pause()
+        await settle(pilot)
         shown = read_screen(pilot)[-1].split()
     assert len(shown) > 1
     for name in shown:

@@ -7,11 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from pilots import SIZES, make, make_app, read_screen, read_static, wait_for
+from pilots import (
+    SIZES,
+    Calls,
+    make,
+    make_app,
+    press,
+    read_screen,
+    read_static,
+    wait_for,
+    wait_for_screen,
+)
 from textual.pilot import Pilot
 
 from satstore.jobs import Job, find_job, jobs_dir
 from tui.app import SatstoreApp
+from tui.reader import Reader
 from tui.screens.jobs import JobsScreen, JobsTable
 from tui.screens.modals import ConfirmScreen, ErrorScreen
 from tui.screens.runs import RunsScreen
@@ -30,8 +41,8 @@ def make_job(logs_dir: Path, number: int, code: int | None = 0, log: str = "", *
 
 
 async def open_jobs(pilot: Pilot[None], n_jobs: int) -> JobsTable:
-    await pilot.press("J")
-    await wait_for(pilot, lambda: isinstance(pilot.app.screen, JobsScreen))
+    await press(pilot, "J")
+    await wait_for_screen(pilot, JobsScreen)
     table = pilot.app.screen.query_one(JobsTable)
     await wait_for(pilot, lambda: table.row_count == n_jobs)
     return table
@@ -48,7 +59,7 @@ async def test_jobs_screen__says_how_to_start_one_where_there_are_none(
     async with make_app(tmp_path / "logs").run_test(size=size) as pilot:
         await open_jobs(pilot, 0)
         assert any("Press n to start one" in line for line in read_screen(pilot))
-        await pilot.press("escape")
+        await press(pilot, "escape")
         assert isinstance(pilot.app.screen, RunsScreen)
 
 
@@ -68,13 +79,13 @@ async def test_jobs_screen__shows_every_state_with_code_and_last_line(
         for state in ("✓ done", "✗ failed", "■ cancelled", "? lost", "▶ running"):
             assert state in text
         assert [job.number for job, _ in table.rows] == [6, 5, 4, 3, 2, 1]
-        await pilot.press("end", "k")
+        await press(pilot, "end", "k")
         assert "exit 1: satstore: out of �[31mmemory" in read_static(pilot, "#detail")
         await wait_for(pilot, lambda: "memory" in "\n".join(pilot.app.screen.query_one(LogView).lines))
         assert "\x1b" not in "\n".join(pilot.app.screen.query_one(LogView).lines)
-        await pilot.press("k")
+        await press(pilot, "k")
         assert "exit -9: its process ended without a word" in read_static(pilot, "#detail")
-        await pilot.press("home")
+        await press(pilot, "home")
         assert "on elsewhere" in read_static(pilot, "#detail")
 
 
@@ -96,18 +107,18 @@ async def test_jobs_screen__follows_a_job_and_cancels_it(
         assert "sleepy" in line
         assert "MiB" in line
         assert "1 running" in read_static(pilot, "#counts")
-        await pilot.press("x")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ConfirmScreen))
+        await press(pilot, "x")
+        await wait_for_screen(pilot, ConfirmScreen)
         assert any("End job 1?" in line for line in read_screen(pilot))
-        await pilot.press("n")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, JobsScreen))
+        await press(pilot, "n")
+        await wait_for_screen(pilot, JobsScreen)
         assert find_job(1, tmp_path / "logs").is_running
-        await pilot.press("x")
-        await wait_for(pilot, lambda: isinstance(pilot.app.screen, ConfirmScreen))
-        await pilot.press("y")
+        await press(pilot, "x")
+        await wait_for_screen(pilot, ConfirmScreen)
+        await press(pilot, "y")
         await wait_for(pilot, lambda: job_of(table, 1).state == "cancelled")
         assert find_job(1, tmp_path / "logs").exit_code == 143
-        await pilot.press("x")  # there is nothing more to end
+        await press(pilot, "x")  # there is nothing more to end
         assert isinstance(pilot.app.screen, JobsScreen)
 
 
@@ -131,7 +142,7 @@ async def test_app__quits_while_jobs_run_and_the_next_one_finds_them(
         start_sleeper("long")
         start_sleeper("deaf")
         await wait_for(pilot, lambda: sum(job.is_running for job in first.jobs) == 2)
-        await pilot.press("q")
+        await press(pilot, "q")
     assert capsys.readouterr().err.strip() == "2 jobs keep running (1, 2); see: satstore jobs"
     assert all(find_job(number, tmp_path / "logs").is_running for number in (1, 2))
     second = make_app(tmp_path / "logs")
@@ -148,7 +159,10 @@ async def test_jobs_screen__shows_what_works_in_a_terminal_too(tmp_path: Path) -
         await wait_for(pilot, lambda: "extract: done" in "\n".join(pilot.app.screen.query_one(LogView).lines))
 
 
-async def test_jobs_screen__follows_a_log_that_grows_and_holds_it_while_paused(tmp_path: Path) -> None:
+async def test_jobs_screen__follows_a_log_that_grows_and_holds_it_while_paused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = Calls(monkeypatch, LogView, "_poll")
     path = make_job(tmp_path, 1, 0, "one\n")
     async with make_app(tmp_path).run_test() as pilot:
         await open_jobs(pilot, 1)
@@ -158,14 +172,14 @@ async def test_jobs_screen__follows_a_log_that_grows_and_holds_it_while_paused(t
             file.write("two\nthr")
         await wait_for(pilot, lambda: "two" in log.lines)
         assert "thr" not in log.lines, "a line that is being written is not shown in halves"
-        await pilot.press("full_stop")
+        await press(pilot, "full_stop")
         with (path / "log.txt").open("a") as file:
             file.write("ee\n")
-        await pilot.pause(0.5)
+        await looks.wait_for_more(pilot)
         assert "three" not in log.lines
-        await pilot.press("full_stop")
+        await press(pilot, "full_stop")
         await wait_for(pilot, lambda: "three" in log.lines)
-        await pilot.press("l")
+        await press(pilot, "l")
         assert log.has_focus
         (path / "log.txt").write_text("anew\n")
         await wait_for(pilot, lambda: list(log.lines)[:1] == ["anew"])
@@ -180,11 +194,11 @@ async def test_runs_screen__ends_the_job_of_a_run(
         await wait_for(pilot, lambda: any(job.progress is not None for job in app.jobs))
         await wait_for(pilot, lambda: "…" in read_screen(pilot)[2])
         await wait_for(pilot, lambda: "%" in read_screen(pilot)[2])
-        await pilot.press("l")
-        await wait_for(pilot, lambda: isinstance(app.screen, JobsScreen))
-        await pilot.press("escape", "x")
-        await wait_for(pilot, lambda: isinstance(app.screen, ConfirmScreen))
-        await pilot.press("y")
+        await press(pilot, "l")
+        await wait_for_screen(pilot, JobsScreen)
+        await press(pilot, "escape", "x")
+        await wait_for_screen(pilot, ConfirmScreen)
+        await press(pilot, "y")
         await wait_for(pilot, lambda: app.jobs[0].state == "cancelled")
         await wait_for(pilot, lambda: "stopped" in read_static(pilot, "#detail"))
 
@@ -200,12 +214,11 @@ async def test_app__says_in_one_modal_what_fails_in_threads(tmp_path: Path) -> N
         await wait_for(pilot, lambda: app.snapshot is not None)
         app.in_thread(lambda: fail("the disk is gone"), "a")
         app.in_thread(lambda: fail("\x1b[2Jthe other too"), "b")
-        await wait_for(pilot, lambda: "the other too" in "\n".join(read_screen(pilot)))
-        assert isinstance(app.screen, ErrorScreen)
-        text = "\n".join(read_screen(pilot))
-        assert "OSError: the disk is gone" in text
+        await wait_for_screen(pilot, ErrorScreen)
+        for reason in ("OSError: the disk is gone", "the other too"):
+            await wait_for(pilot, lambda reason=reason: reason in "\n".join(read_screen(pilot)))
         assert len(app.screen_stack) == 2
-        await pilot.press("escape")
+        await press(pilot, "escape")
         assert isinstance(app.screen, RunsScreen)
     assert app.return_code in (0, None)
 
@@ -216,8 +229,8 @@ async def test_app__says_why_a_job_could_not_be_started(tmp_path: Path) -> None:
     app = make_app(tmp_path / "logs")
     async with app.run_test() as pilot:
         await wait_for(pilot, lambda: app.snapshot is not None)
-        await pilot.press("d")
-        await wait_for(pilot, lambda: isinstance(app.screen, ErrorScreen))
+        await press(pilot, "d")
+        await wait_for_screen(pilot, ErrorScreen)
         assert any("can't be written" in line for line in read_screen(pilot))
 
 
@@ -226,15 +239,17 @@ async def test_read_only__starts_ends_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     start_sleeper("long")
+    polls = Calls(monkeypatch, Reader, "poll")
     app = SatstoreApp(tmp_path / "logs", 0.02, read_only=True)
     async with app.run_test(size=(120, 40)) as pilot:
         await wait_for(pilot, lambda: bool(app.jobs))
         for keys in ("n", "d", "e", "x"):
-            await pilot.press(keys)
-        await pilot.press("J", "x", "n")
+            await press(pilot, keys)
+        await press(pilot, "J", "x", "n")
         assert isinstance(app.screen, JobsScreen)
-        await pilot.press("escape")
-        await pilot.pause(0.2)
+        await press(pilot, "escape")
+        await app.workers.wait_for_complete()
+        await polls.wait_for_more(pilot)
         assert len(app.jobs) == 1
         assert app.jobs[0].is_running
         assert not list(tmp_path.glob("*.csv"))

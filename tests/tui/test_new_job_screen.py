@@ -5,8 +5,22 @@ import shlex
 from pathlib import Path
 
 import pytest
-from conftest import SMALL
-from pilots import SIZES, make, make_app, read_screen, read_static, wait_for, wait_for_rows
+import tiny
+from command_line import SMALL, WORKS_S
+from pilots import (
+    ONE_SIZE,
+    Gate,
+    make,
+    make_app,
+    press,
+    read_screen,
+    read_static,
+    run_here,
+    settle,
+    wait_for,
+    wait_for_rows,
+    wait_for_screen,
+)
 from textual.pilot import Pilot
 from textual.widgets import Button, Checkbox, Input, Select, Static
 
@@ -19,25 +33,18 @@ from tui.screens.runs import RunsScreen
 
 
 async def open_form(pilot: Pilot[None]) -> NewJobScreen:
-    await pilot.press("n")
-    await wait_for(pilot, lambda: isinstance(pilot.app.screen, NewJobScreen))
-    screen = pilot.app.screen
-    assert isinstance(screen, NewJobScreen)
-    await wait_for(pilot, lambda: bool(screen.query("#parameters .entry")))
+    await press(pilot, "n")
+    screen = await wait_for_screen(pilot, NewJobScreen)
+    assert screen.query("#parameters .entry")
     return screen
 
 
 async def fill(pilot: Pilot[None], **values: str | bool) -> None:
     for name, value in values.items():
         widget = pilot.app.screen.query_one(f"#field-{name}" if name != "stage" else "#stage")
-        if name == "stage" and getattr(widget, "value", None) != value:
-            await pilot.app.screen.query_one("#parameters").remove_children()
         assert isinstance(widget, Input | Select | Checkbox)
         widget.value = value  # type: ignore[assignment]
-        await pilot.pause()
-        if name == "stage":
-            await wait_for(pilot, lambda: bool(pilot.app.screen.query("#parameters .entry")))
-    await pilot.pause()
+        await settle(pilot)
 
 
 def error(pilot: Pilot[None], name: str) -> str:
@@ -45,7 +52,7 @@ def error(pilot: Pilot[None], name: str) -> str:
     return str(widget.content) if widget.display else ""
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ONE_SIZE)
 async def test_form__is_made_from_each_stages_parameters(tmp_path: Path, size: tuple[int, int]) -> None:
     make(tmp_path, "a")
     async with make_app(tmp_path).run_test(size=size) as pilot:
@@ -77,7 +84,7 @@ async def test_form__says_what_is_wrong_beside_the_field(tmp_path: Path) -> None
         assert "expected a number from 1 to 9999, full, or pixelwise" in error(pilot, "pooling")
         assert error(pilot, "C") == ""
         assert screen.query_one("#start", Button).disabled
-        await pilot.press("ctrl+s")
+        await press(pilot, "ctrl+s")
         assert isinstance(pilot.app.screen, NewJobScreen)
         assert screen.query_one("#field-pooling").has_focus or screen.query_one("#field-workers").has_focus
         await fill(pilot, workers="", pooling="", run="b")
@@ -90,10 +97,10 @@ async def test_form__says_what_is_wrong_beside_the_field(tmp_path: Path) -> None
         assert "run id 'a/b' can't be used" in error(pilot, "run_id")
         await fill(pilot, run_id="mine")
         assert not screen.query_one("#start", Button).disabled
-        await pilot.press("ctrl+y")
+        await press(pilot, "ctrl+y")
         words = ["satstore", "probe", "--config", "demo", "--run-id", "mine", "-C", "0.5", "--overwrite"]
         assert pilot.app.clipboard == shlex.join([*words, "--logs-dir", str(tmp_path)])
-        await pilot.press("escape")
+        await press(pilot, "escape")
         assert isinstance(pilot.app.screen, RunsScreen)
     assert not list_jobs(tmp_path)
 
@@ -114,27 +121,54 @@ async def test_form__previews_the_grid_of_a_config(tmp_path: Path) -> None:
         assert not pilot.app.screen.query_one("#preview").display
 
 
-async def test_form__estimates_before_the_start(tmp_path: Path) -> None:
-    (tmp_path / "small.json").write_text(json.dumps(SMALL))
+@pytest.mark.parametrize("runs_here", [True, pytest.param(False, marks=pytest.mark.long)])
+async def test_form__estimates_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs_here: bool
+) -> None:
+    config = SMALL
+    if runs_here:
+        config = tiny.CONFIG
+        monkeypatch.setattr("tui.screens.new_job.run_command", run_here)
+    (tmp_path / "small.json").write_text(json.dumps(config))
     async with make_app(tmp_path / "logs").run_test(size=(120, 40)) as pilot:
         await open_form(pilot)
         await fill(pilot, config=str(tmp_path / "small.json"))
-        await pilot.press("ctrl+g")
-        await wait_for(pilot, lambda: "free" in read_static(pilot, "#preview"), 120)
+        await press(pilot, "ctrl+g")
+        await wait_for(pilot, lambda: "free" in read_static(pilot, "#preview"), WORKS_S)
         text = read_static(pilot, "#preview")
         assert "train" in text
-        assert "MiB" in text
+        assert "iB" in text
         assert "layers" in text
 
 
-async def test_form__starts_a_job_and_progress_moves(tmp_path: Path) -> None:
-    (tmp_path / "small.json").write_text(json.dumps(SMALL | {"epoch": 2, "stages": ["train"]}))
-    app = SatstoreApp(tmp_path / "logs", 0.02)
+async def test_form__starts_a_job_and_progress_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gated.json").write_text(json.dumps({"plugins": [Gate.PLUGIN], "stages": ["gated"]}))
+    app = make_app(tmp_path / "logs")
+    with Gate(tmp_path, monkeypatch) as gate:
+        async with app.run_test(size=(120, 40)) as pilot:
+            await open_form(pilot)
+            await fill(pilot, config=str(tmp_path / "gated.json"), run_id="mine")
+            await press(pilot, "ctrl+s")
+            await wait_for_screen(pilot, JobsScreen)
+            for shown in ("gated 50%", "gated 100%"):
+                await wait_for(pilot, lambda shown=shown: any(shown in line for line in read_screen(pilot)))
+                assert app.jobs[0].is_running
+                gate.open_once()
+            await wait_for(pilot, lambda: not app.jobs[0].is_running)
+            assert app.jobs[0].state == "done", app.jobs[0]
+            await check_where_it_went(pilot, tmp_path / "logs")
+    check_words(tmp_path / "logs", tmp_path / "gated.json")
+
+
+@pytest.mark.long
+async def test_form__starts_a_job_that_trains(tmp_path: Path) -> None:
+    (tmp_path / "small.json").write_text(json.dumps(SMALL | {"epoch": 4, "stages": ["train"]}))
+    app = make_app(tmp_path / "logs")
     async with app.run_test(size=(120, 40)) as pilot:
         await open_form(pilot)
         await fill(pilot, config=str(tmp_path / "small.json"), run_id="mine")
-        await pilot.press("ctrl+s")
-        await wait_for(pilot, lambda: isinstance(app.screen, JobsScreen), 60)
+        await press(pilot, "ctrl+s")
+        await wait_for_screen(pilot, JobsScreen)
         shares: set[float] = set()
 
         def is_over() -> bool:
@@ -143,18 +177,27 @@ async def test_form__starts_a_job_and_progress_moves(tmp_path: Path) -> None:
                 shares.add(progress.share)
             return not app.jobs[0].is_running
 
-        await wait_for(pilot, lambda: bool(app.jobs) and is_over(), 120)
+        await wait_for(pilot, lambda: bool(app.jobs) and is_over(), WORKS_S)
         assert app.jobs[0].state == "done", app.jobs[0]
         assert len(shares) > 1
-        await pilot.press("escape")
-        await wait_for_rows(pilot, 1)
-        assert read_static(pilot, "#detail").splitlines()[0].startswith(str(tmp_path / "logs" / "mine"))
-    [job] = list_jobs(tmp_path / "logs")
-    assert job.words[:5] == ("run", "--config", str(tmp_path / "small.json"), "--run-id", "mine")
+        await check_where_it_went(pilot, tmp_path / "logs")
+    check_words(tmp_path / "logs", tmp_path / "small.json")
+
+
+async def check_where_it_went(pilot: Pilot[None], logs: Path) -> None:
+    """Look for the run among the runs."""
+    await press(pilot, "escape")
+    await wait_for_rows(pilot, 1)
+    assert read_static(pilot, "#detail").splitlines()[0].startswith(str(logs / "mine"))
+
+
+def check_words(logs: Path, config: Path) -> None:
+    [job] = list_jobs(logs)
+    assert job.words[:5] == ("run", "--config", str(config), "--run-id", "mine")
 
 
 async def test_read_only__shows_no_form(tmp_path: Path) -> None:
     app = SatstoreApp(tmp_path, 0.02, read_only=True)
     async with app.run_test() as pilot:
-        await pilot.press("n")
+        await press(pilot, "n")
         assert isinstance(app.screen, RunsScreen)

@@ -3,15 +3,31 @@
 import csv
 import json
 import shutil
-import time
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import satstore
-from pilots import SIZES, make, make_app, read_screen, read_static, wait_for, wait_for_rows
+from command_line import HANGS_S, WORKS_S, satstore
+from pilots import (
+    ONE_SIZE,
+    SIZES,
+    Calls,
+    Gate,
+    click,
+    make,
+    make_app,
+    press,
+    read_screen,
+    read_static,
+    run_here,
+    settle,
+    wait_for,
+    wait_for_rows,
+    wait_for_screen,
+)
 from textual.geometry import Region
 from textual.pilot import Pilot
 from textual.widgets import Log, Static, TabbedContent
@@ -25,7 +41,7 @@ from tui.job_words import describe_job
 from tui.layers import View, make_rules, tabulate
 from tui.screens.compare import CompareScreen
 from tui.screens.jobs import JobsScreen
-from tui.screens.modals import ErrorScreen
+from tui.screens.modals import ConfirmScreen, ErrorScreen
 from tui.screens.run import TABS, RunScreen
 from tui.screens.run_panes import LayersTable
 from tui.screens.runs import RunsScreen
@@ -34,8 +50,8 @@ from tui.widgets.slider import Slider
 
 
 @pytest.fixture(scope="module")
-def logs_with_maps(demo_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo's logs with receptive fields, and pixelwise probes of one layer."""
+def logs(demo_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo's logs with receptive fields, and pixelwise probes of one layer, which tests read."""
     logs = tmp_path_factory.mktemp("maps") / "logs"
     shutil.copytree(demo_logs, logs)
     for words in (
@@ -49,9 +65,9 @@ def logs_with_maps(demo_logs: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def logs(logs_with_maps: Path, tmp_path: Path) -> Path:
-    shutil.copytree(logs_with_maps, tmp_path / "logs")
-    return tmp_path / "logs"
+def logs_copy(logs: Path, tmp_path: Path) -> Path:
+    """A copy of these logs, which the test may write to."""
+    return Path(shutil.copytree(logs, tmp_path / "logs"))
 
 
 def run_of(logs: Path, run_id: str = "demo") -> Run:
@@ -67,10 +83,8 @@ async def open_run(
     app = make_app(logs)
     async with app.run_test(size=size) as pilot:
         await wait_for(pilot, lambda: app.snapshot is not None and bool(app.snapshot.experiments))
-        await pilot.press("enter")
-        await wait_for(pilot, lambda: isinstance(app.screen, RunScreen))
-        screen = app.screen
-        assert isinstance(screen, RunScreen)
+        await press(pilot, "enter")
+        screen = await wait_for_screen(pilot, RunScreen)
         await wait_for(pilot, lambda: screen._data is not None)
         yield pilot, screen
 
@@ -100,7 +114,7 @@ async def test_run_screen__draws_both_curves_and_reads_out_the_cursor(
         assert sum(line.count("■") for line in lines) >= 5
         assert any("╌╌" in line for line in lines), "the model's accuracy"
         assert any("features.0" in line for line in lines[6:]), "names on the axis"
-        await pilot.press("j", "down", "k")
+        await press(pilot, "j", "down", "k")
         assert run.layers[1] in read_static(pilot, "#layer")
         assert screen.query_one("#layer-plot", PlotWidget).size.height >= 10
 
@@ -111,7 +125,7 @@ async def test_run_screen__moves_delta_as_the_spectra_say(logs: Path) -> None:
         slider = screen.query_one("#delta", Slider)
         assert slider.text == "0.99"
         for keys in (["left"] * 9, ["right"] * 14, ["left"] * 40):
-            await pilot.press(*keys)
+            await press(pilot, *keys)
             table = run.saturation(float(slider.text), split="train").query("epoch == 1")
             expected = table.set_index("layer")["saturation"][run.layers[0]]
             assert shown_saturation(pilot) == f"{100 * expected:.1f}"
@@ -120,9 +134,9 @@ async def test_run_screen__moves_delta_as_the_spectra_say(logs: Path) -> None:
         slider.place = 10**6
         assert slider.text == "0.9999"
         slider.focus()
-        await pilot.press("home")
+        await press(pilot, "home")
         assert slider.text == "0.5"
-        await pilot.click(Slider, offset=(60, 0))
+        await click(pilot, Slider, offset=(60, 0))
         assert slider.text not in ("0.5", "0.9999")
 
 
@@ -130,7 +144,7 @@ async def test_run_screen__scrubs_through_the_epochs(logs: Path) -> None:
     run = run_of(logs)
     async with open_run(logs) as (pilot, screen):
         assert screen.query_one("#epoch", Slider).text == "1/1"
-        await pilot.press("left_square_bracket")
+        await press(pilot, "left_square_bracket")
         assert screen.query_one("#epoch", Slider).text == "0/1"
         table = run.saturation(split="train").query("epoch == 0").set_index("layer")
         assert shown_saturation(pilot) == f"{100 * table['saturation'][run.layers[0]]:.1f}"
@@ -139,7 +153,7 @@ async def test_run_screen__scrubs_through_the_epochs(logs: Path) -> None:
         assert "probe" not in read_static(pilot, "#values").replace("probe pool4 –", "").replace(
             "probe pixelwise –", ""
         )
-        await pilot.press("right_square_bracket")
+        await press(pilot, "right_square_bracket")
         assert "probe pool4 –" not in read_static(pilot, "#values")
 
 
@@ -147,11 +161,11 @@ async def test_run_screen__shows_all_layers_on_request(logs: Path) -> None:
     run = run_of(logs)
     async with open_run(logs) as (pilot, _):
         assert "1/9" in read_static(pilot, "#layer")
-        await pilot.press("a")
+        await press(pilot, "a")
         assert f"1/{len(run.layers)}" in read_static(pilot, "#layer")
-        await pilot.press(*["j"] * 20)
+        await press(pilot, *["j"] * 20)
         assert run.layers[-1] in read_static(pilot, "#layer")
-        await pilot.press("a")
+        await press(pilot, "a")
         assert "9/9" in read_static(pilot, "#layer")
 
 
@@ -160,30 +174,30 @@ async def test_plot__zooms_without_stealing_the_screens_keys(logs: Path) -> None
         plot = screen.query_one("#layer-plot", PlotWidget)
         assert plot.has_focus
         limits = (plot._x_min, plot._x_max)
-        await pilot.press("plus")
+        await press(pilot, "plus")
         assert plot._x_max - plot._x_min < limits[1] - limits[0]
         zoomed = (plot._x_min, plot._x_max)
-        await pilot.press("shift+right")
+        await press(pilot, "shift+right")
         assert plot._x_min > zoomed[0]
         moved = (plot._x_min, plot._x_max)
-        await pilot.press("left", "j")  # delta and cursor: what is seen stays
+        await press(pilot, "left", "j")  # delta and cursor: what is seen stays
         assert (plot._x_min, plot._x_max) == moved
         assert screen.query_one("#delta", Slider).text == "0.98"
         assert "features.4" in read_static(pilot, "#layer")
-        await pilot.press("0")
+        await press(pilot, "0")
         assert (plot._x_min, plot._x_max) == limits
-        await pilot.press("minus")
+        await press(pilot, "minus")
         assert plot._x_max - plot._x_min > limits[1] - limits[0]
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ONE_SIZE)
 async def test_run_screen__has_a_tab_for_all_that_is_known(logs: Path, size: tuple[int, int]) -> None:
     run = run_of(logs)
     async with open_run(logs, size) as (pilot, screen):
         tabs = screen.query_one(TabbedContent)
 
         async def show(tab: str, condition: Callable[[], bool]) -> str:
-            await pilot.press(f"{TABS.index(tab) + 1}" if tab != TABS[-1] else "l")
+            await press(pilot, f"{TABS.index(tab) + 1}" if tab != TABS[-1] else "l")
             assert tabs.active == tab
             await wait_for(pilot, condition)
             return "\n".join(read_screen(pilot))
@@ -208,17 +222,17 @@ async def test_run_screen__has_a_tab_for_all_that_is_known(logs: Path, size: tup
 
 async def test_run_screen__keeps_the_cursor_from_the_table_to_the_plot(logs: Path) -> None:
     async with open_run(logs) as (pilot, screen):
-        await pilot.press("4")
+        await press(pilot, "4")
         await wait_for(pilot, lambda: screen.query_one(LayersTable).row_count == 9)
         assert screen.query_one(LayersTable).has_focus
-        await pilot.press("j", "j", "j")
-        await pilot.press("1")
+        await press(pilot, "j", "j", "j")
+        await press(pilot, "1")
         await wait_for(pilot, lambda: "features.11" in read_static(pilot, "#layer"))
 
 
 async def test_run_screen__maps_the_probes_of_every_position(logs: Path) -> None:
     async with open_run(logs) as (pilot, screen):
-        await pilot.press("5", *["j"] * 5)
+        await press(pilot, "5", *["j"] * 5)
         await wait_for(pilot, lambda: screen.query_one(HeatMap)._values.shape == (4, 4))
         assert "features.18" in read_static(pilot, "#pixelwise-layer")
         from satstore.store import AnalysisStore
@@ -228,24 +242,31 @@ async def test_run_screen__maps_the_probes_of_every_position(logs: Path) -> None
         assert f"{min(99, round(100 * values[0, 0]))}" in text
         assert "100 %" in text
         screen.query_one(HeatMap).show(np.full((300, 300), 0.5))
-        await pilot.pause()
+        await settle(pilot)
         assert any("means of" in line for line in read_screen(pilot))
 
 
+@pytest.mark.parametrize("runs_here", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("key", "kind", "starts"), [("p", "png", b"\x89PNG"), ("s", "svg", b"<?xml"), ("c", "csv", b"layer,kind")]
 )
 async def test_run_screen__exports(
-    logs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, kind: str, starts: bytes
+    logs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    key: str,
+    kind: str,
+    starts: bytes,
+    runs_here: bool,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if runs_here:
+        monkeypatch.setattr("tui.export.run_command", run_here)
     run = run_of(logs)
     path = tmp_path / f"demo-{run.experiment}-layers.{kind}"
     async with open_run(logs) as (pilot, _):
-        await pilot.press("left", "e")
-        await pilot.pause()
-        await pilot.press(key)
-        await wait_for(pilot, path.exists)
+        await press(pilot, "left", "e", key)
+        await wait_for(pilot, path.exists, WORKS_S)
         assert path.read_bytes().startswith(starts)
     if kind == "csv":
         rows = list(csv.DictReader(path.read_text().splitlines()))
@@ -258,14 +279,14 @@ async def test_run_screen__exports(
 
 async def test_run_screen__copies_its_command(logs: Path) -> None:
     async with open_run(logs) as (pilot, _):
-        await pilot.press("y")
+        await press(pilot, "y")
         assert pilot.app.clipboard == f"satstore show {run_of(logs).name} --logs-dir {logs}"
 
 
 # States
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ONE_SIZE)
 async def test_run_screen__says_which_key_starts_what_is_missing(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
@@ -273,7 +294,7 @@ async def test_run_screen__says_which_key_starts_what_is_missing(
     async with open_run(tmp_path, size) as (pilot, _):
         assert "no spectra yet: press n to start train" in read_static(pilot, "#notice")
         for key in "123456789":
-            await pilot.press(key)
+            await press(pilot, key)
 
 
 async def test_run_screen__says_what_failed(tmp_path: Path) -> None:
@@ -282,19 +303,23 @@ async def test_run_screen__says_what_failed(tmp_path: Path) -> None:
         assert "train: out of memory" in read_static(pilot, "#notice")
 
 
-async def test_run_screen__names_what_is_damaged_and_shows_the_rest(logs: Path) -> None:
-    run = run_of(logs)
+async def test_run_screen__names_what_is_damaged_and_shows_the_rest(logs_copy: Path) -> None:
+    run = run_of(logs_copy)
     (run.path / "probe-pool4.csv").write_text("layer,eval_accuracy\nfeatures.0,1.0\n")
-    async with open_run(logs) as (pilot, _):
+    async with open_run(logs_copy) as (pilot, _):
         assert "is not what was committed" in read_static(pilot, "#notice")
         assert "saturation" in read_static(pilot, "#values")
         assert "probe pool4" not in read_static(pilot, "#values")
 
 
-async def test_run_screen__follows_a_run_that_changes(logs: Path) -> None:
-    run = run_of(logs)
-    async with open_run(logs) as (pilot, screen):
-        run.commit(change=lambda manifest: setattr(manifest.summary, "border_layer", "features.4"))
+def commit_border(run: Run, layer: str) -> None:
+    run.commit(change=lambda manifest: setattr(manifest.summary, "border_layer", layer))
+
+
+async def test_run_screen__follows_a_run_that_changes(logs_copy: Path) -> None:
+    run = run_of(logs_copy)
+    async with open_run(logs_copy) as (pilot, screen):
+        commit_border(run, "features.4")
         await wait_for(pilot, lambda: "border features.4" in read_static(pilot, "#values"))
 
         def forget_last_epoch(manifest: Manifest) -> None:
@@ -305,82 +330,85 @@ async def test_run_screen__follows_a_run_that_changes(logs: Path) -> None:
 
 
 async def test_run_screen__shows_the_newest_of_reads_that_overlap(
-    logs: Path, monkeypatch: pytest.MonkeyPatch
+    logs_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_of(logs)
-    borders: list[str | None] = []
+    run = run_of(logs_copy)
+    begun: list[str | None] = []
+    newer_is_shown = threading.Event()
 
-    def read_slowly_once(path: Path) -> RunCurves:
+    def read_the_first_slowly(path: Path) -> RunCurves:
         data = read_curves(path)
-        borders.append(data.border)
+        begun.append(data.border)
         if data.border == "features.4":
-            time.sleep(1)
+            assert newer_is_shown.wait(HANGS_S)
         return data
 
-    async with open_run(logs) as (pilot, _):
-        monkeypatch.setattr("tui.screens.run.read_curves", read_slowly_once)
-        for border in ("features.4", "features.8"):
-            run.commit(
-                change=lambda manifest, border=border: setattr(manifest.summary, "border_layer", border)
-            )
-            await wait_for(pilot, lambda border=border: border in borders)
-        await pilot.pause(1.5)
+    taken = Calls(monkeypatch, RunScreen, "_take")
+    async with open_run(logs_copy) as (pilot, _):
+        monkeypatch.setattr("tui.screens.run.read_curves", read_the_first_slowly)
+        commit_border(run, "features.4")
+        await wait_for(pilot, lambda: "features.4" in begun)
+        commit_border(run, "features.8")
+        await wait_for(pilot, lambda: "border features.8" in read_static(pilot, "#values"))
+        before = taken.n
+        newer_is_shown.set()
+        await wait_for(pilot, lambda: taken.n == before + 1)
         assert "border features.8" in read_static(pilot, "#values")
 
 
-async def test_run_screen__stays_when_its_manifest_breaks_and_when_its_folder_goes(logs: Path) -> None:
-    run = run_of(logs)
-    async with open_run(logs) as (pilot, screen):
+async def test_run_screen__stays_when_its_manifest_breaks_and_when_its_folder_goes(logs_copy: Path) -> None:
+    run = run_of(logs_copy)
+    async with open_run(logs_copy) as (pilot, screen):
         (run.path / "manifest.json").write_text("{")
         await wait_for(pilot, lambda: "is not a manifest" in read_static(pilot, "#notice"))
-        await pilot.press("left", "j", "2", "1")
+        await press(pilot, "left", "j", "2", "1")
         shutil.rmtree(run.path)
         await wait_for(pilot, lambda: "the folder of this run is gone" in read_static(pilot, "#notice"))
-        await pilot.press("3")
-        await pilot.pause(0.3)
+        await press(pilot, "3")
+        spectra = [worker for worker in pilot.app.workers if worker.group == "spectrum"]
+        await wait_for(pilot, lambda: all(worker.is_finished for worker in spectra))
         if isinstance(pilot.app.screen, ErrorScreen):
-            await pilot.press("escape")
+            await press(pilot, "escape")
         assert pilot.app.screen is screen
-        await pilot.press("escape")
+        await press(pilot, "escape")
         assert isinstance(pilot.app.screen, RunsScreen)
 
 
 # Several runs
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ONE_SIZE)
 async def test_compare_screen__overlays_marked_runs(
-    logs: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    logs_copy: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(logs / "demo", logs / "other")
-    app = make_app(logs)
+    monkeypatch.setattr("tui.export.run_command", run_here)
+    shutil.copytree(logs_copy / "demo", logs_copy / "other")
+    app = make_app(logs_copy)
     async with app.run_test(size=size) as pilot:
         await wait_for_rows(pilot, 2)
-        await pilot.press("c")
+        await press(pilot, "c")
         assert isinstance(app.screen, RunsScreen), "one run is no comparison"
-        await pilot.press("space", "space")
+        await press(pilot, "space", "space")
         assert "● 2 marked" in read_static(pilot, "#counts")
-        await pilot.press("c")
-        await wait_for(pilot, lambda: isinstance(app.screen, CompareScreen))
+        await press(pilot, "c")
+        await wait_for_screen(pilot, CompareScreen)
         await wait_for(pilot, lambda: "other:" in read_static(pilot, "#legend-text"))
         text = read_static(pilot, "#legend-text")
         assert [line[0] for line in text.splitlines()] == ["■", "▲"]
         assert "features.0: saturation" in text
-        await pilot.press("j", "d")
+        await press(pilot, "j", "d")
         assert "layers aligned by depth" in read_static(pilot, "#counts")
         assert "features.4: saturation" in read_static(pilot, "#legend-text")
         before = read_static(pilot, "#legend-text")
-        await pilot.press("left", "left", "left")
+        await press(pilot, "left", "left", "left")
         assert read_static(pilot, "#legend-text") != before
-        await pilot.press("a", *["j"] * 50)
+        await press(pilot, "a", *["j"] * 50)
         assert "classifier.6: saturation" in read_static(pilot, "#legend-text")
         if size == SIZES[0]:
-            await pilot.press("e")
-            await pilot.pause()
-            await pilot.press("p")
-            await wait_for(pilot, (tmp_path / "satstore-comparison.png").exists)
-        await pilot.press("escape", "escape")
+            await press(pilot, "e", "p")
+            await wait_for(pilot, (tmp_path / "satstore-comparison.png").exists, WORKS_S)
+        await press(pilot, "escape", "escape")
         assert isinstance(app.screen, RunsScreen)
         assert "marked" not in read_static(pilot, "#counts")
 
@@ -419,33 +447,75 @@ def test_decimate__keeps_extremes() -> None:
 # The demo, from the first screen on
 
 
+async def test_first_run__starts_the_demo(tmp_path: Path) -> None:
+    app = make_app(tmp_path / "logs")
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: any("Run the demo" in line for line in read_screen(pilot)))
+        await press(pilot, "d")
+        await wait_for(pilot, lambda: "▶ 1" in read_static(pilot, "#jobs-line"))
+        assert app.jobs[0].words == ("demo", "--logs-dir", str(tmp_path / "logs"))
+        await press(pilot, "J")
+        await wait_for_screen(pilot, JobsScreen)
+        await press(pilot, "x")
+        await wait_for_screen(pilot, ConfirmScreen)
+        await press(pilot, "y")
+        await wait_for(pilot, lambda: app.jobs[0].state == "cancelled")
+
+
+async def test_first_run__is_watched_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gated.json").write_text(json.dumps({"plugins": [Gate.PLUGIN], "stages": ["gated"]}))
+    app = make_app(tmp_path / "logs")
+    with Gate(tmp_path, monkeypatch) as gate:
+        async with app.run_test(size=(120, 40)) as pilot:
+            await wait_for(pilot, lambda: any("Run the demo" in line for line in read_screen(pilot)))
+            app.start(["run", "--config", str(tmp_path / "gated.json"), "--run-id", "mine"], follow=False)
+            table = await wait_for_rows(pilot, 1)
+            await wait_for(pilot, lambda: "gated 50%" in read_static(pilot, "#jobs-line"))
+            await press(pilot, "enter")  # while it is being written
+            await wait_for_screen(pilot, RunScreen)
+            await wait_for(pilot, lambda: "no spectra yet" in read_static(pilot, "#notice"))
+            gate.open_once()
+            await wait_for(pilot, lambda: "gated 100%" in describe_job(app.jobs[0]))
+            assert "left" in describe_job(app.jobs[0])
+            gate.open_once()
+            await wait_for(pilot, lambda: not app.jobs[0].is_running)
+            assert app.jobs[0].state == "done"
+            await press(pilot, "escape")
+            await wait_for(pilot, lambda: not table.rows[0].has("running"))
+            assert table.rows[0].size_bytes
+            await press(pilot, "l")
+            await wait_for_screen(pilot, JobsScreen)
+            await wait_for(pilot, lambda: any("gated: at the gate" in line for line in read_screen(pilot)))
+
+
+@pytest.mark.long
 async def test_first_run__runs_the_demo_and_watches_it(tmp_path: Path) -> None:
     app = SatstoreApp(tmp_path / "logs", 0.05)
     async with app.run_test(size=(120, 40)) as pilot:
         await wait_for(pilot, lambda: any("Run the demo" in line for line in read_screen(pilot)))
-        await pilot.press("d")
+        await press(pilot, "d")
         table = await wait_for_rows(pilot, 1)
         seen = {read_static(pilot, "#jobs-line")}
-        await pilot.press("enter")  # while its stores are being written
-        await wait_for(pilot, lambda: isinstance(app.screen, RunScreen))
+        await press(pilot, "enter")  # while its stores are being written
+        await wait_for_screen(pilot, RunScreen)
 
         def is_over() -> bool:
             seen.update(describe_job(job) for job in app.jobs)
             assert not isinstance(app.screen, ErrorScreen), read_screen(pilot)
             return bool(app.jobs) and not app.jobs[0].is_running
 
-        await wait_for(pilot, is_over, 120)
+        await wait_for(pilot, is_over, WORKS_S)
         assert app.jobs[0].state == "done"
         assert any("train" in text for text in seen), seen
         assert any("%" in text and "left" in text for text in seen), seen
         await wait_for(pilot, lambda: "probe pool4" in read_static(pilot, "#values"))
         assert read_static(pilot, "#notice") == ""
-        await pilot.press("escape")
+        await press(pilot, "escape")
         await wait_for(pilot, lambda: table.rows[0].stages["probe"] == "done")
         assert len(table.rows[0].saturation) == 9
         assert table.rows[0].size_bytes
-        await pilot.press("l")
-        await wait_for(pilot, lambda: isinstance(app.screen, JobsScreen))
+        await press(pilot, "l")
+        await wait_for_screen(pilot, JobsScreen)
         await wait_for(pilot, lambda: any("test accuracy" in line for line in read_screen(pilot)))
     content = json.loads((tmp_path / "logs" / ".jobs" / "1" / "job.json").read_text())
     assert content["words"] == ["demo", "--logs-dir", str(tmp_path / "logs")]
@@ -454,8 +524,7 @@ async def test_first_run__runs_the_demo_and_watches_it(tmp_path: Path) -> None:
 async def test_run_screen__says_what_the_curves_mean(logs: Path) -> None:
     run = run_of(logs)
     async with open_run(logs) as (pilot, screen):
-        await pilot.press(f"{TABS.index('advice') + 1}")
-        await pilot.pause()
+        await press(pilot, f"{TABS.index('advice') + 1}")
         text = screen.query_one("#advice-text", Static)
         width, height = text.size
         lines = [strip.text for strip in text.render_lines(Region(0, 0, width, height))]
