@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # Tests run side by side, a process per core: with threads of their own, torch and BLAS would spin for each other.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1
+# Each of the processes that tests start would compile satstore anew.
+unexport PYTHONDONTWRITEBYTECODE
 SETUP := pyproject.toml constraints.txt Makefile
 
 # What hypothesis and the soak draw; give it to repeat them.

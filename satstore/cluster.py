@@ -100,9 +100,8 @@ def start_cluster(n_workers: int) -> Iterator[Cluster]:
     n_cores = os.cpu_count() or 1
     n_workers = min(n_workers, n_cores)
     with ExitStack() as opened:
-        with (
-            deaf_children()
-        ):  # at whose end a Ctrl-C is heard that came meanwhile: the cluster has to end then
+        # At its end a Ctrl-C is heard that came meanwhile: the cluster has to end then.
+        with deaf_children():
             cluster = opened.enter_context(
                 LocalCluster(
                     n_workers=n_workers,

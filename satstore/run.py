@@ -604,20 +604,27 @@ class Run:
         change
             Changes a copy of the manifest in place.
         """
+        try:
+            self._commit(files or {}, change)
+        except KeyboardInterrupt:  # who is stopped has the time that a crash has not
+            self._finish_commit()
+            raise
+
+    def _commit(self, files: Mapping[str, bytes], change: Callable[[Manifest], None] | None) -> None:
         manifest = self.manifest.model_copy(deep=True)
-        for name, content in (files or {}).items():
+        for name, content in files.items():
             write_file(self.path / f"{name}.new", content)
             manifest.files[name] = FileRecord.of(Digest.of(content))
         if change is not None:
             change(manifest)
         write_file(self.path / "manifest.json", describe_manifest(manifest))
         self.manifest = manifest
-        for name in files or {}:
+        for name in files:
             (self.path / f"{name}.new").replace(self.path / name)
         sync_folder(self.path)
 
-    def _recover(self) -> None:
-        """Finish or undo what a crash left half done: renames after a commit, and files never committed."""
+    def _finish_commit(self) -> None:
+        """Finish or undo a commit that was cut off: renames that are left, and files never committed."""
         self.reload()
         for staged in filter(Path.is_file, self.path.glob("*.new")):
             name = staged.name.removesuffix(".new")
@@ -626,6 +633,10 @@ class Run:
                 staged.replace(self.path / name)
             else:
                 staged.unlink()
+
+    def _recover(self) -> None:
+        """Mend what a crash left half done: a commit, and temporary files."""
+        self._finish_commit()
         remove_partials(self.path)
         elsewhere = self.latents_location
         if isinstance(elsewhere, Folder) and self.manifest.latents_path != LATENTS:

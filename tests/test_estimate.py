@@ -100,7 +100,9 @@ def test_estimate__of_memory_is_within_20_percent_of_what_is_measured(config: Pa
     logs = run.path.parents[1]
     for stage in ("extract", "probe"):
         [found] = ask("--config", config, "--no-calibrate", "--logs-dir", logs, run=satstore_process)
-        peak = run_measured(stage, "--run", "res", "--logs-dir", logs)
+        # Of several, the largest: a system that is short of memory takes back pages that a process had.
+        words = (stage, "--run", "res", "--logs-dir", logs, "--overwrite")
+        peak = max(run_measured(*words) for _ in range(3))
         assert found["memory_bytes"][stage] == pytest.approx(peak, rel=0.2)
 
 

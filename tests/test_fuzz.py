@@ -29,7 +29,8 @@ JSON = st.recursive(
     max_leaves=8,
 )
 
-FUZZ = settings(max_examples=40, suppress_health_check=list(HealthCheck), deadline=None)
+N_EXAMPLES = min(40, settings.default.max_examples)
+FUZZ = settings(max_examples=N_EXAMPLES, suppress_health_check=list(HealthCheck), deadline=None)
 
 
 @pytest.fixture(scope="module")

@@ -44,44 +44,70 @@ def test_commit__replaces_files_and_their_digests(run: Run) -> None:
     assert not list(run.path.glob("*.new"))
 
 
-@pytest.mark.parametrize("step", ["first file", "second file", "manifest", "first rename", "second rename"])
+class Killed(BaseException):
+    """The end of a process, which nothing in it can hear."""
+
+
+STEPS = ["first file", "second file", "manifest", "first rename", "second rename"]
+OLD = {"a.csv": b"a\n1\n", "b.csv": b"b\n1\n"}
+NEW = {"a.csv": b"a\n2\n", "b.csv": b"b\n2\n"}
+
+
+def cut_off(run: Run, step: str, kind: type[BaseException], n_times: int, patch: pytest.MonkeyPatch) -> None:
+    """Commit twice, the second time until some step, at which something is raised so many times."""
+    import satstore.run as module
+
+    run.commit(OLD)
+    done: list[str] = []
+    write_file, replace = module.write_file, Path.replace
+
+    def do(kind_of_step: str) -> None:
+        numbers = {"file": ["first file", "second file", "manifest"], "rename": STEPS[3:]}[kind_of_step]
+        n_done = sum(name in numbers for name in done)
+        if n_done < len(numbers) and numbers[n_done] == step and done.count("raised") < n_times:
+            done.append("raised")
+            raise kind
+        done.append(numbers[min(n_done, len(numbers) - 1)])
+
+    def write(path: Path, content: bytes) -> None:
+        do("file")
+        write_file(path, content)
+
+    def rename(self: Path, target: Path) -> Path:
+        if self.suffix == ".new":
+            do("rename")
+        return replace(self, target)
+
+    with patch.context() as patched:
+        patched.setattr(module, "write_file", write)
+        patched.setattr(Path, "replace", rename)
+        with pytest.raises(kind):
+            run.commit(NEW)
+    assert "raised" in done
+
+
+@pytest.mark.parametrize("step", STEPS)
 def test_commit__killed_at_any_step_leaves_the_old_state_or_the_new(
     run: Run, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import satstore.run as module
-
-    old = {"a.csv": b"a\n1\n", "b.csv": b"b\n1\n"}
-    new = {"a.csv": b"a\n2\n", "b.csv": b"b\n2\n"}
-    run.commit(old)
-    writes = ["first file", "second file", "manifest"]
-    left = {"writes": writes.index(step) if step in writes else 9, "renames": int(step == "second rename")}
-    write_file, replace = module.write_file, Path.replace
-
-    def die_writing(path: Path, content: bytes) -> None:
-        if left["writes"] == 0:
-            raise KeyboardInterrupt
-        left["writes"] -= 1
-        write_file(path, content)
-
-    def die_renaming(self: Path, target: Path) -> Path:
-        if self.suffix == ".new" and step.endswith("rename"):
-            if left["renames"] == 0:
-                raise KeyboardInterrupt
-            left["renames"] -= 1
-        return replace(self, target)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_file", die_writing)
-        patch.setattr(Path, "replace", die_renaming)
-        with pytest.raises(KeyboardInterrupt):
-            run.commit(new)
-
-    expected = new if step.endswith("rename") else old
+    cut_off(run, step, Killed, 99, monkeypatch)
+    expected = NEW if step.endswith("rename") else OLD
     reader = Run(run.path)
-    assert {name: reader.read_file(name) for name in old} == expected, "before the next lock"
+    assert {name: reader.read_file(name) for name in OLD} == expected, "before the next lock"
     with reader.lock():
         pass
-    assert {name: (run.path / name).read_bytes() for name in old} == expected
+    assert {name: (run.path / name).read_bytes() for name in OLD} == expected
+    assert not list(run.path.glob("*.new"))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_commit__stopped_by_ctrl_c_at_any_step_leaves_nothing_to_be_mended(
+    run: Run, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(run, step, KeyboardInterrupt, 1, monkeypatch)
+    expected = NEW if step.endswith("rename") else OLD
+    assert {name: (run.path / name).read_bytes() for name in OLD} == expected
+    assert {name: run.read_file(name) for name in OLD} == expected, "the run goes on with what is there"
     assert not list(run.path.glob("*.new"))
 
 
