@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from pilots import (
-    SIZES,
+    ONE_SIZE,
     Calls,
     make,
     make_app,
@@ -52,7 +52,7 @@ def job_of(table: JobsTable, number: int) -> Job:
     return next(job for job, _ in table.rows if job.number == number)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ONE_SIZE)
 async def test_jobs_screen__says_how_to_start_one_where_there_are_none(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:
@@ -63,7 +63,7 @@ async def test_jobs_screen__says_how_to_start_one_where_there_are_none(
         assert isinstance(pilot.app.screen, RunsScreen)
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ONE_SIZE)
 async def test_jobs_screen__shows_every_state_with_code_and_last_line(
     tmp_path: Path, size: tuple[int, int]
 ) -> None:

@@ -93,7 +93,7 @@ def shown_saturation(pilot: Pilot[None]) -> str:
     return read_static(pilot, "#values").split("saturation ")[1].split("%")[0]
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ONE_SIZE)
 async def test_run_screen__draws_both_curves_and_reads_out_the_cursor(
     logs: Path, size: tuple[int, int]
 ) -> None:

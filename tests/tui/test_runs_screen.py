@@ -16,7 +16,6 @@ import pytest
 from command_line import HANGS_S, fail
 from pilots import (
     ONE_SIZE,
-    SIZES,
     make,
     make_app,
     press,
@@ -36,7 +35,7 @@ from tui.widgets.columns import shorten
 
 
 @pytest.mark.parametrize("exists", [True, False])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ONE_SIZE)
 async def test_runs_screen__names_the_folder_and_the_demo_when_empty(
     tmp_path: Path, size: tuple[int, int], exists: bool
 ) -> None:
@@ -61,7 +60,7 @@ async def test_runs_screen__names_the_plain_demo_for_the_default_folder(
         assert "--logs-dir" not in read_static(pilot, "#empty-text")
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ONE_SIZE)
 async def test_runs_screen__lists_experiments_by_run_id(tmp_path: Path, size: tuple[int, int]) -> None:
     make(tmp_path, "b", 12, None, {"train": "failed"}, model="vgg16", epoch=60)
     run = make(tmp_path, "a", 30, 0.9321, {"train": "done", "probe": "done"}, age_s=2 * 86400, resolution=224)
@@ -117,7 +116,7 @@ async def test_runs_screen__fits_anew_when_resized(tmp_path: Path) -> None:
         assert table.virtual_size.width <= table.scrollable_content_region.width
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ONE_SIZE)
 async def test_runs_screen__shows_a_run_that_appears(tmp_path: Path, size: tuple[int, int]) -> None:
     async with make_app(tmp_path).run_test(size=size) as pilot:
         await wait_for_rows(pilot, 0)
@@ -202,7 +201,7 @@ async def test_runs_screen__warns_of_a_corrupt_manifest(
         await wait_for(pilot, lambda: read_row(table, 1)["model"] == "resnet18")
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", ONE_SIZE)
 async def test_runs_screen__forgets_a_run_that_is_deleted(tmp_path: Path, size: tuple[int, int]) -> None:
     runs = [make(tmp_path, run_id) for run_id in "abc"]
     async with make_app(tmp_path).run_test(size=size) as pilot:
