@@ -39,7 +39,7 @@ def one_of(*words: str) -> Kind:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableFormat:
     """A table's columns.
 
     Attributes
@@ -61,7 +61,7 @@ class Table:
         return self.columns.get(column) or self.others.get(column) or self.rest
 
 
-PROBES = Table(
+PROBES = TableFormat(
     {"layer": TEXT, "eval_accuracy": NUMBER, "converged": FLAG},
     {
         "y": POSITION,
@@ -77,9 +77,9 @@ PROBES = Table(
         "error": TEXT,
     },
 )
-TABLES: Mapping[str, Table] = {
-    "metrics": Table({"epoch": COUNT}, rest=NUMBER),
-    "saturation": Table(
+TABLES: Mapping[str, TableFormat] = {
+    "metrics": TableFormat({"epoch": COUNT}, rest=NUMBER),
+    "saturation": TableFormat(
         {
             "delta": NUMBER,
             "definition": one_of("exact", "delve"),
@@ -92,11 +92,11 @@ TABLES: Mapping[str, Table] = {
             "saturation": NUMBER,
         }
     ),
-    "receptive_field": Table(
+    "receptive_field": TableFormat(
         {"layer": TEXT, "receptive_field_min": NUMBER, "receptive_field_max": NUMBER},
         {"kind": TEXT, "border": FLAG, "strict_border": FLAG},
     ),
-    "projection": Table(
+    "projection": TableFormat(
         {
             "mode": one_of("none", "pca", "random"),
             "delta": NUMBER,
@@ -112,7 +112,7 @@ TABLES: Mapping[str, Table] = {
 """The tables that satstore writes, but for those of probes, which are all of one kind."""
 
 
-def find_table(name: str) -> Table | None:
+def find_table(name: str) -> TableFormat | None:
     """Return what is known of a table, such as ``metrics`` or ``probe-pool4``; None of a plugin's."""
     return PROBES if name.startswith("probe-") else TABLES.get(name)
 
@@ -139,7 +139,7 @@ def read_cells(name: str, content: bytes) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _check(table: Table, header: list[str], rows: list[list[str]]) -> None:
+def _check(table: TableFormat, header: list[str], rows: list[list[str]]) -> None:
     missing = [column for column in table.columns if column not in header]
     if missing:
         raise ValueError(f"has no column {missing[0]!r}; expected {', '.join(table.columns)}")
@@ -168,7 +168,7 @@ class LayerCosts(BaseModel):
     flops: Number
 
 
-class Costs(BaseModel):
+class CostsFile(BaseModel):
     """What is read of ``computational_info.json``, which has more; see :func:`satstore.stages.flops`."""
 
     n_epochs: Number

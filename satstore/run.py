@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from satstore.commits import CommitLog, is_anything, is_metadata
 from satstore.config import ExperimentConfig, describe, pooling_flag
-from satstore.contents import Costs, find_table, read_cells
+from satstore.contents import CostsFile, find_table, read_cells
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
 from satstore.files import Digest, remove_partials, sync_folder, write_file
@@ -261,7 +261,7 @@ class Run:
         content = self.read_file(name)
         with self._reading(name):
             try:
-                Costs.model_validate_json(content)
+                CostsFile.model_validate_json(content)
             except ValidationError as error:
                 raise ValueError(f"has {describe(error)}") from error
             found: dict[str, Any] = json.loads(content)
