@@ -23,7 +23,7 @@ from satstore.run import Run
 
 # A busy machine makes any example slow; that is no failure.
 SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("repeatable", derandomize=True, database=None, max_examples=20, **SLOW)
+settings.register_profile("repeatable", derandomize=True, database=None, max_examples=10, **SLOW)
 settings.register_profile("anew", print_blob=True, database=None, **SLOW)
 settings.load_profile("repeatable")
 

@@ -67,7 +67,9 @@ def test_completion__of_bash_knows_commands_flags_runs_and_configs(n_cases: int,
     assert dict(zip(cases, result.stdout.splitlines(), strict=True)) == cases
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish", "powershell"])
+@pytest.mark.parametrize(
+    "shell", ["zsh", *(pytest.param(shell, marks=pytest.mark.long) for shell in ("fish", "powershell"))]
+)
 def test_completion__prints_a_script_for_every_shell(shell: str) -> None:
     code, out, err = call("completion", shell)
     assert (code, err) == (0, "")

@@ -362,7 +362,13 @@ def test_spectra__of_the_same_weights_are_those_that_were_stored(trained: Run, n
 
 @pytest.mark.parametrize(
     ("method", "features"),
-    [("channelwise", 32), ("mean", 32), ("max", 32), ("median", 32), ("flatten", 32 * 2 * 2)],
+    [
+        ("channelwise", 32),
+        ("mean", 32),
+        pytest.param("max", 32, marks=pytest.mark.long),
+        pytest.param("median", 32, marks=pytest.mark.long),
+        ("flatten", 32 * 2 * 2),
+    ],
 )
 def test_train__records_convs_as_the_config_says(method: str, features: int, tmp_path: Path) -> None:
     config = {

@@ -159,7 +159,7 @@ def reached(logits: torch.Tensor) -> set[torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", in_tiers(OWN, [*NARROW, *QUICK, *kinds.OWN]))
 def test_model__takes_other_resolutions_and_its_logits_depend_on_every_parameter(name: str) -> None:
     device = "cpu" if name in NARROW else "meta"
     with torch.device(device):

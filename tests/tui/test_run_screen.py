@@ -124,7 +124,7 @@ async def test_run_screen__moves_delta_as_the_spectra_say(logs: Path) -> None:
     async with open_run(logs) as (pilot, screen):
         slider = screen.query_one("#delta", Slider)
         assert slider.text == "0.99"
-        for keys in (["left"] * 9, ["right"] * 14, ["left"] * 40):
+        for keys in (["left"] * 3, ["right"] * 5, ["left"] * 12):
             await press(pilot, *keys)
             table = run.saturation(float(slider.text), split="train").query("epoch == 1")
             expected = table.set_index("layer")["saturation"][run.layers[0]]
@@ -248,7 +248,12 @@ async def test_run_screen__maps_the_probes_of_every_position(logs: Path) -> None
 
 @pytest.mark.parametrize("runs_here", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
-    ("key", "kind", "starts"), [("p", "png", b"\x89PNG"), ("s", "svg", b"<?xml"), ("c", "csv", b"layer,kind")]
+    ("key", "kind", "starts"),
+    [
+        ("p", "png", b"\x89PNG"),
+        pytest.param("s", "svg", b"<?xml", marks=pytest.mark.long),
+        ("c", "csv", b"layer,kind"),
+    ],
 )
 async def test_run_screen__exports(
     logs: Path,
@@ -447,6 +452,7 @@ def test_decimate__keeps_extremes() -> None:
 # The demo, from the first screen on
 
 
+@pytest.mark.long
 async def test_first_run__starts_the_demo(tmp_path: Path) -> None:
     app = make_app(tmp_path / "logs")
     async with app.run_test(size=(120, 40)) as pilot:
