@@ -317,7 +317,10 @@ def _as_halves(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
     largest = torch.stack([torch.stack(t.aminmax()).abs().amax().float() for t in latents.values()])
     fits = (largest < FLOAT16_OVERFLOW).tolist()
     return {
-        name: (latent.half() if fit else latent).contiguous().to("cpu", non_blocking=True)
+        # NumPy has no bfloat16.
+        name: latent.to(torch.float16 if fit else torch.promote_types(latent.dtype, torch.float32))
+        .contiguous()
+        .to("cpu", non_blocking=True)
         for (name, latent), fit in zip(latents.items(), fits, strict=True)
     }
 

@@ -315,8 +315,8 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], run: Run, epoc
         ) from error
 
 
-def note_data(manifest: Manifest, config: ExperimentConfig, data: ImageData, layers: Iterable[Layer]) -> None:
-    """Record in a manifest the layers and the data of an experiment."""
+def note_layers(manifest: Manifest, layers: Iterable[Layer]) -> None:
+    """Record in a manifest the layers of an experiment."""
     manifest.layers = [
         LayerRecord(
             layer=layer.name,
@@ -327,6 +327,11 @@ def note_data(manifest: Manifest, config: ExperimentConfig, data: ImageData, lay
         )
         for layer in layers
     ]
+
+
+def note_data(manifest: Manifest, config: ExperimentConfig, data: ImageData, layers: Iterable[Layer]) -> None:
+    """Record in a manifest the layers and the data of an experiment."""
+    note_layers(manifest, layers)
     manifest.dataset = DatasetRecord(
         name=config.dataset,
         n_train=len(data.train),

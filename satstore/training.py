@@ -110,7 +110,7 @@ def train(run: Run, device: torch.device, ranks: Ranks = ALONE, *, force: bool =
                 row |= {f"{split}_{name}": value for name, value in result.metrics.items()}
                 merge_ranks(recorder, ranks)
                 if ranks.is_main:
-                    spectra[split] = take_spectra(run, session, recorder, layers, split)
+                    spectra[split] = take_spectra(run, session.epoch, recorder, layers, split)
             if session.scheduler:
                 session.scheduler.step()
             session.epoch += 1
@@ -249,21 +249,21 @@ class Spectra:
 
 
 def take_spectra(
-    run: Run, session: Session, recorder: MomentRecorder, layers: Mapping[Layer, nn.Module], split: str
+    run: Run, epoch: int, recorder: MomentRecorder, layers: Mapping[Layer, nn.Module], split: str
 ) -> Spectra:
-    """Compute the spectra of a pass; layers whose output was not finite are reported and get NaN."""
+    """Compute the spectra of an epoch's pass; layers whose output was not finite are reported and get NaN."""
     for bad in recorder.non_finite:
         run.warn(
             "train",
             f"layer {bad.layer}: {bad.count} values are NaN or infinite in batch {bad.batch} of the {split} "
-            f"pass of epoch {session.epoch}; it has no spectrum there",
+            f"pass of epoch {epoch}; it has no spectrum there",
         )
     moments = {
         layer: (found.mean.cpu().numpy(), found.covariance().cpu().numpy())
         for layer, found in recorder.results().items()
     }
     spectra = {}
-    for layer, n_features in features_of(layers, session.config).items():
+    for layer, n_features in features_of(layers, run.config).items():
         spectra[layer] = np.full(n_features, np.nan)
         if layer not in moments:
             continue
@@ -273,7 +273,7 @@ def take_spectra(
             del moments[layer]
             run.warn(
                 "train",
-                f"layer {layer}: {error}, in the {split} pass of epoch {session.epoch}",
+                f"layer {layer}: {error}, in the {split} pass of epoch {epoch}",
             )
     return Spectra(spectra, moments)
 

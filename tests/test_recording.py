@@ -1,16 +1,25 @@
 """`satstore.record`: a model and loaders of one's own become a run, without a config."""
 
+import copy
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from command_line import WORKS_S
+from command_line import satstore as satstore_command
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.nn.utils import prune
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import satstore
 from satstore.analysis.spectrum import eigenvalues
-from satstore.errors import ConfigError, MissingStageError
+from satstore.errors import ConfigError, MemoryLimitError, MissingStageError
 from satstore.pipeline import make_plan, run_stages
 from satstore.verify import Verification
 
@@ -95,12 +104,278 @@ def test_record__without_an_eval_loader_takes_the_one_for_both(model: MyNet, tmp
     assert len(run.latents("pool1", "train").labels) == len(run.latents("pool1", "eval").labels) == 30
 
 
-def test_record__refuses_what_it_could_not_pair(model: MyNet, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"samples in an order of its own \(RandomSampler\)"):
-        satstore.record(model, make_loader(30, 0, shuffle=True), "a", logs_dir=tmp_path)
+def test_record__refuses_a_run_that_is_there(model: MyNet, tmp_path: Path) -> None:
     satstore.record(model, make_loader(30, 0), "a", pooling=["1"], logs_dir=tmp_path)
     with pytest.raises(ConfigError, match="is there already; record under another run id"):
         satstore.record(model, make_loader(30, 0), "a", pooling=["1"], logs_dir=tmp_path)
+
+
+# What a loader yields is what is stored: the oracle is a pass over an equal loader by hand.
+
+
+class Fixed(Dataset[tuple[torch.Tensor, int]]):
+    """Twelve images of which each tells its own place, with `targets` that are not what is yielded."""
+
+    def __init__(self, relabel: Callable[[int], Any] = int) -> None:
+        self.images = torch.randn(12, 1, 12, 12, generator=torch.Generator().manual_seed(3))
+        self.targets = [0] * 12
+        self.relabel = relabel
+        self.n_read = 0
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, Any]:
+        self.n_read += 1
+        return self.images[index], self.relabel(index % 3)
+
+
+class Stream(IterableDataset[tuple[torch.Tensor, int]]):
+    """The same, one after another, of no known length."""
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, int]]:
+        yield from (Fixed()[index] for index in range(11))
+
+
+def halved(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = zip(*[part for part in samples if part[1] != 1], strict=True)
+    return torch.stack(images) / 2 - 1, torch.tensor(labels)
+
+
+def seeded(n: int = 5) -> torch.Generator:
+    return torch.Generator().manual_seed(n)
+
+
+LOADERS: dict[str, Callable[[], "DataLoader[Any]"]] = {
+    "labels that a transform changes": lambda: DataLoader(Fixed(lambda y: 3 - y - 1), 5),
+    "labels from 1 on": lambda: DataLoader(Fixed(lambda y: y + 1), 5),
+    "a collate_fn that changes and leaves out": lambda: DataLoader(Fixed(), 5, collate_fn=halved),
+    "shuffled": lambda: DataLoader(Fixed(), 5, shuffle=True, generator=seeded()),
+    "batches of a sampler": lambda: DataLoader(Fixed(), batch_sampler=[[3, 1], [7], [8, 9, 3]]),
+    "a last batch dropped": lambda: DataLoader(Fixed(), 5, drop_last=True),
+    "a stream of no length": lambda: DataLoader(Stream(), 4),
+    "workers that fork": lambda: DataLoader(Fixed(), 5, num_workers=2, multiprocessing_context="fork"),
+    "a list of batches": lambda: [halved([Fixed()[i] for i in (0, 2)]), halved([Fixed()[5]])],
+    "parts beyond the second": lambda: DataLoader(
+        TensorDataset(Fixed().images, torch.arange(12) % 3, torch.ones(12)), 5
+    ),
+    "float labels that are whole": lambda: DataLoader(Fixed(float), 5),
+    "one-hot labels": lambda: DataLoader(Fixed(lambda y: torch.eye(3)[y]), 5),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_record__stores_what_the_loader_yields(model: MyNet, name: str, tmp_path: Path) -> None:
+    batches = [batch[:2] for batch in LOADERS[name]()]
+    images = torch.cat([images for images, _ in batches])
+    labels = torch.cat([labels for _, labels in batches])
+    labels = labels.argmax(1) if labels.ndim == 2 else labels.long()
+    with torch.no_grad():
+        maps = copy.deepcopy(model).eval().conv(images)
+    run = satstore.record(model, LOADERS[name](), "a", pooling=["2"], classes=list("abcd"), logs_dir=tmp_path)
+    for split in ("train", "eval"):
+        latents = run.latents("pool2", split)
+        np.testing.assert_array_equal(latents.labels, labels)
+        np.testing.assert_array_equal(latents.sample_ids, np.arange(len(labels)))
+        expected = nn.functional.adaptive_avg_pool2d(maps, 2).numpy()
+        np.testing.assert_allclose(latents["conv"].numpy(), expected, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(latents["conv"].mean, expected.mean(0), rtol=1e-2, atol=1e-3)
+        samples = maps.double().permute(0, 2, 3, 1).reshape(-1, 6).numpy()
+        spectrum = eigenvalues(np.cov(samples.T, bias=True))
+        np.testing.assert_allclose(run.spectra(split)["conv"][0], spectrum, rtol=1e-4)
+    assert any("one-hot" in line for line in run.manifest.warnings) == (name == "one-hot labels")
+    assert [f for f in Verification(run).findings() if f.is_wrong] == []
+
+
+def test_record__reads_each_sample_once(model: MyNet, tmp_path: Path) -> None:
+    train, test = Fixed(), Fixed()
+    satstore.record(model, DataLoader(train, 5), "a", DataLoader(test, 5), pooling=["1"], logs_dir=tmp_path)
+    assert (train.n_read, test.n_read) == (12, 12)
+
+
+@pytest.mark.parametrize("shard_rows", [4, 5, 8])
+def test_record__of_no_known_length_ends_within_any_shard(
+    model: MyNet, shard_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 2 ** (shard_rows - 1).bit_length()
+    monkeypatch.setattr("satstore.recording.UNKNOWN_LENGTH", size)
+    run = satstore.record(model, DataLoader(Stream(), shard_rows), "a", pooling=["1"], logs_dir=tmp_path)
+    array = run.latents("pool1", "train")["conv"].array
+    assert (array.shape[0], array.shards[0]) == (11, size)
+    maps = copy.deepcopy(model).eval().conv(Fixed().images[:11]).detach().mean((2, 3))
+    np.testing.assert_allclose(
+        run.latents("pool1", "eval")["conv"].numpy()[..., 0, 0], maps, rtol=2e-3, atol=1e-3
+    )
+    dask = run.latents("pool1", "train")["conv"].dask().compute()
+    np.testing.assert_array_equal(dask, run.latents("pool1", "train")["conv"].numpy())
+
+
+def pair(labels: Any) -> tuple[torch.Tensor, Any]:
+    return torch.zeros(2, 1, 12, 12), labels
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        (pair(torch.tensor([0.25, 0.5])), r"batch 1 of loader has labels 0.25, 0.5; expected class indices"),
+        (pair(torch.tensor([0, -1])), r"batch 1 of loader has labels -1; expected class indices"),
+        (pair(torch.tensor([[0.5, 0.5], [0, 1]])), r"batch 1 of loader has labels 0.5, 0.5 of one sample"),
+        (pair(torch.tensor([[1, 1], [0, 1]])), r"batch 1 of loader has labels 1, 1 of one sample"),
+        (pair(torch.tensor([0, 1, 2])), r"batch 1 of loader has 2 samples and labels of shape \(3,\)"),
+        (pair(["cat", "dog"]), r"batch 1 of loader has a list of 2 \(str, str\) for labels"),
+        (pair(torch.tensor([0, float("nan")])), r"batch 1 of loader has labels nan; expected class indices"),
+        (
+            {"image": 1, "label": 2},
+            r"batch 1 of loader is a dict of 'image', 'label'; expected \(inputs, labels\)",
+        ),
+        (torch.zeros(2, 1, 12, 12), r"batch 1 of loader is a tensor of shape \(2, 1, 12, 12\); expected"),
+        ((["a"], [0]), r"batch 1 of loader has a list of 1 \(str\) for inputs; expected a tensor"),
+    ],
+)
+def test_record__names_the_first_batch_that_it_can_not_take_and_leaves_nothing(
+    model: MyNet, batch: Any, message: str, tmp_path: Path
+) -> None:
+    good = pair(torch.tensor([0, 1]))
+    with pytest.raises(ConfigError, match=message):
+        satstore.record(model, [good, batch], "a", pooling=["1"], logs_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConfigError, match="loader yields no batch"):
+        satstore.record(model, [], "a", pooling=["1"], logs_dir=tmp_path)
+    loader = [good, pair(torch.tensor([2, 1]))]
+    with pytest.raises(ConfigError, match="labels up to 2, for which 2 classes are too few"):
+        satstore.record(model, loader, "a", pooling=["1"], classes=["a", "b"], logs_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_record__plans_memory_before_it_begins(model: MyNet, tmp_path: Path) -> None:
+    with pytest.raises(MemoryLimitError, match="raise memory_limit"):
+        satstore.record(
+            model, DataLoader(Fixed(), 5), "a", pooling=["full"], memory_limit=2**20, logs_dir=tmp_path
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_record__gives_the_model_back_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)
+    )
+    model.train()
+    model[1].eval()
+    before = copy.deepcopy(model.state_dict())
+    satstore.record(model, DataLoader(Fixed(), 5), "a", pooling=["1"], logs_dir=tmp_path)
+    assert [module.training for module in model] == [True, False, True, True, True]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    loss = model(Fixed().images).sum()
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def two_outputs(model: MyNet, x: torch.Tensor) -> Any:
+    return model(x), x
+
+
+def named_output(model: MyNet, x: torch.Tensor) -> Any:
+    return {"hidden": x, "logits": model(x)}
+
+
+def features(model: MyNet, x: torch.Tensor) -> Any:
+    return model.conv(x).flatten(1)
+
+
+class Around(nn.Module):
+    """A model that returns something else than logits."""
+
+    def __init__(self, model: MyNet, call: Callable[[MyNet, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.call(self.model, x)
+
+
+@pytest.mark.parametrize(
+    ("call", "has_accuracy"), [(two_outputs, True), (named_output, True), (features, False)]
+)
+def test_record__notes_an_accuracy_where_there_are_logits(
+    model: MyNet, call: Callable[..., Any], has_accuracy: bool, tmp_path: Path
+) -> None:
+    layers = "conv"
+    run = satstore.record(
+        Around(model, call), DataLoader(Fixed(), 5), "a", pooling=["1"], layers=layers, logs_dir=tmp_path
+    )
+    with torch.no_grad():
+        guesses = copy.deepcopy(model).eval()(Fixed().images).argmax(1)
+    accuracy = float((guesses == torch.arange(12) % 3).double().mean())
+    assert run.manifest.summary.test_accuracy == (pytest.approx(accuracy) if has_accuracy else None)
+    assert any("no accuracy: the model returns" in line for line in run.manifest.warnings) != has_accuracy
+    satstore.apply_stages(run, "probe")
+    run.plot()
+    assert "conv" in satstore_command("show", run.name, "--logs-dir", tmp_path).stdout
+
+
+MODELS_OF_OTHER_KINDS: dict[str, Callable[[], nn.Module]] = {
+    "double": lambda: MyNet().double(),
+    "bfloat16": lambda: MyNet().bfloat16(),
+    "weight_norm": lambda: with_weight_norm(MyNet()),
+    "old weight_norm": lambda: with_old_weight_norm(MyNet()),
+    "pruned": lambda: pruned(MyNet()),
+}
+
+
+def with_weight_norm(model: MyNet) -> MyNet:
+    nn.utils.parametrizations.weight_norm(model.conv)
+    return model
+
+
+def with_old_weight_norm(model: MyNet) -> MyNet:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        nn.utils.weight_norm(model.conv)
+    model(torch.zeros(1, 1, 12, 12))  # its weight is no leaf from now on, which copy.deepcopy refuses
+    return model
+
+
+def pruned(model: MyNet) -> MyNet:
+    prune.l1_unstructured(model.conv, "weight", 0.5)
+    model(torch.zeros(1, 1, 12, 12))
+    return model
+
+
+@pytest.mark.parametrize("name", MODELS_OF_OTHER_KINDS)
+def test_record__takes_models_of_other_kinds(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = MODELS_OF_OTHER_KINDS[name]()
+    dtype = next(model.parameters()).dtype
+    loader = [(Fixed().images[i : i + 4].to(dtype), torch.arange(i, i + 4) % 3) for i in (0, 4, 8)]
+    run = satstore.record(model, loader, "a", pooling=["2"], logs_dir=tmp_path)
+    with torch.no_grad():
+        maps = model.conv(Fixed().images.to(dtype))
+    expected = nn.functional.adaptive_avg_pool2d(maps, 2).float().numpy()
+    np.testing.assert_allclose(run.latents("pool2", "train")["conv"].numpy(), expected, rtol=1e-2, atol=1e-2)
+    assert np.isfinite(run.spectra("train")["conv"][0]).all()
+
+
+SCRIPT = """
+import torch, satstore
+from torch import nn
+from torch.utils.data import DataLoader
+print("the script's body")
+data = [(torch.full((1, 8, 8), float(i)), i % 2) for i in range(8)]
+model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(72, 2))
+loader = DataLoader(data, 4, num_workers=2, collate_fn=lambda part: torch.utils.data.default_collate(part))
+run = satstore.record(model, loader, "mine", pooling=["1"], logs_dir={logs!r})
+print(len(run.latents("pool1", "train").labels))
+"""
+
+
+def test_record__works_in_a_script_without_a_main_guard(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT.format(logs=str(tmp_path / "logs")))
+    command = [sys.executable, tmp_path / "script.py"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WORKS_S)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n") == ["the script's body", "8", ""]
 
 
 def test_record__layers_whose_names_look_like_numbers_keep_them(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from satstore.store.analysis import AnalysisStore
 from satstore.store.check import StoredArray
 from satstore.store.latents import LatentArray, LatentSplit, LatentStore, digest_labels, open_latents
 from satstore.store.layout import choose_shard_rows, plan_memory
-from satstore.store.writer import LatentWriter, discard
+from satstore.store.writer import LatentWriter, copy_split, describe_anew, discard
 
 __all__ = [
     "AnalysisStore",
@@ -14,6 +14,8 @@ __all__ = [
     "LatentWriter",
     "StoredArray",
     "choose_shard_rows",
+    "copy_split",
+    "describe_anew",
     "digest_labels",
     "discard",
     "open_latents",

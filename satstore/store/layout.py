@@ -72,7 +72,9 @@ def shards_bytes(shapes: Shapes, shard_rows: Mapping[str, int]) -> int:
     return shards + sum(largest) + moments + ENCODING_BYTES
 
 
-def choose_shard_rows(shapes: Shapes, n_samples: int, memory_bytes: int) -> int:
+def choose_shard_rows(
+    shapes: Shapes, n_samples: int, memory_bytes: int, remedy: str = "raise --memory-limit"
+) -> int:
     """Return how many samples a shard holds: a power of two, the same for all layers.
 
     What :func:`shards_bytes` gives has to fit the memory, and the widest layer's shard is kept to 128 MiB. A
@@ -92,7 +94,7 @@ def choose_shard_rows(shapes: Shapes, n_samples: int, memory_bytes: int) -> int:
         rows //= 2
     while rows > 1 and shards_bytes(shapes, dict.fromkeys(shapes, rows)) > memory_bytes:
         rows //= 2
-    check_shards_fit(shapes, dict.fromkeys(shapes, rows), memory_bytes, "raise --memory-limit")
+    check_shards_fit(shapes, dict.fromkeys(shapes, rows), memory_bytes, remedy)
     return rows
 
 

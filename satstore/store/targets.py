@@ -34,8 +34,10 @@ class Target:
     ----------
     path
         The layer's group in the store.
+    n_samples
+        Of the split; None while that is not known.
     missing
-        The shards that are not committed, by number.
+        The shards that are not committed, by number; of those begun, while the samples are not counted.
     moments
         Those of the rows before ``n_seen``; None where mean and std are committed.
     """
@@ -45,6 +47,7 @@ class Target:
     path: str
     group: zarr.Group
     array: Array
+    n_samples: int | None
     missing: set[int]
     moments: FeatureMoments | None
     n_seen: int = 0
@@ -58,11 +61,19 @@ class Target:
     @property
     def n_rows(self) -> int:
         """The samples before the first shard that is not committed."""
-        return min(self.missing) * self.shard_rows if self.missing else self.array.shape[0]
+        if self.missing:
+            return min(self.missing) * self.shard_rows
+        return self.n_seen if self.n_samples is None else self.n_samples
 
     def span(self, shard: int) -> slice:
         """Return the samples of a shard."""
-        return slice(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.array.shape[0]))
+        start, stop = shard * self.shard_rows, (shard + 1) * self.shard_rows
+        return slice(start, stop if self.n_samples is None else min(stop, self.n_samples))
+
+    def count(self, n_samples: int) -> None:
+        """Note how many samples came, of which that was not known; the array gets its length."""
+        self.n_samples = n_samples
+        self.array.resize((n_samples, *self.array.shape[1:]))
 
 
 def axes_of(pooling: str, shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -86,7 +97,7 @@ class SplitOpener:
     source
         Attributes of the split: what its latents are made from.
     labels, sample_ids
-        Of every sample of the split.
+        Of every sample of the split; None where they are not known yet, see :meth:`write_ids`.
     shard_rows
         For poolings that have no shards yet; the others keep theirs.
     """
@@ -94,8 +105,8 @@ class SplitOpener:
     store: DurableStore
     committed: Committed
     source: Mapping[str, Any]
-    labels: NDArray[np.int64]
-    sample_ids: NDArray[np.int64]
+    labels: NDArray[np.int64] | None
+    sample_ids: NDArray[np.int64] | None
     shard_rows: int
 
     def open(self, root: zarr.Group, shapes: Shapes, split: str) -> Iterator[Target]:
@@ -116,9 +127,18 @@ class SplitOpener:
             group = None
         if not isinstance(group, zarr.Group):
             group = root.create_group(path, attributes=dict(self.source))
-        for name, values in (("label", self.labels), ("sample_id", self.sample_ids)):
-            self._open_ids(group, path, name, values)
+        if self.labels is not None and self.sample_ids is not None:
+            self.write_ids(root, path, self.labels, self.sample_ids)
         return group
+
+    def write_ids(
+        self, root: zarr.Group, path: str, labels: NDArray[np.int64], sample_ids: NDArray[np.int64]
+    ) -> None:
+        """Store the labels and sample ids of a split, or check that those that are stored are these."""
+        group = root[path]
+        assert isinstance(group, zarr.Group)
+        for name, values in (("label", labels), ("sample_id", sample_ids)):
+            self._open_ids(group, path, name, values)
 
     def _open_ids(self, group: zarr.Group, path: str, name: str, values: NDArray[np.int64]) -> None:
         if name in group and f"{path}/{name}/c/0" in self.committed.files:
@@ -145,12 +165,13 @@ class SplitOpener:
     def _open_layer(
         self, group: zarr.Group, pooling: str, layer: str, shape: tuple[int, ...], shard_rows: int
     ) -> Target:
-        key, n_samples = encode_layer(layer), len(self.labels)
+        key, n_samples = encode_layer(layer), None if self.labels is None else len(self.labels)
+        length = shard_rows if n_samples is None else n_samples
         path = f"{group.path}/{key}"
         layer_group = group.get(key)
         if isinstance(layer_group, zarr.Group) and "latent" in layer_group:
             stored = get_array(layer_group, "latent")
-            expected = (n_samples, *shape), (shard_rows, *shape)
+            expected = (length, *shape), (shard_rows, *shape)
             if (stored.shape, stored.shards) != expected or not is_house_encoding(stored):
                 self._remove(path)
                 layer_group = None
@@ -161,7 +182,7 @@ class SplitOpener:
             create_array(
                 layer_group,
                 "latent",
-                (n_samples, *shape),
+                (length, *shape),
                 np.float16,
                 ("sample", *axes),
                 self.source["mantissa_bits"],
@@ -180,9 +201,10 @@ class SplitOpener:
             path=path,
             group=layer_group,
             array=array,
+            n_samples=n_samples,
             missing={
                 shard
-                for shard in range(-(-n_samples // shard_rows))
+                for shard in range(-(-(n_samples or 0) // shard_rows))
                 if f"{path}/latent/{shard_key(array, shard)}" not in files
             },
             moments=None if is_whole else FeatureMoments(shape),

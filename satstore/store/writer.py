@@ -60,7 +60,8 @@ class LatentWriter:
     split
         ``train`` or ``eval``.
     labels, sample_ids
-        Class index and dataset index of every sample of the split.
+        Class index and dataset index of every sample of the split; None where they are known only once all
+        samples came: :meth:`finish` takes them then. What is stored of such a split is written anew.
     shard_rows
         Samples of a shard; see :func:`choose_shard_rows`. A pooling that has shards keeps its own.
     mantissa_bits
@@ -89,14 +90,14 @@ class LatentWriter:
         source: Mapping[str, str],
         shapes: Shapes,
         split: str,
-        labels: NDArray[np.int64],
-        sample_ids: NDArray[np.int64],
+        labels: NDArray[np.int64] | None,
+        sample_ids: NDArray[np.int64] | None,
         shard_rows: int,
         mantissa_bits: int = FLOAT16_MANTISSA_BITS,
         memory_bytes: int | None = None,
     ) -> None:
         self._store = open_store(location, log)
-        self._n_samples = len(labels)
+        self._n_samples = None if labels is None else len(labels)
         self._mantissa_bits = mantissa_bits
         self.problems: list[Problem] = []
         committed = log.read(location.name)
@@ -106,19 +107,22 @@ class LatentWriter:
                 if is_under(damage.key, path) or damage.key == f"{pooling}/zarr.json":
                     self._store.remove_object(damage.key)
             self._store.remove_uncommitted(path)
+            if labels is None:
+                self._store.remove_group(path)
         above = {f"{group}/zarr.json" for pooling in shapes for group in groups_of(pooling)}
         for key in {"zarr.json", *above} - committed.files.keys():
             self._store.remove_object(key)
-        opener = SplitOpener(
+        self._opener = SplitOpener(
             self._store,
             log.read(location.name),
             {**source, "mantissa_bits": mantissa_bits},
-            np.asarray(labels, np.int64),
-            np.asarray(sample_ids, np.int64),
+            None if labels is None else np.asarray(labels, np.int64),
+            None if sample_ids is None else np.asarray(sample_ids, np.int64),
             shard_rows,
         )
-        root_group = open_root_group(self._store, json.loads(json.dumps(attributes)))
-        targets = list(opener.open(root_group, shapes, split))
+        self._root = open_root_group(self._store, json.loads(json.dumps(attributes)))
+        self._paths = [f"{pooling}/{split}" for pooling in shapes]
+        targets = list(self._opener.open(self._root, shapes, split))
         self._targets: dict[Key, Target] = {(t.pooling, t.layer): t for t in targets}
         if memory_bytes is not None:
             rows = {t.pooling: t.shard_rows for t in targets}
@@ -177,7 +181,9 @@ class LatentWriter:
             If samples are left out, are more than there are labels, or are of another shape.
         """
         n_rows = len(next(iter(next(iter(latents.values())).values())))
-        if start + n_rows > self._n_samples:
+        if self._n_samples is None:
+            self._announce(start, start + n_rows)
+        elif start + n_rows > self._n_samples:
             raise ConfigError(f"more samples came than the {self._n_samples} announced")
         step = min((t.shard_rows for t in self._targets.values()), default=1)
         row = start
@@ -189,11 +195,19 @@ class LatentWriter:
             self._hand_over()
             row = stop
 
+    def _announce(self, start: int, stop: int) -> None:
+        """Begin the shards that rows lie in, of a pass whose end is not known."""
+        for key, target in self._targets.items():
+            for shard in range(-(-start // target.shard_rows), -(-stop // target.shard_rows)):
+                target.missing.add(shard)
+                self._todo[key].add(shard)
+
     def _fill(self, target: Target, key: Key, values: NDArray[Any], row: int) -> None:
         shard = row // target.shard_rows
         start = target.span(shard).start
         if key not in self._filling:
-            shape = (min(target.shard_rows, self._n_samples), *target.array.shape[1:])
+            n_rows = target.shard_rows if self._n_samples is None else min(target.shard_rows, self._n_samples)
+            shape = (n_rows, *target.array.shape[1:])
             buffer = self._spare[key].pop() if self._spare[key] else np.empty(shape, np.float16)
             self._filling[key] = _Filling(shard, buffer, start)
         filling = self._filling[key]
@@ -262,7 +276,7 @@ class LatentWriter:
             target.moments.update(block)
             target.n_seen = span.stop
         target.missing.discard(filling.shard)
-        if not target.missing:
+        if not target.missing and target.n_samples is not None:
             self._write_moments(target, key)
         self._spare[key].append(filling.buffer)
 
@@ -278,11 +292,29 @@ class LatentWriter:
     def _write_moments(self, target: Target, key: Key) -> None:
         if target.moments is None:
             return
+        assert self._n_samples is not None
         self._see(target, key, self._n_samples)
         with np.errstate(invalid="ignore", over="ignore"):
             get_array(target.group, "mean")[...] = target.moments.mean.astype(np.float32)
             get_array(target.group, "std")[...] = target.moments.std.astype(np.float32)
         target.moments = None
+
+    def finish(self, labels: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> None:
+        """Finish a split of which it was not known how many samples come.
+
+        Parameters
+        ----------
+        labels, sample_ids
+            Of all samples that came, in their order.
+        """
+        self.drain()
+        self._n_samples = len(labels)
+        for target in self._targets.values():
+            target.count(len(labels))
+        for path in self._paths:
+            self._opener.write_ids(self._root, path, labels, sample_ids)
+        self._hand_over()  # the last shards, which end where the split does
+        self.close()
 
     def close(self) -> None:
         """Finish the split, and check that it is whole.
@@ -290,8 +322,10 @@ class LatentWriter:
         Raises
         ------
         ConfigError
-            If fewer samples came than were announced.
+            If fewer samples came than were announced, or it was not said how many came.
         """
+        if self._n_samples is None:
+            raise ConfigError("the samples were not counted; end with finish(labels, sample_ids)")
         self.drain()
         for key, target in self._targets.items():
             if target.missing:
@@ -302,6 +336,25 @@ class LatentWriter:
             self._write_moments(target, key)
         if self._store.has_changes:
             self._store.commit({target.path: target.n_rows for target in self._targets.values()})
+
+
+def copy_split(location: Location, log: CommitLog, poolings: Iterable[str], source: str, split: str) -> None:
+    """Store a split's latents once more, as those of another split, and commit them."""
+    store, committed = open_store(location, log), log.read(location.name)
+    for pooling in poolings:
+        before, after = f"{pooling}/{source}", f"{pooling}/{split}"
+        for key in committed.under(before):
+            store.write_object(after + key.removeprefix(before), location.read(key))
+        groups = {group: n for group, n in committed.n_rows.items() if is_under(group, before)}
+        store.commit({after + group.removeprefix(before): n for group, n in groups.items()})
+
+
+def describe_anew(location: Location, log: CommitLog, attributes: Mapping[str, Any]) -> None:
+    """Replace and commit what a store says of itself."""
+    store = open_store(location, log)
+    open_root_group(store, json.loads(json.dumps(attributes)))
+    if store.has_changes:
+        store.commit()
 
 
 def discard(location: Location, log: CommitLog, keys: Iterable[str]) -> None:

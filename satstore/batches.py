@@ -1,0 +1,200 @@
+"""What loaders of one's own yield and models of one's own return: taken apart, and checked."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from satstore.errors import ConfigError
+
+REMEDY = "give the loader a collate_fn that returns (inputs, labels)"
+
+
+class Batches:
+    """One pass over a loader as its user built it: its batches, its order, its workers.
+
+    Iterating yields inputs and class indices int64 (batch,) of one batch after another, once.
+
+    Parameters
+    ----------
+    loader
+        An iterable of batches; see :func:`split_batch` and :func:`class_indices`.
+    name
+        Names it in messages.
+
+    Attributes
+    ----------
+    first
+        The inputs of its first batch.
+    n_expected
+        The samples that its length promises; None where it has none.
+    is_one_hot
+        Whether labels came as one-hot rows.
+
+    Raises
+    ------
+    ConfigError
+        If it yields no batch, or one that can't be taken; the message names the batch, counted from 0.
+    """
+
+    def __init__(self, loader: Iterable[Any], name: str) -> None:
+        self._name = name
+        self._batches = enumerate(loader)
+        self.is_one_hot = False
+        self._labels: list[NDArray[np.int64]] = []
+        self._digest = hashlib.sha256()
+        for n, batch in self._batches:
+            self._begun = (n, batch)
+            self.first, _ = split_batch(batch, self._place(n))
+            break
+        else:
+            raise ConfigError(f"{name} yields no batch; give it one at least")
+        try:
+            self.n_expected: int | None = len(loader) * len(self.first)  # type: ignore[arg-type]
+        except TypeError:  # an iterable dataset's has no length
+            self.n_expected = None
+
+    def _place(self, n: int) -> str:
+        return f"batch {n} of {self._name}"
+
+    def __iter__(self) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        for n, batch in chain([self._begun], self._batches):
+            inputs, labels = split_batch(batch, self._place(n))
+            classes, is_one_hot = class_indices(labels, len(inputs), self._place(n))
+            self.is_one_hot |= is_one_hot
+            self._labels.append(classes)
+            self._digest.update(classes.astype("<i8").tobytes())
+            self._digest.update(inputs.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+            yield inputs, classes
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class indices of all batches so far, in their order."""
+        return np.concatenate(self._labels)
+
+    def fingerprint(self) -> str:
+        """Return the hex sha256 of all inputs and classes so far."""
+        return self._digest.hexdigest()
+
+
+def split_batch(batch: Any, place: str) -> tuple[Tensor, Any]:
+    """Return a batch's inputs and labels: its first two parts.
+
+    Parameters
+    ----------
+    place
+        Names the batch in messages: ``"batch 3 of loader"``.
+
+    Raises
+    ------
+    ConfigError
+        If it is no tuple or list of two parts or more, or its inputs are no tensor with samples on axis 0.
+    """
+    if isinstance(batch, str | bytes) or not isinstance(batch, Sequence) or len(batch) < 2:
+        raise ConfigError(f"{place} is {_describe(batch)}; expected (inputs, labels): {REMEDY}")
+    inputs = batch[0]
+    if not isinstance(inputs, Tensor) or inputs.ndim < 2 or not len(inputs):
+        raise ConfigError(
+            f"{place} has {_describe(inputs)} for inputs; expected a tensor of samples (batch, …): {REMEDY}"
+        )
+    return inputs, batch[1]
+
+
+def class_indices(labels: Any, n_samples: int, place: str) -> tuple[NDArray[np.int64], bool]:
+    """Return the class of each sample of a batch, and whether the labels are one-hot rows.
+
+    Parameters
+    ----------
+    labels
+        (batch,) or (batch, 1): whole numbers from 0 on, of any type; or (batch, class): in each row a 1 and
+        otherwise 0.
+    n_samples
+        Of the batch.
+    place
+        As for :func:`split_batch`.
+
+    Raises
+    ------
+    ConfigError
+        If they are anything else: shares of classes, numbers between, names, fewer or more than samples.
+    """
+    values = _as_array(labels, place)
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.shape[:1] != (n_samples,) or values.ndim > 2:
+        raise ConfigError(
+            f"{place} has {n_samples} samples and labels of shape {values.shape}; expected a class index "
+            f"of each, or one-hot rows: {REMEDY}"
+        )
+    if values.ndim == 2:
+        if not (((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all()):
+            row = next(row for row in values if sorted(row)[-1:] != [1] or row.sum() != 1 or (row < 0).any())
+            raise ConfigError(
+                f"{place} has labels {_show(row)} of one sample; expected a class index, or a one-hot row: a "
+                "probe is told one class of each sample"
+            )
+        return values.argmax(1).astype(np.int64), True
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.isfinite(values) & (values == np.floor(values)) & (values >= 0) & (values < 2**31))
+    if wrong.any():
+        raise ConfigError(
+            f"{place} has labels {_show(values[wrong])}; expected class indices, whole numbers from 0 on: "
+            "number the classes (a Dataset's target_transform), or leave these samples out"
+        )
+    return values.astype(np.int64), False
+
+
+def _as_array(labels: Any, place: str) -> NDArray[Any]:
+    if isinstance(labels, Tensor):
+        labels = labels.detach().cpu()
+        labels = labels.float() if labels.dtype == torch.bfloat16 else labels
+        return np.asarray(labels.numpy())
+    try:
+        values = np.asarray(labels)
+    except ValueError:  # rows of unequal lengths
+        values = np.empty(0, object)
+    if values.dtype.kind not in "biuf":
+        raise ConfigError(
+            f"{place} has {_describe(labels)} for labels; expected class indices, whole numbers from 0 on: "
+            f"{REMEDY}"
+        )
+    return values
+
+
+def _show(values: NDArray[Any]) -> str:
+    shown = ", ".join(f"{value:g}" for value in values[:4].astype(float))
+    return shown + (", …" if len(values) > 4 else "")
+
+
+def logits_of(output: Any) -> Tensor | None:
+    """Return the logits (batch, class) in what a model returned; None where there are none.
+
+    A tensor of two axes; of a mapping or an object, what it calls ``logits``; of a tuple or list, the first
+    tensor.
+    """
+    if isinstance(output, Mapping):
+        output = output.get("logits")
+    elif not isinstance(output, Tensor) and hasattr(output, "logits"):
+        output = output.logits
+    elif isinstance(output, tuple | list):
+        output = next((part for part in output if isinstance(part, Tensor)), None)
+    is_plain = isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point()
+    return output if is_plain else None
+
+
+def _describe(thing: Any) -> str:
+    """Say of a value what it is, in a few words."""
+    if isinstance(thing, Tensor):
+        return f"a tensor of shape {tuple(thing.shape)}"
+    if isinstance(thing, Mapping):
+        keys = ", ".join(repr(key) for key in list(thing)[:4])
+        return f"a {type(thing).__name__} of {keys}{', …' if len(thing) > 4 else ''}"
+    if isinstance(thing, tuple | list):
+        parts = ", ".join(type(part).__name__ for part in thing[:4])
+        return f"a {type(thing).__name__} of {len(thing)} ({parts}{', …' if len(thing) > 4 else ''})"
+    return f"{type(thing).__name__}"
