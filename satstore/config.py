@@ -32,6 +32,15 @@ def _check_path(text: str) -> str:
     return text
 
 
+def _check_device(name: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:[0-9]+)?", name):
+        raise ValueError("expected cpu or cuda:N")
+    return name
+
+
+DeviceName = Annotated[str, AfterValidator(_check_device)]
+"""A device as it is named; whether it is there, :func:`satstore.session.choose_device` says."""
+
 PathText = Annotated[str, AfterValidator(_check_path)]
 
 Pooling = Annotated[str, AfterValidator(_check_pooling)]
@@ -81,7 +90,7 @@ class ExperimentConfig(BaseModel):
     augment: bool = Field(True, description="the dataset's own augmentation of the training images")
     seed: int = Field(0, ge=0, lt=2**63, description="of weights, order, dropout and augmentation")
     amp: bool = Field(True, description="bfloat16 autocast where the device is a GPU")
-    device: str | None = Field(
+    device: DeviceName | None = Field(
         None, description='`"cpu"` or `"cuda:N"`; null: the first GPU, else the CPU. `--device` beats it'
     )
     data_parallel: bool = Field(

@@ -116,6 +116,11 @@ def check_removable(run: Run) -> None:
     CorruptError
         If a checkpoint is not what was committed.
     """
+    if run.is_recorded:
+        raise NotFoundError(
+            f"{run.name} was recorded of a model and data that are in your own program: its latents could "
+            f"not be extracted again, so they stay; to make it anew: {run.recording()}"
+        )
     for epoch in dict.fromkeys([None, *(split_latents_key(key)[1] for key in run.manifest.latents)]):
         name = checkpoint_name(epoch)
         if not run.has_file(name):

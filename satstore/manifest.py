@@ -109,6 +109,10 @@ def drawn_layers(records: Sequence[LayerRecord]) -> list[str]:
     return [r.layer for r in records if not SHORTCUT.search(r.layer) and r.layer not in linears[-1:]]
 
 
+RECORDED = "Recorded"
+"""The dataset of runs that ``satstore.record`` made: their model and data are their user's."""
+
+
 class DatasetRecord(_Record):
     """The data that an experiment was trained on; the fingerprint tells other data of the same name apart.
 

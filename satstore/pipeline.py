@@ -72,6 +72,11 @@ def run_stage(run: Run, stage: Stage, parameters: StageParameters, *, with_needs
 
 
 def _perform(run: Run, stage: Stage, parameters: StageParameters) -> None:
+    if stage.needs_model and run.is_recorded:
+        raise ConfigError(
+            f"{run.name} was recorded of a model and data that are in your own program, which {stage.name} "
+            f"needs; give there: {run.recording()}"
+        )
     with run.stage(stage.key, record_parameters(parameters)):
         stage.function(run, parameters)
 
@@ -141,6 +146,9 @@ def make_plan(
         share = {key: value for key, value in parameters.items() if key in model.model_fields}
         if name == "train" and "extract" in stages:
             share["latents"] = False  # extract writes them, and says so
+        is_spread = share.get("workers") not in (None, 1) or share.get("scheduler") is not None
+        if name == "probe" and "train" in stages and is_spread:
+            share["device"] = None  # that is for training; the probes are fitted by processes
         if "check" in model.model_fields and len(stages) > 1:
             share["check"] = False  # every file is read where that is what was asked for
         used |= share.keys()

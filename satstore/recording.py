@@ -25,7 +25,7 @@ from satstore.estimate import TYPICAL_RATIO, latent_bytes
 from satstore.events import Listener
 from satstore.location import Folder
 from satstore.logs import find_logs_dir, make_run
-from satstore.manifest import CHECKPOINT, DatasetRecord, Manifest
+from satstore.manifest import CHECKPOINT, RECORDED, DatasetRecord, Manifest
 from satstore.memory import forget_peak, peak_bytes, resident_bytes
 from satstore.metrics import start_metrics
 from satstore.pipeline import make_plan, raise_first, run_stages
@@ -48,8 +48,6 @@ from satstore.store import (
 from satstore.store.layout import FLOAT16_MANTISSA_BITS, Shapes
 from satstore.store.records import describe_latents, describe_store
 from satstore.training import check_moments, make_recorder, take_spectra
-
-DATASET = "Recorded"
 
 UNKNOWN_LENGTH = 2**20
 """Samples for which shards are sized where a loader doesn't say how many it has."""
@@ -127,13 +125,13 @@ def record(
     train = Batches(loader, "loader")
     kind = re.sub(r"\W+", "_", type(model).__name__)
     owners = {
-        name: SimpleNamespace(**{key: record}) for name, key in (("models", kind), ("datasets", DATASET))
+        name: SimpleNamespace(**{key: record}) for name, key in (("models", kind), ("datasets", RECORDED))
     }
     with stand_in(owners):
         [config] = read_config(
             {
                 "model": kind,
-                "dataset": DATASET,
+                "dataset": RECORDED,
                 "resolution": int(train.first.shape[-1]),
                 "batch_size": len(train.first),
                 "epoch": 1,
@@ -302,7 +300,7 @@ class _Recording:
                 "n_threads": torch.get_num_threads(),
             }
             note_layers(manifest, self._layers)
-            manifest.dataset = DatasetRecord(name=DATASET, n_train=0, n_eval=0, classes=[], fingerprint="")
+            manifest.dataset = DatasetRecord(name=RECORDED, n_train=0, n_eval=0, classes=[], fingerprint="")
 
         self._run.commit({CHECKPOINT: content.getvalue()}, change)
 
@@ -396,7 +394,7 @@ class _Recording:
 
         def change(manifest: Manifest) -> None:
             manifest.dataset = DatasetRecord(
-                name=DATASET,
+                name=RECORDED,
                 n_train=n_samples["train"],
                 n_eval=n_samples["eval"],
                 classes=names,

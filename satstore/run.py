@@ -25,6 +25,7 @@ from satstore.location import Folder, Location, is_url, locate
 from satstore.lock import WriteLock
 from satstore.manifest import (
     LATENTS,
+    RECORDED,
     STAGE_KEYS,
     FileRecord,
     Manifest,
@@ -318,14 +319,27 @@ class Run:
         flags = f" -d {pooling_flag(table.pooling)}{self._epoch_flags(table.epoch)}"
         return f"satstore probe --run {self.name}{flags}{named}"
 
-    def extraction(self, *keys: str) -> str:
+    @property
+    def is_recorded(self) -> bool:
+        """Whether ``satstore.record`` made it: its model and data are not satstore's to build."""
+        return bool(self.manifest.config.get("dataset") == RECORDED)
+
+    def recording(self) -> str:
+        """Return the call that makes a recorded run again, in the program of its user's."""
+        return f"satstore.record(…, {self.run_id!r}, overwrite=True)"
+
+    def extraction(self, *keys: str, overwrite: bool = False) -> str:
         """Return the command that writes some latents, or what is missing of them; or commands, after ``;``.
 
         Parameters
         ----------
         *keys
             Such as ``pool4``, or ``epochs/5/pool4`` of an earlier epoch.
+        overwrite
+            Also what is there.
         """
+        if self.is_recorded:
+            return self.recording()
         poolings: dict[int | None, str] = {}
         for pooling, epoch in map(split_latents_key, keys):
             poolings[epoch] = f"{poolings.get(epoch, '')} -d {pooling_flag(pooling)}"
@@ -333,7 +347,9 @@ class Run:
         for epoch, flags in poolings.items():
             epochs.setdefault(flags, []).append(epoch)
         command = f"satstore extract --run {self.name}"
-        return "; ".join(f"{command}{f}{self._epoch_flags(*e)}" for f, e in epochs.items()) or command
+        last = " --overwrite" if overwrite else ""
+        commands = "; ".join(f"{command}{f}{self._epoch_flags(*e)}" for f, e in epochs.items()) or command
+        return commands + last
 
     def _epoch_flags(self, *epochs: int | None) -> str:
         """Return the flags that name epochs, None for the last; none where that is the default."""
@@ -656,8 +672,12 @@ class Run:
 
     @contextmanager
     def stage(self, stage: str, parameters: Mapping[str, Any]) -> Iterator[None]:
-        """Mark a stage as running, then done or failed, in manifest and events. The lock must be held."""
+        """Mark a stage as running, then done or failed, in manifest and events. The lock must be held.
+
+        One that was done stays so where another start of it fails before it committed anything.
+        """
         started = time.time()
+        before, content = self.manifest.stages.get(stage), self._content()
 
         def mark(status: StageStatus, error: str | None = None) -> None:
             record = StageRecord(
@@ -676,11 +696,19 @@ class Run:
         except BaseException as error:
             is_stopped = isinstance(error, KeyboardInterrupt) or told_to_stop.is_set()
             text = "stopped" if is_stopped else str(error) or type(error).__name__
-            mark("failed", text)
+            if before is not None and before.status == "done" and self._content() == content:
+                self.commit(change=lambda manifest: manifest.stages.__setitem__(stage, before))
+            else:
+                mark("failed", text)
             self.emit(stage, "failed", text)
             raise
         mark("done")
         self.emit(stage, "done")
+
+    def _content(self) -> tuple[Any, int]:
+        """Return what tells whether anything was committed: all but how stages went."""
+        n_bytes = self.commits.path.stat().st_size if self.commits.path.exists() else 0
+        return self.manifest.model_dump(exclude={"stages", "warnings"}), n_bytes
 
     def settle(self, stage: str) -> None:
         """Mark a stage as done that has nothing left to do: its last start was killed just before that."""

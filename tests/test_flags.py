@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from satstore.cli.app import app
+from satstore.errors import ConfigError
+from satstore.pipeline import make_plan
 from satstore.registry import STAGES
 from satstore.stages.flags import check_texts, describe_entries, flag_words, stage_model
 
@@ -73,6 +75,7 @@ def test_flags__are_none_where_all_is_left_at_its_default(stage: str) -> None:
         ("extract", "splits", "train,test", "'splits.1': input should be 'train' or 'eval', found 'test'"),
         ("saturation", "delta", "2", "'delta.0': input should be less than or equal to 1"),
         ("train", "memory_limit", "much", "'memory_limit'"),
+        ("train", "device", "gpu", "'device': expected cpu or cuda:N, found 'gpu'"),
     ],
 )
 def test_check_texts__says_what_the_command_says(stage: str, name: str, text: str, said: str) -> None:
@@ -80,3 +83,25 @@ def test_check_texts__says_what_the_command_says(stage: str, name: str, text: st
     assert list(errors) == [name]
     assert said in errors[name]
     assert values
+
+
+@pytest.mark.parametrize(("name", "text"), [("workers", "2"), ("scheduler", "tcp://host:8786")])
+def test_probe__refuses_a_gpu_and_processes_together(name: str, text: str) -> None:
+    texts: dict[str, str | bool] = {"device": "cuda:0", name: text}
+    _, errors = check_texts(stage_model("probe"), texts)
+    assert "processes can't share a GPU: leave out --device cuda:0, or -mp and --scheduler" in errors[name]
+    with pytest.raises(Exception, match="processes can't share a GPU"):
+        parse("probe", ["--device", "cuda:0", f"--{name}", text])
+    assert check_texts(stage_model("probe"), {**texts, "device": "cpu"})[1] == {}
+    with pytest.raises(ConfigError, match="processes can't share a GPU"):
+        make_plan(["extract", "probe"], {"device": "cuda:0", name: text})
+
+
+def test_run__takes_the_device_for_training_and_processes_for_probes() -> None:
+    values, errors = check_texts(stage_model("run"), {"device": "cuda:0", "workers": "2"})
+    assert errors == {}
+    plan = make_plan(["train", "extract", "probe"], values)
+    assert [plan[stage].device for stage in plan] == ["cuda:0", "cuda:0", None]
+    assert plan["probe"].workers == 2
+    alone = make_plan(["train", "probe"], {"device": "cuda:0"})
+    assert [alone[stage].device for stage in alone] == ["cuda:0", "cuda:0"]

@@ -37,6 +37,7 @@ from satstore.errors import (
     ClusterError,
     ConfigError,
     CorruptError,
+    DeviceError,
     LockedError,
     MemoryLimitError,
     NotFoundError,
@@ -170,6 +171,17 @@ def start(run: Run, **parameters: Any) -> Run:
 
 def pending(run: Run, **parameters: Any) -> list[str]:
     return STAGES["probe"].pending(Run(run.path), STAGES["probe"].parameters(**parameters))
+
+
+def test_probe__that_was_fitted_stays_so_where_another_start_is_refused(run: Run) -> None:
+    """Nothing was changed when it was refused: what is done is not failed, and what is not done is."""
+    for status in ("failed", "done"):
+        with pytest.raises(DeviceError, match="device 'cuda:99' is not there"):
+            start(run, device="cuda:99", overwrite=status == "done", max_iter=20)
+        assert Run(run.path).status("probe") == status
+        before = start(run, max_iter=20).manifest.stages["probe"]
+    start(run, max_iter=20)
+    assert Run(run.path).manifest.stages["probe"] == before
 
 
 def lines(run: Run, table: str = "pool4") -> dict[str, str]:

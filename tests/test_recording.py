@@ -404,6 +404,26 @@ def test_record__overwrite_replaces_all_that_was_made_of_the_old_one(model: MyNe
     assert [f for f in Verification(new).findings() if f.is_wrong] == []
 
 
+@pytest.mark.parametrize(
+    "words", [("project",), ("flops",), ("extract", "-d", "4"), ("extract", "--overwrite")]
+)
+def test_stages__that_need_the_model_of_a_recorded_run_say_so_and_leave_it_as_it_is(
+    run: satstore.Run, words: tuple[str, ...]
+) -> None:
+    before = (run.path / "manifest.json").read_bytes()
+    result = satstore_command(words[0], "--run", run.name, "--logs-dir", run.path.parents[1], *words[1:])
+    assert result.returncode == 1
+    assert f"your own program, which {words[0]} needs; give there: satstore.record(…, 'mine'" in result.stderr
+    assert (run.path / "manifest.json").read_bytes() == before
+
+
+def test_clean__keeps_the_latents_of_a_recorded_run(run: satstore.Run) -> None:
+    result = satstore_command("clean", run.name, "--latents", "--yes", "--logs-dir", run.path.parents[1])
+    assert result.returncode == 1
+    assert "could not be extracted again, so they stay" in result.stderr
+    assert len(run.latents("pool2", "eval").labels) == 40
+
+
 def test_apply_stages__does_what_the_command_does(model: MyNet, tmp_path: Path) -> None:
     run = satstore.record(model, make_loader(30, 0), "a", pooling=["1"], logs_dir=tmp_path)
     found = satstore.apply_stages(run, ["probe"], pooling=["1"], tol=1e-3)

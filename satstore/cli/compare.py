@@ -106,7 +106,7 @@ def check_samples(runs: list[Run], key: str, split: str) -> None:
                 "layers on the same images; take runs of one dataset"
             )
     for run in runs:
-        remedy = f"write it again with: {run.extraction(key)} --overwrite"
+        remedy = f"write it again with: {run.extraction(key, overwrite=True)}"
         location = run.latents_location
         run.commits.read(location.name).check(location, f"{key}/{split}", remedy, is_anything)
 

@@ -345,4 +345,5 @@ STAGE = Stage(
     pending=pending,
     parameters=ExtractParameters,
     needs=("train",),
+    needs_model=True,
 )

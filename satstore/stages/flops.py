@@ -118,4 +118,5 @@ STAGE = Stage(
     function=write,
     pending=pending,
     parameters=FlopsParameters,
+    needs_model=True,
 )

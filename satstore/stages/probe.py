@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from satstore.config import DeviceName
 from satstore.errors import ConfigError, SatstoreError
 from satstore.manifest import EPOCH_PART, IMPORTED, ProbesRecord, probe_key, split_probe_key
 from satstore.run import Run
@@ -47,8 +48,11 @@ class ProbeParameters(StageParameters):
     """Parameters of ``probe``."""
 
     device: Annotated[
-        str | None,
-        Field(description="cpu or cuda:N, also for earlier stages that have to run; by default a GPU if any"),
+        DeviceName | None,
+        Field(
+            description="cpu or cuda:N, also for earlier stages that have to run; by default a GPU if any. "
+            "With run it is for training alone where processes fit the probes (-mp, --scheduler)"
+        ),
     ] = None
     pooling: Poolings = None
     epoch: Epochs = None
@@ -76,6 +80,16 @@ class ProbeParameters(StageParameters):
     ] = None
     force: Force = False
     overwrite: Overwrite = False
+
+    @field_validator("workers", "scheduler")
+    @classmethod
+    def _check_place(cls, value: int | str | None, info: ValidationInfo) -> int | str | None:
+        device = info.data.get("device")
+        if device not in (None, "cpu") and value not in (None, 1):
+            raise ValueError(
+                f"processes can't share a GPU: leave out --device {device}, or -mp and --scheduler"
+            )
+        return value
 
 
 def keys_of(run: Run, parameters: ProbeParameters) -> list[str]:
@@ -188,8 +202,6 @@ def choose_device(parameters: ProbeParameters) -> str | None:
     ------
     DeviceError
         If the device isn't there.
-    ConfigError
-        If a GPU is asked for together with processes or a cluster.
     """
     spread = parameters.workers > 1 or parameters.scheduler is not None
     asked = parameters.device
@@ -202,10 +214,6 @@ def choose_device(parameters: ProbeParameters) -> str | None:
     if device.type == "cpu":
         return None
     session.wake(device)
-    if spread:
-        raise ConfigError(
-            "--device names a GPU, which -mp and --scheduler can't share; leave one of them out"
-        )
     return str(device)
 
 

@@ -165,7 +165,7 @@ def n_features_of(job: Fit, latents: "LatentSplit") -> int:
 
 def extract_command(run: Run, key: str) -> str:
     """Return the command that writes some latents again."""
-    return f"{run.extraction(key)} --overwrite"
+    return run.extraction(key, overwrite=True)
 
 
 def check_latents(run: Run, job: Fit, splits: Splits) -> None:

@@ -232,4 +232,5 @@ STAGE = Stage(
     parameters=ProjectParameters,
     needs=("train",),
     table=TABLE,
+    needs_model=True,
 )

@@ -62,4 +62,5 @@ STAGE = Stage(
     pending=pending,
     parameters=ReceptiveFieldParameters,
     table=TABLE,
+    needs_model=True,
 )

@@ -18,7 +18,7 @@ from pydantic import (
     create_model,
 )
 
-from satstore.config import Pooling, pooling_key
+from satstore.config import DeviceName, Pooling, pooling_key
 from satstore.errors import ConfigError, NotFoundError
 from satstore.latent_key import latents_key
 from satstore.location import locate
@@ -50,11 +50,11 @@ def _parse_splits(_: Any, tokens: Any) -> tuple[str, ...]:
 
 
 Device = Annotated[
-    str | None,
+    DeviceName | None,
     Field(description="cpu or cuda:N; by default the config's, else the first GPU, else the CPU"),
 ]
 DeviceOfNeeds = Annotated[
-    str | None,
+    DeviceName | None,
     Field(description="cpu or cuda:N, for the stages that have to run first"),
 ]
 Poolings = Annotated[
@@ -121,6 +121,8 @@ class Stage:
         The stages whose results it reads.
     table
         Its output table.
+    needs_model
+        Whether it builds the run's model, which of recorded runs is in a program of their user's.
     """
 
     name: str
@@ -130,6 +132,7 @@ class Stage:
     parameters: type[StageParameters]
     needs: tuple[str, ...] = ()
     table: str = ""
+    needs_model: bool = False
 
     @property
     def key(self) -> str:

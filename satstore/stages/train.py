@@ -157,4 +157,5 @@ STAGE = Stage(
     pending=pending,
     parameters=TrainParameters,
     table="metrics",
+    needs_model=True,
 )

@@ -216,9 +216,16 @@ class LatentsCheck(StoreCheck):
 
     def repair(self, key: str) -> str:
         """Return the command that repairs what lies under a key."""
+        return self.run.extraction(*self._poolings(key))
+
+    def _replace(self, key: str) -> str:
+        """Return the command that writes anew what lies under a key."""
+        return self.run.extraction(*self._poolings(key), overwrite=True)
+
+    def _poolings(self, key: str) -> list[str]:
         pooling = key_above(key)
         known = [*self.run.manifest.latents, *self._unfinished()]
-        return self.run.extraction(*([pooling] if pooling in known else known))
+        return [pooling] if pooling in known else known
 
     def _unfinished(self) -> list[str]:
         started = {key_above(group) for group in self.committed.n_rows}
@@ -232,7 +239,7 @@ class LatentsCheck(StoreCheck):
             if record.layers:  # a split may be left out
                 wanted = {split: n for split, n in wanted.items() if record.layers.get(split)}
             rows = {split: self._n_rows(f"{pooling}/{split}") for split in wanted}
-            again = f"{self.run.extraction(pooling)} --overwrite"
+            again = self.run.extraction(pooling, overwrite=True)
             if rows != wanted:
                 yield Finding(f"{pooling} has {rows} rows in the commit log, {wanted} in the manifest", again)
             elif self.committed.digest(pooling) != record.digest:
@@ -264,8 +271,7 @@ class LatentsCheck(StoreCheck):
             yield from self._check_samples(group, seen)
 
     def _check_samples(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
-        n_rows = self._n_rows(group)
-        again = f"{self.repair(group)} --overwrite"
+        n_rows, again = self._n_rows(group), self._replace(group)
         labels, ids = (self._values(f"{group}/{name}", seen[name], n_rows) for name in ("label", "sample_id"))
         dataset = self.run.manifest.dataset
         if dataset is None or n_rows == 0:
@@ -288,7 +294,7 @@ class LatentsCheck(StoreCheck):
 
     def _check_layer(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
         latent = self.arrays[f"{group}/latent"]
-        split, again = parent(group), f"{self.repair(group)} --overwrite"
+        split, again = parent(group), self._replace(group)
         n_rows = self._n_rows(group)
         shapes = {name: self.arrays[f"{group}/{name}"].shape for name in seen}
         label = self.arrays.get(f"{split}/label")
