@@ -1,9 +1,10 @@
 """Saturation of any model in any training loop: a callback with the arguments that delve's tracker has.
 
-It writes what delve writes: columns such as ``train-saturation_conv1`` in ``;``-separated CSV files, a row
-per call of :meth:`SaturationTracker.add_saturations`. Moments are accumulated in float64 on the layers'
-device, from values shifted by the first batch's mean; nothing of the batches is kept. They are of all batches
-since the last call; delve 0.1.50's are of the last batch alone.
+It writes what delve writes: columns such as ``train-saturation_conv1`` in ``;``-separated CSV files. A row is
+an epoch: all that was added up to a save; what is not known of it is empty. (delve 0.1.50 moves later values
+of such a column up into earlier rows.) Moments are accumulated in float64 on the layers' device, from values
+shifted by the first batch's mean; nothing of the batches is kept. They are of all batches since the last
+call; delve 0.1.50's are of the last batch alone.
 """
 
 import os
@@ -74,7 +75,7 @@ class SaturationTracker(Recorder):
     device
         Accepted, and of no effect: moments stay where the layer is.
     initial_epoch
-        Where training goes on: what was written before is read back and added to.
+        The epochs done where training goes on: so many rows of what was written before are read back.
     definition
         ``delve``, whose dimension is one smaller, or ``exact``.
 
@@ -137,9 +138,10 @@ class SaturationTracker(Recorder):
         self._n_calls: dict[str, int] = {}
         self._n_images: dict[tuple[str, str], int] = {}
         self._bad: set[tuple[str, str]] = set()
+        self._row, self._given, self._is_begun = initial_epoch, set[str](), False
         if initial_epoch:
             for writer in self.writers:
-                writer.go_on()
+                writer.go_on(initial_epoch)
         super().__enter__()
 
     def __enter__(self) -> Self:
@@ -158,15 +160,27 @@ class SaturationTracker(Recorder):
         self._hooks.close()
 
     def add_scalar(self, name: str, value: float) -> None:
-        """Add a value of one's own, such as an accuracy, to this epoch's row."""
+        """Add a value of one's own, such as an accuracy, to this epoch's row.
+
+        A name that the row has already begins the next row.
+        """
+        if name in self._given:
+            self._end_row()
+        self._given.add(name)
         for writer in self.writers:
-            writer.add(name, value)
+            writer.add(self._row, name, value)
+
+    def _end_row(self) -> None:
+        self._row, self._given, self._is_begun = self._row + 1, set(), False
 
     def add_saturations(self, save: bool = True) -> dict[str, Value]:
-        """Write what was recorded since the last call, and return it by column.
+        """Add what was recorded since the last call to this epoch's row, and return it by column.
 
-        A layer whose output held NaN or infinities has NaN.
+        An epoch in which nothing was recorded has a row, too. A layer whose output held NaN or infinities has
+        NaN.
         """
+        if self._is_begun:
+            self._end_row()
         found: dict[str, Value] = {}
         for (mode, layer), moments in self._moments.items():
             is_bad = (mode, layer) in self._bad
@@ -176,7 +190,8 @@ class SaturationTracker(Recorder):
                 found[name] = float("nan") if covariance is None else self._measure(stat, covariance)
         for name, value in found.items():
             for writer in self.writers:
-                writer.add(name, value)
+                writer.add(self._row, name, value)
+        self._is_begun = True
         if self._resets:
             self._moments, self._bad = {}, set()
         self._n_images = {}
@@ -185,9 +200,11 @@ class SaturationTracker(Recorder):
         return found
 
     def save(self) -> None:
-        """Write the files."""
+        """Write the files, and end the row."""
+        if self._given or self._is_begun:
+            self._end_row()
         for writer in self.writers:
-            writer.save()
+            writer.save(self._row)
 
     def _measure(self, stat: str, covariance: np.ndarray[Any, Any]) -> Value:
         if stat == "cov":
@@ -220,60 +237,73 @@ class SaturationTracker(Recorder):
 
 
 class CsvWriter:
-    """A ``;``-separated table, a row per epoch, written anew by each :meth:`save`."""
+    """A ``;``-separated table, a row per epoch, written anew by each :meth:`save`.
+
+    Attributes
+    ----------
+    columns
+        By name, the values by row, those that are known.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path.with_name(f"{path.name}.csv")
-        self.columns: dict[str, list[float]] = {}
+        self.columns: dict[str, dict[int, float]] = {}
 
-    def go_on(self) -> None:
-        """Take up what was written before, if there is any."""
+    def go_on(self, n_rows: int) -> None:
+        """Take up so many rows of what was written before, if there is any."""
         import pandas as pd
 
         if self.path.exists():
-            table = pd.read_csv(self.path, sep=";", index_col=0)
-            self.columns = {f"{name}": [float(v) for v in table[name]] for name in table}
+            table = pd.read_csv(self.path, sep=";", index_col=0)[:n_rows]
+            self.columns = {f"{name}": dict(enumerate(map(float, table[name]))) for name in table}
 
-    def add(self, name: str, value: Value) -> None:
+    def add(self, row: int, name: str, value: Value) -> None:
         """Add a value to a column."""
         if np.ndim(value) == 0:
-            self.columns.setdefault(name, []).append(float(value))
+            self.columns.setdefault(name, {})[row] = float(value)
 
-    def save(self) -> None:
-        """Write the table; columns that began later, or ended earlier, are filled up with NaN."""
+    def save(self, n_rows: int) -> None:
+        """Write the table, what is not known left empty."""
         import pandas as pd
 
-        table = pd.DataFrame({name: pd.Series(values) for name, values in self.columns.items()})
+        table = pd.DataFrame(
+            {name: pd.Series(values, dtype=float) for name, values in self.columns.items()},
+            index=range(n_rows),
+        )
         write_file(self.path, table.to_csv(sep=";").encode())
 
 
 class PlotWriter(CsvWriter):
     """The table, and a picture of each statistic and split after each epoch."""
 
-    def save(self) -> None:
+    def save(self, n_rows: int) -> None:
         """Write the table and the pictures of its last row."""
         from matplotlib.figure import Figure
 
         from satstore.colors import SATURATION
         from satstore.plots.style import name_places, save_figure, tidy_axes
 
-        super().save()
+        super().save(n_rows)
+        epoch = n_rows - 1
         for stat, words in STATS.items():
             for mode in ("train", "eval"):
                 start = f"{mode}-{words}_"
-                found = {name: values for name, values in self.columns.items() if name.startswith(start)}
+                found = {
+                    name: values[epoch]
+                    for name, values in self.columns.items()
+                    if name.startswith(start) and epoch in values
+                }
                 if not found:
                     continue
                 layers = [name.removeprefix(start) for name in found]
                 figure = Figure(figsize=(max(5.0, 1.6 + 0.32 * len(layers)), 4.0), layout="constrained")
                 axes = figure.add_subplot()
-                axes.bar(range(len(layers)), [values[-1] for values in found.values()], color=SATURATION)
+                axes.bar(range(len(layers)), list(found.values()), color=SATURATION)
                 name_places(axes, range(len(layers)), layers)
                 axes.set_ylabel(words.replace("-", " "))
                 if stat == "lsat":
                     axes.set_ylim(0, 1)
                 tidy_axes(axes)
-                epoch = max(map(len, found.values())) - 1
                 axes.set_title(f"{mode}, epoch {epoch}", fontsize=10)
                 stem = self.path.name.removesuffix(".csv")
                 save_figure(figure, self.path.with_name(f"{stem}_{stat}_{mode}_epoch_{epoch}.png"))
@@ -282,14 +312,14 @@ class PlotWriter(CsvWriter):
 class PrintWriter:
     """Lines on stdout."""
 
-    def go_on(self) -> None:
+    def go_on(self, n_rows: int) -> None:
         """Do nothing: what was printed was printed."""
 
-    def add(self, name: str, value: Value) -> None:
+    def add(self, row: int, name: str, value: Value) -> None:
         """Print a value."""
         print(name, ":", value)  # noqa: T201 - what it is for
 
-    def save(self) -> None:
+    def save(self, n_rows: int) -> None:
         """Do nothing."""
 
 
@@ -298,27 +328,19 @@ class NpyWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._n_epochs: dict[str, int] = {}
-        self._goes_on = False
 
-    def go_on(self) -> None:
-        """Number on from the files that are there."""
-        self._goes_on = True
+    def go_on(self, n_rows: int) -> None:
+        """Do nothing: the files that are there stay."""
 
-    def add(self, name: str, value: Value) -> None:
+    def add(self, row: int, name: str, value: Value) -> None:
         """Write a value."""
         import io
 
-        folder = self.path / name
-        if name not in self._n_epochs:
-            there = len(list(folder.glob(f"{name}_epoch*.npy"))) if self._goes_on else 0
-            self._n_epochs[name] = there
         content = io.BytesIO()
         np.save(content, np.asarray(value), allow_pickle=False)
-        write_file(folder / f"{name}_epoch{self._n_epochs[name]}.npy", content.getvalue())
-        self._n_epochs[name] += 1
+        write_file(self.path / name / f"{name}_epoch{row}.npy", content.getvalue())
 
-    def save(self) -> None:
+    def save(self, n_rows: int) -> None:
         """Do nothing: each value is written when it is added."""
 
 

@@ -102,6 +102,64 @@ def test_tracker__goes_on_where_it_was(tmp_path: Path) -> None:
     assert np.load(files[0], allow_pickle=False).shape == (8, 8)
 
 
+def read_table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path, sep=";", index_col=0)
+
+
+def test_tracker__a_row_is_an_epoch_and_what_is_missing_is_empty(tmp_path: Path) -> None:
+    """Evaluated in epochs 1 and 3, stopped in 2, with a scalar that begins in 3."""
+    model = make_model()
+    tracker = SaturationTracker(tmp_path / "a", ["csv", "npy", "plot"], model)
+    returned = []
+    for epoch in range(5):
+        if epoch == 2:
+            tracker.stop()
+        if epoch >= 3:
+            tracker.add_scalar("accuracy", epoch / 10)
+        run_epoch(model, epoch, (2, 1 if epoch in (1, 3) else 0))
+        returned.append(tracker.add_saturations())
+        tracker.resume()
+    table = read_table(tmp_path / "a.csv")
+    assert list(table.index) == list(range(5))
+    assert [sorted(row) for row in returned] == [
+        sorted(name for name in table if name != "accuracy" and np.isfinite(table[name][epoch]))
+        for epoch in range(5)
+    ]
+    for epoch, row in enumerate(returned):
+        for name, value in row.items():
+            assert table[name][epoch] == pytest.approx(value)
+            assert np.load(tmp_path / "a" / name / f"{name}_epoch{epoch}.npy") == pytest.approx(value)
+    assert [sorted(row) for row in returned][2] == []
+    assert table["accuracy"].tolist() == pytest.approx([np.nan] * 3 + [0.3, 0.4], nan_ok=True)
+    drawn = {path.name for path in tmp_path.glob("a_lsat_*.png")}
+    expected = {f"a_lsat_train_epoch_{epoch}.png" for epoch in (0, 1, 3, 4)}
+    assert drawn == expected | {f"a_lsat_eval_epoch_{epoch}.png" for epoch in (1, 3)}
+
+
+def test_tracker__a_row_ends_with_a_save_or_where_it_would_have_a_value_twice(tmp_path: Path) -> None:
+    model = make_model()
+    tracker = SaturationTracker(tmp_path / "a", "csv", model)
+    for epoch in range(3):  # the order of phd-lab's training
+        run_epoch(model, epoch, (1, 1))
+        tracker.add_saturations(save=False)
+        tracker.add_scalar("loss", epoch)
+        tracker.save()
+        tracker.save()
+    assert read_table(tmp_path / "a.csv").notna().all().all()
+    assert read_table(tmp_path / "a.csv")["loss"].tolist() == [0, 1, 2]
+    for epoch in range(3, 6):  # saved at the end
+        tracker.add_scalar("loss", epoch)
+        run_epoch(model, epoch, (1, 1))
+        tracker.add_saturations(save=False)
+    tracker.save()
+    assert read_table(tmp_path / "a.csv").notna().all().all()
+    assert read_table(tmp_path / "a.csv")["loss"].tolist() == [0, 1, 2, 3, 4, 5]
+    again = SaturationTracker(tmp_path / "a", "csv", model, initial_epoch=4)  # the last two are done again
+    run_epoch(model, 9)
+    again.add_saturations()
+    assert read_table(tmp_path / "a.csv")["loss"].tolist() == pytest.approx([0, 1, 2, 3, np.nan], nan_ok=True)
+
+
 def test_tracker__plots_prints_and_keeps_to_limits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
