@@ -1,5 +1,6 @@
 """Runs that travel: packed into a zip file, which opens elsewhere as a run, checked before it appears."""
 
+import hashlib
 import shutil
 import stat
 import zipfile
@@ -7,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 from satstore.errors import ConfigError, CorruptError, DiskSpaceError, NotFoundError, SatstoreError
-from satstore.files import free_disk, make_folder, refusals, sync_folder, write_file
+from satstore.files import Digest, free_disk, make_folder, refusals, sync_folder, write_file
 from satstore.location import Folder
 from satstore.logs import check_run_id
 from satstore.manifest import LATENTS, Manifest
@@ -17,6 +18,9 @@ from satstore.words import describe_size
 
 KEPT = ("manifest.json", "commits.jsonl", "events.jsonl")
 """What of a run folder travels besides what the manifest and the commit log name."""
+
+PART_BYTES = 2**20
+"""What is read of a file at once."""
 
 
 def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
@@ -38,12 +42,12 @@ def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
     try:
         # Stored as they are: checkpoints and shards are compressed already.
         with refusals(path, 0), run.lock(), zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
-            for name in run.manifest.files:
-                run.check_file(name)
-            for name, source in files_of(run, with_latents):
-                if not source.is_file():
-                    raise CorruptError(f"{source} is committed but not there; see satstore verify {run.name}")
-                packed.write(source, f"{run.run_id}/{run.experiment}/{name}")
+            for name, source, digest in files_of(run, with_latents):
+                member = zipfile.ZipInfo.from_file(source) if source.is_file() else zipfile.ZipInfo(name)
+                member.filename = f"{run.run_id}/{run.experiment}/{name}"
+                with packed.open(member, "w", force_zip64=True) as file:
+                    for part in _read_checked(run, source, digest):
+                        file.write(part)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -51,17 +55,42 @@ def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
     return path.absolute()
 
 
-def files_of(run: Run, with_latents: bool) -> Iterator[tuple[str, Path]]:
-    """Yield names below the run folder, and paths, of what a run is made of."""
-    for name in [*KEPT, *run.manifest.files]:
+def _read_checked(run: Run, path: Path, expected: Digest | None) -> Iterator[bytes]:
+    """Yield a file's content in parts, and check at its end that it is what was committed.
+
+    Raises
+    ------
+    CorruptError
+        If it is not, or can't be read.
+    """
+    remedy = f"satstore verify {run.name} names what makes it again"
+    seen, n_bytes = hashlib.sha256(), 0
+    try:
+        with path.open("rb") as file:
+            while part := file.read(PART_BYTES):
+                seen.update(part)
+                n_bytes += len(part)
+                yield part
+    except OSError as error:
+        reason = "is committed but not there" if not path.exists() else f"can't be read ({error.strerror})"
+        raise CorruptError(f"{path} {reason}; {remedy}") from error
+    if expected is not None and (n_bytes, seen.hexdigest()) != (expected.size_bytes, expected.sha256):
+        raise CorruptError(f"{path} is not what was committed; {remedy}")
+
+
+def files_of(run: Run, with_latents: bool) -> Iterator[tuple[str, Path, Digest | None]]:
+    """Yield names below the run folder, paths and digests of what a run is made of; None: of no digest."""
+    for name in KEPT:
         if (run.path / name).is_file():
-            yield name, run.path / name
+            yield name, run.path / name, None
+    for name, record in run.manifest.files.items():
+        yield name, run.path / name, record.digest
     folders = [Folder(run.analysis_path)]
     if with_latents and isinstance(run.latents_location, Folder):
         folders.append(run.latents_location)
     for folder in folders:
-        for key in sorted(run.commits.read(folder.name).files):
-            yield f"{folder.name}/{key}", folder.path / key
+        for key, digest in sorted(run.commits.read(folder.name).files.items()):
+            yield f"{folder.name}/{key}", folder.path / key, digest
 
 
 def unpack_run(path: Path, logs_dir: Path, run_id: str | None = None) -> Run:

@@ -1,12 +1,15 @@
 """Runs that travel: what is packed opens elsewhere, bit by bit, and what is not a run is refused."""
 
+import shutil
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from command_line import call
+from damages import delete, flip, truncate
 from tiny import results, run_tiny
 
 from satstore.errors import ConfigError, CorruptError, DiskSpaceError, NotFoundError
@@ -55,6 +58,45 @@ def test_zip__without_latents_says_how_to_write_them_again(run: Run, tmp_path: P
     code, _, err = call("import", path, "--logs-dir", tmp_path / "logs")
     assert code == 1
     assert "is there already; give it another name with --run-id" in err
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, delete], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "metrics.csv",
+        "checkpoint.pt",
+        "latents.zarr/**/c/0/*",
+        "latents.zarr/**/zarr.json",
+        "analysis.zarr/**/c/*",
+    ],
+)
+def test_zip__of_a_file_that_is_not_what_was_committed_is_not_made(
+    run: Run, pattern: str, damage: Callable[..., Iterator[bytes | None]], tmp_path: Path
+) -> None:
+    """Of each kind the last by name, which is packed after others."""
+    copied = Path(shutil.copytree(run.path.parents[1], tmp_path / "logs")) / "res" / run.experiment
+    path = sorted(path for path in copied.glob(pattern) if path.is_file())[-1]
+    content = next(iter(damage(path, [])))
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    words = (
+        "export",
+        "res",
+        "--to",
+        "zip",
+        "--latents",
+        "--out",
+        tmp_path / "out",
+        "--logs-dir",
+        tmp_path / "logs",
+    )
+    code, _, err = call(*words)
+    assert code == 1
+    said = "is committed but not there" if damage is delete else "is not what was committed"
+    assert f"{path} {said}; satstore verify {run.name} names what makes it again" in err
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 @pytest.mark.parametrize("to", ["csv", "parquet"])
