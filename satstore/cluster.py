@@ -6,7 +6,6 @@ Dask computes its spans anew, on another.
 """
 
 import logging
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satstore.analysis.crew import lasting_crew
+from satstore.analysis.crew import Crew, crew_of_one, lasting_crew
 from satstore.analysis.engine import (
     Query,
     Sums,
@@ -29,6 +28,7 @@ from satstore.analysis.engine import (
 from satstore.analysis.evaluation import class_codes
 from satstore.analysis.logistic_loss import Codes
 from satstore.analysis.rows import Floats, Moments, Rows, feature_moments, tile_height
+from satstore.cores import count_cores
 from satstore.errors import ClusterError
 from satstore.processes import deaf_children
 from satstore.store import LatentArray, open_latents
@@ -81,10 +81,11 @@ def _open(source: LatentSource) -> tuple[LatentArray, Codes]:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A connection to a Dask cluster, and how many threads a task may have."""
+    """A connection to a Dask cluster, how many threads a task may have, and what computes beside it."""
 
     client: "Client"
     n_threads: int
+    crew: Crew
 
     def run(self, function: Callable[[], Any]) -> list[Any]:
         """Call a function in every worker process; a worker that is lost meanwhile is passed over."""
@@ -97,7 +98,7 @@ def start_cluster(n_workers: int) -> Iterator[Cluster]:
     from distributed import Client, LocalCluster
 
     _take_large_queries()
-    n_cores = os.cpu_count() or 1
+    n_cores = count_cores()
     n_workers = min(n_workers, n_cores)
     with ExitStack() as opened:
         # At its end a Ctrl-C is heard that came meanwhile: the cluster has to end then.
@@ -113,7 +114,8 @@ def start_cluster(n_workers: int) -> Iterator[Cluster]:
                 )
             )
         client = opened.enter_context(Client(cluster))
-        yield Cluster(client, max(1, n_cores // n_workers))
+        crew = opened.enter_context(crew_of_one())
+        yield Cluster(client, max(1, n_cores // n_workers), crew)
 
 
 @contextmanager
@@ -136,10 +138,10 @@ def join_cluster(address: str) -> Iterator[Cluster]:
         raise ClusterError(
             f"no Dask scheduler answers at {address} within {CONNECT_S} s ({reason}); {advice}"
         ) from error
-    with client:
+    with client, crew_of_one() as crew:
         if not client.scheduler_info()["workers"]:
             raise ClusterError(f"the Dask scheduler at {address} has no workers; {advice}")
-        yield Cluster(client, 1)
+        yield Cluster(client, 1, crew)
 
 
 def _take_large_queries() -> None:
@@ -154,7 +156,7 @@ class ClusterEngine:
 
     def __init__(self, cluster: Cluster, source: LatentSource, n_logits: int) -> None:
         # A thread of this process, for what is read here.
-        self._cluster, self._source, self._crew = cluster, source, lasting_crew(1)
+        self._cluster, self._source, self._crew = cluster, source, cluster.crew
         self._rows = source.rows()
         self._spans = make_spans(self._rows.shape[0], tile_height(self._rows.shape[1], n_logits))
 

@@ -4,7 +4,6 @@ All of it is arithmetic over a model's sizes (:mod:`satstore.model_plan`) and wh
 machine (:mod:`satstore.calibration`).
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satstore.config import ExperimentConfig
+from satstore.cores import count_cores
 from satstore.errors import MemoryLimitError
 from satstore.model_plan import ModelPlan
 from satstore.resources import loader_bytes
@@ -231,7 +231,7 @@ def stage_times(
     workers
         Loader processes, 0 for none.
     """
-    n_cores = os.cpu_count() or 1
+    n_cores = count_cores()
     on_gpu = rates.device.startswith("cuda")
     # Per image. On the CPU, decoding and the model share the cores; beside a GPU, they overlap.
     loading = 0.0 if rates.images is None else 1 / (rates.images * min(max(1, workers), n_cores))
@@ -280,7 +280,7 @@ def stage_memory(
     n_loaders
         Processes that load images beside an extraction.
     """
-    n_threads = max(1, (os.cpu_count() or 1) // workers)
+    n_threads = max(1, count_cores() // workers)
     n_most = max(counts.n_train, counts.n_eval)
     return Memory(
         train=training_memory(plan, config, base.torch),

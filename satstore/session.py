@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from satstore.capture import LatentRecorder, Layer, describe_layers, select_layers
 from satstore.config import ExperimentConfig
+from satstore.cores import count_cores
 from satstore.datasets.images import ImageData
-from satstore.datasets.keeping import count_cores, skip_corrupt
+from satstore.datasets.keeping import skip_corrupt
 from satstore.datasets.loaders import from_loaders, takes_loaders
 from satstore.errors import ConfigError, CorruptError, DeviceError
 from satstore.manifest import DatasetRecord, LayerRecord, Manifest, checkpoint_name

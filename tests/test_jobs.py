@@ -299,10 +299,11 @@ def test_usage__measures_what_is_held_on_gpus() -> None:
 # The commands
 
 
-def test_cli__detaches_follows_and_lists(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flag", ["--detach", "--detach=true"])
+def test_cli__detaches_follows_and_lists(flag: str, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     make_run(logs, "r", ExperimentConfig(model="vgg11_XS", dataset="Digits"))
-    done = satstore("probe", "--run", "r", "--detach", "--logs-dir", logs)
+    done = satstore("probe", "--run", "r", flag, "--logs-dir", logs)
     line = f"job 1 started; follow it with: satstore log 1 --follow --logs-dir {logs}\n"
     assert (done.returncode, done.stdout) == (0, line), done.stderr
     done = satstore("log", 1, "--follow", "--logs-dir", logs)

@@ -28,6 +28,7 @@ from mortal import Mortal
 from numpy.typing import NDArray
 from pydantic import ValidationError
 from rich.console import Console
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from satstore.analysis.evaluation import EvaluationQuery
 from satstore.cli.look import describe_layers, print_layers
@@ -245,8 +246,11 @@ def test_probe__a_cluster_that_is_there_fits_the_same(run: Run, processes: bool)
     alone = start(run).table("probe-pool4")[columns]
     options = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0", "memory_limit": None}
     options |= {"processes": processes, "protocol": "tcp://"}
-    with LocalCluster(n_workers=1, threads_per_worker=2, **options) as cluster:
-        joined = start(run, scheduler=cluster.scheduler_address, overwrite=True)
+    with threadpool_limits(2, user_api="blas"):
+        before = threadpool_info()
+        with LocalCluster(n_workers=1, threads_per_worker=2, **options) as cluster:
+            joined = start(run, scheduler=cluster.scheduler_address, overwrite=True)
+        assert threadpool_info() == before, "BLAS has its threads again"
     assert joined.table("probe-pool4")[columns].equals(alone)
 
 

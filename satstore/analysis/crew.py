@@ -60,6 +60,13 @@ def lasting_crew(n_workers: int) -> Crew:
     return Crew(ThreadPoolExecutor(1), ThreadPoolExecutor(n_workers), n_workers)
 
 
+@contextmanager
+def crew_of_one() -> Iterator[Crew]:
+    """Make a crew of one thread for what this process computes beside a cluster; BLAS has one meanwhile."""
+    with _blas().limit(limits=1), ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as worker:
+        yield Crew(reader, worker, 1)
+
+
 @cache
 def _blas() -> ThreadpoolController:
     return ThreadpoolController().select(user_api="blas")

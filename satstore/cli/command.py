@@ -67,13 +67,14 @@ def words_without(*flags: str) -> list[str]:
     Parameters
     ----------
     *flags
-        Such as ``--detach``, or ``--logs-dir=`` where a value belongs to it.
+        Such as ``--detach``, which may be given as ``--detach=true``, or ``--logs-dir=`` where a value
+        belongs to it.
     """
     kept, skips_value = [], False
     for word in words:
         if skips_value:
             skips_value = False
-        elif word in flags or any(flag.endswith("=") and word.startswith(flag) for flag in flags):
+        elif word.partition("=")[0] in flags or any(word.startswith(f) for f in flags if f.endswith("=")):
             continue
         elif f"{word}=" in flags:
             skips_value = True

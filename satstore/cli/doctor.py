@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from satstore.cli.console import say
+from satstore.cores import count_cores
 from satstore.files import free_disk, nearest_folder
 from satstore.logs import find_logs_dir
 from satstore.resources import available_memory
@@ -112,7 +113,7 @@ def check_torch() -> Iterator[Check]:
 
 def check_memory() -> Iterator[Check]:
     """Look at memory and cores."""
-    memory, n_cores = available_memory(), os.cpu_count() or 1
+    memory, n_cores = available_memory(), count_cores()
     cores = counted(n_cores, "core")
     if memory is None:
         yield Check("memory", "note", f"not known on this system; {cores}")

@@ -1,6 +1,5 @@
 """What is done with files of images before they are used: corrupt ones left out, others held in memory."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,6 +8,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from satstore.cores import count_cores
 from satstore.datasets.image_folder import FileSource, decode
 from satstore.datasets.images import ImageData, ImageSplit, PixelSource, Update, fingerprint
 from satstore.errors import CorruptError, NotFoundError
@@ -21,11 +21,6 @@ N_TOGETHER = 256
 
 Progress = Callable[[int, int], None]
 """Called with the number of images read so far, and of all."""
-
-
-def count_cores() -> int:
-    """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_corrupt(source: FileSource, progress: Progress | None = None) -> dict[int, str]:

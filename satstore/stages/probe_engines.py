@@ -1,6 +1,5 @@
 """Fitting one layer's probes: with threads of this process, on a device, or on a Dask cluster."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from satstore.analysis.evaluation import EvaluationQuery, EvaluationSums, class_
 from satstore.analysis.logistic_solver import Solution, solve
 from satstore.analysis.memory import fit_bytes, problems_at_once
 from satstore.analysis.rows import BlockRows, Floats, Rows, widen
+from satstore.cores import count_cores
 from satstore.memory import resident_bytes
 from satstore.resources import check_memory
 from satstore.stages.probe_fit import Fit, Means, Splits
@@ -158,7 +158,7 @@ def choose_threads(job: Fit, problem: Problem, means: Means) -> int:
         If the limit, or this machine's memory, allows none.
     """
     held_bytes = resident_bytes()
-    for n_threads in range(os.cpu_count() or 1, 0, -1):
+    for n_threads in range(count_cores(), 0, -1):
         if held_bytes + fit_bytes(problem, n_threads) <= means.memory_bytes:
             break
     if not means.force:

@@ -37,6 +37,9 @@ PROBE_DIMENSIONS: Mapping[tuple[str, int], tuple[str, ...]] = {
 }
 """The axes of a probe's arrays, by name and number of axes; with y and x, each position has a probe."""
 
+CHUNK_BYTES = 64 * 2**20
+"""Of an array's chunk, at most."""
+
 KINDS: Mapping[str, str] = {"confusion": "iu", "class_index": "iu"}
 """What is whole numbers; see :func:`satstore.store.layout.check_axes`."""
 
@@ -101,8 +104,8 @@ class AnalysisStore:
         self, split: str, moments: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]]
     ) -> None:
         """Write each layer's mean (n_features,) and covariance (n_features, n_features) of the last epoch."""
-        with _Writing(self) as root:
-            for layer, (mean, covariance) in moments.items():
+        for layer, (mean, covariance) in moments.items():
+            with _Writing(self) as root:  # a commit of its own: one that fails takes no other with it
                 group = _layer_group(root, f"spectra/{split}", layer)
                 _put(group, "mean", mean, ("feature",))
                 _put(group, "covariance", covariance, ("feature", "other_feature"))
@@ -237,13 +240,19 @@ def _layer_group(root: zarr.Group, path: str, layer: str) -> zarr.Group:
 
 
 def _put(group: zarr.Group, name: str, values: NDArray[Any], dimensions: tuple[str, ...]) -> None:
-    array = create_array(
-        group,
-        name,
-        values.shape,
-        values.dtype,
-        dimensions,
-        chunks=tuple(max(1, n) for n in values.shape),
-        overwrite=True,
-    )
+    chunks = choose_chunks(values.shape, values.dtype.itemsize)
+    array = create_array(group, name, values.shape, values.dtype, dimensions, chunks=chunks, overwrite=True)
     array[...] = values
+
+
+def choose_chunks(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
+    """Return chunks of at most CHUNK_BYTES: all of an array, or as much of its last axes as fits.
+
+    Blosc takes 2 GiB at once, which the covariance of 16,384 features has.
+    """
+    chunks: list[int] = []
+    left = max(1, CHUNK_BYTES // item_bytes)
+    for size in reversed(shape):
+        chunks.append(max(1, min(size, left)))
+        left //= chunks[-1]
+    return tuple(reversed(chunks))

@@ -1,7 +1,6 @@
 """Writing stores of latents: whole shards, each committed before the next but one is begun."""
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.commits import CommitLog, is_under
+from satstore.cores import count_cores
 from satstore.errors import ConfigError
 from satstore.latent_key import groups_of
 from satstore.location import Location
@@ -25,7 +25,7 @@ Key = tuple[str, str]
 
 # Layers whose shards are encoded side by side. As many as there are cores, so that a forward pass on the CPU
 # finds all of them as busy: it waits for the slowest of its threads.
-N_ENCODERS = min(MAX_ENCODERS, os.cpu_count() or 1)
+N_ENCODERS = min(MAX_ENCODERS, count_cores())
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """The checks of the two stores: every committed object is read once, compared with the log, and decoded."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.commits import Damage, find_damage, is_under
+from satstore.cores import count_cores
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import Digest
 from satstore.latent_key import key_above, split_latents_key
@@ -167,7 +167,7 @@ class StoreCheck:
 
     def _read_arrays(self) -> Iterator[Finding]:
         groups = self._parts()
-        pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+        pool = ThreadPoolExecutor(min(4, count_cores()))
         try:
             looks = pool.map(self._look, [part for parts in groups.values() for part in parts])
             for group, parts in groups.items():

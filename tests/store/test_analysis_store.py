@@ -14,7 +14,8 @@ from satstore.commits import CommitLog
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import Digest
 from satstore.location import Folder
-from satstore.store import AnalysisStore
+from satstore.store import AnalysisStore, analysis
+from satstore.store.analysis import choose_chunks
 
 LAYERS = {"layer1.0.conv1": 6, "conv0": 3, "label": 2}
 """Layer to features."""
@@ -308,3 +309,73 @@ def test_store__damage_is_found(store: AnalysisStore) -> None:
     (store.path / "spectra/train/conv0/eigenvalues/c/1/0").unlink()
     with pytest.raises(CorruptError, match=r"eigenvalues/c/1/0 is committed but not there; train again"):
         committed.check(Folder(store.path), "spectra", "train again")
+
+
+def test_store__splits_large_arrays_into_chunks(
+    store: AnalysisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A covariance of 16,384 features has 2 GiB, which the codec does not take at once."""
+    monkeypatch.setattr("satstore.store.analysis.CHUNK_BYTES", 1000)
+    generator = np.random.default_rng(0)
+    moments = {"wide": (generator.normal(size=40), generator.normal(size=(40, 40)))}
+    store.write_spectra("train", 0, 1, {"wide": np.ones(40)})
+    store.write_moments("train", moments)
+    coef = generator.normal(size=(3, 2, 5, 70)).astype(np.float32)
+    store.write_probe("pixelwise", "wide", {"coef": coef, "intercept": np.zeros((3, 2, 5))})
+    check_committed(store)
+    for found, expected in zip(store.moments("train", "wide"), moments["wide"], strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(store.probe("pixelwise", "wide")["coef"], coef)
+    tree = xr.open_datatree(store.path, engine="zarr", consolidated=False, chunks={})
+    np.testing.assert_array_equal(tree["probes/pixelwise/wide"]["coef"], coef)
+    covariance = zarr.open_array(store.path / "spectra/train/wide/covariance", mode="r")
+    assert np.prod(covariance.chunks) * 8 <= 1000
+    assert covariance.nchunks > 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "item_bytes", "expected"),
+    [
+        ((16384, 16384), 8, (512, 16384)),
+        ((7, 7, 1000, 2048), 4, (1, 7, 1000, 2048)),
+        ((56, 56, 1000, 2048), 4, (1, 8, 1000, 2048)),
+        ((1000, 10**8), 4, (1, 2**24)),
+        ((0, 3), 8, (1, 3)),
+        ((6,), 8, (6,)),
+    ],
+)
+def test_chunks__are_of_64_mebibytes_at_most(
+    shape: tuple[int, ...], item_bytes: int, expected: tuple[int, ...]
+) -> None:
+    assert choose_chunks(shape, item_bytes) == expected
+    assert np.prod(expected) * item_bytes <= 64 * 2**20
+
+
+@pytest.mark.long
+def test_store__takes_the_covariance_of_16400_features(store: AnalysisStore) -> None:
+    n = 16_400
+    covariance = np.zeros((n, n))
+    covariance[-1, -1] = 3.0
+    store.write_moments("train", {"wide": (np.zeros(n), covariance)})
+    assert store.moments("train", "wide")[1][-1, -1] == 3.0
+
+
+def test_moments__of_a_layer_stay_where_the_next_ones_can_not_be_written(
+    store: AnalysisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = {layer: (np.ones(n), np.eye(n)) for layer, n in LAYERS.items()}
+    written: list[str] = []
+
+    def refuse_the_second(group: zarr.Group, name: str, *_: Any) -> None:
+        written.append(str(group.attrs["layer"]))
+        if len(set(written)) > 1:
+            raise OSError("no room")
+        put(group, name, *_)
+
+    put = analysis._put
+    monkeypatch.setattr(analysis, "_put", refuse_the_second)
+    with pytest.raises(OSError, match="no room"):
+        store.write_moments("train", moments)
+    committed = log_of(store.path.parent).read(store.path.name)
+    assert "spectra/train/layer1.0.conv1/covariance/c/0/0" in committed.files
+    np.testing.assert_array_equal(store.moments("train", "layer1.0.conv1")[1], np.eye(6))
