@@ -9,7 +9,7 @@ import sys
 
 from satstore.cli import command
 from satstore.cli.app import app
-from satstore.cli.console import say
+from satstore.cli.console import say, take_any_encoding
 from satstore.errors import SatstoreError
 
 
@@ -21,6 +21,7 @@ def main(tokens: list[str] | None = None) -> None:
     words = sys.argv[1:] if tokens is None else tokens
     debug = "--debug" in words
     command.words = tuple(words)
+    take_any_encoding()
     _announce_plugins()
     code = _run([word for word in words if word != "--debug"], debug)
     if tokens is None and code in STOPPED:

@@ -1,5 +1,7 @@
 """What commands print: names, errors and logs come from files, and none of them may command the terminal."""
 
+import codecs
+import io
 import sys
 from typing import Any
 
@@ -7,6 +9,35 @@ from rich.console import Console
 from rich.text import Text
 
 from satstore.words import printable
+
+TWINS = {
+    **dict.fromkeys("✗✖⚠", "!"),
+    **dict.fromkeys("✓✚", "+"),
+    **dict.fromkeys("●◆■★", "*"),
+    **dict.fromkeys("█▇▆▅▉▊▋▌", "#"),
+    **dict.fromkeys("▄▃▂▁▍▎▏·", "."),
+    **dict.fromkeys("–−─━╌", "-"),
+    **dict.fromkeys("│┊╎", "|"),
+    **dict.fromkeys("▶▸→", ">"),
+    **dict.fromkeys("▼↓", "v"),
+    **dict.fromkeys("▲↑", "^"),
+    **{"←": "<", "×": "x", "○": "o", "…": "...", "±": "+-"},
+}
+"""Marks and bars to what stands for them in ASCII."""
+
+
+def take_any_encoding() -> None:
+    """Let stdout and stderr print what their encoding lacks: marks by their ASCII twins, others by number."""
+    codecs.register_error("satstore", _encode_otherwise)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
+            stream.reconfigure(errors="satstore")
+
+
+def _encode_otherwise(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(TWINS.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text), error.end
 
 
 class SafeConsole(Console):
