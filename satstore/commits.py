@@ -122,6 +122,11 @@ class CommitLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    @property
+    def size_bytes(self) -> int:
+        """The log's size, which grows with each commit; 0 before the first."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
     def append(
         self, store: str, written: Mapping[str, Digest], n_rows: Mapping[str, int] | None = None
     ) -> None:

@@ -9,8 +9,9 @@ import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
@@ -54,6 +55,34 @@ MAKERS: Mapping[str, str] = {
     "computational_info.json": "flops",
 }
 """The stages that make the files of a run folder; tables of probes and what training writes are not here."""
+
+
+Parameters = ParamSpec("Parameters")
+Found = TypeVar("Found")
+
+N_TRIES = 5
+"""How often a reader begins anew, at most, where a run is committed to meanwhile again and again."""
+
+
+def _of_what_is_committed_now(
+    read: "Callable[Concatenate[Run, Parameters], Found]",
+) -> "Callable[Concatenate[Run, Parameters], Found]":
+    """Read anew what seems damaged, where something was committed since the run was opened, or meanwhile."""
+
+    @wraps(read)
+    def read_again(run: "Run", /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Found:
+        for _ in range(N_TRIES):
+            before = run.commits.size_bytes
+            try:
+                return read(run, *args, **kwargs)
+            except CorruptError:
+                known = run.manifest
+                run.reload()
+                if run.manifest == known and run.commits.size_bytes == before:
+                    raise
+        return read(run, *args, **kwargs)
+
+    return read_again
 
 
 class Run:
@@ -184,6 +213,7 @@ class Run:
         failed = (stage for stage, status in statuses.items() if status == "failed")
         return {stage: self.manifest.stages[stage].error or silent for stage in failed}
 
+    @_of_what_is_committed_now
     def table(self, name: str) -> "pd.DataFrame":
         """Return a table of the run, such as ``"metrics"``, ``"saturation"`` or ``"probe-pool4"``.
 
@@ -208,6 +238,7 @@ class Run:
         """Tell whether a file of that name was committed."""
         return name in self.manifest.files
 
+    @_of_what_is_committed_now
     def read_file(self, name: str) -> bytes:
         """Return the content of a committed file, checked against its digest.
 
@@ -243,11 +274,12 @@ class Run:
             yield
         except OSError as error:
             found = f"can't be read: {error.strerror or error}"
-            raise CorruptError(f"{self.path / name} {found}; {self._remedy(name)}") from error
+            raise CorruptError(f"{self.path / name} {found}; {self.remedy(name)}") from error
         except ValueError as error:
             found = " ".join(str(error).split())
-            raise CorruptError(f"{self.path / name} {found}; {self._remedy(name)}") from error
+            raise CorruptError(f"{self.path / name} {found}; {self.remedy(name)}") from error
 
+    @_of_what_is_committed_now
     def costs(self) -> dict[str, Any] | None:
         """Return what ``satstore flops`` counted, see docs/store-format.md; None if it did not yet.
 
@@ -268,6 +300,7 @@ class Run:
             found: dict[str, Any] = json.loads(content)
         return found
 
+    @_of_what_is_committed_now
     def rows(self, name: str) -> list[dict[str, str]]:
         """Return a table's rows as text, to the last digit and without pandas; none if it isn't there.
 
@@ -284,6 +317,7 @@ class Run:
             columns, rows = read_cells(name, content)
         return [dict(zip(columns, cells, strict=False)) for cells in rows]
 
+    @_of_what_is_committed_now
     def check_file(self, name: str) -> None:
         """Check that a committed file is there and of its size, without reading it.
 
@@ -295,14 +329,16 @@ class Run:
         path, size_bytes = self.path / name, self.manifest.files[name].size_bytes
         staged = self.path / f"{name}.new"  # the rename may be still to come
         if not any(p.is_file() and p.stat().st_size == size_bytes for p in (path, staged)):
-            raise CorruptError(f"{path} is not there, or not what was committed; {self._remedy(name)}")
+            raise CorruptError(f"{path} is not there, or not what was committed; {self.remedy(name)}")
 
-    @property
-    def _retraining(self) -> str:
-        return f"train again with: {self.repair('metrics.csv')}"
+    def remedy(self, name: str) -> str:
+        """Return what to do about a file of the run folder that is damaged, for who reads it.
 
-    def _remedy(self, name: str) -> str:
-        return f"restore it, or make it again with: {self.repair(name)}"
+        Of what only training makes, that is to look first: to train again takes all that came of it along.
+        """
+        if name.startswith("probe-") or name in MAKERS:
+            return f"restore it, or make it again with: {self.repair(name)}"
+        return f"restore it from a copy; satstore verify {self.name} says what is damaged, and what to do"
 
     def repair(self, name: str) -> str:
         """Return the command that makes a file of the run folder again."""
@@ -358,6 +394,7 @@ class Run:
             return ""
         return "".join(f" --epoch {self.last_epoch if epoch is None else epoch}" for epoch in epochs)
 
+    @_of_what_is_committed_now
     def latents(self, pooling: str, split: str, epoch: int | None = None) -> "LatentSplit":
         """Return the latents of one pooling (``pool4``) and split (``train``, ``eval``): layer to array.
 
@@ -393,6 +430,7 @@ class Run:
         layers = self.manifest.latents[key].layers
         return found.only(layers.get(split, {})) if layers else found
 
+    @_of_what_is_committed_now
     def spectra(self, split: str, layers: Collection[str] | None = None) -> "dict[str, NDArray[np.float64]]":
         """Return each layer's eigenvalues (epoch, eigenvalue), descending; NaN where the layer failed.
 
@@ -412,7 +450,7 @@ class Run:
 
         # Other than the latents' shards, these are small: what is read is what was written, to the last bit.
         self.commits.read(self.analysis_path.name).check(
-            Folder(self.analysis_path), f"spectra/{split}", self._retraining, is_of_eigenvalues
+            Folder(self.analysis_path), f"spectra/{split}", self.remedy("metrics.csv"), is_of_eigenvalues
         )
         n_epochs = self.manifest.summary.epochs_done
         found = AnalysisStore(self.analysis_path).spectra(split, layers)
@@ -455,7 +493,7 @@ class Run:
             found = ", ".join(sorted(stored)[:4])
             raise CorruptError(
                 f"{self.analysis_path} has spectra of {found}, and of no layer that the manifest names; "
-                f"{self._retraining}"
+                f"{self.remedy('metrics.csv')}"
             )
         delta = self.config.delta if delta is None else delta
         return tabulate_saturation(spectra, self.layers, delta, definition)
@@ -503,6 +541,7 @@ class Run:
         rows = pd.concat(found, ignore_index=True)
         return rows[["epoch", *(column for column in rows if column != "epoch")]]
 
+    @_of_what_is_committed_now
     def confusion(self, layer: str, table: str | None = None) -> "pd.DataFrame":
         """Return how a layer's probe classifies the eval split.
 
@@ -707,8 +746,7 @@ class Run:
 
     def _content(self) -> tuple[Any, int]:
         """Return what tells whether anything was committed: all but how stages went."""
-        n_bytes = self.commits.path.stat().st_size if self.commits.path.exists() else 0
-        return self.manifest.model_dump(exclude={"stages", "warnings"}), n_bytes
+        return self.manifest.model_dump(exclude={"stages", "warnings"}), self.commits.size_bytes
 
     def settle(self, stage: str) -> None:
         """Mark a stage as done that has nothing left to do: its last start was killed just before that."""

@@ -285,7 +285,7 @@ def read_checkpoint(run: Run, epoch: int | None = None) -> dict[str, Any]:
     except pickle.UnpicklingError as error:  # torch's advice, to trust the file, is none to give
         raise CorruptError(
             f"{run.path / name} holds more than tensors, numbers, strings, lists and dicts: satstore did not "
-            f"write it, and does not load it; train again with: satstore train --run {run.name} --overwrite"
+            "write it, and does not load it; restore it from a copy, or train under another run id"
         ) from error
     except Exception as error:  # torch raises zipfile's and its own errors here
         raise CorruptError(f"{run.path / name} can't be loaded: {error}") from error

@@ -113,7 +113,7 @@ CASES = {
     "no layer of the spectra in the manifest": Case(
         rename_layers,
         lambda run: run.saturation(),
-        r"has spectra of 0, 5, and of no layer .*; train again with",
+        r"has spectra of 0, 5, and of no layer .*; restore it from a copy; satstore verify",
     ),
     "no layers at all": Case(
         lambda path: put(path, layers=[]),
@@ -506,7 +506,7 @@ def test_export__of_a_run_that_lacks_a_file_says_so(path: Path) -> None:
         "export", f"res/{path.name}", "--to", "zip", "--out", path.parent, "--logs-dir", path.parents[1]
     )
     assert done.returncode == 1
-    assert "projection.csv is not there, or not what was committed" in done.stderr
+    assert "projection.csv is committed but not there" in done.stderr
     assert not list(path.parent.glob("*.zip"))
 
 

@@ -398,7 +398,9 @@ def test_train__a_lost_checkpoint_names_the_command_that_mends_it(trained: Run, 
     whole = checkpoint.read_bytes()
     checkpoint.unlink() if damage == "delete" else checkpoint.write_bytes(whole[:1000])
     for stage in ("train", "extract"):
-        with pytest.raises(CorruptError, match=rf"satstore train --run {trained.name} --overwrite"):
+        with pytest.raises(
+            CorruptError, match=rf"restore it from a copy; satstore verify {trained.name} says"
+        ):
             start(trained, stage, pooling=["2"])
     start(trained, "train", overwrite=True)
     assert checkpoint.read_bytes() == whole
@@ -411,7 +413,7 @@ def test_saturation__lost_spectra_and_tables_name_the_command(trained: Run) -> N
         start(trained, "saturation")
     assert len(start(trained, "saturation", overwrite=True).table("saturation"))
     shutil.rmtree(trained.analysis_path)
-    with pytest.raises(CorruptError, match=rf"satstore train --run {trained.name} --overwrite"):
+    with pytest.raises(CorruptError, match=rf"restore it from a copy; satstore verify {trained.name} says"):
         Run(trained.path).saturation(delta=0.9)
     with pytest.raises(ConfigError, match="no split named 'test'"):
         Run(trained.path).saturation(split="test")

@@ -194,7 +194,7 @@ def find_axes(run: Run, parameters: ProjectParameters) -> tuple[dict[str, "Axes"
             f"{run.name} has covariances of flattened maps at {config.downsampling} positions per axis, "
             "which say nothing of the others; train with downsampling null, or conv_method channelwise"
         )
-    remedy = f"train again with: satstore train --run {run.name} --overwrite"
+    remedy = run.remedy("metrics.csv")
     run.commits.read(run.analysis_path.name).check(Folder(run.analysis_path), "spectra", remedy, is_anything)
     store, axes, means = AnalysisStore(run.analysis_path), {}, {}
     kinds = {record.layer: record.kind for record in run.manifest.layers}

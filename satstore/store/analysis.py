@@ -148,7 +148,7 @@ class AnalysisStore:
         for layer, group in groups.items():
             with reading(
                 f"{group.store_path}: the spectra of layer {layer}",
-                "make it again with: satstore train --overwrite",
+                "satstore verify says what to do",
             ):
                 found[layer] = np.asarray(check_axes(get_array(group, "eigenvalues"), None, None)[...])
         return found
@@ -158,7 +158,7 @@ class AnalysisStore:
         group = self._layer(f"spectra/{split}", layer)
         with reading(
             f"{group.store_path}: the moments of layer {layer}",
-            "make it again with: satstore train --overwrite",
+            "satstore verify says what to do",
         ):
             mean = check_axes(get_array(group, "mean"), None)
             covariance = check_axes(get_array(group, "covariance"), *mean.shape, *mean.shape)
