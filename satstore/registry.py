@@ -218,14 +218,14 @@ def _first_line(target: object) -> str:
     return lines[0] if lines else ""
 
 
-def suggest(name: str, names: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest of some names, else where to look."""
+def suggest(name: str, names: Iterable[str], n_shown: int = 8) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest of some names, else the first of them."""
     folded = {known.casefold(): known for known in names}
     near = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {folded[near[0]]!r}?"
-    shown = ", ".join(list(folded.values())[:8])
-    return f"; known are {shown}{', …' if len(folded) > 8 else ''}" if shown else ""
+    shown = ", ".join(list(folded.values())[:n_shown])
+    return f"; known are {shown}{', …' if len(folded) > n_shown else ''}" if shown else ""
 
 
 def load_plugins(modules: Iterable[str]) -> None:

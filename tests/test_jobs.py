@@ -382,6 +382,12 @@ def test_status__prints_experiments_and_jobs(start_sleeper: Callable[[str], Job]
     done = satstore("status", "--sort", "modl", "--logs-dir", logs)
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "no column 'modl'; did you mean 'model'?" in done.stderr
+    done = satstore("status", "--sort", "zzz", "--logs-dir", logs)
+    assert done.stderr.count("experiment") == 1, "each column is named once"
+    by_label, by_name = (
+        satstore("status", "--sort", name, "--csv", "--logs-dir", logs) for name in ("acc", "accuracy")
+    )
+    assert (by_label.returncode, by_label.stdout) == (0, by_name.stdout)
     cancel_job(job)
 
 

@@ -22,7 +22,7 @@ TEXTS: Mapping[str, Callable[[Experiment], str]] = {
     "dataset": lambda e: e.dataset,
 }
 NUMBERS: Mapping[str, Callable[[Experiment], float | None]] = {
-    "acc": lambda e: None if e.test_accuracy is None else 100 * e.test_accuracy,
+    "acc": lambda e: e.test_accuracy,
     "epoch": lambda e: e.epochs_done,
     "epochs": lambda e: e.epochs,
     "px": lambda e: e.resolution,
@@ -31,7 +31,7 @@ NUMBERS: Mapping[str, Callable[[Experiment], float | None]] = {
 }
 OTHER_NAMES = {"accuracy": "acc", "resolution": "px", "size": "disk", "rf": "receptive_field"}
 UNITS: Mapping[str, Mapping[str, float]] = {
-    "acc": {"%": 1},
+    "acc": {"%": 0.01},
     "age": {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400},
     "disk": {
         unit + end: 1024**power
@@ -69,9 +69,9 @@ def parse_filter(text: str) -> Filter:
     ----------
     text
         Terms between blanks, quoted as in a shell; ``-`` before one negates it. A term is a text found in the
-        names, ``model:resnet*`` (also run, experiment, dataset), ``acc>90`` (also epoch, epochs, px, age<2h,
-        disk>1GiB), ``probe:done`` (any stage: done, running, failed, missing), or ``is:running``
-        (also failed, done, unreadable).
+        names, ``model:resnet*`` (also run, experiment, dataset), ``acc>90%``, which ``acc>.9`` and ``acc>90``
+        are, too (also epoch, epochs, px, age<2h, disk>1GiB), ``probe:done`` (any stage: done, running,
+        failed, missing), or ``is:running`` (also failed, done, unreadable).
 
     Raises
     ------
@@ -159,5 +159,9 @@ def _compare(field: str, sign: str, value: str) -> Test:
     if found is None or (found[2] and found[2] not in units):
         some = f" or with a unit ({', '.join(u for u in units if u)})" if units else ""
         raise ConfigError(f"{field}{sign}{value}: expected a number{some}")
-    bound, compare, read = float(found[1]) * units.get(found[2], 1), OPERATORS[sign], NUMBERS[field]
+    number, unit, compare, read = float(found[1]), found[2], OPERATORS[sign], NUMBERS[field]
+    if field == "acc" and number > 1:  # no share is: per cent, with their sign or without
+        unit = "%"
+    # Divided, so that 97.5% is the share that 0.975 is, to the last bit.
+    bound = number / 100 if unit == "%" else number * units.get(unit, 1)
     return lambda e: (number := read(e)) is not None and compare(number, bound)

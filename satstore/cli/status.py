@@ -39,11 +39,11 @@ def show_status(
     UnknownNameError
         If there is no such column.
     """
-    column, is_reversed = order
-    if column not in SORT_KEYS:
-        raise UnknownNameError(
-            f"no column {column!r}{suggest(column, SORT_KEYS)}; known: {', '.join(SORT_KEYS)}"
-        )
+    given, is_reversed = order
+    keys = {column.label: column.key for column in COLUMNS} | {key: key for key in SORT_KEYS}
+    if given not in keys:
+        raise UnknownNameError(f"no column {given!r}{suggest(given, keys, len(keys))}")
+    column = keys[given]
     root = find_logs_dir(logs_dir)
     reader, printed = Reader(root), None
     while True:

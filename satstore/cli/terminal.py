@@ -25,8 +25,8 @@ def open_app(logs_dir: Path | None, read_only: bool, theme: str | None) -> None:
     from tui.app import SatstoreApp
 
     if theme is not None and theme not in BUILTIN_THEMES:
-        known = ", ".join(BUILTIN_THEMES)
-        raise UnknownNameError(f"no theme {theme!r}{suggest(theme, BUILTIN_THEMES)}; known: {known}")
+        near = suggest(theme, BUILTIN_THEMES, len(BUILTIN_THEMES))
+        raise UnknownNameError(f"no theme {theme!r}{near}")
     SatstoreApp(find_logs_dir(logs_dir), read_only=read_only, theme=theme).run()
 
 
