@@ -1,9 +1,16 @@
 """What a wheel holds, and what `import satstore` brings."""
 
+import ast
 import subprocess
 import sys
+import tomllib
 import zipfile
+from importlib.metadata import packages_distributions
+from itertools import chain
 from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import satstore
 
@@ -60,3 +67,27 @@ def test_import__loads_nothing_slow() -> None:
         "import sys, satstore; assert not {'torch', 'numpy', 'zarr', 'pandas', 'sklearn'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+OF_ANOTHER = {"pydantic_core": "pydantic"}
+"""Packages that another, which needs them, brings: their versions go in step."""
+
+
+def test_dependencies__are_all_declared() -> None:
+    """What the sources import is in pyproject.toml, so that no other package has to bring it by chance."""
+    imported: set[str] = set()
+    for path in [*ROOT.glob("satstore/**/*.py"), *ROOT.glob("tui/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                imported.add(node.module.partition(".")[0])
+    imported -= {*sys.stdlib_module_names, "satstore", "tui"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = {name: lines for name, lines in project["optional-dependencies"].items() if name != "test"}
+    lines = [*project["dependencies"], *chain.from_iterable(extras.values())]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    packages = packages_distributions()
+    for module in sorted(imported):
+        name = OF_ANOTHER.get(module, module)
+        assert {canonicalize_name(found) for found in packages[name]} & declared, module
