@@ -47,8 +47,8 @@ test-long: $(VENV)/.installed-test
 
 # Which lines and branches all tests together reach, in processes that they start too.
 coverage: $(VENV)/.installed-test
-	@$(ONE_THREAD) $(BIN)/python -m pytest --cov --cov-report= $(ARGS)
-	@$(BIN)/coverage report --sort=cover
+	@$(ONE_THREAD) $(BIN)/python -m pytest --cov --cov-report= $(ARGS); status=$$?; \
+		$(BIN)/coverage report --sort=cover; exit $$status
 
 # The long forms of the tests of reliability (docs/reliability.md), for 30 minutes at most.
 soak: $(VENV)/.installed-test

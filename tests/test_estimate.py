@@ -25,33 +25,43 @@ from satstore.words import describe_duration, describe_size
 
 PRIVATE = """
 import sys
+import threading
 import satstore.memory
 from satstore.cli import main
 
-def kib(name):
-    [line] = [line for line in open("/proc/self/status") if line.startswith(name)]
-    return int(line.split()[1])
+def private_bytes():
+    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return sum(int(lines[name].split()[0]) for name in ("RssAnon", "VmSwap")) * 1024
 
-satstore.memory.resident_bytes = lambda: kib("RssAnon:") * 1024
+def watch():
+    while not ended.wait(0.001):
+        peaks.append(max(peaks.pop(), private_bytes()))
+
+satstore.memory.resident_bytes = private_bytes
+peaks, ended = [0], threading.Event()
+watcher = threading.Thread(target=watch)
+watcher.start()
 try: main(sys.argv[1:])
 except SystemExit as stop: assert not stop.code, stop.code
+finally: ended.set()
+watcher.join()
 print()
-print(kib("VmHWM:") - kib("RssFile:") - kib("RssShmem:"))
+print(peaks[0])
 """
 
 
 def run_measured(*words: object) -> tuple[str, int]:
     """Run a command; return its output and the most memory, in bytes, that was its process's own.
 
-    Pages of libraries' files are left out, of what is measured and of what an estimate begins with: how
-    many of those are resident is the system's choice. The process says it itself: what `wait4` tells
-    counts the parent's memory before the exec, too.
+    Pages of libraries' files are left out, of what is measured and of what an estimate begins with, and
+    those that were swapped out are counted: how many of either are resident is the system's choice. So a
+    thread of the process looks again and again, as the system keeps no peak of it.
     """
     command = [sys.executable, "-c", PRIVATE, *map(str, words)]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=WORKS_S)
     assert result.returncode == 0, result.stderr
     output, _, last = result.stdout.rstrip().rpartition("\n")
-    return output, int(last) * 1024
+    return output, int(last)
 
 
 def ask(*words: object) -> list[dict[str, Any]]:

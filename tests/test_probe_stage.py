@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -670,7 +669,7 @@ def test_probe__killed_keeps_what_was_fitted_and_fits_the_rest(tmp_path: Path) -
 @pytest.mark.long
 def test_cluster__passes_over_workers_that_are_lost_while_it_asks() -> None:
     with start_cluster(1) as cluster:
-        assert cluster.run(partial(os._exit, 1)) == []
+        assert cluster.run(lambda: os._exit(1)) == []
 
 
 def mortal_sums(run: Run, cluster: Cluster, *, folder: Path | None = None, number: int = 0) -> list[Any]:

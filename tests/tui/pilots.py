@@ -96,10 +96,12 @@ async def click(pilot: Pilot[None], where: type[Widget] | None = None, **options
     await settle(pilot)
 
 
-async def _poll(condition: Callable[[], object], limit_s: float) -> None:
+async def _poll(
+    condition: Callable[[], object], limit_s: float, describe: Callable[[], object] = str
+) -> None:
     deadline = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < deadline, f"it did not come true in {limit_s} s"
+        assert time.monotonic() < deadline, f"it did not come true in {limit_s} s: {describe()}"
         await asyncio.sleep(0.01)
 
 
@@ -110,7 +112,7 @@ async def wait_for(pilot: Pilot[None], condition: Callable[[], object], limit_s:
         assert pilot.app.is_running, "the app has ended"
         return condition()
 
-    await _poll(is_true, limit_s)
+    await _poll(is_true, limit_s, lambda: "\n".join([f"{pilot.app.screen}", *read_screen(pilot)]))
     await settle(pilot)
 
 

@@ -487,6 +487,7 @@ async def test_first_run__is_watched_to_its_end(tmp_path: Path, monkeypatch: pyt
             await wait_for(pilot, lambda: not app.jobs[0].is_running)
             assert app.jobs[0].state == "done"
             await press(pilot, "escape")
+            await wait_for_screen(pilot, RunsScreen)
             await wait_for(pilot, lambda: not table.rows[0].has("running"))
             assert table.rows[0].size_bytes
             await press(pilot, "l")
@@ -517,6 +518,7 @@ async def test_first_run__runs_the_demo_and_watches_it(tmp_path: Path) -> None:
         await wait_for(pilot, lambda: "probe pool4" in read_static(pilot, "#values"))
         assert read_static(pilot, "#notice") == ""
         await press(pilot, "escape")
+        await wait_for_screen(pilot, RunsScreen)
         await wait_for(pilot, lambda: table.rows[0].stages["probe"] == "done")
         assert len(table.rows[0].saturation) == 9
         assert table.rows[0].size_bytes
