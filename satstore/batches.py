@@ -132,8 +132,9 @@ def class_indices(labels: Any, n_samples: int, place: str) -> tuple[NDArray[np.i
             f"of each, or one-hot rows: {REMEDY}"
         )
     if values.ndim == 2:
-        if not (((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all()):
-            row = next(row for row in values if sorted(row)[-1:] != [1] or row.sum() != 1 or (row < 0).any())
+        is_one_hot = ((values == 0) | (values == 1)).all(1) & (values.sum(1) == 1)
+        if not is_one_hot.all():
+            row = values[~is_one_hot][0]
             raise ConfigError(
                 f"{place} has labels {_show(row)} of one sample; expected a class index, or a one-hot row: a "
                 "probe is told one class of each sample"
