@@ -17,7 +17,7 @@ from sklearn.linear_model import LogisticRegression
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.logs import list_runs
 from satstore.phd_lab import import_logs
-from satstore.phd_lab.pickles import read_arrays
+from satstore.pickles import read_arrays
 from satstore.pipeline import make_plan, run_stages
 from satstore.verify import Verification
 

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import satstore
 from satstore.analysis.moments import Moments
 from satstore.analysis.spectrum import eigenvalues
+from satstore.registry import DATASETS
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
 N_TRAIN = 12_000
@@ -62,6 +63,16 @@ def test_images__are_the_published_ones(
     # Known of the training images to whoever normalises them.
     assert train[0].mean(dtype=np.float64) == pytest.approx(0.2860, abs=5e-5)
     assert train[0].std(dtype=np.float64) == pytest.approx(0.3530, abs=5e-5)
+
+
+def test_dataset__reads_the_installed_files(
+    train: tuple[Pixels, Labels], held_out: tuple[Pixels, Labels], tmp_path: Path
+) -> None:
+    data = DATASETS["FashionMNIST"](data_dir=tmp_path, resolution=28)
+    for split, (pixels, labels) in ((data.train_plain, train), (data.eval, held_out)):
+        np.testing.assert_array_equal(split.labels, labels)
+        found = split.source.read(range(len(labels)))
+        np.testing.assert_array_equal(found.numpy().reshape(len(labels), -1) / np.float32(255), pixels)
 
 
 def objective(fitted: LogisticRegression | satstore.LogisticProbe, x: Pixels, y: Labels, c: float) -> float:

@@ -530,12 +530,13 @@ def check(
         Path | None, Parameter(help="the folder that holds it; by default TORCH_DATADIR, else tmp")
     ] = None,
     resolution: Annotated[int, Parameter(help="pixels that images are read at")] = 64,
+    download: Annotated[bool, Parameter(negative="", help="download what isn't there")] = False,
     json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
 ) -> None:
     """Say what there is of a dataset, and read every image of it."""
     from satstore.cli.data import check_dataset
 
-    check_dataset(name, data_dir, resolution, json)
+    check_dataset(name, data_dir, resolution, download, json)
 
 
 @dataset_app.command

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,10 @@ class Counting:
         self._bar.listen(Event("dataset", "progress", self._what, done=done, total=total or done))
 
 
-def check_dataset(name: str, data_dir: Path | None, resolution: int, as_json: bool) -> None:
-    """Print what there is of a dataset, every image read.
+def check_dataset(
+    name: str, data_dir: Path | None, resolution: int, may_download: bool, as_json: bool
+) -> None:
+    """Print what there is of a dataset, every image read; what isn't there is downloaded only if it may be.
 
     Raises
     ------
@@ -42,6 +45,7 @@ def check_dataset(name: str, data_dir: Path | None, resolution: int, as_json: bo
     CorruptError
         If images can't be decoded.
     """
+    from satstore.datasets.downloads import without_downloads
     from satstore.datasets.image_folder import FileSource
     from satstore.datasets.images import ImageData
     from satstore.datasets.keeping import find_corrupt
@@ -50,11 +54,12 @@ def check_dataset(name: str, data_dir: Path | None, resolution: int, as_json: bo
 
     place = data_dir or ExperimentConfig().data_dir
     factory = DATASETS[name]
-    data: ImageData = (
-        from_loaders(name, factory, resolution, 1, place)
-        if takes_loaders(factory)
-        else factory(resolution=resolution, data_dir=place, augment=False, seed=0)
-    )
+    with nullcontext() if may_download else without_downloads():
+        data: ImageData = (
+            from_loaders(name, factory, resolution, 1, place)
+            if takes_loaders(factory)
+            else factory(resolution=resolution, data_dir=place, augment=False, seed=0)
+        )
     report: dict[str, Any] = {"dataset": name, "n_classes": len(data.classes), "splits": {}}
     n_corrupt = 0
     with Bar() as bar:
@@ -62,14 +67,13 @@ def check_dataset(name: str, data_dir: Path | None, resolution: int, as_json: bo
             counts = Counter(images.labels.tolist())
             in_order = sorted(range(len(data.classes)), key=lambda label: counts[label])
             corrupt: list[str] = []
-            where = str(place.absolute()) if images.source.in_memory else ""
+            where = getattr(images.source, "folder", None)  # a plugin's source need not say
             if isinstance(images.source, FileSource):
-                where = str(images.source.folder)
                 found = find_corrupt(images.source, Counting(bar, f"read {split}"))
                 corrupt = [found[index] for index in sorted(found)]
             n_corrupt += len(corrupt)
             report["splits"][split] = {
-                "folder": where,
+                "folder": str(where) if where else None,
                 "n_images": len(images),
                 "smallest_class": {"name": data.classes[in_order[0]], "n_images": counts[in_order[0]]},
                 "largest_class": {"name": data.classes[in_order[-1]], "n_images": counts[in_order[-1]]},
@@ -88,8 +92,9 @@ def describe(report: dict[str, Any]) -> str:
     lines = [f"{report['dataset']}: {report['n_classes']:,} classes"]
     for split, found in report["splits"].items():
         smallest, largest = found["smallest_class"], found["largest_class"]
+        where = f" in {found['folder']}" if found["folder"] else ""
         lines.append(
-            f"  {split}: {found['n_images']:,} images in {found['folder'] or 'memory'}; classes of "
+            f"  {split}: {found['n_images']:,} images{where}; classes of "
             f"{smallest['n_images']:,} ({smallest['name']}) to {largest['n_images']:,} ({largest['name']})"
         )
         lines += [f"    {line}" for line in found["corrupt"]]

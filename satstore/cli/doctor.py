@@ -147,8 +147,34 @@ def check_data() -> Iterator[Check]:
             "data folder", "note", f"{folder.absolute()} is not there; downloads make it, Digits needs none"
         )
         return
-    held = sorted(path.name for path in folder.iterdir() if path.is_dir())
+    held: list[str] = []
+    empty: list[str] = []
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith("."):
+            (held if any(p.is_file() for p in path.rglob("*")) else empty).append(path.name)
     yield Check("data folder", "ok", f"{folder.absolute()}: {', '.join(held) or 'empty'}")
+    for name in empty:
+        yield Check(
+            "data folder", "note", f"{folder.absolute() / name} has no files; remove it, or fill it again"
+        )
+    yield from _check_downloads(folder)
+
+
+def _check_downloads(folder: Path) -> Iterator[Check]:
+    """Look whether what was downloaded is whole."""
+    from satstore.datasets.cifar import CIFAR10, CIFAR100
+    from satstore.datasets.mnist import FILES
+
+    for files in (CIFAR10.files, CIFAR100.files, *FILES.values()):
+        missing = files.missing(folder / files.folder)
+        if missing and files.locate(folder) is None and (folder / files.folder).is_dir():
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            yield Check(
+                files.name,
+                "note",
+                f"{(folder / files.folder).absolute()} lacks {missing[0]}{more}; get what is missing with "
+                f"satstore dataset check {files.name} --download",
+            )
 
 
 def check_logs(folder: Path) -> Iterator[Check]:

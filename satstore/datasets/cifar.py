@@ -1,19 +1,26 @@
-"""Cifar10 and Cifar100, read by torchvision.
+"""Cifar10 and Cifar100.
 
 Expected below the data folder, as the archives of https://www.cs.toronto.edu/~kriz/cifar.html unpack:
 ``cifar-10-batches-py/`` (``data_batch_1`` to ``5``, ``test_batch``, ``batches.meta``), ``cifar-100-python/``
 (``train``, ``test``, ``meta``). An archive that lies there (``cifar-10-python.tar.gz``) is unpacked; what is
-missing is downloaded. torchvision checks every file's md5 before it unpickles it.
+missing is downloaded by torchvision. What the files hold is checked; where they are not the published ones,
+by their checksums, this is said. They are read without running anything that a pickle names.
 """
 
+import hashlib
+import logging
 import os
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision.datasets
 
-from satstore.datasets.downloads import open_or_download
+from satstore.datasets.downloads import Files, locate_or_download
 from satstore.datasets.images import ImageData, ImageSplit, PixelSource, assemble
 from satstore.datasets.placement import Canvas, check_room, place_randomly
 from satstore.datasets.transforms import (
@@ -26,8 +33,52 @@ from satstore.datasets.transforms import (
     RandomFlip,
     Resize,
 )
+from satstore.errors import CorruptError
+from satstore.pickles import read_pickle
+
+logger = logging.getLogger(__name__)
 
 PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
+SHAPE = (3, 32, 32)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Which files hold the images, and under which keys they hold labels and names of classes."""
+
+    files: Files
+    n_classes: int
+    train: Sequence[str]
+    eval: Sequence[str]
+    meta: str
+    labels_key: str
+    names_key: str
+
+
+CIFAR10 = Batches(
+    Files(
+        "Cifar10",
+        "cifar-10-batches-py",
+        [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta"],
+        PAGE,
+        archive="cifar-10-python.tar.gz",
+    ),
+    10,
+    [f"data_batch_{n}" for n in range(1, 6)],
+    ["test_batch"],
+    "batches.meta",
+    "labels",
+    "label_names",
+)
+CIFAR100 = Batches(
+    Files("Cifar100", "cifar-100-python", ["train", "test", "meta"], PAGE, archive="cifar-100-python.tar.gz"),
+    100,
+    ["train"],
+    ["test"],
+    "meta",
+    "fine_labels",
+    "fine_label_names",
+)
 
 
 def cifar(
@@ -62,25 +113,17 @@ def cifar(
     ------
     NotFoundError
         If the files are neither there nor downloadable.
+    CorruptError
+        If a file does not hold what it should.
     ConfigError
         If the resolution is too small for a border or a canvas.
     """
-    kind: Any = torchvision.datasets.CIFAR100 if "Cifar100" in name else torchvision.datasets.CIFAR10
+    batches = CIFAR100 if "Cifar100" in name else CIFAR10
     Resize(resolution)  # for its check of the resolution, before anything is read
-
-    def read(is_train: bool) -> tuple[ImageSplit, list[str]]:
-        part = open_or_download(
-            name,
-            lambda download: _open(kind, data_dir, is_train, download),
-            data_dir=data_dir,
-            layout=f"{kind.base_folder}/ (or {kind.filename})",
-            page=PAGE,
-        )
-        pixels = torch.from_numpy(part.data).permute(0, 3, 1, 2)
-        return ImageSplit(PixelSource(pixels), part.targets), part.classes
-
-    train, classes = read(True)
-    evaluation, _ = read(False)
+    folder = locate_or_download(batches.files, data_dir, lambda waiting: _download(batches, waiting))
+    classes = _read_classes(batches, folder)
+    train = _read_split(batches, folder, batches.train)
+    evaluation = _read_split(batches, folder, batches.eval)
     normalize = Normalize(CIFAR_MEAN, CIFAR_STD)
     if canvas is not None:
         return place_randomly(
@@ -110,8 +153,52 @@ def cifar(
     )
 
 
-def _open(kind: Any, data_dir: str | os.PathLike[str], is_train: bool, download: bool) -> Any:
+def _download(batches: Batches, waiting: Path) -> None:
     with warnings.catch_warnings():
         # NumPy 2.4.0 to 2.4.4 call the dtypes in pickles as old as these deprecated (numpy/numpy#31177).
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-        return kind(data_dir, train=is_train, download=download)
+        _torchvision(batches)(waiting, download=True)
+
+
+def _torchvision(batches: Batches) -> Any:
+    return torchvision.datasets.CIFAR100 if batches is CIFAR100 else torchvision.datasets.CIFAR10
+
+
+def _read_classes(batches: Batches, folder: Path) -> list[str]:
+    path = folder / batches.meta
+    found = read_pickle(path)
+    names = found.get(batches.names_key) if isinstance(found, dict) else None
+    if not isinstance(names, list) or len(names) != batches.n_classes:
+        raise CorruptError(
+            f"{path} does not name {batches.n_classes} classes as {batches.names_key}; get it again from "
+            f"{PAGE}"
+        )
+    return [str(name) for name in names]
+
+
+def _read_split(batches: Batches, folder: Path, names: Sequence[str]) -> ImageSplit:
+    """Return the images of some files in their order."""
+    pixels, labels = [], []
+    kind = _torchvision(batches)
+    published = dict([*kind.train_list, *kind.test_list])
+    for name in names:
+        if hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest() != published[name]:
+            logger.warning("%s is not the published file, by its MD5; used as it is", folder / name)
+        found = read_pickle(folder / name)
+        try:
+            pixels.append(np.asarray(found["data"]).reshape(-1, *SHAPE))
+            labels.append(np.asarray(found[batches.labels_key]))
+            is_whole = (
+                pixels[-1].dtype == np.uint8
+                and labels[-1].shape == (len(pixels[-1]),)
+                and set(labels[-1].tolist()) <= set(range(batches.n_classes))
+            )
+        except (LookupError, TypeError, ValueError):
+            is_whole = False
+        if not is_whole:
+            raise CorruptError(
+                f"{folder / name} does not hold bytes of 3 x 32 x 32 px as data and a label from 0 to "
+                f"{batches.n_classes - 1} for each as {batches.labels_key}; get it again from {PAGE}"
+            )
+    source = PixelSource(torch.from_numpy(np.concatenate(pixels)), folder)
+    return ImageSplit(source, np.concatenate(labels))

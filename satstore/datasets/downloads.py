@@ -1,48 +1,149 @@
-"""Datasets that torchvision downloads, and what is said where it can't."""
+"""Datasets that are downloaded: where their files lie, and what is said where they don't."""
 
 import logging
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
+from filelock import FileLock
+
+from satstore.datasets.preparation import unpack
 from satstore.errors import NotFoundError
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
+_may_download: ContextVar[bool] = ContextVar("may_download", default=True)
 
 
-def open_or_download(
-    name: str, read: Callable[[bool], T], *, data_dir: str | os.PathLike[str], layout: str, page: str
-) -> T:
-    """Read a dataset through torchvision, which downloads it if it isn't there.
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Refuse downloads for as long as the context lasts; what is missing is reported instead."""
+    token = _may_download.set(False)
+    try:
+        yield
+    finally:
+        _may_download.reset(token)
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a dataset.
+
+    Attributes
+    ----------
+    name
+        The dataset's.
+    folder
+        The folder of its files, below the data folder.
+    names
+        Of its files.
+    page
+        Where people get them, for the message.
+    archive
+        An archive of the folder, which may lie in the data folder instead.
+    may_be_gzipped
+        Whether each file may be packed, with ``.gz`` at the end of its name.
+    elsewhere
+        Folders outside the data folder that may hold the files too, such as a system package's.
+    """
+
+    name: str
+    folder: str
+    names: Sequence[str]
+    page: str
+    archive: str | None = None
+    may_be_gzipped: bool = False
+    elsewhere: Sequence[Path] = ()
+
+    def missing(self, folder: Path) -> list[str]:
+        """Return which files a folder lacks."""
+        return [name for name in self.names if not self._find(folder, name)]
+
+    def locate(self, data_dir: str | os.PathLike[str]) -> Path | None:
+        """Return the folder that holds all files; None if there is none."""
+        folders = (Path(data_dir).absolute() / self.folder, *self.elsewhere)
+        return next((folder for folder in folders if not self.missing(folder)), None)
+
+    def file(self, folder: Path, name: str) -> Path:
+        """Return the path of one of the files, packed or not."""
+        found = self._find(folder, name)
+        assert found is not None
+        return found
+
+    def _find(self, folder: Path, name: str) -> Path | None:
+        names = (name, f"{name}.gz") if self.may_be_gzipped else (name,)
+        return next((folder / n for n in names if (folder / n).is_file()), None)
+
+
+def locate_or_download(
+    files: Files, data_dir: str | os.PathLike[str], download: Callable[[Path], object]
+) -> Path:
+    """Return the folder that holds a dataset's files; an archive is unpacked, what is missing downloaded.
 
     Parameters
     ----------
-    read
-        Called with False, then, if that finds nothing, with True, which allows the download.
-    layout
-        The files that are expected below ``data_dir``, for the message.
-    page
-        Where people get them, for the message.
+    data_dir
+        The data folder.
+    download
+        Called with an empty folder, into which it downloads the dataset as into a data folder.
 
     Raises
     ------
     NotFoundError
-        If it is neither there nor downloadable.
+        If the files are neither there nor downloadable, or downloads are refused.
+    CorruptError
+        If there is an archive that can't be unpacked.
     """
-    folder = Path(data_dir).absolute()
+    data_dir = Path(data_dir).absolute()
+    if found := files.locate(data_dir):
+        return found
+    if files.archive and (data_dir / files.archive).is_file():
+        for _ in unpack(data_dir / files.archive, data_dir):
+            pass
+        if found := files.locate(data_dir):
+            return found
+    others = [files.archive] if files.archive else []
+    others += ["each with .gz"] if files.may_be_gzipped else []
+    wanted = f"{files.folder}/ with {', '.join(files.names)}"
+    wanted = " or ".join([wanted, *others])
+    advice = (
+        f"expected {wanted} there: get them from {files.page}, or name the folder that "
+        "holds them with the config key cache_dir or with TORCH_DATADIR"
+    )
+    if not _may_download.get():
+        raise NotFoundError(
+            f"{files.name} is not in {data_dir}; {advice}, or download them: satstore dataset check "
+            f"{files.name} --download"
+        )
+    logger.info("%s is not in %s; downloading it (%s)", files.name, data_dir, files.page)
     try:
-        return read(False)
-    except RuntimeError:  # all that torchvision says of a missing or damaged file
-        logger.info("%s is not in %s; downloading it (%s)", name, folder, page)
-    try:
-        return read(True)
-    except (RuntimeError, OSError) as error:
+        return _download(files, data_dir, download)
+    except (RuntimeError, OSError) as error:  # all that torchvision says of what failed
         reason = str(error).strip().splitlines()[-1]
         raise NotFoundError(
-            f"{name} is not in {folder} and can't be downloaded ({reason}); "
-            f"expected {layout} there: get them from {page}, or name "
-            "the folder that holds them with the config key cache_dir or with TORCH_DATADIR"
+            f"{files.name} is not in {data_dir} and can't be downloaded ({reason}); {advice}"
         ) from error
+
+
+def _download(files: Files, data_dir: Path, download: Callable[[Path], object]) -> Path:
+    # Into a folder of its own: what is there already is kept, and no half of a dataset is left in its place.
+    data_dir.mkdir(parents=True, exist_ok=True)
+    waiting = data_dir / f".{files.name}.download"
+    with FileLock(data_dir / f".{files.name}.lock"):  # of two runs that begin together, one downloads
+        if found := files.locate(data_dir):
+            return found
+        try:
+            waiting.mkdir(exist_ok=True)
+            download(waiting)
+            folder = data_dir / files.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in files.missing(folder):
+                path = files.file(waiting / files.folder, name)
+                path.replace(folder / path.name)
+        finally:
+            shutil.rmtree(waiting, ignore_errors=True)
+    return folder

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import forkserver
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -51,12 +52,15 @@ class PixelSource:
     pixels
         uint8 (n, C, H, W). Loader workers share this memory: torch moves it to shared memory when it is
         first sent to one.
+    folder
+        Where they were read from; None if they come with a library.
     """
 
     in_memory = True
 
-    def __init__(self, pixels: Tensor) -> None:
+    def __init__(self, pixels: Tensor, folder: Path | None = None) -> None:
         self.pixels = pixels.contiguous()
+        self.folder = folder
 
     def __len__(self) -> int:
         return len(self.pixels)

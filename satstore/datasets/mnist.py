@@ -1,16 +1,26 @@
-"""MNIST and FashionMNIST, read by torchvision.
+"""MNIST and FashionMNIST.
 
 Expected below the data folder: ``MNIST/raw/`` or ``FashionMNIST/raw/`` with ``train-images-idx3-ubyte``,
-``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``. The same names with
-``.gz`` are unpacked; what is missing is downloaded.
+``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``, or the same names with
+``.gz``. FashionMNIST is also found where Debian's package ``dataset-fashion-mnist`` installs it. What is
+missing is downloaded by torchvision. What the files hold is checked, not their checksums: the same images
+packed anew are the same images.
 """
 
+import gzip
+import math
 import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 import torchvision.datasets
+from numpy.typing import NDArray
 
-from satstore.datasets.downloads import open_or_download
+from satstore.datasets.downloads import Files, locate_or_download
 from satstore.datasets.images import ImageData, ImageSplit, PixelSource, assemble
 from satstore.datasets.placement import Canvas, place_randomly
 from satstore.datasets.transforms import (
@@ -22,11 +32,27 @@ from satstore.datasets.transforms import (
     Resize,
     ToRGB,
 )
+from satstore.errors import CorruptError
 
-PAGES = {
-    "MNIST": "https://ossci-datasets.s3.amazonaws.com/mnist/",
-    "FashionMNIST": "https://github.com/zalandoresearch/fashion-mnist",
+NAMES = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+FILES = {
+    "MNIST": Files(
+        "MNIST",
+        "MNIST/raw",
+        NAMES,
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        may_be_gzipped=True,
+    ),
+    "FashionMNIST": Files(
+        "FashionMNIST",
+        "FashionMNIST/raw",
+        NAMES,
+        "https://github.com/zalandoresearch/fashion-mnist",
+        may_be_gzipped=True,
+        elsewhere=(Path("/usr/share/datasets/fashion-mnist"),),
+    ),
 }
+SIDE_PX = 28
 
 
 def mnist(
@@ -57,6 +83,8 @@ def mnist(
     ------
     NotFoundError
         If the files are neither there nor downloadable.
+    CorruptError
+        If a file does not hold what it should.
     ConfigError
         If the resolution is too small for a canvas.
     """
@@ -64,22 +92,32 @@ def mnist(
     kind: Any = getattr(torchvision.datasets, base)
     Resize(resolution)  # for its check of the resolution, before anything is read
 
-    def read(is_train: bool) -> ImageSplit:
-        part = open_or_download(
-            name,
-            lambda download: kind(data_dir, train=is_train, download=download),
-            data_dir=data_dir,
-            layout=f"{base}/raw/ with {{train,t10k}}-{{images-idx3,labels-idx1}}-ubyte (or .gz)",
-            page=PAGES[base],
-        )
-        return ImageSplit(PixelSource(part.data[:, None]), part.targets)
+    files = FILES[base]
+    folder = locate_or_download(files, data_dir, lambda waiting: kind(waiting, download=True))
 
+    def read(split: str) -> ImageSplit:
+        images = files.file(folder, f"{split}-images-idx3-ubyte")
+        labels = files.file(folder, f"{split}-labels-idx1-ubyte")
+        pixels, classes = _read_idx(images, (SIDE_PX, SIDE_PX)), _read_idx(labels, ())
+        if len(pixels) != len(classes):
+            raise CorruptError(
+                f"{images} has {len(pixels):,} images, {labels} {len(classes):,} labels; get both again from "
+                f"{files.page}"
+            )
+        if classes.max() >= len(kind.classes):
+            raise CorruptError(
+                f"{labels} has a label {classes.max()}; expected 0 to {len(kind.classes) - 1}: get it again "
+                f"from {files.page}"
+            )
+        return ImageSplit(PixelSource(torch.from_numpy(pixels[:, None]), folder), classes)
+
+    train, evaluation = read("train"), read("t10k")
     if canvas is not None:
         return place_randomly(
             name,
             kind.classes,
-            read(True),
-            read(False),
+            train,
+            evaluation,
             resolution=resolution,
             canvas=canvas,
             seed=seed,
@@ -90,9 +128,31 @@ def mnist(
     return assemble(
         name,
         kind.classes,
-        read(True),
-        read(False),
+        train,
+        evaluation,
         augmentation=(RandomCrop(28, padding=3), RandomFlip()),
         preparation=(Resize(resolution), ToRGB(), Normalize(CIFAR_MEAN, CIFAR_STD)),
         augment=augment,
     )
+
+
+def _read_idx(path: Path, shape: Sequence[int]) -> NDArray[np.uint8]:
+    """Return the items of a file in the idx format, bytes of a shape, at least one.
+
+    The header is two zeros, 8 for bytes, the number of axes, and the length of each, big-endian.
+    """
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise CorruptError(f"{path} can't be read ({error}); get it again") from error
+    n_axes = 1 + len(shape)
+    header, values = content[: 4 + 4 * n_axes], content[4 + 4 * n_axes :]
+    lengths = np.frombuffer(header[4 : len(header) // 4 * 4], ">u4").tolist()
+    if header[:4] != bytes((0, 0, 8, n_axes)) or lengths[1:] != list(shape) or not lengths[0]:
+        expected = " x ".join(["n", *map(str, shape)])
+        raise CorruptError(f"{path} begins with {header.hex()}; expected an idx file of {expected} bytes")
+    if len(values) != math.prod(lengths):
+        raise CorruptError(
+            f"{path} has {len(values):,} bytes of values; its header says {math.prod(lengths):,}"
+        )
+    return np.frombuffer(bytearray(values), np.uint8).reshape(lengths)

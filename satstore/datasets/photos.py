@@ -176,7 +176,9 @@ def photos(
 
 def _open(kind: str, root: Path) -> tuple[list[str], Read]:
     """Return the classes of a dataset, and what reads its splits, as shipped or in class folders."""
-    if kind == "ImageNet" and any((root / n).exists() for n in ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")):
+    is_sorted = all((root / split).is_dir() for split in ("train", "val"))
+    shipped = ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")
+    if kind == "ImageNet" and not is_sorted and any((root / name).exists() for name in shipped):
         return _open_shipped(root, lambda split: _imagenet(root, {"eval": "val"}.get(split, split)))
     if kind == "Food101" and (root / "meta/train.json").is_file():
         return _open_shipped(root, lambda split: _food(root, {"eval": "test"}.get(split, split)))
@@ -206,7 +208,10 @@ def _imagenet(root: Path, split: str) -> Listed:
         part = torchvision.datasets.ImageNet(root, split=split)
     except (RuntimeError, OSError) as error:  # torchvision's words for a missing or damaged archive
         reason = " ".join(str(error).split())
-        raise NotFoundError(f"ImageNet in {root} can't be read: {reason}; get the archives again") from error
+        raise NotFoundError(
+            f"ImageNet in {root} can't be read: {reason}; get the archives again, or unpack them yourself to "
+            "train/<class>/ and val/<class>/"
+        ) from error
     return list(part.wnids), [(str(path), int(label)) for path, label in part.samples]
 
 

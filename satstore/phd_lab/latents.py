@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from satstore.errors import CorruptError
 from satstore.manifest import DatasetRecord, LayerRecord, Manifest
-from satstore.phd_lab.pickles import read_arrays
 from satstore.phd_lab.tables import DEFAULT_POOLING
 from satstore.phd_lab.tree import dotted, reading
+from satstore.pickles import read_arrays
 from satstore.resources import check_disk
 from satstore.run import Run
 from satstore.store import LatentWriter, choose_shard_rows, digest_labels

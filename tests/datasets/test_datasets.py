@@ -9,6 +9,7 @@ import re
 import tarfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -23,6 +24,7 @@ import torchvision.transforms.v2.functional as vision
 from PIL import Image
 from sklearn.datasets import load_digits
 from small_data import (
+    idx,
     mnist_files,
     small_data,
     write_files,
@@ -30,7 +32,10 @@ from small_data import (
     write_image,
     write_tiny_imagenet,
 )
+from torchvision.datasets import CIFAR10, CIFAR100
 
+from satstore.datasets import mnist
+from satstore.datasets.downloads import locate_or_download, without_downloads
 from satstore.datasets.image_folder import decode, image_folder
 from satstore.datasets.images import ImageData, ImageSplit, PixelSource, fingerprint, make_loader
 from satstore.datasets.keeping import hold, skip_corrupt
@@ -270,13 +275,44 @@ def test_food101__is_read_as_its_archive_unpacks(tmp_path: Path) -> None:
     assert data.eval.source.names == ("images/pho/1.jpg", "images/ramen/1.jpg")  # type: ignore[attr-defined]
 
 
-def test_imagenet__is_read_by_torchvision_where_it_unpacked_it(tmp_path: Path) -> None:
+def test_imagenet__in_class_folders_needs_nothing_that_was_shipped(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "ImageNet")
-    ids = {"ant": ("ant", "pismire"), "bee": ("bee",), "cat": ("cat",)}
-    torch.save((ids, []), root / "meta.bin")
+    (root / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(b"packed anew")
     data = DATASETS["ImageNet"](data_dir=tmp_path, resolution=32)
     assert data.classes == ("ant", "bee", "cat")
     assert data.fingerprint == image_folder(path=str(root), data_dir=tmp_path).fingerprint
+
+
+def pack(archive: Path, folder: Path) -> None:
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, path.name)
+
+
+def test_imagenet__archives_are_unpacked_by_torchvision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = write_folder(tmp_path / "made")
+    root, waiting = tmp_path / "data" / "ImageNet", tmp_path / "waiting"
+    for folder in (root, waiting / "train", waiting / "val"):
+        folder.mkdir(parents=True)
+    val_ids = []
+    for folder in sorted((made / "train").iterdir()):
+        pack(waiting / "train" / f"{folder.name}.tar", folder)
+    for number, path in enumerate(sorted((made / "val").rglob("*.*"))):
+        val_ids.append(path.parent.name)
+        path.rename(waiting / "val" / f"ILSVRC2012_val_{number:08}.JPEG")
+    for split in ("train", "val"):
+        archive = root / f"ILSVRC2012_img_{split}.tar"
+        pack(archive, waiting / split)
+        md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+        monkeypatch.setitem(torchvision.datasets.imagenet.ARCHIVE_META, split, (archive.name, md5))
+    ids = {"ant": ("ant", "pismire"), "bee": ("bee",), "cat": ("cat",)}
+    torch.save((ids, val_ids), root / "meta.bin")
+    data = DATASETS["ImageNet"](data_dir=tmp_path / "data", resolution=32)
+    assert data.classes == ("ant", "bee", "cat")
+    assert data.train.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    assert data.eval.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
 
 
 # ---- small images on a canvas
@@ -506,13 +542,78 @@ def test_downloaded__fingerprint_changes_with_a_pixel_and_with_a_label(tmp_path:
     assert len(fingerprints) == 3
 
 
-def test_mnist__reads_gzipped_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
-    kind = torchvision.datasets.MNIST
-    packed = {f"{name}.gz": gzip.compress(data) for name, data in mnist_files(1).items()}
-    md5 = [(name, hashlib.md5(packed[name]).hexdigest()) for name, _ in kind.resources]
-    monkeypatch.setattr(kind, "resources", md5)
-    write_files(tmp_path / "MNIST" / "raw", packed)
-    assert DATASETS["MNIST"](data_dir=tmp_path).fingerprint == build("MNIST", data_dir).fingerprint
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST"])
+def test_mnist__files_packed_anew_are_the_same_images(name: str, tmp_path: Path, data_dir: Path) -> None:
+    folder = data_dir / name / "raw"
+    packed = {f"{path.name}.gz": gzip.compress(path.read_bytes(), 1) for path in folder.iterdir()}
+    write_files(tmp_path / name / "raw", packed)
+    data = DATASETS[name](data_dir=tmp_path)
+    assert data.fingerprint == build(name, data_dir).fingerprint
+    assert sorted(path.name for path in (tmp_path / name / "raw").iterdir()) == sorted(packed), "as it was"
+
+
+def test_fashion_mnist__is_found_where_debian_installs_it(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = replace(mnist.FILES["FashionMNIST"], elsewhere=[data_dir / "FashionMNIST" / "raw"])
+    monkeypatch.setitem(mnist.FILES, "FashionMNIST", installed)
+    data = DATASETS["FashionMNIST"](data_dir=tmp_path / "empty")
+    assert data.fingerprint == build("FashionMNIST", data_dir).fingerprint
+    assert not (tmp_path / "empty").exists(), "nothing was downloaded"
+
+
+IMAGES, LABELS = "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (IMAGES, lambda data: data[:-1], "7,055 bytes of values; its header says 7,056"),
+        (IMAGES, lambda data: idx(np.zeros((9, 28, 27), np.uint8)), "expected an idx file of n x 28 x 28"),
+        (IMAGES, lambda data: idx(np.zeros((8, 28, 28), np.uint8)), "has 8 images, .* 9 labels"),
+        (IMAGES, lambda data: idx(np.zeros((0, 28, 28), np.uint8)), "expected an idx file"),
+        (IMAGES, lambda data: data[:2] + b"\x0d" + data[3:], "begins with 00000d03"),
+        (IMAGES, lambda data: b"", "expected an idx file"),
+        (LABELS, lambda data: data[:-1] + b"\x0a", "has a label 10; expected 0 to 9"),
+        (LABELS + ".gz", lambda data: gzip.compress(data)[:-9], "can't be read"),
+        (LABELS + ".gz", lambda data: b"not packed", "can't be read"),
+    ],
+)
+def test_mnist__damaged_files_are_refused_and_left(
+    name: str, content: Callable[[bytes], bytes], message: str, tmp_path: Path
+) -> None:
+    files = mnist_files(1)
+    files[name] = content(files.pop(name.removesuffix(".gz")))
+    write_files(tmp_path / "MNIST" / "raw", files)
+    with pytest.raises(CorruptError, match=message) as caught:
+        DATASETS["MNIST"](data_dir=tmp_path)
+    assert str(tmp_path / "MNIST" / "raw" / name) in str(caught.value)
+    assert (tmp_path / "MNIST" / "raw" / name).read_bytes() == files[name]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("Cifar10", CIFAR10), ("Cifar100", CIFAR100)])
+def test_cifar__an_archive_packed_anew_is_unpacked(
+    name: str, kind: Any, tmp_path: Path, data_dir: Path
+) -> None:
+    with tarfile.open(tmp_path / kind.filename, "w:gz", compresslevel=1) as tar:
+        tar.add(data_dir / kind.base_folder, kind.base_folder)
+    assert DATASETS[name](data_dir=tmp_path).fingerprint == build(name, data_dir).fingerprint
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_cifar__batches_pickled_anew_are_the_same_images_and_this_is_said(
+    protocol: int, tmp_path: Path, data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {path.name: path.read_bytes() for path in (data_dir / CIFAR100.base_folder).iterdir()}
+    found = pickle.loads(files["test"])
+    found["fine_labels"] = np.array(found["fine_labels"])
+    files["test"] = pickle.dumps(found, protocol)
+    write_files(tmp_path / CIFAR100.base_folder, files)
+    assert DATASETS["Cifar100"](data_dir=tmp_path).fingerprint == build("Cifar100", data_dir).fingerprint
+    path = tmp_path / CIFAR100.base_folder / "test"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{path} is not the published file, by its MD5; used as it is"
+    ]
 
 
 def test_cifar10__downloads_what_is_missing_and_says_so(
@@ -560,6 +661,8 @@ def test_downloaded__missing_without_network_is_one_line(
 ) -> None:
     for kind in (torchvision.datasets.MNIST, torchvision.datasets.FashionMNIST):
         monkeypatch.setattr(kind, "mirrors", ["http://127.0.0.1:9/"])
+    for base, files in mnist.FILES.items():
+        monkeypatch.setitem(mnist.FILES, base, replace(files, elsewhere=()))
     with pytest.raises(NotFoundError) as caught:
         DATASETS[name](data_dir=tmp_path)
     message = str(caught.value)
@@ -568,11 +671,73 @@ def test_downloaded__missing_without_network_is_one_line(
         assert part in message
 
 
-def test_cifar10__damaged_files_are_not_read(data_dir: Path, tmp_path: Path) -> None:
-    kind = torchvision.datasets.CIFAR10
-    files = {path.name: path.read_bytes() for path in (data_dir / kind.base_folder).iterdir()}
-    write_files(tmp_path / kind.base_folder, files | {"data_batch_3": files["data_batch_2"]})
-    with pytest.raises(NotFoundError, match="Cifar10"):
+def test_downloaded__what_a_download_leaves_out_is_not_left_in_halves(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torchvision.datasets.MNIST, "mirrors", ["http://127.0.0.1:9/"])
+    kept = tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte.gz"
+    write_files(kept.parent, {kept.name: b"the user's"})
+    for _ in range(2):
+        with pytest.raises(NotFoundError, match=re.escape("can't be downloaded")):
+            DATASETS["MNIST"](data_dir=tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"] == [kept]
+    assert kept.read_bytes() == b"the user's"
+    with pytest.raises(NotFoundError, match="FashionMNIST"):
+        locate_or_download(
+            replace(mnist.FILES["FashionMNIST"], elsewhere=()),
+            tmp_path,
+            lambda waiting: Path("/").read_text(),
+        )
+    assert not (tmp_path / "FashionMNIST").exists()
+
+
+def test_downloaded__nothing_is_downloaded_without_being_asked(tmp_path: Path) -> None:
+    with without_downloads(), pytest.raises(NotFoundError, match="satstore dataset check Cifar10 --download"):
+        DATASETS["Cifar10"](data_dir=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+WRONG = {
+    "labels": [0] * 7,
+    "labels of no class": [0] * 7 + [10],
+    "labels below": [0] * 7 + [-1],
+    "no numbers": ["a"] * 8,
+    "fractions": [0.5] * 8,
+}
+
+
+@pytest.mark.parametrize("labels", WRONG.values(), ids=WRONG)
+def test_cifar10__wrong_labels_are_refused(labels: list[Any], data_dir: Path, tmp_path: Path) -> None:
+    files = {path.name: path.read_bytes() for path in (data_dir / CIFAR10.base_folder).iterdir()}
+    found = pickle.loads(files["data_batch_3"])
+    write_files(
+        tmp_path / CIFAR10.base_folder, files | {"data_batch_3": pickle.dumps(found | {"labels": labels})}
+    )
+    with pytest.raises(CorruptError, match=r"data_batch_3 does not hold .* a label from 0 to 9"):
+        DATASETS["Cifar10"](data_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: pickle.dumps(found)[:-50],
+        lambda found: pickle.dumps(found | {"data": found["data"][:, :-1]}),
+        lambda found: pickle.dumps(found | {"data": found["data"].astype(np.float32)}),
+        lambda found: pickle.dumps({"labels": found["labels"]}),
+        lambda found: pickle.dumps([1, 2]),
+        lambda found: pickle.dumps(Path("/")),
+        lambda found: b"",
+    ],
+)
+def test_cifar10__damaged_files_are_refused(
+    change: Callable[[dict[str, Any]], bytes], data_dir: Path, tmp_path: Path
+) -> None:
+    files = {path.name: path.read_bytes() for path in (data_dir / CIFAR10.base_folder).iterdir()}
+    write_files(
+        tmp_path / CIFAR10.base_folder,
+        files | {"data_batch_3": change(pickle.loads(files["data_batch_3"]))},
+    )
+    with pytest.raises(CorruptError, match="data_batch_3"):
         DATASETS["Cifar10"](data_dir=tmp_path)
 
 

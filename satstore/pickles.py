@@ -1,12 +1,14 @@
-"""Pickle files of NumPy arrays, read without letting them do anything: nothing of NumPy's runs either.
+"""Pickle files of plain values and NumPy arrays, read without letting them do anything.
 
 A pickle names functions to be called. Here each of the few names that an array's pickle has stands for one of
-ours, which notes what it is given; any other name is refused. The arrays are made of the notes.
+ours, which notes what it is given; any other name is refused. The arrays are made of the notes: nothing of
+NumPy's runs either.
 """
 
 import pickle
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +32,42 @@ def read_arrays(path: Path) -> Iterator[NDArray[Any]]:
         If it can't be read, is cut off, or holds anything but arrays.
     """
     number = 0
-    try:
-        with path.open("rb") as file:
-            while file.peek(1):
+    with _refusing(f"{path} can't be read"):
+        file = path.open("rb")
+    with file:
+        while True:
+            with _refusing(f"{path}: batch {number + 1} is no pickle of a NumPy array"):
+                if not file.peek(1):
+                    return
                 found = _Unpickler(file).load()
                 if not isinstance(found, _Array):
                     raise pickle.UnpicklingError(f"it holds a {type(found).__name__}")
-                yield found.array()
-                number += 1
+                array = found.array()
+            yield array
+            number += 1
+
+
+def read_pickle(path: Path) -> Any:
+    """Return what a file's first pickle holds: numbers, text, arrays, and lists and dictionaries of them.
+
+    Parameters
+    ----------
+    path
+        The file, written by any Python; Python 2's strings are read as Latin-1.
+
+    Raises
+    ------
+    CorruptError
+        If it can't be read, is cut off, or holds anything else.
+    """
+    with _refusing(f"{path} is no pickle of plain values and NumPy arrays"), path.open("rb") as file:
+        return _with_arrays(_Unpickler(file, encoding="latin1").load(), {})
+
+
+@contextmanager
+def _refusing(problem: str) -> Iterator[None]:
+    try:
+        yield
     except (
         OSError,
         EOFError,
@@ -45,12 +75,27 @@ def read_arrays(path: Path) -> Iterator[NDArray[Any]]:
         TypeError,
         LookupError,
         AttributeError,
+        RecursionError,
         pickle.PickleError,
     ) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CorruptError(
-            f"{path}: batch {number + 1} is no pickle of a NumPy array, and is not loaded ({reason})"
-        ) from error
+        raise CorruptError(f"{problem}, and is not loaded ({reason})") from error
+
+
+def _with_arrays(found: Any, known: dict[int, Any]) -> Any:
+    """Return what was loaded, arrays in place of their notes; what is named twice is looked at once."""
+    if isinstance(found, str | bytes | int | float | None):
+        return found
+    if id(found) not in known:
+        if isinstance(found, _Array):
+            known[id(found)] = found.array()
+        elif isinstance(found, dict):
+            known[id(found)] = {key: _with_arrays(value, known) for key, value in found.items()}
+        elif isinstance(found, list | tuple):
+            known[id(found)] = [_with_arrays(value, known) for value in found]
+        else:
+            raise pickle.UnpicklingError(f"it holds a {type(found).__name__}")
+    return known[id(found)]
 
 
 class _Kind:
@@ -73,7 +118,7 @@ class _Kind:
 class _Array:
     """In place of an array."""
 
-    _state: tuple[tuple[int, ...], _Kind, str, bytes]
+    _state: tuple[tuple[int, ...], _Kind, str, bytes | str]
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, is_fortran, content = state
@@ -81,6 +126,8 @@ class _Array:
 
     def array(self) -> NDArray[Any]:
         shape, kind, order, content = self._state
+        if isinstance(content, str):  # bytes of Python 2
+            content = content.encode("latin-1")
         if not isinstance(kind, _Kind):
             raise pickle.UnpicklingError("it holds an array of no dtype")
         flat = np.frombuffer(content, kind.dtype())
@@ -95,6 +142,12 @@ def _from_buffer(content: bytes, kind: _Kind, shape: tuple[int, ...], order: str
     found = _Array()
     found.__setstate__((1, shape, kind, order == "F", content))
     return found
+
+
+def _scalar(kind: _Kind, content: bytes | str) -> Any:
+    found = _Array()
+    found.__setstate__((1, (), kind, False, content))
+    return found.array().item()
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -120,6 +173,7 @@ STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 for package in ("numpy.core", "numpy._core"):  # of NumPy 1 and 2
     STAND_INS[f"{package}.multiarray", "_reconstruct"] = _reconstruct
+    STAND_INS[f"{package}.multiarray", "scalar"] = _scalar
     STAND_INS[f"{package}.numeric", "_frombuffer"] = _from_buffer  # of protocol 5
 
 
