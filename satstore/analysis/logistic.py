@@ -19,7 +19,16 @@ from satstore.analysis.engine import ThreadEngine
 from satstore.analysis.evaluation import EvaluationQuery, class_codes
 from satstore.analysis.logistic_loss import Codes, class_logits, softmax, tile_logits
 from satstore.analysis.logistic_solver import solve
-from satstore.analysis.rows import ArrayRows, Floats, Rows, lazy_rows, nonfinite_error, tile_height, tiles
+from satstore.analysis.rows import (
+    ArrayRows,
+    Floats,
+    Rows,
+    float_dtype,
+    lazy_rows,
+    nonfinite_error,
+    tile_height,
+    tiles,
+)
 from satstore.errors import ConfigError
 
 
@@ -239,7 +248,7 @@ def evaluate(probe: LogisticProbe, rows: Any, labels: Any, top: int = 5) -> Eval
         raise ConfigError(f"expected top to be 1 or above, got {top}")
     codes = class_codes(labels, probe.classes_)
     # Products are in the dtype of the rows, as in predict.
-    weights, offset = probe._model(np.result_type(rows.read(0, 1), np.float32))
+    weights, offset = probe._model(float_dtype(rows.read(0, 1).dtype))
     query = EvaluationQuery(weights, offset, probe._shift, top)
     with crew_of_threads() as crew:
         sums = ThreadEngine(rows, codes, len(probe.coef_), crew).sums(query)

@@ -97,9 +97,7 @@ class BlockRows:
                 f"expected rows of features, an array of two or more axes; got shape {tuple(shape)}"
             )
         self.shape: tuple[int, int] = (shape[0], int(np.prod(shape[1:])))
-        self.dtype = np.result_type(dtype, np.float32)
-        if self.dtype not in (np.float32, np.float64):
-            raise ConfigError(f"expected rows of real numbers, got dtype {dtype}")
+        self.dtype = float_dtype(dtype)
         self._load, self.load_floats = load, load_floats
         self._edges = np.asarray(edges, dtype=np.int64)
         self.mean: Floats | None = None
@@ -306,16 +304,31 @@ def _read(rows: Rows, start: int, stop: int) -> NDArray[Any]:
     return tile
 
 
+def float_dtype(dtype: Any) -> "np.dtype[Any]":
+    """Return what rows of a dtype come as: float32, or float64 where float32 can't hold them or it is wider.
+
+    Raises
+    ------
+    ConfigError
+        If they are no real numbers.
+    """
+    dtype = np.dtype(dtype)
+    if dtype.kind not in "biuf":
+        raise ConfigError(f"expected rows of real numbers, got dtype {dtype}; convert them to float32")
+    return np.dtype(np.float64) if dtype.itemsize > 8 else np.result_type(dtype, np.float32)
+
+
 def as_floats(values: NDArray[Any], shift: Floats | None, dtype: Any) -> Floats:
     """Return values less shift, in the given dtype, else the least that holds them; maybe a view."""
-    wide = np.result_type(values, np.float32 if dtype is None else dtype)
+    found = float_dtype(values.dtype)
+    wide = np.result_type(found, np.float32 if dtype is None else dtype)
     if values.dtype == np.float16:
         halves, values = values, np.empty(values.shape, np.float32)
         widen(halves, values)
     if shift is not None:
         # In the wider dtype: where the mean is many times the std, narrowing first loses digits.
         values = np.subtract(values, shift.astype(wide), dtype=wide)
-    return np.ascontiguousarray(values, np.result_type(values, np.float32) if dtype is None else dtype)
+    return np.ascontiguousarray(values, wide if dtype is None else dtype)
 
 
 class Moments(NamedTuple):

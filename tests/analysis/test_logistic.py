@@ -213,6 +213,26 @@ def test_probe__is_equal_bit_for_bit_for_all_layouts(small_tiles, dtype, n_rows,
         assert same(LogisticProbe(tol=1e-3).fit(data, y), expected)
 
 
+@pytest.mark.parametrize("wrap", [np.asarray, lambda X: da.from_array(X, chunks=(40, 24))])
+def test_probe__long_doubles_are_read_as_float64(wrap):
+    X, y = conv_like(150, 24, 3)
+    X = X.astype(np.float64)
+    expected, probe = LogisticProbe().fit(X, y), LogisticProbe().fit(wrap(X.astype(np.longdouble)), y)
+    assert same(probe, expected)
+    wide = wrap(X.astype(np.longdouble))
+    assert np.array_equal(probe.decision_function(wide), expected.decision_function(X))
+    assert evaluate(probe, wide, y).loss == evaluate(expected, X, y).loss
+
+
+@pytest.mark.parametrize("dtype", ["datetime64[s]", "complex64"])
+def test_probe__what_are_no_real_numbers_is_refused(dtype):
+    X = np.zeros((30, 2), dtype)
+    with pytest.raises(ConfigError, match="real numbers, got dtype"):
+        LogisticProbe().fit(da.from_array(X), np.arange(30) % 2)
+    with pytest.raises(ValueError, match=r"real numbers, got dtype|Complex data not supported"):
+        LogisticProbe().fit(X, np.arange(30) % 2)
+
+
 def test_probe__is_equal_bit_for_bit_for_all_numbers_of_threads(small_tiles):
     X, y = conv_like(1000, 300, 5)
     probes, logits = [], []
