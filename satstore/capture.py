@@ -111,6 +111,11 @@ def describe_layers(model: nn.Module, sample_input: Any, layers: Layers) -> list
         What it is called with, on its device.
     layers
         From `select_layers`. Those that the pass doesn't call are left out, with a warning in the log.
+
+    Raises
+    ------
+    ConfigError
+        If the pass calls none of them.
     """
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -125,6 +130,11 @@ def describe_layers(model: nn.Module, sample_input: Any, layers: Layers) -> list
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if not shapes:
+        raise ConfigError(
+            f"the forward pass calls none of {', '.join(list(layers)[:3])}, …; a layer is recorded "
+            "when it is called as a module"
+        )
     if missing := [name for name in layers if name not in shapes]:
         _log.warning("left out, as the forward pass doesn't call them: %s", ", ".join(missing))
     return [

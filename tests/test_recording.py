@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -368,6 +368,63 @@ loader = DataLoader(data, 4, num_workers=2, collate_fn=lambda part: torch.utils.
 run = satstore.record(model, loader, "mine", pooling=["1"], logs_dir={logs!r})
 print(len(run.latents("pool1", "train").labels))
 """
+
+
+def compile_whole(net: nn.Sequential) -> nn.Module:
+    return cast(nn.Module, torch.compile(net, backend="eager"))
+
+
+def compile_in_place(net: nn.Sequential) -> nn.Module:
+    net.compile(backend="eager")
+    return net
+
+
+def compile_part(net: nn.Sequential) -> nn.Module:
+    return nn.Sequential(compile_whole(net), nn.Softmax(1))
+
+
+@pytest.mark.parametrize(
+    ("compiled", "prefix"),
+    [(compile_whole, ""), (compile_in_place, ""), (compile_part, "0._orig_mod.")],
+)
+def test_record__of_a_model_that_ran_compiled_stores_its_layers(
+    compiled: Callable[[nn.Sequential], nn.Module], prefix: str, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 5), nn.ReLU(), nn.Linear(5, 3)).eval()
+    images, labels = torch.rand(12, 3, 4, 4), torch.arange(12) % 3
+    expected = net(images).detach()
+    model = compiled(net)
+    with torch.no_grad():
+        model(images[:6])  # compiled without hooks, and taken again for any batch of six
+    run = satstore.record(model, DataLoader(TensorDataset(images, labels), 6), "r", logs_dir=tmp_path)
+    assert run.layers == [f"{prefix}1", f"{prefix}3"]
+    found = run.latents("pool4", "train")[f"{prefix}3"].numpy()
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+
+
+def test_record__torchscript_is_refused(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
+        script = torch.jit.trace(nn.Linear(2, 2), torch.rand(1, 2))
+    loader = [(torch.rand(4, 2), torch.arange(4) % 2)]
+    with pytest.raises(ConfigError, match=r"is TorchScript .* give the module that it was made of"):
+        satstore.record(script, loader, "r", logs_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_record__of_layers_that_are_never_called_says_so(tmp_path: Path) -> None:
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(values, self.layer.weight)
+
+    loader = [(torch.rand(4, 2), torch.arange(4) % 2)]
+    with pytest.raises(ConfigError, match="the forward pass calls none of layer"):
+        satstore.record(Unused(), loader, "r", logs_dir=tmp_path)
 
 
 def test_record__works_in_a_script_without_a_main_guard(tmp_path: Path) -> None:
