@@ -636,6 +636,17 @@ def check_goes_on(run: Run, before: dict[str, str]) -> None:
     assert Run(run.path).status("probe") == "done"
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a peak of memory that can be reset")
+def test_peaks__of_fits_side_by_side_are_each_their_own() -> None:
+    size = 2**27
+    peaks = probe_fit.Peaks(None)
+    with peaks.measured() as first:
+        np.ones(size, np.uint8)
+        with peaks.measured() as second:
+            second_peak = second()
+            assert first() - second_peak > size / 2
+
+
 def test_probe__interrupted_keeps_what_was_fitted_and_fits_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

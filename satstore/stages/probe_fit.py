@@ -1,10 +1,13 @@
 """Fitting the probe of one layer, and of many layers side by side."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from satstore.commits import is_anything
@@ -97,8 +100,9 @@ def fit_all(todo: list[Fit], means: Means) -> Iterator[tuple[Fit, Fitted | Satst
     if not todo:
         return
     if means.scheduler is None and (means.workers == 1 or means.device is not None):
+        peaks = Peaks(None)
         for job in todo:
-            yield job, try_fit(job, means, None)
+            yield job, try_fit(job, means, None, peaks)
         return
     from satstore.cluster import join_cluster, start_cluster
 
@@ -106,7 +110,8 @@ def fit_all(todo: list[Fit], means: Means) -> Iterator[tuple[Fit, Fitted | Satst
     # Two layers at a time: while one takes a step, the workers pass over the rows of the other. On Ctrl-C,
     # the cluster goes first, and the drivers fail for want of it.
     with ThreadPoolExecutor(2) as drivers, opened as cluster:
-        futures = {drivers.submit(try_fit, job, means, cluster): job for job in todo}
+        peaks = Peaks(cluster)
+        futures = {drivers.submit(try_fit, job, means, cluster, peaks): job for job in todo}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -114,16 +119,22 @@ def fit_all(todo: list[Fit], means: Means) -> Iterator[tuple[Fit, Fitted | Satst
             drivers.shutdown(wait=False, cancel_futures=True)
 
 
-def try_fit(job: Fit, means: Means, cluster: "Cluster | None") -> Fitted | SatstoreError:
+def try_fit(job: Fit, means: Means, cluster: "Cluster | None", peaks: "Peaks") -> Fitted | SatstoreError:
     """Fit one layer, or return why its latents can't be read, or not within the memory limit."""
     try:
-        return fit(job, means, cluster)
+        with peaks.measured() as peak:
+            return fit(job, means, cluster, peak)
     except SatstoreError as error:
         return error
 
 
-def fit(job: Fit, means: Means, cluster: "Cluster | None") -> Fitted:
+def fit(job: Fit, means: Means, cluster: "Cluster | None", peak: Callable[[], int]) -> Fitted:
     """Fit one layer's probes and evaluate them on both splits; the row of latents that allow none says why.
+
+    Parameters
+    ----------
+    peak
+        Returns the peak of memory of this fit; see :meth:`Peaks.measured`.
 
     Raises
     ------
@@ -137,7 +148,6 @@ def fit(job: Fit, means: Means, cluster: "Cluster | None") -> Fitted:
     from satstore.stages import probe_engines  # takes seconds to load, which are no layer's
 
     started = time.perf_counter()
-    reset_peaks(cluster)
     run = Run(job.path)
     splits = {split: run.latents(job.latents, split) for split in ("train", "eval")}
     check_latents(run, job, splits)
@@ -149,7 +159,7 @@ def fit(job: Fit, means: Means, cluster: "Cluster | None") -> Fitted:
         return Fitted(({**row, "converged": False, "error": str(error)},))
     costs = {
         "duration_s": round(time.perf_counter() - started, 3),
-        "peak_memory_bytes": highest_peak_bytes(cluster),
+        "peak_memory_bytes": peak(),
     }
     return Fitted(tuple({**row, **measures, **costs} for measures in found), arrays)
 
@@ -259,17 +269,43 @@ def class_names(run: Run) -> list[str]:
 # What a fit takes
 
 
-def reset_peaks(cluster: "Cluster | None") -> None:
-    """Begin a new peak of memory, of this process and of the cluster's workers."""
-    forget_peak()
-    if cluster is not None:
-        cluster.run(forget_peak)
+class Peaks:
+    """The peaks of memory of fits that run side by side, in this process and in a cluster's workers.
 
-
-def highest_peak_bytes(cluster: "Cluster | None") -> int:
-    """Return the peak of resident memory of the process that had the most, its libraries included.
-
-    Where the system keeps no peak that can be reset, it is the highest of that process's life.
+    A process has one peak, which a fit that begins resets: what it was by then counts for those that run.
     """
-    peaks = [peak_bytes()] if cluster is None else [peak_bytes(), *cluster.run(peak_bytes)]
-    return max(peaks)
+
+    def __init__(self, cluster: "Cluster | None") -> None:
+        self._cluster = cluster
+        self._lock = Lock()
+        self._running: dict[object, int] = {}
+
+    @contextmanager
+    def measured(self) -> Iterator[Callable[[], int]]:
+        """Begin a fit's peak; give what returns it: the resident memory of the process that had the most.
+
+        Libraries and the fits beside it are included. Where the system keeps no peak that can be reset, it
+        is the highest of that process's life.
+        """
+        fit = object()
+        with self._lock:
+            self._note()
+            self._running[fit] = 0
+            forget_peak()
+            if self._cluster is not None:
+                self._cluster.run(forget_peak)
+        try:
+            yield partial(self._peak, fit)
+        finally:
+            with self._lock:
+                del self._running[fit]
+
+    def _peak(self, fit: object) -> int:
+        with self._lock:
+            self._note()
+            return self._running[fit]
+
+    def _note(self) -> None:
+        if self._running:
+            peaks = [peak_bytes(), *(self._cluster.run(peak_bytes) if self._cluster is not None else ())]
+            self._running = {fit: max(known, *peaks) for fit, known in self._running.items()}
