@@ -4,10 +4,11 @@ import contextlib
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from multiprocessing.connection import Connection
+from functools import partial
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from satstore.run import Run
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others before it gives up: for the slowest epoch's spectra, say."""
+
+READY = ""
+"""What another process says when it is ready to meet; all else that it says is what went wrong."""
 
 WORDS_S = 10.0
 """How long the main process waits for a failed one's last words."""
@@ -71,7 +75,8 @@ def train_together(run: Run, device: torch.device, n_ranks: int, *, force: bool 
             for process in others:
                 process.start()
         try:
-            with joined(device.type, 0, n_ranks, Path(folder)) as (ranks, own_device):
+            meet = partial(_wait_for_all, ears, others)
+            with joined(device.type, 0, n_ranks, Path(folder), meet) as (ranks, own_device):
                 train(run, own_device, ranks, force=force)
         except SatstoreError:
             raise
@@ -88,8 +93,16 @@ def train_together(run: Run, device: torch.device, n_ranks: int, *, force: bool 
 
 
 @contextmanager
-def joined(kind: str, rank: int, n_ranks: int, folder: Path) -> Iterator[tuple[Ranks, torch.device]]:
-    """Be part of a group of processes that meet by a file in a folder."""
+def joined(
+    kind: str, rank: int, n_ranks: int, folder: Path, meet: Callable[[], None]
+) -> Iterator[tuple[Ranks, torch.device]]:
+    """Be part of a group of processes that meet by a file in a folder.
+
+    Parameters
+    ----------
+    meet
+        Called when this process is ready to meet the others, who wait without end for those that never come.
+    """
     n_threads = torch.get_num_threads()
     if kind == "cuda":
         device = torch.device("cuda", rank)
@@ -97,6 +110,7 @@ def joined(kind: str, rank: int, n_ranks: int, folder: Path) -> Iterator[tuple[R
     else:
         device = torch.device("cpu")
         torch.set_num_threads(max(1, n_threads // n_ranks))
+    meet()
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
         init_method=f"file://{folder / 'meeting'}",
@@ -123,12 +137,30 @@ def _follow(
     try:
         settings = ExperimentConfig.model_validate_json(config)
         load_plugins(settings.plugins)
-        with joined(kind, rank, n_ranks, folder) as (ranks, device):
+        with joined(kind, rank, n_ranks, folder, partial(mouth.send, READY)) as (ranks, device):
             train(Run(path, config=settings), device, ranks)
     except Exception as error:  # goes to the main process, in one line
         text = " ".join(str(error).split())
         mouth.send(text if isinstance(error, SatstoreError) else f"{type(error).__name__}: {text}")
         raise SystemExit(1) from None
+
+
+def _wait_for_all(ears: list[Any], others: list[Any]) -> None:
+    """Wait until all other processes are ready.
+
+    Raises
+    ------
+    StageError
+        If one ends before that; with its message.
+    """
+    for rank, (ear, process) in enumerate(zip(ears, others, strict=True), start=1):
+        wait([ear, process.sentinel])
+        said = f"ended with exit code {process.exitcode} before training began"
+        with contextlib.suppress(EOFError):
+            if ear.poll():
+                said = ear.recv()
+        if said != READY:
+            raise StageError(f"rank {rank} of {len(ears) + 1} failed: {said}")
 
 
 def _last_words(ears: list[Any], others: list[Any]) -> str | None:

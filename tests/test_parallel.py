@@ -162,6 +162,27 @@ def test_two_ranks__an_error_of_one_is_one_line(folder: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize(
+    ("death", "said"),
+    [
+        ("os._exit(7)", "ended with exit code 7 before training began"),
+        ("os.kill(os.getpid(), 9)", "ended with exit code -9 before training began"),
+        ("raise ValueError('no such bus')", "no such bus"),
+    ],
+)
+def test_two_ranks__one_that_dies_before_they_meet_ends_training(folder: Path, death: str, said: str) -> None:
+    lines = ["import multiprocessing", "import os", "if multiprocessing.parent_process():", f"    {death}"]
+    (folder / "plain_net.py").write_text(PLUGIN + "\n".join(lines) + "\n")
+    (folder / "c.json").write_text(json.dumps({**CONFIG, "data_parallel": True, "ranks": 2}))
+    result = satstore("train", "--config", "c.json", "--run-id", "a", cwd=folder)
+    assert result.returncode == 1
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("satstore: rank 1 of 2 failed: ")
+    assert said in last
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.long
 def test_two_ranks__leave_no_orphans_when_the_main_one_is_killed(folder: Path) -> None:
     """In its second epoch: the model tells of each step on the main rank, and waits in that one."""
     (folder / "c.json").write_text(
