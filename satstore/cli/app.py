@@ -273,7 +273,7 @@ def plot(
     *others: Annotated[str, Parameter(help="more runs, to compare", completer=name_runs)],
     out: Annotated[
         Path | None,
-        Parameter(help="PNG, SVG or PDF; by default, such as layers.png, in the run's folder"),
+        Parameter(help="PNG, SVG or PDF, or a folder; by default, such as layers.png, in the run's folder"),
     ] = None,
     all_layers: Annotated[
         bool, Parameter(negative="", help="draw shortcuts and the last Linear too")
@@ -329,16 +329,18 @@ def figure(
 def report(
     run: RunName,
     *,
-    out: Annotated[Path, Parameter(help="the HTML file")] = Path("report.html"),
+    out: Annotated[Path | None, Parameter(help="an HTML file, or a folder; by default report.html")] = None,
     logs_dir: LogsDir = None,
 ) -> None:
     """Write all that is known of a run into one HTML file, which needs no network."""
+    from satstore.cli.output import output_file
     from satstore.files import write_file
     from satstore.logs import find_runs
     from satstore.report import write_report
 
-    write_file(out, write_report(find_runs(run, logs_dir)).encode())
-    say(out.absolute())
+    path = output_file(out, Path("report.html"), (".html", ".htm"))
+    write_file(path, write_report(find_runs(run, logs_dir)).encode())
+    say(path.absolute())
 
 
 @app.command
@@ -354,7 +356,7 @@ def compare(
     ] = None,
     split: Annotated[Literal["train", "eval"], Parameter(help="of the latents")] = "eval",
     out: Annotated[
-        Path | None, Parameter(help="PNG, SVG or PDF, a CSV beside it; by default cka.png")
+        Path | None, Parameter(help="PNG, SVG or PDF, a CSV beside it, or a folder; by default cka.png")
     ] = None,
     memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT,
     json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
@@ -411,7 +413,9 @@ def export(
         To,
         Parameter(help="csv and parquet: its tables; zip: all of it, which satstore import opens elsewhere"),
     ],
-    out: Annotated[Path | None, Parameter(help="a folder; by default this one")] = None,
+    out: Annotated[
+        Path | None, Parameter(help="a folder, or one experiment's zip file; by default this folder")
+    ] = None,
     latents: Annotated[
         bool, Parameter(negative="", help="pack the latents too; without them, extract writes them again")
     ] = False,

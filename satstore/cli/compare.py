@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satstore.cli.console import say
+from satstore.cli.output import output_file
 from satstore.cli.progress import Bar
 from satstore.commits import is_anything
 from satstore.config import pooling_key
@@ -33,13 +34,15 @@ def compare_cka(
     Raises
     ------
     ConfigError
-        If the runs' latents are of other samples.
+        If the runs' latents are of other samples, or ``out`` is no picture's name.
     NotFoundError
         If they have no latents at one pooling.
     """
     from satstore.analysis.cka import linear_cka
     from satstore.plots import plot_cka, save_figure
+    from satstore.plots.style import SUFFIXES
 
+    path = output_file(out, Path("cka.png"), SUFFIXES)
     runs = [open_run(name, logs_dir) for name in names]
     key = choose_pooling(runs, pooling)
     check_samples(runs, key, split)
@@ -59,7 +62,6 @@ def compare_cka(
             bar.listen(Event("compare", "progress", f"{one}, {other}", done=done, total=n_pairs))
 
         found = linear_cka(rows[0], rows[1], memory_bytes, advance)
-    path = out or Path("cka.png")
     save_figure(plot_cka(found, list(rows[0]), list(rows[1]), runs[0].config, runs[1].config), path)
     write_table(found, list(rows[0]), list(rows[1]), path.with_suffix(".csv"))
     if as_json:

@@ -1,13 +1,14 @@
 """Commands that draw: one run or several, and the paper's figures."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satstore.cli.console import say
+from satstore.cli.output import output_file, output_folder
 from satstore.errors import ConfigError
-from satstore.logs import find_logs_dir, open_run
+from satstore.logs import find_logs_dir, find_runs, open_run
 from satstore.run import Run
 
 if TYPE_CHECKING:
@@ -38,19 +39,31 @@ def plot_experiments(names: Sequence[str], logs_dir: Path | None, out: Path | No
         If options exclude each other, or there is no such epoch or delta.
     """
     from satstore.plots import plot_comparison, save_figure
+    from satstore.plots.style import SUFFIXES
 
     check_options(names, o)
     runs = [open_run(name, logs_dir) for name in names]
-    if len(runs) > 1:
-        figure, default = plot_comparison(runs, o.by_depth, o.all_layers, o.delta), Path("comparison.png")
-    elif o.quantity is not None:
+    if o.quantity is not None:
         return plot_epochs(runs[0], out, o)
+    kind = "evolution" if o.evolution else o.kind or "layers"
+    default = runs[0].path / usual_name(kind, o) if len(runs) == 1 else Path(usual_name("comparison", o))
+    path = output_file(out, default, SUFFIXES)
+    if len(runs) > 1:
+        figure = plot_comparison(runs, o.by_depth, o.all_layers, o.delta)
     else:
-        kind = "evolution" if o.evolution else o.kind or "layers"
-        figure, default = draw(runs[0], kind, o), runs[0].path / f"{kind}.png"
-    path = out or default
+        figure = draw(runs[0], kind, o)
     save_figure(figure, path)
     return path.absolute()
+
+
+def usual_name(what: str, o: PlotOptions) -> str:
+    """Return the file name of a picture, by what it shows and how, so that no other one is replaced."""
+    words = [what]
+    words += ["by-depth"] if o.by_depth else []
+    words += ["all-layers"] if o.all_layers else []
+    words += [f"delta{o.delta:g}"] if o.delta is not None else []
+    words += [f"epoch{o.epoch}"] if o.epoch is not None else []
+    return "-".join(words) + ".png"
 
 
 def check_options(names: Sequence[str], o: PlotOptions) -> None:
@@ -116,20 +129,20 @@ def find_epoch(run: Run, text: str | None) -> int | None:
 def plot_epochs(run: Run, out: Path | None, o: PlotOptions) -> Path:
     """Draw a quantity of every layer after one epoch, or a picture per epoch into a folder."""
     from satstore.plots import plot_epoch, save_figure
+    from satstore.plots.style import SUFFIXES
 
     assert o.quantity is not None
     if o.epoch != "all":
         epoch = find_epoch(run, o.epoch)
         epoch = run.last_epoch if epoch is None else epoch
-        path = out or run.path / f"{o.quantity}-epoch{epoch}.png"
+        name = usual_name(o.quantity, replace(o, epoch=str(epoch)))
+        path = output_file(out, run.path / name, SUFFIXES)
         save_figure(plot_epoch(run, epoch, o.quantity, o.all_layers, o.delta), path)
         return path.absolute()
-    folder = out or run.path / f"{o.quantity}-epochs"
-    if folder.suffix:
-        raise ConfigError(f"--out {folder}: --epoch all draws a picture per epoch; name a folder for them")
+    folder = output_folder(out, run.path / f"{o.quantity}-epochs")
     for epoch in range(run.last_epoch + 1):
         figure = plot_epoch(run, epoch, o.quantity, o.all_layers, o.delta)
-        save_figure(figure, folder / f"{o.quantity}-epoch{epoch:03d}.png")
+        save_figure(figure, folder / usual_name(o.quantity, replace(o, epoch=f"{epoch:03d}")))
     return folder.absolute()
 
 
@@ -144,18 +157,18 @@ def draw_figure(
     Raises
     ------
     NotFoundError
-        If there is no such config.
+        If there is no such config, or no such run id.
     """
     from satstore.figures import find_panels
     from satstore.plots import plot_paper_figure, plot_relative, save_figure, tabulate_relative
-    from satstore.plots.style import KINDS
+    from satstore.plots.style import SUFFIXES
 
     panels = find_panels(name, run_id, logs_dir)
+    if all(panel.run is None for panel in panels):
+        find_runs(run_id, logs_dir)  # for its error, where there is nothing of that run id
     stem = Path(name).stem
-    if out is not None and out.suffix.lower().removeprefix(".") in KINDS:
-        path = out
-    else:
-        path = (out or find_logs_dir(logs_dir, panels[0].config) / run_id) / f"{stem}.{kind}"
+    folder = find_logs_dir(logs_dir, panels[0].config) / run_id
+    path = output_file(out, folder / f"{stem}.{kind}", SUFFIXES)
     lacking = [panel for panel in panels if panel.lacks]
     commands = list(dict.fromkeys(panel.command for panel in lacking))
     if stem.startswith("table"):

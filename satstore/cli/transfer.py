@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satstore.cli.console import say
+from satstore.cli.output import output_file, output_folder
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.logs import find_logs_dir, find_runs
 from satstore.run import Run
@@ -18,7 +19,7 @@ def export_runs(name: str, to: "To", out: Path | None, latents: bool, logs_dir: 
     Raises
     ------
     ConfigError
-        If latents are to go into tables.
+        If latents are to go into tables, or ``out`` is called like a file and several are written.
     NotFoundError
         If an experiment has no table, or Parquet has no writer here.
     """
@@ -26,13 +27,15 @@ def export_runs(name: str, to: "To", out: Path | None, latents: bool, logs_dir: 
 
     if latents and to != "zip":
         raise ConfigError(f"--latents go into a zip file; --to {to} writes tables")
-    for run in find_runs(name, logs_dir):
-        stem = f"{run.run_id}-{run.experiment}"
-        if to == "zip":
-            say(pack_run(run, (out or Path()) / f"{stem}.zip", latents))
-        else:
-            for path in write_tables(run, to, (out or Path()) / stem):
-                say(path)
+    runs = find_runs(name, logs_dir)
+    stems = [f"{run.run_id}-{run.experiment}" for run in runs]
+    if to == "zip" and len(runs) == 1:
+        paths = [output_file(out, Path(f"{stems[0]}.zip"), (".zip",))]
+    else:
+        paths = [output_folder(out, Path()) / (f"{stem}.zip" if to == "zip" else stem) for stem in stems]
+    for run, path in zip(runs, paths, strict=True):
+        for written in [pack_run(run, path, latents)] if to == "zip" else write_tables(run, to, path):
+            say(written)
 
 
 def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:

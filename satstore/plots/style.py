@@ -21,7 +21,7 @@ MODEL = "#000000"
 NOTE = "#666666"
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
-KINDS = ("png", "svg", "pdf")
+SUFFIXES = (".png", ".svg", ".pdf")
 WIDEST = 100.0
 """Inches, of a figure that grows with the layers: what a picture of thousands would take, no machine has."""
 
@@ -132,13 +132,13 @@ def save_figure(figure: "Figure", path: Path) -> None:
     from matplotlib import rc_context
 
     content = io.BytesIO()
-    kind = path.suffix.removeprefix(".").lower() or "png"
-    if kind not in KINDS:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
         raise ConfigError(f"can't draw {path}: expected a name that ends in .png, .svg or .pdf")
     with (
         rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "satstore"}),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", UserWarning)  # of letters that no font has, and names without room
-        figure.savefig(content, format=kind, dpi=150)
+        figure.savefig(content, format=suffix[1:], dpi=150)
     write_file(path, content.getvalue())
