@@ -6,6 +6,7 @@ when their context ends, and what they hand on shares no memory with the model.
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ __all__ = [
     "Recorder",
     "describe_layers",
     "pool_latent",
+    "prepare_to_compile",
     "select_layers",
     "take_room",
     "to_samples",
@@ -310,6 +312,14 @@ class LatentRecorder(Recorder):
             latents[name] = latent.clone() if shared else latent
 
 
+def prepare_to_compile() -> None:
+    """Have the hooks that are added from now on run as they are if the model is compiled later.
+
+    It imports torch's compiler, which takes a second; optimizers do so as well.
+    """
+    import torch._dynamo  # noqa: F401 - for the sake of the import
+
+
 def take_room(seen: dict[Any, int], key: Any, most: int | None, n_images: int) -> int | None:
     """Count the images of a call; return how many of them moments still take, None for all."""
     if most is None:
@@ -335,9 +345,21 @@ def _as_halves(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
+def _has_compiled() -> bool:
+    """Tell whether ``torch.compile`` compiled anything since its last reset; in doubt, it did."""
+    seen = getattr(getattr(sys.modules["torch._dynamo"], "convert_frame", None), "input_codes", None)
+    return bool(getattr(seen, "seen", True))
+
+
 @contextmanager
 def _hooked(layers: Layers, see: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
     """Call `see` with name, module and output after every call of a layer."""
+    if "torch._dynamo" in sys.modules:
+        if _has_compiled():
+            _log.info("compiled models are compiled anew: what was compiled before calls no hooks")
+            torch.compiler.reset()
+        # As they are: traced, each function that a hook calls would be compiled for each layer.
+        see = torch.compiler.disable(see)  # type: ignore[no-untyped-call]  # torch has no hints here
     with ExitStack() as stack:
         for name, layer in layers.items():
 

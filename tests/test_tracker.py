@@ -97,8 +97,8 @@ def test_tracker__goes_on_where_it_was(tmp_path: Path) -> None:
     assert len(table) == 2
     assert not [name for name in table if "covariance" in name]
     name = "train-covariance-matrix_0"
-    files = sorted((tmp_path / "a" / name).iterdir())
-    assert [file.name for file in files] == [f"{name}_epoch0.npy", f"{name}_epoch1.npy"]
+    files = sorted((tmp_path / "a" / f"_{name}").iterdir())
+    assert [file.name for file in files] == [f"_{name}_epoch0.npy", f"_{name}_epoch1.npy"]
     assert np.load(files[0], allow_pickle=False).shape == (8, 8)
 
 
@@ -128,7 +128,8 @@ def test_tracker__a_row_is_an_epoch_and_what_is_missing_is_empty(tmp_path: Path)
     for epoch, row in enumerate(returned):
         for name, value in row.items():
             assert table[name][epoch] == pytest.approx(value)
-            assert np.load(tmp_path / "a" / name / f"{name}_epoch{epoch}.npy") == pytest.approx(value)
+            file = tmp_path / "a" / f"_{name}" / f"_{name}_epoch{epoch}.npy"
+            assert np.load(file) == pytest.approx(value)
     assert [sorted(row) for row in returned][2] == []
     assert table["accuracy"].tolist() == pytest.approx([np.nan] * 3 + [0.3, 0.4], nan_ok=True)
     drawn = {path.name for path in tmp_path.glob("a_lsat_*.png")}
@@ -201,8 +202,18 @@ def test_tracker__says_of_nan_what_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stats": ["embed"]}, "no statistic 'embed'"),
-        ({"save_to": "tensorboard"}, "can't save to 'tensorboard'"),
+        ({"stats": ["saturation"]}, "no statistic 'saturation'"),
+        ({"stats": ["lsat_eval"]}, "no statistic 'lsat_eval'"),
+        ({"save_to": "excel"}, "can't save to 'excel'"),
+        ({"save_to": [object()]}, "expected a name such as 'csv', or a writer object"),
+        ({"conv_method": "median_of_means"}, "conv_method is 'median_of_means'"),
+        ({"timeseries_method": "every"}, "timeseries_method is 'every'"),
+        ({"interpolation_strategy": "lanczos"}, "interpolation_strategy is 'lanczos'"),
+        ({"sat_threshold": 1.5}, "sat_threshold is 1.5"),
+        ({"log_interval": 0}, "log_interval is 0"),
+        ({"modules": [torch.ones(2)]}, "expected modules to be a torch module"),
+        ({"modules": nn.ReLU()}, "no Conv, ConvTranspose, Linear or LSTM layer"),
+        ({"ignore_layer_names": ["0", "4"]}, "no layer is left .* called 0, 4"),
     ],
 )
 def test_tracker__refuses_what_it_does_not_know(change: dict[str, Any], message: str, tmp_path: Path) -> None:

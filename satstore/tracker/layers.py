@@ -1,0 +1,154 @@
+"""Which layers a tracker records, under delve's names, and what of their outputs are samples."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, get_args
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from satstore.analysis.layers import LAYER_TYPES
+from satstore.analysis.spectrum import Definition
+from satstore.errors import ConfigError
+from satstore.samples import ConvMethod, batch_first_output, to_samples
+
+TimeseriesMethod = Literal["last_timestep", "timestepwise"]
+InterpolationStrategy = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "area"]
+
+COMPILED = "_orig_mod"
+"""The name of a module inside what ``torch.compile`` returns."""
+
+
+def find_layers(modules: nn.Module | Iterable[nn.Module]) -> dict[str, nn.Module]:
+    """Find the layers to record, under the names that delve gives them.
+
+    Parameters
+    ----------
+    modules
+        A model, whose layers are called ``features-0``; or several models and layers, of which a layer is
+        called ``Module-0-Linear``, by its place and class. Where layers of several models are called alike,
+        ``Module-0-`` and so on go before their names.
+
+    Raises
+    ------
+    ConfigError
+        If there is no layer, or what is given is no module.
+    """
+    parts = [modules] if isinstance(modules, nn.Module) else list(modules)
+    for part in parts:
+        if not isinstance(part, nn.Module):
+            raise ConfigError(f"expected modules to be a torch module, or several; found {part!r}")
+    named = [(i, *found) for i, part in enumerate(parts) for found in _layers_of(i, part)]
+    counts = Counter(name for _, name, _ in named)
+    layers = {name if counts[name] == 1 else f"Module-{i}-{name}": layer for i, name, layer in named}
+    if not layers:
+        raise ConfigError("no Conv, ConvTranspose, Linear or LSTM layer in the modules to be recorded")
+    return layers
+
+
+def _layers_of(place: int, module: nn.Module) -> list[tuple[str, nn.Module]]:
+    if isinstance(module, LAYER_TYPES):
+        return [(f"Module-{place}-{type(module).__name__}", module)]
+    return [
+        ("-".join(part for part in name.split(".") if part != COMPILED), layer)
+        for name, layer in module.named_modules()
+        if isinstance(layer, LAYER_TYPES)
+    ]
+
+
+def name_layers(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Name layers by their own attribute ``name`` where they have one, as delve does.
+
+    Raises
+    ------
+    ConfigError
+        If two layers have one name.
+    """
+    named: dict[str, nn.Module] = {}
+    for place, layer in layers.items():
+        own = getattr(layer, "name", None)
+        name = own if isinstance(own, str) else place
+        if name in named:
+            raise ConfigError(f"two layers are called {name!r}: change the attribute 'name' of {place!r}")
+        named[name] = layer
+    return named
+
+
+class Sampler:
+    """Turns a layer's output into samples.
+
+    Parameters
+    ----------
+    conv_method
+        Of maps; see :func:`satstore.samples.to_samples`.
+    timeseries_method
+        Of sequences: their last step, or all steps.
+    definition
+        ``exact``: a sequence's axes are what its layer says they are, each step or token is a sample of its
+        own, and of a Linear layer all are taken. ``delve``: the first axis is the batch, the second the
+        time, whatever ``batch_first`` says, of a Linear layer's output too; ``timestepwise`` makes one sample
+        of all steps.
+    interpolation_strategy, interpolation_downsampling
+        How maps that are larger are interpolated to so many positions along both axes; None: they aren't.
+
+    Raises
+    ------
+    ConfigError
+        If a method is none of those that there are.
+    """
+
+    def __init__(
+        self,
+        conv_method: ConvMethod,
+        timeseries_method: TimeseriesMethod,
+        definition: Definition,
+        interpolation_strategy: InterpolationStrategy | None,
+        interpolation_downsampling: int,
+    ) -> None:
+        for key, value, allowed in (
+            ("conv_method", conv_method, get_args(ConvMethod)),
+            ("timeseries_method", timeseries_method, get_args(TimeseriesMethod)),
+            ("definition", definition, get_args(Definition)),
+            ("interpolation_strategy", interpolation_strategy, (None, *get_args(InterpolationStrategy))),
+        ):
+            if value not in allowed:
+                raise ConfigError(f"{key} is {value!r}, but has to be one of {', '.join(map(str, allowed))}")
+        if interpolation_downsampling < 1:
+            raise ConfigError(
+                f"interpolation_downsampling is {interpolation_downsampling}, but has to be 1 at least"
+            )
+        self._conv_method, self._timeseries_method = conv_method, timeseries_method
+        self._is_delves = definition == "delve"
+        self._strategy, self._size = interpolation_strategy, interpolation_downsampling
+
+    def batch(self, output: Any, module: nn.Module) -> Tensor:
+        """Detach an output, its images along the first axis."""
+        sequence = output[0] if isinstance(module, nn.LSTM) else output
+        if self._is_delves and isinstance(sequence, Tensor) and sequence.ndim == 3 and is_sequential(module):
+            return sequence.detach()
+        return batch_first_output(output, module)
+
+    def samples(self, output: Any, module: nn.Module, n_images: int | None) -> Tensor:
+        """Return (sample, feature) of the first images of an output, of all for None."""
+        if is_sequential(module) and self._is_delves and self.batch(output, module).ndim == 3:
+            steps = self.batch(output, module)[:n_images]
+            return steps[:, -1] if self._timeseries_method == "last_timestep" else steps.flatten(1)
+        if self._strategy is not None and isinstance(module, nn.modules.conv._ConvNd):
+            output = self._shrink(batch_first_output(output, module)[:n_images])
+        return to_samples(
+            output,
+            module,
+            self._conv_method,
+            timeseries_method="last" if self._timeseries_method == "last_timestep" else "every",
+            n_images=n_images,
+        )
+
+    def _shrink(self, maps: Tensor) -> Tensor:
+        if maps.ndim != 4 or max(maps.shape[2:]) <= self._size:
+            return maps
+        return interpolate(maps, size=self._size, mode=str(self._strategy))
+
+
+def is_sequential(module: nn.Module) -> bool:
+    """Tell whether a layer's output can be a sequence."""
+    return isinstance(module, (nn.Linear, nn.LSTM))

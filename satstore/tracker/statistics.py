@@ -1,0 +1,131 @@
+"""What a tracker measures of a layer's samples."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from torch import Tensor
+
+from satstore.analysis.moments import Moments, NonFiniteError
+from satstore.analysis.spectrum import Definition, eigenvalues, intrinsic_dimension
+from satstore.errors import ConfigError
+
+Stat = Literal["lsat", "idim", "cov", "det", "trc", "dtrc", "embed"]
+
+STATS: Mapping[str, str] = {
+    "lsat": "saturation",
+    "idim": "intrinsic-dimensionality",
+    "cov": "covariance-matrix",
+    "det": "covariance-determinant",
+    "trc": "covariance-trace",
+    "dtrc": "diagonal-trace",
+    "embed": "embedded-sample",
+}
+"""Statistic to its name in columns and files."""
+
+Array = np.ndarray[Any, Any]
+Value = float | Array
+
+
+def choose_stats(stats: str | Iterable[str]) -> tuple[str, ...]:
+    """Return the statistics of names; ``lsat_eval`` adds nothing to ``lsat``, which is of both splits.
+
+    Raises
+    ------
+    ConfigError
+        If a name is unknown.
+    """
+    names = (stats,) if isinstance(stats, str) else tuple(stats)
+    for name in names:
+        stat, _, mode = name.partition("_")
+        if name not in STATS and not (stat in names and stat in STATS and mode in ("train", "eval")):
+            raise ConfigError(f"no statistic {name!r}; known: {', '.join(STATS)}")
+    return tuple(dict.fromkeys(name for name in names if name in STATS))
+
+
+@dataclass
+class LayerRecord:
+    """What was recorded of a layer in one mode.
+
+    Attributes
+    ----------
+    moments
+        Of the samples of all batches.
+    saved_samples
+        (sample, feature) of the last batch, where samples are to be embedded.
+    is_finite
+        Whether all samples were.
+    """
+
+    moments: Moments = field(default_factory=Moments)
+    saved_samples: Tensor | None = None
+    is_finite: bool = True
+
+    def update(self, samples: Tensor, keep: bool) -> None:
+        """Add a batch's samples, and keep them as `saved_samples` if they are to be."""
+        if not self.is_finite:
+            return
+        try:
+            self.moments.update(samples)
+        except NonFiniteError:
+            self.is_finite = False
+        if keep:
+            self.saved_samples = samples.clone()  # what comes after the layer may write over its output
+
+    def fix(self) -> Tensor:
+        """Return the covariance, (feature, feature) float64; under delve's name for it."""
+        return self.moments.covariance()
+
+    def measure(self, stats: Iterable[str], delta: float, definition: Definition) -> dict[str, Value]:
+        """Compute statistics, by name; NaN where a sample was not finite."""
+        if not self.is_finite:
+            return dict.fromkeys(stats, float("nan"))
+        covariance = self.fix().cpu().numpy()
+        return {stat: self._measure(stat, covariance, delta, definition) for stat in stats}
+
+    def _measure(self, stat: str, covariance: Array, delta: float, definition: Definition) -> Value:
+        if stat == "cov":
+            return covariance
+        if stat == "trc":
+            return float(np.trace(covariance))
+        if stat == "det":
+            return float(np.linalg.det(covariance))
+        if stat == "embed":
+            assert self.saved_samples is not None
+            samples = self.saved_samples.cpu().double().numpy()
+            return embed(samples, self.moments.mean.cpu().numpy(), covariance, definition)
+        spectrum = eigenvalues(covariance)
+        if stat == "dtrc":
+            return float(spectrum.sum())
+        dimension = float(intrinsic_dimension(spectrum, delta, definition))
+        return dimension if stat == "idim" else dimension / len(spectrum)
+
+
+def embed(samples: Array, mean: Array, covariance: Array, definition: Definition) -> Array:
+    """Place samples in a plane.
+
+    Parameters
+    ----------
+    samples
+        (sample, feature).
+    mean, covariance
+        (feature,) and (feature, feature) of all samples.
+    definition
+        ``exact``: by their coordinates, about the mean, along the two eigenvectors of most variance, the
+        largest component of each positive. ``delve``: by the first two components of CᵀC x, C being the
+        covariance's first two rows, which is what delve 0.1.50 computes.
+
+    Returns
+    -------
+    ndarray
+        (sample, 2); the second is 0 where there is a single feature.
+    """
+    if definition == "delve":
+        first = covariance[:2]
+        found = (samples @ (first.T @ first))[:, :2]
+    else:
+        axes = np.linalg.eigh(covariance).eigenvectors[:, :-3:-1]
+        largest = np.take_along_axis(axes, np.abs(axes).argmax(axis=0)[None], axis=0)
+        found = (samples - mean) @ (axes * np.sign(largest))
+    return np.pad(found, ((0, 0), (0, 2 - found.shape[1])))
