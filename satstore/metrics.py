@@ -154,3 +154,10 @@ ROWS = (
         description="Matthews correlation coefficient of several classes",
     ),
 )
+
+ABSENT = {
+    r"(Adjusted)?BalancedAccuracy|F1|Precision|Recall|Sensitivity|Specificity|ConfusionMatrix": (
+        "satstore has Accuracy, Top5Accuracy and MCC, and run.confusion() and run.class_accuracy() of probes"
+    ),
+}
+"""Of metrics that phd-lab's configs name and satstore lacks: a pattern of names to what it has."""

@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def sgd(
-    model: nn.Module, *, lr: float = 0.01, step_epochs: int | None = None
+    model: nn.Module, *, lr: float = 0.01, step_epochs: int | None = None, weight_decay: float = 5e-4
 ) -> tuple[Optimizer, LRScheduler | None]:
-    """Return SGD with momentum 0.9 and weight decay 5e-4, its rate divided by 10 every ``step_epochs``."""
+    """Return SGD with momentum 0.9, its rate divided by 10 every ``step_epochs``."""
     from torch.optim import SGD
     from torch.optim.lr_scheduler import StepLR
 
-    optimizer = SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=5e-4)
+    optimizer = SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=weight_decay)
     return optimizer, StepLR(optimizer, step_epochs, gamma=0.1) if step_epochs else None
 
 
@@ -77,6 +77,41 @@ ROWS = (
         {"lr": 0.1, "step_epochs": 20},
         family="SGD",
         description="SGD at 0.1, divided by 10 every 20 epochs: for 60 epochs",
+    ),
+    Entry(
+        "lrs90",
+        "satstore.optimizers:sgd",
+        {"lr": 0.1, "step_epochs": 30},
+        family="SGD",
+        description="SGD at 0.1, divided by 10 every 30 epochs: for 90 epochs",
+    ),
+    Entry(
+        "lrs180",
+        "satstore.optimizers:sgd",
+        {"lr": 0.1, "step_epochs": 50},
+        family="SGD",
+        description="SGD at 0.1, divided by 10 every 50 epochs",
+    ),
+    Entry(
+        "lrs_imgnet",
+        "satstore.optimizers:sgd",
+        {"lr": 0.1, "step_epochs": 10, "weight_decay": 1e-4},
+        family="SGD",
+        description="lrs with a weight decay of 1e-4",
+    ),
+    Entry(
+        "lrs60_imgnet",
+        "satstore.optimizers:sgd",
+        {"lr": 0.1, "step_epochs": 20, "weight_decay": 1e-4},
+        family="SGD",
+        description="lrs60 with a weight decay of 1e-4",
+    ),
+    Entry(
+        "noopt",
+        "satstore.optimizers:sgd",
+        {"lr": 0.0},
+        family="SGD",
+        description="SGD at 0: weights stay as they are",
     ),
     Entry("sgd", "satstore.optimizers:sgd", family="SGD", description="SGD at 0.01"),
     Entry(

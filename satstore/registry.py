@@ -8,6 +8,7 @@ Python, any object whose ``__dict__`` maps names to factories can stand in (:met
 
 import importlib
 import logging
+import re
 import sys
 from collections import ChainMap
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -86,11 +87,15 @@ class Registry(Mapping[str, Any]):
         ``"module:attribute"`` of the built-in rows, an iterable of :class:`Entry`.
     group
         The entry-point group through which installed packages add theirs.
+    absent
+        ``"module:attribute"`` of what is said of names that configs of phd-lab have and the registry lacks:
+        a pattern of names to a reason, or to what the registry has instead.
     """
 
-    def __init__(self, kind: str, rows: str, group: str) -> None:
+    def __init__(self, kind: str, rows: str, group: str, absent: str | None = None) -> None:
         self.kind = kind
         self._rows = rows
+        self._absent = absent
         self._group = group
         self._entries: dict[str, Entry] = {}
         self._stand_ins: dict[str, Entry] = {}
@@ -173,7 +178,7 @@ class Registry(Mapping[str, Any]):
         base, _, argument = name.partition(":")
         row = entries.get(name) or entries.get(base)
         if row is None:
-            raise UnknownNameError(f"no {self.kind} named {name!r}{suggest(base, entries)}")
+            raise UnknownNameError(f"no {self.kind} named {name!r}{self._instead(base, entries)}")
         if row.name == name:
             if row.argument:
                 raise UnknownNameError(f"{self.kind} {name!r} needs a value: {name}:{row.argument.upper()}")
@@ -181,9 +186,15 @@ class Registry(Mapping[str, Any]):
         if row.argument and not argument:
             raise UnknownNameError(f"{self.kind} {name!r} needs a value: {base}:{row.argument.upper()}")
         if row.argument is None:
-            raise UnknownNameError(f"no {self.kind} named {name!r}{suggest(base, entries)}")
+            raise UnknownNameError(f"no {self.kind} named {name!r}{self._instead(base, entries)}")
         bound = {**row.arguments, row.argument: argument}
         return Entry(name, row.target, bound, row.family, row.description)
+
+    def _instead(self, name: str, entries: Iterable[str]) -> str:
+        """Return what to say of an unknown name: the reason where there is one, else the nearest name."""
+        reasons: Mapping[str, str] = Entry("", self._absent).load() if self._absent else {}
+        reason = next((text for pattern, text in reasons.items() if re.fullmatch(pattern, name)), None)
+        return suggest(name, entries) if reason is None else f": {reason}"
 
     def entries(self) -> list[Entry]:
         """Return all rows, in the order of their registration."""
@@ -251,10 +262,10 @@ def load_plugins(modules: Iterable[str]) -> None:
             raise ConfigError(f"plugin {module!r} can't be imported: {found}") from error
 
 
-MODELS = Registry("model", "satstore.models:ROWS", "satstore.models")
-DATASETS = Registry("dataset", "satstore.datasets:ROWS", "satstore.datasets")
+MODELS = Registry("model", "satstore.models:ROWS", "satstore.models", "satstore.models:ABSENT")
+DATASETS = Registry("dataset", "satstore.datasets:ROWS", "satstore.datasets", "satstore.datasets:ABSENT")
 OPTIMIZERS = Registry("optimizer", "satstore.optimizers:ROWS", "satstore.optimizers")
-METRICS = Registry("metric", "satstore.metrics:ROWS", "satstore.metrics")
+METRICS = Registry("metric", "satstore.metrics:ROWS", "satstore.metrics", "satstore.metrics:ABSENT")
 STAGES = Registry("stage", "satstore.stages:ROWS", "satstore.stages")
 
 REGISTRIES: Mapping[str, Registry] = {

@@ -135,7 +135,8 @@ def small_data(folder: Path) -> Iterator[Path]:
         write_files(folder / "MNIST" / "raw", mnist_files(1))
         write_files(folder / "FashionMNIST" / "raw", mnist_files(2))
         write_folder(folder / "insects")
-        write_folder(folder / "ImageNet")
+        for name in ("ImageNet", "imagenette2", "imagewoof2", "eurosat"):
+            write_folder(folder / name)
         write_folder(folder / "inaturalist", evaluation="test")
         write_folder(folder / "Food_101_Dataset" / "food-101", evaluation="test")
         write_folder(folder / "malaria", evaluation="test")

@@ -1,6 +1,7 @@
 """Registries, on rows and modules of their own; what every registered name has to do is tested elsewhere."""
 
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -247,6 +248,33 @@ def test_load_plugins__that_fail_are_named_in_one_line(
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, SatstoreError)
     assert caught.value.__cause__ is not None
+
+
+@pytest.mark.parametrize(
+    ("registry", "name", "message"),
+    [
+        (MODELS, "resnet18_pretrained", "no model named 'resnet18_pretrained': satstore trains from random"),
+        (MODELS, "vgg19_g3", "no model named 'vgg19_g3': its own source can't build it"),
+        (MODELS, "msnet22fpn", "no model named 'msnet22fpn': satstore has no such network"),
+        (DATASETS, "Cifar10A", 'no dataset named \'Cifar10A\': "dataset": "Cifar10" with "augment": false'),
+        (DATASETS, "AgeFaceV2", "no dataset named 'AgeFaceV2': satstore doesn't know where its images lie"),
+        (METRICS, "BalancedAccuracy", "no metric named 'BalancedAccuracy': satstore has Accuracy"),
+    ],
+)
+def test_registry__says_what_it_has_in_the_place_of_a_phd_lab_name(
+    registry: Registry, name: str, message: str
+) -> None:
+    with pytest.raises(UnknownNameError, match=f"^{re.escape(message)}"):
+        registry[name]
+
+
+@pytest.mark.parametrize("registry", [MODELS, DATASETS, METRICS])
+def test_registry__has_nothing_that_it_says_it_lacks(registry: Registry) -> None:
+    module = importlib.import_module(f"satstore.{registry.kind}s")
+    for pattern, reason in module.ABSENT.items():
+        assert not [name for name in registry if re.fullmatch(pattern, name)]
+        named = re.findall(r"[a-z]+net\w*\d\w*(?<!_pretrained)", reason)
+        assert all(name in registry for name in named)
 
 
 def test_suggest__falls_back_to_what_is_known() -> None:

@@ -118,6 +118,27 @@ ROWS = (
         description="photos of cells, 2 classes",
     ),
     Entry(
+        "ImageNette",
+        "satstore.datasets.photos:photos",
+        {"name": "ImageNette"},
+        family="folder",
+        description="13,394 photos, 10 easy classes of ImageNet, cropped at random for training",
+    ),
+    Entry(
+        "ImageWoof",
+        "satstore.datasets.photos:photos",
+        {"name": "ImageWoof"},
+        family="folder",
+        description="12,954 photos, 10 breeds of dogs of ImageNet, cropped at random for training",
+    ),
+    Entry(
+        "EuroSat",
+        "satstore.datasets.photos:photos",
+        {"name": "EuroSat"},
+        family="folder",
+        description="27,000 satellite images, 10 classes",
+    ),
+    Entry(
         "ResizedImageNet",
         "satstore.datasets.photos:photos",
         {"name": "ResizedImageNet", "small": True},
@@ -160,3 +181,17 @@ ROWS = (
         argument="path",
     ),
 )
+
+_OWN_FOLDERS = (
+    'satstore doesn\'t know where its images lie; "dataset": "ImageFolder:PATH" reads class folders, '
+    "train/ and val/ (or test/)"
+)
+
+ABSENT = {
+    r"Cifar10A": '"dataset": "Cifar10" with "augment": false is the same',
+    r"AMNIST": '"dataset": "MNIST" with "augment": false is the same but for the normalisation',
+    r"Cifar10AA": "satstore has no automatic augmentation; Cifar10 has shifts and flips",
+    r"Cifar10RC": "satstore's Cifar10 has shifts and flips, and no crops of random size",
+    r"ResizedImageNet16|AgeFace(V2|V3)?|ZIEL_U?C|UrbanSounds": _OWN_FOLDERS,
+}
+"""Of datasets that phd-lab's configs name and satstore lacks: a pattern of names to what it has instead."""

@@ -1,9 +1,10 @@
-"""Photos in class folders where the experiments keep them: ImageNet, iNaturalist, Food101 and Malaria.
+"""Photos in class folders where the experiments keep them: ImageNet and its parts, iNaturalist and others.
 
 Expected below the data folder: ``ImageNet/`` (as torchvision's own loader unpacks it from the archives, or
 ``train/`` and ``val/`` with class folders), ``inaturalist/{train,test}``,
 ``Food_101_Dataset/food-101/{train,test}`` (or as its archive unpacks: ``images/`` and ``meta/``) and
-``malaria/{train,test}``. A small variant is scaled down to 32 px first, and from there up to the resolution.
+``malaria/{train,test}``, ``imagenette2/{train,val}``, ``imagewoof2/{train,val}`` and
+``eurosat/{train,val}``. A small variant is scaled down to 32 px first, and from there up to the resolution.
 """
 
 import os
@@ -26,6 +27,7 @@ from satstore.datasets.transforms import (
     Normalize,
     RandomCrop,
     RandomFlip,
+    RandomResizedCrop,
     Resize,
     Transform,
 )
@@ -80,6 +82,16 @@ def shifted(resolution: int) -> Sequence[Transform]:
     return RandomCrop(resolution, padding=resolution // 8), RandomFlip()
 
 
+def cropped(resolution: int) -> Sequence[Transform]:
+    """Return crops of random size and place, and a flip."""
+    return RandomResizedCrop(resolution), RandomFlip()
+
+
+def mirrored(resolution: int) -> Sequence[Transform]:
+    """Return a flip."""
+    return (RandomFlip(),)
+
+
 def flipped(resolution: int) -> Sequence[Transform]:
     """Return flips both ways."""
     return RandomFlip(vertical=True), RandomFlip()
@@ -113,6 +125,22 @@ PHOTOS: Mapping[str, Photos] = {
         "train/ and test/ with class folders; satstore dataset split makes two of one",
         "https://lhncbc.nlm.nih.gov/LHC-research/LHC-projects/image-processing/malaria-datasheet.html",
         flipped,
+    ),
+    **{
+        name: Photos(
+            folder,
+            "train/ and val/ with class folders, as its archive unpacks",
+            "https://github.com/fastai/imagenette",
+            cropped,
+            **IMAGENET,  # type: ignore[arg-type]
+        )
+        for name, folder in (("ImageNette", "imagenette2"), ("ImageWoof", "imagewoof2"))
+    },
+    "EuroSat": Photos(
+        "eurosat",
+        "train/ and val/ with class folders; satstore dataset split makes two of one",
+        "https://github.com/phelber/EuroSAT",
+        mirrored,
     ),
 }
 

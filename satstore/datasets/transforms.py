@@ -14,6 +14,7 @@ import torch
 import torchvision.transforms.v2.functional as vision
 from torch import Tensor
 from torch.nn.functional import pad
+from torchvision.transforms.v2 import RandomResizedCrop as RandomCropOfOne
 
 from satstore.errors import ConfigError
 
@@ -92,6 +93,24 @@ class RandomCrop:
         tops = torch.randint(height - self.size + 1, (n_images,))
         lefts = torch.randint(width - self.size + 1, (n_images,))
         return crop_each(padded, tops, lefts, self.size)
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """Cut a window of 8 to 100 % of each image's area and sides of 3:4 to 4:3, and scale it to a square.
+
+    Attributes
+    ----------
+    size
+        The height and width that it is scaled to.
+    """
+
+    size: int
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Transform a batch."""
+        crop = RandomCropOfOne(self.size, antialias=True)
+        return torch.stack([crop(image) for image in images])
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ stride 2, ``64@7`` one with a kernel of 7, ``M`` a max-pool that halves the map.
 from itertools import combinations
 from typing import Any
 
-from satstore.models import torchvision_rows
+from satstore.models import phd_lab_rows, torchvision_rows
 from satstore.registry import Entry
 
 VGG_PLANS = {
@@ -197,6 +197,7 @@ ROWS: tuple[Entry, ...] = (
         for name, arguments, _ in RESNETS
         if name == original
     ),
+    *phd_lab_rows.rows(),
     *torchvision_rows.rows(),
 )
 """The built-in rows of :data:`satstore.registry.MODELS`."""

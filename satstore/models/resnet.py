@@ -4,11 +4,14 @@ torchvision's own class knows neither other widths of basic blocks, nor other nu
 without a skip; so this is one class for all of them, and torchvision's state dicts load into it.
 """
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+
+from satstore.models.attention import Attention, build_attention
 
 Shortcut = Literal["downsample", "conv", "identity", "none"]
 """Which blocks have a skip, and what is on it.
@@ -29,15 +32,19 @@ class Block(nn.Module):
         What is on the skip; None for nothing.
     skip
         Whether there is one.
+    attention
+        What weighs the output of the last batch norm, before it meets the skip.
     """
 
     expansion: ClassVar[int] = 1
     relu: nn.ReLU
     downsample: nn.Module | None
     skip: bool
+    attention: nn.Module
 
     def merge(self, out: Tensor, x: Tensor) -> Tensor:
         """Return the block's output from that of its last batch norm and the block's input."""
+        out = self.attention(out)
         if self.skip:
             out += x if self.downsample is None else self.downsample(x)
         merged: Tensor = self.relu(out)
@@ -47,7 +54,15 @@ class Block(nn.Module):
 class BasicBlock(Block):
     """Two 3 x 3 convs."""
 
-    def __init__(self, n_in: int, width: int, stride: int, downsample: nn.Module | None, skip: bool) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        width: int,
+        stride: int,
+        downsample: nn.Module | None,
+        skip: bool,
+        attention: nn.Module,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -56,6 +71,7 @@ class BasicBlock(Block):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
         self.skip = skip
+        self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, width, height / stride, width / stride)."""
@@ -68,7 +84,15 @@ class Bottleneck(Block):
 
     expansion: ClassVar[int] = 4
 
-    def __init__(self, n_in: int, width: int, stride: int, downsample: nn.Module | None, skip: bool) -> None:
+    def __init__(
+        self,
+        n_in: int,
+        width: int,
+        stride: int,
+        downsample: nn.Module | None,
+        skip: bool,
+        attention: nn.Module,
+    ) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -79,6 +103,7 @@ class Bottleneck(Block):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
         self.skip = skip
+        self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, 4 * width, height / stride, width / stride)."""
@@ -105,8 +130,14 @@ class ResNet(nn.Module):
         Of the first conv.
     stem_pool
         Whether a 3 x 3 max-pool of stride 2 follows it.
+    stem_width
+        Channels of the stem; None for ``width``.
     shortcut
         Which blocks have a skip, and what is on it; see :data:`Shortcut`.
+    shortcut_kernel_size
+        Of the convs on skips; odd.
+    attention
+        What each block's output is weighed by; see :func:`satstore.models.attention.build_attention`.
     plain_stages
         The stages, counted from 1, that have no skips whatever ``shortcut`` says.
     num_classes
@@ -122,23 +153,29 @@ class ResNet(nn.Module):
         stem_kernel_size: int = 7,
         stem_stride: int = 2,
         stem_pool: bool = True,
+        stem_width: int | None = None,
         shortcut: Shortcut = "downsample",
+        shortcut_kernel_size: int = 1,
+        attention: Sequence[Attention] = (),
         plain_stages: Collection[int] = (),
         num_classes: int = 1000,
     ) -> None:
         super().__init__()
         block = Bottleneck if bottleneck else BasicBlock
-        self.conv1 = nn.Conv2d(3, width, stem_kernel_size, stem_stride, stem_kernel_size // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        n_features = stem_width or width
+        self.conv1 = nn.Conv2d(
+            3, n_features, stem_kernel_size, stem_stride, stem_kernel_size // 2, bias=False
+        )
+        self.bn1 = nn.BatchNorm2d(n_features)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem_pool else nn.Identity()
-        n_features = width
         self.stage_names = [f"layer{number}" for number in range(1, len(n_blocks) + 1)]
         for number, (name, n) in enumerate(zip(self.stage_names, n_blocks, strict=True), start=1):
             channels = width * min(2 ** (number - 1), 8)
             stride = 1 if number == 1 else 2
             kind: Shortcut = "none" if number in plain_stages else shortcut
-            self.add_module(name, build_stage(block, n_features, channels, n, stride, kind))
+            stage = build_stage(block, n_features, channels, n, stride, kind, shortcut_kernel_size, attention)
+            self.add_module(name, stage)
             n_features = channels * block.expansion
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(n_features, num_classes)
@@ -163,6 +200,8 @@ def build_stage(
     n_blocks: int,
     stride: int,
     shortcut: Shortcut,
+    shortcut_kernel_size: int = 1,
+    attention: Sequence[Attention] = (),
 ) -> nn.Sequential:
     """Build the blocks of one stage, the first of which has the stride and changes the channels."""
     n_out = width * block.expansion
@@ -173,17 +212,21 @@ def build_stage(
         skip = has_conv or (shortcut != "none" and not changes)
         downsample = None
         if has_conv:
-            downsample = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
-        blocks.append(block(n_in, width, stride, downsample, skip))
+            size = shortcut_kernel_size
+            conv = nn.Conv2d(n_in, n_out, size, stride, size // 2, bias=False)
+            downsample = nn.Sequential(conv, nn.BatchNorm2d(n_out))
+        weighing = build_attention(attention, n_out, n_hidden=n_in // 4)
+        blocks.append(block(n_in, width, stride, downsample, skip, weighing))
         n_in, stride = n_out, 1
     return nn.Sequential(*blocks)
 
 
 def rename_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rename the original ``ResNet18_PC``'s own keys to those of this class, in place."""
+    """Rename keys that the original models have otherwise to those of this class, in place."""
     for key in list(state):
         name = key.removeprefix(prefix)
         known = name.replace(".shortcut.", ".downsample.")
+        known = re.sub(r"(?<!attention)\.(se|sa)\.", r".attention.\1.", known)
         if name.startswith("linear."):
             known = name.replace("linear.", "fc.", 1)
         if key.startswith(prefix) and known != name:

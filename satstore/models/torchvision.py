@@ -50,6 +50,20 @@ def build_for(name: str, *, size: str, num_classes: int = 1000, resolution: int 
     return model
 
 
+def densenet(block_config: tuple[int, ...], *, num_classes: int = 1000) -> nn.Module:
+    """Build a DenseNet of other depth: growth rate 32, a stem of 64 channels.
+
+    Parameters
+    ----------
+    block_config
+        Layers of each block.
+    num_classes
+        Size of the output.
+    """
+    model: nn.Module = torchvision.models.DenseNet(32, block_config, 64, num_classes=num_classes)
+    return model
+
+
 @contextmanager
 def _block_parameters_on_the_cpu() -> Any:
     """Let RegNets compute their widths with values where their layers are built without, on ``meta``."""

@@ -80,6 +80,7 @@ OTHER_NAMES = {
     "mnasnet10": "mnasnet1_0",
     "mnasnet13": "mnasnet1_3",
     "inceptionv3": "inception_v3",
+    "inception3": "inception_v3",
     "efficentnet_b0": "efficientnet_b0",
     # The paper's VGGs, which have another classifier, took torchvision's names.
     "torchvision_vgg11": "vgg11",

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from satstore.errors import ConfigError
+from satstore.models.attention import ChannelAttention
 
 CONV = re.compile(
     r"(?P<channels>[1-9]\d*)(@(?P<kernel_size>[1-9]\d*))?(/(?P<stride>[1-9]\d*))?(\*(?P<n>[1-9]\d*))?"
@@ -26,9 +27,13 @@ class VGG(nn.Module):
         Channels that it ends with.
     num_classes
         Size of the output.
+    drawn
+        Whether weights are drawn by :meth:`reset_parameters`; else they are torch's own.
     """
 
-    def __init__(self, features: nn.Sequential, n_features: int, num_classes: int) -> None:
+    def __init__(
+        self, features: nn.Sequential, n_features: int, num_classes: int, *, drawn: bool = True
+    ) -> None:
         super().__init__()
         self.features = features
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -43,7 +48,8 @@ class VGG(nn.Module):
             nn.Dropout(0.25),
             nn.Linear(n_hidden, num_classes),
         )
-        self.reset_parameters()
+        if drawn:
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw the weights: Kaiming (fan out) for convs, N(0, .01) for Linear layers; biases are 0."""
@@ -63,7 +69,16 @@ class VGG(nn.Module):
 
 
 def vgg(
-    plan: str, *, divisor: int = 1, kernel_size: int = 3, dilation: int = 1, num_classes: int = 1000
+    plan: str,
+    *,
+    divisor: int = 1,
+    multiple: int = 1,
+    kernel_size: int = 3,
+    dilation: int = 1,
+    depthwise: bool = False,
+    channel_attention: bool = False,
+    drawn: bool = True,
+    num_classes: int = 1000,
 ) -> VGG:
     """Build a VGG from its plan.
 
@@ -75,10 +90,18 @@ def vgg(
         2 x 2 max-pool.
     divisor
         What all channels are divided by.
+    multiple
+        What they are multiplied by.
     kernel_size
         Of the convs whose plan names none; odd.
     dilation
         Of every conv.
+    depthwise
+        Whether convs whose input has a multiple of their channels are grouped by channel.
+    channel_attention
+        Whether squeeze and excitation follows every conv.
+    drawn
+        Whether weights are drawn as :meth:`VGG.reset_parameters` does; else as torch does.
     num_classes
         Size of the output.
 
@@ -102,12 +125,15 @@ def vgg(
         if size % 2 == 0:
             raise ConfigError(f"a kernel of {size} can't keep the size of a map; choose an odd one")
         for _ in range(int(conv["n"] or 1)):
-            n_in, channels = channels, int(conv["channels"]) // divisor
+            n_in, channels = channels, int(conv["channels"]) * multiple // divisor
+            groups = channels if depthwise and n_in % channels == 0 else 1
             # What the dilated kernel reaches to either side: without a stride, the map keeps its size.
             padding = dilation * (size - 1) // 2
             layers += [
-                nn.Conv2d(n_in, channels, size, int(conv["stride"] or 1), padding, dilation),
+                nn.Conv2d(n_in, channels, size, int(conv["stride"] or 1), padding, dilation, groups),
                 nn.BatchNorm2d(channels),
                 nn.ReLU(inplace=True),
             ]
-    return VGG(nn.Sequential(*layers), channels, num_classes)
+            if channel_attention:
+                layers.append(ChannelAttention(channels, channels // 4))
+    return VGG(nn.Sequential(*layers), channels, num_classes, drawn=drawn)

@@ -49,6 +49,7 @@ from satstore.datasets.transforms import (
     Normalize,
     RandomCrop,
     RandomFlip,
+    RandomResizedCrop,
 )
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.registry import DATASETS
@@ -229,7 +230,19 @@ def test_tiny_imagenet__a_class_without_images_is_named(tmp_path: Path) -> None:
         DATASETS["TinyImageNet"](data_dir=tmp_path)
 
 
-@pytest.mark.parametrize("name", ["TinyImageNet", "ImageNet", "iNaturalist", "Food101", "ResizedMalaria"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TinyImageNet",
+        "ImageNet",
+        "iNaturalist",
+        "Food101",
+        "ResizedMalaria",
+        "ImageNette",
+        "ImageWoof",
+        "EuroSat",
+    ],
+)
 def test_folders__that_are_not_there_say_what_is_expected(name: str, tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match=r"is not in .*; expected .*train/.* cache_dir .*TORCH_DATADIR$"):
         DATASETS[name](data_dir=tmp_path)
@@ -246,6 +259,31 @@ def test_imagenet__is_prepared_as_in_the_experiments(data_dir: Path) -> None:
     train = v2.Compose([v2.Resize(24), v2.CenterCrop(24), to_tensor])
     plain = train(Image.open(data_dir / "ImageNet" / "train" / "ant" / "0.png").convert("RGB"))
     assert float((data.train_plain[0][0] - plain).abs().max()) < 0.1
+
+
+def test_random_resized_crop__is_torchvisions_of_each_image() -> None:
+    images = torch.randint(256, (3, 3, 20, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = []
+    for crop in (RandomResizedCrop(8), v2.RandomResizedCrop(8, scale=(0.08, 1), ratio=(3 / 4, 4 / 3))):
+        torch.manual_seed(1)
+        found.append(
+            crop(images) if isinstance(crop, RandomResizedCrop) else torch.stack([*map(crop, images)])
+        )
+    assert torch.equal(*found)
+    assert found[0].shape == (3, 3, 8, 8)
+
+
+def test_imagenette__is_cropped_at_random_for_training_alone(data_dir: Path) -> None:
+    data = DATASETS["ImageNette"](data_dir=data_dir, resolution=24)
+    torch.manual_seed(0)
+    first, second = (data.train.__getitems__([0])[0] for _ in range(2))
+    assert not torch.equal(first, second)
+    normalize = v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)
+    pipeline = v2.Compose(
+        [v2.Resize(27), v2.CenterCrop(24), v2.ToImage(), v2.ToDtype(torch.float32, scale=True), normalize]
+    )
+    expected = pipeline(Image.open(data_dir / "imagenette2" / "val" / "ant" / "0.png").convert("RGB"))
+    assert float((data.eval[0][0] - expected).abs().max()) < 0.1
 
 
 def test_resized__images_hold_no_more_than_32_px(data_dir: Path) -> None:

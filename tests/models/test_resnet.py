@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 import torchvision
+from phd_lab_counts import COUNTS
 from torch import nn
 
 from satstore.models.resnet import ResNet
@@ -68,7 +69,12 @@ WIDTHS = [64, 128, 256, 512]
 
 
 @pytest.mark.parametrize(
-    "name", [row.name for row in MODELS.entries() if row.target == "satstore.models.resnet:ResNet"]
+    "name",
+    [
+        row.name
+        for row in MODELS.entries()
+        if row.target == "satstore.models.resnet:ResNet" and row.name not in COUNTS
+    ],
 )
 def test_resnet__every_name_has_the_parameters_that_were_counted(name: str) -> None:
     depth = int(re.search(r"resnet(\d+)", name.casefold())[1]) if name != "dp00_dspl2" else 18  # type: ignore[index]
