@@ -6,7 +6,6 @@ when their context ends, and what they hand on shares no memory with the model.
 
 import logging
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from satstore.analysis.layers import LAYER_TYPES
 from satstore.analysis.moments import Moments, NonFiniteError
+from satstore.compiled import called_when_compiled
 from satstore.errors import ConfigError
 from satstore.samples import ConvMethod, Pooling, batch_first_output, pool_latent, to_samples
 
@@ -32,7 +32,6 @@ __all__ = [
     "Recorder",
     "describe_layers",
     "pool_latent",
-    "prepare_to_compile",
     "select_layers",
     "take_room",
     "to_samples",
@@ -312,14 +311,6 @@ class LatentRecorder(Recorder):
             latents[name] = latent.clone() if shared else latent
 
 
-def prepare_to_compile() -> None:
-    """Have the hooks that are added from now on run as they are if the model is compiled later.
-
-    It imports torch's compiler, which takes a second; optimizers do so as well.
-    """
-    import torch._dynamo  # noqa: F401 - for the sake of the import
-
-
 def take_room(seen: dict[Any, int], key: Any, most: int | None, n_images: int) -> int | None:
     """Count the images of a call; return how many of them moments still take, None for all."""
     if most is None:
@@ -345,21 +336,10 @@ def _as_halves(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _has_compiled() -> bool:
-    """Tell whether ``torch.compile`` compiled anything since its last reset; in doubt, it did."""
-    seen = getattr(getattr(sys.modules["torch._dynamo"], "convert_frame", None), "input_codes", None)
-    return bool(getattr(seen, "seen", True))
-
-
 @contextmanager
 def _hooked(layers: Layers, see: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
     """Call `see` with name, module and output after every call of a layer."""
-    if "torch._dynamo" in sys.modules:
-        if _has_compiled():
-            _log.info("compiled models are compiled anew: what was compiled before calls no hooks")
-            torch.compiler.reset()
-        # As they are: traced, each function that a hook calls would be compiled for each layer.
-        see = torch.compiler.disable(see)  # type: ignore[no-untyped-call]  # torch has no hints here
+    see = called_when_compiled(see)
     with ExitStack() as stack:
         for name, layer in layers.items():
 

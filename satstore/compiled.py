@@ -1,14 +1,18 @@
-"""Models compiled by torch: their layers' hooks are called only where they run as they were written."""
+"""Models compiled by torch, whose code calls only the hooks that were there when it was compiled."""
 
+import logging
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import cast
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
 
 from satstore.errors import ConfigError
+
+Hook = TypeVar("Hook", bound=Callable[..., Any])
+
+_log = logging.getLogger(__name__)
 
 
 def uncompiled(model: nn.Module) -> nn.Module:
@@ -19,7 +23,8 @@ def uncompiled(model: nn.Module) -> nn.Module:
     ConfigError
         If it is TorchScript: its layers are no modules that Python calls.
     """
-    while _is_wrapper(model):
+    frames = sys.modules.get("torch._dynamo.eval_frame")  # there once something was compiled
+    while frames is not None and isinstance(model, frames.OptimizedModule):
         model = cast(nn.Module, model._orig_mod)
     if isinstance(model, torch.jit.ScriptModule):
         raise ConfigError(
@@ -29,28 +34,26 @@ def uncompiled(model: nn.Module) -> nn.Module:
     return model
 
 
-def compiled_parts(model: nn.Module) -> list[str]:
-    """Return the names of the modules that are compiled; the model's own is ``""``."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if _is_wrapper(module) or module._compiled_call_impl is not None
-    ]
+def prepare_to_compile() -> None:
+    """Have the hooks that are added from now on run as they are if the model is compiled later.
 
-
-def _is_wrapper(module: nn.Module) -> bool:
-    frames = sys.modules.get("torch._dynamo.eval_frame")  # there once something was compiled
-    return frames is not None and isinstance(module, frames.OptimizedModule)
-
-
-@contextmanager
-def run_as_written(model: nn.Module) -> Iterator[None]:
-    """Let compiled parts of a model run as they were written for as long as the context lasts.
-
-    What torch compiled before a hook was added goes on without the hook.
+    It imports torch's compiler, which takes a second; optimizers do so as well.
     """
-    if not compiled_parts(model):
-        yield
-        return
-    with torch.compiler.set_stance("force_eager"):
-        yield
+    import torch._dynamo  # noqa: F401 - for the sake of the import
+
+
+def called_when_compiled(hook: Hook) -> Hook:
+    """Return a hook for layers that compiled code calls: what was compiled before is compiled anew."""
+    if "torch._dynamo" not in sys.modules:
+        return hook
+    if _has_compiled():
+        _log.info("compiled models are compiled anew: what was compiled before calls no hooks")
+        torch.compiler.reset()
+    # As it is: traced, each function that a hook calls would be compiled for each layer.
+    return cast(Hook, torch.compiler.disable(hook))  # type: ignore[no-untyped-call]  # torch has no hints here
+
+
+def _has_compiled() -> bool:
+    """Tell whether ``torch.compile`` compiled anything since its last reset; in doubt, it did."""
+    seen = getattr(getattr(sys.modules["torch._dynamo"], "convert_frame", None), "input_codes", None)
+    return bool(getattr(seen, "seen", True))

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from satstore.analysis.receptive_field import receptive_field
 from satstore.batches import Batches, logits_of
 from satstore.capture import LatentRecorder, Layer, MomentRecorder, describe_layers, select_layers
-from satstore.compiled import run_as_written, uncompiled
+from satstore.compiled import uncompiled
 from satstore.config import pooling_key, read_config
 from satstore.errors import ConfigError, NumericsError
 from satstore.estimate import TYPICAL_RATIO, latent_bytes
@@ -83,7 +83,7 @@ def record(
     model
         Maps inputs (batch, …) to logits (batch, class), or to a tuple of which they are the first tensor, or
         to a mapping or object that calls them ``logits``. Without them, or with others than one for each
-        class, no accuracy is noted. Compiled models run as they were written.
+        class, no accuracy is noted.
     loader, eval_loader
         Yield (inputs, labels, …): what probes are fitted on, and what they are tested on. Labels are class
         indices, or one-hot rows. Without the second, the first is both, and accuracies are those of the fit.
@@ -187,7 +187,7 @@ def _lent(model: nn.Module, device: torch.device) -> Iterator[None]:
     if device != before:
         model.to(device)
     try:
-        with torch.no_grad(), run_as_written(model):
+        with torch.no_grad():
             yield
     finally:
         if device != before:

@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 
 from satstore.analysis.layers import LAYER_TYPES
 from satstore.analysis.spectrum import Definition
+from satstore.compiled import uncompiled
 from satstore.errors import ConfigError
 from satstore.samples import ConvMethod, batch_first_output, to_samples
 
@@ -38,7 +39,7 @@ def find_layers(modules: nn.Module | Iterable[nn.Module]) -> dict[str, nn.Module
     for part in parts:
         if not isinstance(part, nn.Module):
             raise ConfigError(f"expected modules to be a torch module, or several; found {part!r}")
-    named = [(i, *found) for i, part in enumerate(parts) for found in _layers_of(i, part)]
+    named = [(i, *found) for i, part in enumerate(parts) for found in _layers_of(i, uncompiled(part))]
     counts = Counter(name for _, name, _ in named)
     layers = {name if counts[name] == 1 else f"Module-{i}-{name}": layer for i, name, layer in named}
     if not layers:

@@ -17,7 +17,8 @@ from torch import nn
 
 from satstore.analysis.layers import LAYER_TYPES
 from satstore.analysis.spectrum import Definition
-from satstore.capture import Recorder, prepare_to_compile, take_room
+from satstore.capture import Recorder, take_room
+from satstore.compiled import prepare_to_compile
 from satstore.errors import ConfigError
 from satstore.samples import ConvMethod
 from satstore.tracker.layers import (
