@@ -1,6 +1,5 @@
 """``satstore status``: what the terminal app starts with, as lines."""
 
-import csv
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from satstore.cli.console import make_console
 from satstore.errors import UnknownNameError
 from satstore.logs import find_logs_dir
 from satstore.registry import suggest
+from satstore.spreadsheets import write_rows
 from satstore.words import clean
 from tui.filters import Filter
 from tui.job_words import describe_job
@@ -86,6 +86,5 @@ def print_snapshot(experiments: list[Experiment], snapshot: Snapshot, root: Path
 
 def write_csv(experiments: list[Experiment]) -> None:
     """Print experiments as CSV."""
-    writer = csv.writer(sys.stdout)
-    writer.writerow([column.key for column in COLUMNS])
-    writer.writerows(describe_row(experiment).values() for experiment in experiments)
+    heads = [column.key for column in COLUMNS]
+    sys.stdout.write(write_rows([heads, *([*describe_row(e).values()] for e in experiments)]))

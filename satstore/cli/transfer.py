@@ -39,10 +39,11 @@ def export_runs(name: str, to: "To", out: Path | None, latents: bool, logs_dir: 
 
 
 def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
-    """Write a run's tables as CSV or Parquet, and return their paths."""
+    """Write a run's tables as CSV, in which no name is a formula, or as Parquet, and return their paths."""
     import io
 
     from satstore.files import write_file
+    from satstore.spreadsheets import without_formulas
 
     names = [name.removesuffix(".csv") for name in run.manifest.files if name.endswith(".csv")]
     if not names:
@@ -51,7 +52,8 @@ def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
     for name in sorted(names):
         content = io.BytesIO()
         if to == "csv":
-            content.write(run.read_file(f"{name}.csv"))
+            run.rows(name)  # which says what is wrong with a table that is none
+            content.write(without_formulas(run.read_file(f"{name}.csv")))
         else:
             table = run.table(name)
             try:
