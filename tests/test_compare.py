@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from command_line import call
+from matplotlib.figure import Figure
 from tiny import run_tiny
 
+from satstore import plots
 from satstore.cli import compare
 from satstore.errors import ConfigError
 from satstore.run import Run
@@ -18,6 +20,19 @@ from satstore.store.latents import LatentSplit
 def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     logs = tmp_path_factory.mktemp("logs")
     return [run_tiny(logs, seed=seed, stages=["train", "extract"]) for seed in (0, 1)]
+
+
+def test_compare__names_the_seeds_of_the_runs_at_both_axes(
+    runs: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, _: figures.append(figure))
+    words = ["compare", *(run.name for run in runs), "--cka", "--out", tmp_path / "a.png"]
+    code, _, err = call(*words, "--logs-dir", runs[0].path.parents[1])
+    assert code == 0, err
+    axes = figures[0].axes[0]
+    labels = [label.replace("\n", " ") for label in (axes.get_ylabel(), axes.get_xlabel())]
+    assert labels == [f"TinyNet on TinyImages at 8 px, seed {seed}" for seed in (0, 1)]
 
 
 def test_compare__writes_the_table_and_a_heat_map(runs: list[Run], tmp_path: Path) -> None:

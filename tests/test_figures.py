@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 import re
 from pathlib import Path
 
@@ -191,6 +192,32 @@ def test_table1__has_accuracies_relative_to_the_large_images_that_were_not_scale
     figure = plot_relative(tabulate_relative(panels), [])
     assert len(figure.axes[0].tables[0].get_celld()) == 9 * 6
     check_texts(figure)
+
+
+TWO_SEEDS = {"model": "vgg11", "dataset": "Cifar10", "seed": [0, 1], "epoch": [1, 2]}
+
+
+def test_figure__titles_name_what_differs_between_panels(tmp_path: Path) -> None:
+    (tmp_path / "seeds.json").write_text(json.dumps(TWO_SEEDS))
+    figure = plot_paper_figure(make_panels(str(tmp_path / "seeds.json"), tmp_path / "logs"))
+    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    pairs = [(seed, epochs) for seed in (0, 1) for epochs in ("1 epoch", "2 epochs")]
+    assert titles == [f"vgg11 on Cifar10 at 32 px, {epochs}, seed {seed}" for seed, epochs in pairs]
+    check_texts(figure)
+
+
+def test_table1__has_a_row_per_seed(tmp_path: Path) -> None:
+    content = {"model": ["vgg11", "vgg13"], "resolution": [32, 224], "seed": [0, 1]}
+    (tmp_path / "table.json").write_text(json.dumps(content))
+    panels = make_panels(str(tmp_path / "table.json"), tmp_path / "logs")
+    table = tabulate_relative(panels).set_index("model")
+    assert list(table.index) == ["vgg11, seed 0", "vgg11, seed 1", "vgg13, seed 0", "vgg13, seed 1"]
+    for panel in panels:
+        config, run = panel.config, panel.run
+        assert run is not None
+        row = table.loc[f"{config.model}, seed {config.seed}"]
+        share = row["accuracy at 224 px"] * row[f"{config.resolution} px"]
+        assert share == pytest.approx(run.manifest.summary.test_accuracy)
 
 
 def test_figure__missing_panels_say_which_command_fills_them(

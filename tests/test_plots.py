@@ -2,18 +2,24 @@
 
 import shutil
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from command_line import call
+from matplotlib import rc_context
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from satstore.config import ExperimentConfig
+from satstore.config import ExperimentConfig, read_config
 from satstore.errors import ConfigError, NotFoundError
 from satstore.logs import make_run
 from satstore.manifest import LayerRecord, Manifest, ProbesRecord, drawn_layers
 from satstore.pipeline import make_plan, run_stages
 from satstore.plots import (
+    plot_comparison,
     plot_epoch,
+    plot_evolution,
     plot_layers,
     plot_pixelwise,
     plot_projection,
@@ -196,3 +202,94 @@ def test_plot__refuses_options_that_exclude_each_other(
 )
 def test_break_name__breaks_after_dots(name: str, lines: list[str]) -> None:
     assert break_name(name, 11).splitlines() == lines
+
+
+def give_curves(run: Run, layers: list[str]) -> Run:
+    """Give a run saturation and probes of some layers."""
+
+    def change(manifest: Manifest) -> None:
+        manifest.probes = {"pool4": ProbesRecord(C=1, tol=1e-4, max_iter=9)}
+        manifest.summary.saturation = dict.fromkeys(layers, 0.5)
+        manifest.layers = [
+            LayerRecord(layer=layer, index=index, kind="Conv2d", n_features=8, output_shape=[8])
+            for index, layer in enumerate(layers)
+        ]
+
+    run.commit(change=change)
+    rows = ["layer,eval_accuracy,converged", *(f"{layer},0.5,True" for layer in layers)]
+    run.commit({"probe-pool4.csv": "\n".join(rows).encode()})
+    return run
+
+
+def legend_of(figure: Figure) -> list[str]:
+    [legend] = figure.legends
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_plot_comparison__names_each_of_the_curves(tmp_path: Path) -> None:
+    grid = {"dataset": "Digits", "optimizer": ["adam", "sgd"], "seed": [0, 1]}
+    runs = [give_curves(make_run(tmp_path, "res", config), ["a", "b"]) for config in read_config(grid)]
+    runs.append(give_curves(make_run(tmp_path, "other", runs[0].config), ["a", "b"]))
+    figure = plot_comparison(runs)
+    assert legend_of(figure) == [
+        "res: resnet18 on Digits at 32 px, adam, seed 0",
+        "resnet18 on Digits at 32 px, adam, seed 1",
+        "resnet18 on Digits at 32 px, sgd, seed 0",
+        "resnet18 on Digits at 32 px, sgd, seed 1",
+        "other: resnet18 on Digits at 32 px, adam, seed 0",
+    ]
+    for axes in figure.axes:
+        assert [line.get_label() for line in axes.get_lines()] == legend_of(figure)
+        assert len({(line.get_color(), line.get_marker()) for line in axes.get_lines()}) == len(runs)
+
+
+def test_plot_comparison__says_each_delta_unless_one_is_given(tmp_path: Path) -> None:
+    configs = [ExperimentConfig(dataset="Digits", delta=delta) for delta in (0.9, 0.99)]
+    runs = [give_curves(make_run(tmp_path, f"r{i}", config), ["a"]) for i, config in enumerate(configs)]
+    title = "resnet18 on Digits at 32 px"
+    assert legend_of(plot_comparison(runs)) == [f"{title}, delta 0.9", f"{title}, delta 0.99"]
+
+
+def test_plot_layers__draws_more_poolings_than_there_are_colours_each_in_a_look_of_its_own(run: Run) -> None:
+    fill(run)
+    keys = [f"pool{n}" for n in range(1, 9)]
+    table = run.read_file("probe-pool4.csv")
+    record = ProbesRecord(C=1, tol=1e-4, max_iter=9)
+    run.commit(
+        {f"probe-{key}.csv": table for key in keys},
+        lambda manifest: setattr(manifest, "probes", dict.fromkeys(keys, record)),
+    )
+    [axes] = plot_layers(run).axes
+    looks = {line.get_label(): (line.get_color(), line.get_marker()) for line in axes.get_lines()}
+    assert {f"probe accuracy ({key})" for key in keys} <= looks.keys()
+    assert len(set(looks.values())) == len(looks)
+
+
+def test_plot_evolution__names_layers_that_begin_with_an_underscore(tmp_path: Path) -> None:
+    layers = ["_conv_stem", "_blocks.0", "head"]
+    run = give_curves(make_run(tmp_path, "res", ExperimentConfig(dataset="Digits")), layers)
+    assert legend_of(plot_evolution(run)) == layers
+
+
+def test_legend__of_long_names_stays_within_the_figure(tmp_path: Path) -> None:
+    data = f"ImageFolder:{'long folder/' * 30}"
+    configs = [ExperimentConfig(dataset=data, seed=seed) for seed in (0, 1)]
+    runs = [give_curves(make_run(tmp_path, "res", config), ["a"]) for config in configs]
+    for figure in (plot_comparison(runs), plot_layers(runs[0])):
+        FigureCanvasAgg(figure).draw()
+        texts = [*figure.legends[0].get_texts(), *(axes.title for axes in figure.axes)]
+        boxes = [text.get_window_extent() for text in texts]
+        assert min(box.x0 for box in boxes) >= 0
+        assert max(box.x1 for box in boxes) <= figure.bbox.x1
+
+
+def test_save_figure__shows_names_as_they_are_in_figures_of_any_source(tmp_path: Path) -> None:
+    with rc_context({"text.usetex": True, "text.parse_math": True}):
+        figure = Figure()
+        axes = figure.add_subplot()
+        axes.set_title(r"$\frac{ $\x" + "\x1b")
+        axes.set_xticks([0, 1], [r"a$\frac{$", "b"])
+        save_figure(figure, tmp_path / "a.svg")
+    letters = [node.text for node in ElementTree.parse(tmp_path / "a.svg").iter()]
+    assert r"$\frac{ $\x�" in letters
+    assert r"a$\frac{$" in letters

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from satstore.analysis.spectrum import dimension_table
 from satstore.analysis.tail import find_tail
+from satstore.config import ExperimentConfig
 from satstore.errors import SatstoreError
 from satstore.manifest import LayerRecord, drawn_layers, split_probe_key
 from satstore.run import Run
@@ -53,9 +54,7 @@ class RunCurves:
     """
 
     name: str
-    model: str
-    dataset: str
-    resolution: int
+    config: ExperimentConfig
     path: Path
     layers: tuple[LayerRecord, ...] = ()
     shown: tuple[int, ...] = ()
@@ -122,9 +121,7 @@ def read_curves(path: Path) -> RunCurves:
     failed: Failed = {}
     return RunCurves(
         name=run.name,
-        model=config.model,
-        dataset=config.dataset,
-        resolution=config.resolution,
+        config=config,
         path=path,
         layers=tuple(manifest.layers),
         shown=tuple(place for place, name in enumerate(names) if name in drawn),

@@ -13,6 +13,7 @@ from satstore.errors import ConfigError, NotFoundError
 from satstore.events import Event
 from satstore.logs import open_run
 from satstore.manifest import drawn_layers
+from satstore.naming import name_experiments
 from satstore.run import Run
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def compare_cka(
             bar.listen(Event("compare", "progress", f"{one}, {other}", done=done, total=n_pairs))
 
         found = linear_cka(rows[0], rows[1], memory_bytes, advance)
-    save_figure(plot_cka(found, list(rows[0]), list(rows[1]), runs[0].config, runs[1].config), path)
+    first, second = name_experiments([run.config for run in runs], [run.name for run in runs])
+    save_figure(plot_cka(found, list(rows[0]), list(rows[1]), first, second), path)
     write_table(found, list(rows[0]), list(rows[1]), path.with_suffix(".csv"))
     if as_json:
         content = {"pooling": key, "split": split, "layers": [list(part) for part in rows]}
@@ -115,9 +117,9 @@ def check_samples(runs: list[Run], key: str, split: str) -> None:
 
 def write_table(found: "NDArray[np.float64]", rows: list[str], columns: list[str], path: Path) -> None:
     """Write the table as CSV: a row per layer of the first run, a column per layer of the second."""
-    import pandas as pd
-
     from satstore.files import write_file
+    from satstore.spreadsheets import write_rows
 
-    table = pd.DataFrame(found, index=pd.Index(rows, name="layer"), columns=columns)
-    write_file(path, table.to_csv().encode())
+    cells = [["" if value != value else float(value) for value in row] for row in found]
+    table = [["layer", *columns], *([name, *row] for name, row in zip(rows, cells, strict=True))]
+    write_file(path, write_rows(table).encode())

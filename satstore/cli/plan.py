@@ -33,6 +33,7 @@ from satstore.files import free_disk
 from satstore.logs import find_logs_dir
 from satstore.memory import resident_bytes
 from satstore.model_plan import ModelPlan, plan_model
+from satstore.naming import name_experiments
 from satstore.registry import DATASETS
 from satstore.resources import available_memory
 from satstore.words import describe_duration, describe_size
@@ -91,10 +92,11 @@ def estimate(source: str | None, changes: Mapping[str, Any], question: Question,
         print(json.dumps([as_dict(found) for found in answers], indent=1))  # noqa: T201
         return
     console = make_console()
-    for place, found in enumerate(answers):
+    names = name_experiments([found.config for found in answers])
+    for place, (name, found) in enumerate(zip(names, answers, strict=True)):
         if place:
             console.print()
-        print_answer(console, found)
+        print_answer(console, name, found)
     if len(answers) > 1:
         print_total(console, answers)
 
@@ -180,11 +182,11 @@ def count(data: "ImageData | None", question: Question) -> Counts:
     return Counts(question.n_train, question.n_eval or 0, question.n_classes)
 
 
-def print_answer(console: Console, found: Answer) -> None:
+def print_answer(console: Console, name: str, found: Answer) -> None:
     """Print one experiment: a row per layer, then what it needs beside what is here."""
-    config, counts, plan = found.config, found.counts, found.plan
+    counts, plan = found.counts, found.plan
     console.print(
-        f"{config.model} on {config.dataset} at {config.resolution} px: {counts.n_train:,} + "
+        f"{name}: {counts.n_train:,} + "
         f"{counts.n_eval:,} images, {counts.n_classes:,} classes, {plan.n_values / 1e6:.1f} M parameters"
     )
     console.print(layers_table(found))

@@ -9,11 +9,12 @@ from matplotlib.ticker import MaxNLocator
 from satstore.errors import NotFoundError
 from satstore.manifest import split_probe_key
 from satstore.plots.layers import shown_layers
-from satstore.plots.style import MODEL, finish_axes, with_plain_names
+from satstore.plots.style import MODEL, break_text, finish_axes, legend_beside, with_plain_names
 from satstore.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.lines import Line2D
 
 
 @with_plain_names
@@ -39,27 +40,26 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
         raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
     figure = Figure(figsize=(2.2 + 4 * len(panels), 4.2), layout="constrained")
     every = figure.subplots(1, len(panels), squeeze=False)[0]
+    lines: dict[str, Line2D] = {}
     for axes, (title, table) in zip(every, panels.items(), strict=True):
         for place, layer in enumerate(layers):
             if layer in table:
                 color = colormaps["viridis"](0.95 * place / max(1, len(layers) - 1))
-                axes.plot(table.index, table[layer], color=color, marker="o", markersize=3, label=layer)
+                look = {"color": color, "marker": "o", "markersize": 3, "label": layer}
+                [lines[layer]] = axes.plot(table.index, table[layer], **look)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
         axes.set_xlim(-0.5, max(0, run.last_epoch) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         finish_axes(axes, "")
-    lines, names = every[-1].get_legend_handles_labels()
+    entries = list(lines.items())
     reached = run.table("metrics") if run.has_file("metrics.csv") else None
     if reached is not None and "eval_accuracy" in reached:  # imported ones may have none
-        lines += every[0].plot(
-            reached["epoch"], reached["eval_accuracy"], color=MODEL, linestyle="--", linewidth=1
-        )
-        names.append("model accuracy")
-    figure.suptitle(run.config.title, fontsize=11)
-    figure.legend(
-        lines, names, loc="outside right center", ncols=1 + len(names[1:]) // 20, frameon=False, fontsize=7
-    )
+        look = {"color": MODEL, "linestyle": "--", "linewidth": 1}
+        [line] = every[0].plot(reached["epoch"], reached["eval_accuracy"], **look)
+        entries.append(("model accuracy", line))
+    figure.suptitle(break_text(run.config.title, figure.get_figwidth() - 1, 11), fontsize=11)
+    legend_beside(figure, entries, 1 + (len(entries) - 1) // 20)
     return figure
 
 

@@ -2,18 +2,22 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from satstore.colors import PROBES, RUNS, SATURATION
 from satstore.errors import NotFoundError
 from satstore.manifest import drawn_layers, split_probe_key
+from satstore.naming import name_experiments
 from satstore.plots.style import (
     MARKERS,
     MODEL,
     RUN_MARKERS,
     WIDEST,
+    break_text,
     finish_axes,
     legend_below,
     name_places,
@@ -54,7 +58,7 @@ def plot_layers(
     if not draw_layers(axes, run, layers, delta, epoch):
         raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
     at = "" if epoch is None or epoch == run.last_epoch else f", epoch {epoch}"
-    axes.set_title(f"{run.config.title}{at}", fontsize=11)
+    axes.set_title(break_text(f"{run.config.title}{at}", width - 1, 11), fontsize=11)
     legend_below(figure, [axes])
     return figure
 
@@ -91,7 +95,7 @@ def draw_layers(
     if saturation is not None:
         label = "saturation" if delta is None else f"saturation (delta {delta:g})"
         draw_curve(axes, places, layers, saturation, color=SATURATION, marker="o", label=label)
-    for (key, accuracy), color, marker in zip(probes.items(), PROBES, MARKERS, strict=False):
+    for (key, accuracy), color, marker in zip(probes.items(), cycle(PROBES), cycle(MARKERS), strict=False):
         label = f"probe accuracy ({key})"
         draw_curve(axes, places, layers, accuracy, color=color, marker=marker, label=label)
     reached = model_accuracy(run, epoch)
@@ -126,6 +130,8 @@ def plot_comparison(
     figure = Figure(figsize=(11.0, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
     n_drawn = 0
+    also = ["delta"] if delta is None else []
+    names = name_experiments([run.config for run in runs], [run.name for run in runs], also=also)
     for number, run in enumerate(runs):
         layers = shown_layers(run, all_layers)
         places = [place / max(1, len(layers) - 1) if by_depth else place + 1 for place in range(len(layers))]
@@ -135,11 +141,12 @@ def plot_comparison(
         for axes, curve in zip(panels, curves, strict=True):
             if curve is not None:
                 n_drawn += 1
-                draw_curve(axes, places, layers, curve, label=run.config.title, **look)
+                draw_curve(axes, places, layers, curve, label=names[number], **look)
     if not n_drawn:
         raise NotFoundError("none of these runs has anything to draw yet; run: satstore saturation --run RES")
     for axes, title in zip(panels, ("saturation", "probe accuracy"), strict=True):
         axes.set_xlabel("depth" if by_depth else "layer")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=not by_depth))
         finish_axes(axes, title)
     legend_below(figure, list(panels))
     return figure

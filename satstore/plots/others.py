@@ -1,29 +1,33 @@
 """Figures of one run besides its layers: training, spectra, projections, and each epoch's bars."""
 
+from itertools import cycle
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from satstore.colors import RUNS, TRAIN
-from satstore.config import ExperimentConfig
 from satstore.errors import NotFoundError
 from satstore.plots.layers import shown_layers
 from satstore.plots.style import (
     MARKERS,
     MODEL,
     WIDEST,
+    break_text,
     finish_axes,
     legend_below,
+    legend_beside,
     name_places,
     tidy_axes,
     with_plain_names,
 )
 from satstore.run import Run
+from satstore.words import clean
 
 Quantity = Literal["saturation", "intrinsic_dimension"]
 
@@ -58,7 +62,7 @@ def plot_training(run: Run) -> Figure:
             axes.set_ylabel(measure)
             axes.set_ylim(bottom=0)
             tidy_axes(axes)
-    figure.suptitle(run.config.title, fontsize=11)
+    figure.suptitle(break_text(run.config.title, 8.4, 11), fontsize=11)
     legend_below(figure, list(panels))
     return figure
 
@@ -81,6 +85,7 @@ def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) 
         raise NotFoundError(f"{run.name} has no spectra yet; run: satstore train --run {run.name}")
     figure = Figure(figsize=(7.2, 4.4), layout="constrained")
     axes = figure.add_subplot()
+    entries: list[tuple[str, Line2D]] = []
     for place, layer in enumerate(layers):
         if layer not in spectra or epoch >= len(spectra[layer]):
             continue
@@ -89,17 +94,17 @@ def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) 
         if np.isfinite(cumulative[-1]) and cumulative[-1] > 0:
             shares = np.arange(1, len(cumulative) + 1) / len(cumulative)
             color = colormaps["viridis"](0.95 * place / max(1, len(layers) - 1))
-            axes.step(shares, cumulative / cumulative[-1], where="post", color=color, label=layer)
+            look = {"where": "post", "color": color, "label": layer}
+            entries += [(layer, line) for line in axes.step(shares, cumulative / cumulative[-1], **look)]
     delta = run.config.delta
-    axes.axhline(delta, color=MODEL, linestyle="--", linewidth=1, label=f"delta {delta:g}")
+    line = axes.axhline(delta, color=MODEL, linestyle="--", linewidth=1, label=f"delta {delta:g}")
+    entries.append((f"delta {delta:g}", line))
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the eigendirections, largest first")
     finish_axes(axes, "share of the variance explained")
-    axes.set_title(f"{run.config.title}, epoch {epoch}, train split", fontsize=10)
-    lines, names = axes.get_legend_handles_labels()
-    figure.legend(
-        lines, names, loc="outside right center", ncols=-(-len(names) // 24), frameon=False, fontsize=7
-    )
+    title = f"{run.config.title}, epoch {epoch}, train split"
+    axes.set_title(break_text(title, 5.0, 10), fontsize=10)
+    legend_beside(figure, entries, -(-len(entries) // 24))
     return figure
 
 
@@ -120,7 +125,7 @@ def plot_projection(run: Run) -> Figure:
     deltas = sorted(table.loc[table["mode"] != "none", "delta"].dropna().unique())
     projected = table[table["mode"] != "none"]
     keys = ["mode", "layers", "exclude"]
-    looks = zip((MODEL, TRAIN, *RUNS[1:]) * 3, MARKERS * 4, strict=False)
+    looks = zip(cycle((MODEL, TRAIN, *RUNS[1:])), cycle(MARKERS), strict=False)
     for (group, rows), (color, marker) in zip(projected.groupby(keys, dropna=False), looks, strict=False):
         mode, layers, exclude = (
             "" if part != part else f"{part}" for part in group
@@ -138,7 +143,7 @@ def plot_projection(run: Run) -> Figure:
     name_places(axes, range(len(deltas)), [f"{delta:g}" for delta in deltas])
     axes.set_xlabel("delta")
     finish_axes(axes, "test accuracy")
-    axes.set_title(f"{run.config.title}: projected", fontsize=10)
+    axes.set_title(break_text(f"{run.config.title}: projected", 5.4, 10), fontsize=10)
     legend_below(figure, [axes])
     return figure
 
@@ -183,7 +188,8 @@ def plot_epoch(
         axes.set_ylabel("intrinsic dimension")
         tidy_axes(axes)
     shown = run.config.delta if delta is None else delta
-    axes.set_title(f"{run.config.title}, epoch {epoch}, delta {shown:g}", fontsize=10)
+    title = f"{run.config.title}, epoch {epoch}, delta {shown:g}"
+    axes.set_title(break_text(title, width - 1, 10), fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
@@ -193,18 +199,25 @@ def plot_cka(
     cka: NDArray[np.float64],
     rows: list[str],
     columns: list[str],
-    first: ExperimentConfig,
-    second: ExperimentConfig,
+    first: str,
+    second: str,
 ) -> Figure:
-    """Draw linear CKA as a heat map, the first run's layers from the bottom to the top."""
+    """Draw linear CKA as a heat map, the first run's layers from the bottom to the top.
+
+    Parameters
+    ----------
+    first, second
+        The runs' names; the first has the rows.
+    """
     sizes = (min(WIDEST, 3.2 + 0.24 * len(columns)), min(WIDEST, 2.6 + 0.24 * len(rows)))
     figure = Figure(figsize=sizes, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(cka, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(rows)), rows, fontsize=7)
-    axes.set_xlabel(second.title, fontsize=8)
-    axes.set_ylabel(first.title, fontsize=8)
+    axes.set_xticks(range(len(columns)), [clean(name) for name in columns], rotation=90, fontsize=7)
+    axes.set_yticks(range(len(rows)), [clean(name) for name in rows], fontsize=7)
+    width, height = (size - 1.2 for size in sizes)
+    axes.set_xlabel(break_text(second, width, 8), fontsize=8)
+    axes.set_ylabel(break_text(first, height, 8), fontsize=8)
     for y, x in zip(*np.nonzero(np.isnan(cka)), strict=True):
         axes.text(x, y, "✗", ha="center", va="center", fontsize=7)
     bar = figure.colorbar(image, ax=axes)

@@ -9,9 +9,10 @@ from matplotlib.figure import Figure
 
 from satstore.colors import PROBES, SATURATION
 from satstore.config import ExperimentConfig, pooling_key
+from satstore.naming import KEYS, describe_value, name_experiments, varied_keys
 from satstore.plots.layers import draw_layers, model_accuracy, shown_layers
 from satstore.plots.pixelwise import N_COLUMNS, PIXELWISE, draw_maps, pixelwise_maps
-from satstore.plots.style import MODEL, NOTE, legend_below, with_plain_names
+from satstore.plots.style import MODEL, NOTE, break_text, legend_below, with_plain_names
 from satstore.published import ACCURACY, CURVES
 from satstore.run import Run
 
@@ -102,8 +103,8 @@ def plot_paper_figure(panels: Sequence[Panel], published: bool = False) -> Figur
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
     drawn = list(zip(panels, grid.flat, strict=False))
-    for panel, axes in drawn:
-        draw_panel(axes, panel, published)
+    for (panel, axes), name in zip(drawn, name_experiments([p.config for p in panels]), strict=True):
+        draw_panel(axes, panel, name, published)
     for (panel, found), part in zip(
         [pair for pair in zip(panels, maps, strict=True) if pair[1]], below, strict=True
     ):
@@ -125,9 +126,9 @@ def _stack(figure: Figure, heights: Sequence[float]) -> "list[SubFigure]":
     return list(parts)
 
 
-def draw_panel(axes: "Axes", panel: Panel, published: bool) -> None:
-    """Draw one experiment, or an empty frame that says which command fills it."""
-    axes.set_title(panel.config.title, fontsize=SIZE)
+def draw_panel(axes: "Axes", panel: Panel, name: str, published: bool) -> None:
+    """Draw one experiment under its name, or an empty frame that says which command fills it."""
+    axes.set_title(break_text(name, PANEL[0], SIZE), fontsize=SIZE)
     axes.tick_params(labelsize=SIZE - 1)
     run, is_drawn = panel.run, False
     if run is not None and run.layers:
@@ -203,18 +204,24 @@ def tabulate_relative(panels: Sequence[Panel]) -> "pd.DataFrame":
     Returns
     -------
     pandas.DataFrame
-        A row per model and dataset: model, dataset; for each size, such as ``32 px`` or ``224 px, scaled up
+        A row per model and dataset, and per seed or whatever else several of a size differ in, which is
+        named beside the model: model, dataset; for each size, such as ``32 px`` or ``224 px, scaled up
         from 32 px``, the share of the accuracy at ``224 px``, NaN where either is missing; and that accuracy.
     """
     import pandas as pd
 
     found: dict[tuple[str, str], dict[str, float]] = {}
+    cells: dict[tuple[str, str, int], list[ExperimentConfig]] = {}
+    for config in (panel.config for panel in panels):
+        cells.setdefault((config.model, config.dataset, config.resolution), []).append(config)
+    varied = {key for configs in cells.values() for key in varied_keys(configs)}
     for panel in panels:
         config, run = panel.config, panel.run
         accuracy = None if run is None else run.manifest.summary.test_accuracy
         is_scaled = config.dataset.startswith(SCALED)
         column = f"{config.resolution} px" + (", scaled up from 32 px" if is_scaled else "")
-        row = found.setdefault((config.model, config.dataset.removeprefix(SCALED)), {})
+        model = ", ".join([config.model, *(describe_value(config, key) for key in KEYS if key in varied)])
+        row = found.setdefault((model, config.dataset.removeprefix(SCALED)), {})
         if is_scaled and config.resolution < LARGE_PX:
             continue  # scaled down to 32 px and not up: the plain image at 32 px again
         row[column] = float("nan") if accuracy is None else accuracy

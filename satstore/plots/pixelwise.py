@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from satstore.errors import NotFoundError
 from satstore.plots.layers import model_accuracy, shown_layers
-from satstore.plots.style import WIDEST, break_name, with_plain_names
+from satstore.plots.style import WIDEST, break_name, break_text, with_plain_names
 from satstore.run import Run
 
 if TYPE_CHECKING:
@@ -86,6 +86,6 @@ def plot_pixelwise(run: Run, all_layers: bool = False) -> Figure:
     n_rows = -(-len(maps) // N_COLUMNS)
     width = 1.6 + 1.35 * min(N_COLUMNS, max(3, len(maps)))
     figure = Figure(figsize=(width, min(WIDEST, 0.8 + 1.6 * n_rows)), layout="constrained")
-    figure.suptitle(f"{run.config.title}: pixelwise probes", fontsize=10)
+    figure.suptitle(break_text(f"{run.config.title}: pixelwise probes", width, 10), fontsize=10)
     draw_maps(figure, maps, layers, model_accuracy(run, None))
     return figure

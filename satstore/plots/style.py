@@ -2,6 +2,7 @@
 
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -10,33 +11,43 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from satstore.errors import ConfigError
 from satstore.files import write_file
+from satstore.words import clean, printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-MARKERS = ("s", "^", "D", "v", "P")
+MARKERS = ("s", "^", "D", "v", "P", "X", "*")
+"""As many as share no divisor with the colours of probes, so that few curves look alike."""
 MODEL = "#000000"
 NOTE = "#666666"
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 SUFFIXES = (".png", ".svg", ".pdf")
+LETTER = 0.55
+"""The width of a letter, on average, as a share of its size."""
 WIDEST = 100.0
 """Inches, of a figure that grows with the layers: what a picture of thousands would take, no machine has."""
+
+PLAIN = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
+"""Under which names are shown as they are: their dollar signs begin no formula, their backslashes no TeX."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
+UNNAMED = re.compile(r"_child\d+")
+"""What matplotlib calls lines without a label; other names that begin with ``_`` are models' own."""
+
 
 def with_plain_names(draw: Callable[P, T]) -> Callable[P, T]:
-    """Let what a function draws show names as they are: layers' and paths' dollar signs begin no formula."""
+    """Let what a function draws show names as they are, whatever the user's settings of matplotlib."""
 
     @wraps(draw)
     def plain(*args: P.args, **kwargs: P.kwargs) -> T:
         from matplotlib import rc_context
 
-        with rc_context({"text.parse_math": False}):
+        with rc_context(PLAIN):
             return draw(*args, **kwargs)
 
     return plain
@@ -74,7 +85,7 @@ def name_places(
     """
     n_fit = 60 if width is None else max(1, int(width * 72 / (1.25 * size)))
     step = max(1, -(-len(names) // n_fit))
-    axes.set_xticks(places[::step], names[::step], rotation=90, fontsize=size)
+    axes.set_xticks(places[::step], [clean(name) for name in names[::step]], rotation=90, fontsize=size)
     axes.set_xlim(-0.5, max(1, len(names)) - 0.5)
 
 
@@ -86,6 +97,11 @@ def break_name(name: str, n_fit: float) -> str:
             lines.append("")
         lines[-1] += part
     return "\n".join(lines)
+
+
+def break_text(text: str, width: float, size: float) -> str:
+    """Return a text in lines of a width, in inches, in letters of a size, in points."""
+    return textwrap.fill(clean(text), max(20, int(width * 72 / (LETTER * size))))
 
 
 def legend_below(
@@ -104,21 +120,29 @@ def legend_below(
     shown: dict[str, Line2D] = {}
     for line in (line for part in axes for line in part.get_lines()):
         label = f"{line.get_label()}"
-        if not label.startswith("_"):
+        if not UNNAMED.fullmatch(label):
             shown.setdefault(name(label), line)
     if not shown:
         return
-    # As many side by side as fit the width: a label takes about half its font size per letter.
-    longest = max(map(len, shown)) * size * 0.55 + 45
-    n_fit = max(1, int(figure.get_figwidth() * 72 / longest))
+    width, mark = figure.get_figwidth(), 0.6
+    labels = [break_text(label, width - mark, size) for label in shown]
+    longest = max(len(line) for label in labels for line in label.splitlines())
+    n_fit = max(1, int(width / (longest * LETTER * size / 72 + mark)))  # side by side
     figure.legend(
         shown.values(),
-        shown.keys(),
+        labels,
         loc="outside lower center",
         ncols=min(n_fit, len(shown)),
         frameon=False,
         fontsize=size,
     )
+
+
+def legend_beside(figure: "Figure", entries: "Sequence[tuple[str, Line2D]]", n_columns: int) -> None:
+    """Explain lines to the right of the axes, by names that may begin with ``_``."""
+    names, lines = [clean(name) for name, _ in entries], [line for _, line in entries]
+    look = {"ncols": n_columns, "frameon": False, "fontsize": 7}
+    figure.legend(lines, names, loc="outside right center", **look)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
@@ -130,13 +154,16 @@ def save_figure(figure: "Figure", path: Path) -> None:
         If the name ends in none of .png, .svg and .pdf.
     """
     from matplotlib import rc_context
+    from matplotlib.text import Text
 
     content = io.BytesIO()
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(f"can't draw {path}: expected a name that ends in .png, .svg or .pdf")
+    for text in figure.findobj(Text):  # of a figure that no function of ours has drawn, too
+        text.set(text=printable(text.get_text()), parse_math=False, usetex=False)
     with (
-        rc_context({"svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "satstore"}),
+        rc_context({**PLAIN, "svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "satstore"}),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", UserWarning)  # of letters that no font has, and names without room

@@ -117,6 +117,11 @@ async def test_form__previews_the_grid_of_a_config(tmp_path: Path) -> None:
         text = read_static(pilot, "#preview")
         assert "vgg11 on Cifar10 at 96 px, 30 epochs, adam" in text
         assert "and 2 more" in text
+        (tmp_path / "seeds.json").write_text(json.dumps({"epoch": [5, 6], "seed": [0, 1]}))
+        await fill(pilot, config=str(tmp_path / "seeds.json"))
+        _, *lines = read_static(pilot, "#preview").splitlines()
+        pairs = [(epochs, seed) for epochs in (5, 6) for seed in (0, 1)]
+        assert lines == [f"resnet18 on Cifar10 at 32 px, {e} epochs, adam, seed {s}" for e, s in pairs]
         await fill(pilot, config="")
         assert not pilot.app.screen.query_one("#preview").display
 

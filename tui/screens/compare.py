@@ -11,8 +11,9 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.widgets import Footer, Static
+from textual.widgets import Footer
 
+from satstore.naming import name_experiments
 from satstore.words import clean
 from tui.colors import CURSOR, MARKERS, RUNS
 from tui.curves import DELTAS, Float64, RunCurves, read_curves
@@ -20,6 +21,7 @@ from tui.export import ExportScreen, export_plot
 from tui.layers import percent
 from tui.screens.base import AppScreen
 from tui.widgets.curve_plot import Curve, CurvePlot, Rule
+from tui.widgets.plain import Static
 from tui.widgets.slider import Slider
 
 N_DEPTHS = 40
@@ -120,7 +122,8 @@ class CompareScreen(AppScreen):
     def _draw(self) -> None:
         curves: tuple[list[Curve], list[Curve]] = ([], [])
         legend = Text(no_wrap=True, overflow="ellipsis")
-        names = name_runs(self._runs)
+        configs, places = [run.config for run in self._runs], [run.name for run in self._runs]
+        names = name_experiments(configs, places, is_brief=True)
         for number, run in enumerate(self._runs):
             color, marker = RUNS[number % len(RUNS)], MARKERS[number % len(MARKERS)]
             n_layers = len(self._layers(run))
@@ -129,7 +132,7 @@ class CompareScreen(AppScreen):
             for found, y in zip(curves, values, strict=True):
                 if np.isfinite(y).any():
                     found.append(Curve(run.name, x, [*y], color, marker))
-            legend.append(f"{marker} ", color).append(clean(names[number]), "bold")
+            legend.append(f"{marker} ", color).append(names[number], "bold")
             legend.append(self._read_out(run, values) + "\n")
         legend.rstrip()
         self.query_one("#legend-text", Static).update(legend)
@@ -205,15 +208,3 @@ class CompareScreen(AppScreen):
         words += ["--all-layers"] if self._shows_all else []
         words += ["--logs-dir", str(self.satstore.logs_dir)]
         self.satstore.in_thread(lambda: export_plot(self.app, words, path), "export")
-
-
-def name_runs(runs: Sequence[RunCurves]) -> list[str]:
-    """Return the runs' names: run id and model, and of dataset and resolution what they don't share."""
-    has_datasets = len({run.dataset for run in runs}) > 1
-    has_resolutions = len({run.resolution for run in runs}) > 1
-    names = []
-    for run in runs:
-        name = f"{run.name.partition('/')[0]}: {run.model}"
-        name += f" on {run.dataset}" if has_datasets else ""
-        names.append(name + (f" at {run.resolution} px" if has_resolutions else ""))
-    return names

@@ -12,17 +12,19 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.suggester import SuggestFromList
-from textual.widgets import Button, Checkbox, Footer, Input, Select, Static
+from textual.widgets import Button, Checkbox, Footer, Input, Select
 
 from satstore.config import ExperimentConfig, list_configs, read_config
 from satstore.errors import ConfigError, SatstoreError
 from satstore.logs import check_run_id, find_runs
+from satstore.naming import name_experiments
 from satstore.registry import STAGES
 from satstore.stages.flags import Entry, check_texts, describe_entries, flag_words, stage_model
 from satstore.stages.stage import StageParameters
 from satstore.words import clean, counted
 from tui.export import run_command
 from tui.screens.base import AppScreen
+from tui.widgets.plain import Static, as_text
 
 TARGETS = (
     Entry("run", "--run", "a run that is there: RES, or RES/<experiment>", ""),
@@ -84,7 +86,7 @@ field, as the command would say it. The command line below does the same in a sh
             with Horizontal(classes="field"):
                 yield Static("stage", classes="label")
                 yield Select(
-                    [(name, name) for name in stages],
+                    [(Text(name), name) for name in stages],
                     value=first,
                     allow_blank=False,
                     id="stage",
@@ -120,12 +122,13 @@ field, as the command would say it. The command line below does the same in a sh
         name = f"field-{entry.name}"
         if entry.is_switch:
             is_on = bool(self._model.model_fields[entry.name].default)
-            return Checkbox(entry.description, is_on, id=name, compact=True, tooltip=entry.flag)
+            label, tooltip = as_text(entry.description), as_text(entry.flag)
+            return Checkbox(label, is_on, id=name, compact=True, tooltip=tooltip)
         if entry.choices:
-            options = [(choice, choice) for choice in entry.choices]
-            if entry.default:
-                return Select(options, value=entry.default, allow_blank=False, id=name, compact=True)
-            return Select(options, prompt=entry.description, id=name, compact=True)
+            options = [(Text(choice), choice) for choice in entry.choices]
+            if not entry.default:
+                options.insert(0, (Text(clean(entry.description), "dim"), ""))
+            return Select(options, value=entry.default, allow_blank=False, id=name, compact=True)
         suggestions = self._suggest(entry.name)
         return Input(
             value=(self._target or "") if entry.name == "run" else "",
@@ -133,7 +136,7 @@ field, as the command would say it. The command line below does the same in a sh
             suggester=SuggestFromList(suggestions, case_sensitive=False) if suggestions else None,
             id=name,
             compact=True,
-            tooltip=f"{entry.flag}: {entry.description}",
+            tooltip=as_text(f"{entry.flag}: {entry.description}"),
         )
 
     def _suggest(self, name: str) -> list[str]:
@@ -179,7 +182,7 @@ field, as the command would say it. The command line below does the same in a sh
         if isinstance(widget, Checkbox):
             return widget.value
         if isinstance(widget, Select):
-            return "" if widget.is_blank() else str(widget.value)
+            return str(widget.value)
         assert isinstance(widget, Input)
         return widget.value
 
@@ -310,9 +313,9 @@ def describe_grid(grid: list[ExperimentConfig]) -> Text:
     text = Text(no_wrap=True, overflow="ellipsis")
     if grid:
         text.append(f"stages: {', '.join(grid[0].stages)}\n", "dim")
-    for config in grid[:N_SHOWN]:
-        text.append(f"{config.model} on {config.dataset}", "bold")
-        text.append(f" at {config.resolution} px, {config.epoch} epochs, {config.optimizer}\n")
+    for name in name_experiments(grid, also=("epoch", "optimizer"))[:N_SHOWN]:
+        title, _, values = name.partition(", ")
+        text.append(title, "bold").append(f", {values}\n")
     if len(grid) > N_SHOWN:
         text.append(f"and {len(grid) - N_SHOWN} more\n", "dim")
     text.rstrip()
