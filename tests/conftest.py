@@ -125,6 +125,16 @@ def demo_copy(demo_logs: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(demo_logs, tmp_path / "logs"))
 
 
+@pytest.fixture(scope="session")
+def hostile_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A logs folder whose names are markup and formulas, which tests read; see :mod:`hostile_run`."""
+    import hostile_run
+
+    logs = tmp_path_factory.mktemp("hostile") / "logs"
+    hostile_run.make_runs(logs)
+    return logs
+
+
 @pytest.fixture
 def start_sleeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Job]]:
     """Starts a job that waits; see :mod:`sleeper`."""

@@ -1,5 +1,6 @@
 """Hostile files: none runs code, leaves the logs folder, or reaches the terminal as more than text."""
 
+import csv
 import json
 import logging
 import os
@@ -8,9 +9,13 @@ import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+import hostile_run
+import matplotlib as mpl
 import pytest
 from command_line import satstore
+from hostile_run import DATASET, ERROR, LAYERS, MODEL
 from tiny import CONFIG as TINY
 from tiny import register as register_tiny
 
@@ -235,3 +240,104 @@ def test_config__values_climb_out_of_no_logs_folder(value: str, tmp_path: Path) 
 def test_config__paths_have_no_control_characters(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=f"'{key}': expected a path without control characters, found 'a"):
         read_config({key: value})
+
+
+# Names that are markup, formulas and emoji
+
+
+@pytest.fixture
+def named(hostile_logs: Path) -> list[Run]:
+    """Two experiments whose model, dataset and layers have such names, which tests read."""
+    return [Run(path.parent) for path in sorted(hostile_logs.glob("res/*/manifest.json"))]
+
+
+def logs_of(runs: list[Run]) -> Path:
+    return runs[0].path.parents[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["show", "RES"], [MODEL, DATASET, *LAYERS, ERROR]),
+        (["show", "RES", "--advice"], [MODEL, DATASET, LAYERS[0]]),
+        (["status"], [MODEL, DATASET]),
+        (["du", "RES"], LAYERS),
+        (["verify", "RES"], ["nothing wrong"]),
+        (["jobs"], [ERROR, f"train --run '{ERROR}'"]),
+        (["log", "7"], [ERROR]),
+        (["estimate", "--config", "grid.json", "--no-calibrate"], [f"{MODEL} on {DATASET} at 16 px, seed 1"]),
+        (["list", "models"], [MODEL, ERROR]),
+        (["train", "--config", "grid.json", "--run-id", ERROR], [repr(ERROR)]),
+        (["probe", "--run", "RES", "-C", ERROR], [repr(ERROR)]),
+    ],
+    ids=lambda value: value[0] if value[0].isalpha() else "",
+)
+def test_names__are_printed_as_they_are(
+    words: list[str], said: list[str], named: list[Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with hostile_run.hostile_names() as config:
+        (tmp_path / "grid.json").write_text(json.dumps({**config, "seed": [0, 1]}))
+        tokens = [named[0].name if word == "RES" else word for word in words]
+        done = satstore(*tokens, *(["--logs-dir", logs_of(named)] if words[0] != "list" else []))
+    for text in said:
+        assert text in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def letters_of(path: Path) -> list[str]:
+    """Return the lines of text in an SVG."""
+    return [f"{text}" for node in ElementTree.parse(path).iter() if (text := (node.text or "").strip())]
+
+
+def test_names__are_drawn_as_they_are(named: list[Run], tmp_path: Path) -> None:
+    both, where = [run.name for run in named], ["--logs-dir", logs_of(named)]
+    for words, said in (
+        (["plot", both[0]], LAYERS),
+        (["plot", both[0], "--kind", "spectrum"], LAYERS),
+        (["plot", both[0], "--kind", "evolution"], LAYERS),
+        (["plot", both[0], "--kind", "training"], []),
+        (["plot", both[0], "--quantity", "saturation"], LAYERS),
+        (["plot", *both], ["seed 0", "seed 1"]),
+        (["compare", *both, "--cka"], [*LAYERS, "seed 0", "seed 1"]),
+    ):
+        with mpl.rc_context({"text.usetex": True, "text.parse_math": True}):
+            done = satstore(*words, *where, "--out", tmp_path / "a.svg")
+        assert done.returncode == 0, done.stderr
+        letters = letters_of(tmp_path / "a.svg")
+        whole = " ".join(letters)
+        assert MODEL in whole, words
+        assert DATASET in whole, words
+        for text in said:
+            assert text in whole if text.startswith("seed") else text in letters, (words, text)
+
+
+def test_names__in_a_report_are_text(named: list[Run], tmp_path: Path) -> None:
+    done = satstore("report", named[0].name, "--logs-dir", logs_of(named), "--out", tmp_path / "a.html")
+    assert done.returncode == 0, done.stderr
+    content = (tmp_path / "a.html").read_text()
+    for text in ("<script>", "<b> at", "<i>"):
+        assert text not in content
+    assert "[/a] $\\frac{ :heart: &lt;script&gt;" in content
+
+
+def test_names__run_in_no_spreadsheet_and_tables_of_runs_keep_them(named: list[Run], tmp_path: Path) -> None:
+    run, where = named[0], ["--logs-dir", logs_of(named)]
+    done = satstore("export", run.name, "--to", "csv", "--out", tmp_path, *where)
+    assert done.returncode == 0, done.stderr
+    for name in ("saturation", "probe-pool2", "receptive_field"):
+        path = next(Path(line) for line in done.stdout.splitlines() if Path(line).stem == name)
+        with path.open(newline="") as file:
+            found = [row["layer"] for row in csv.DictReader(file)]
+        assert {*LAYERS[:2], f"'{LAYERS[2]}", LAYERS[3]} <= {*found}
+        kept = [row["layer"] for row in run.rows(name)]
+        assert [layer.removeprefix("'") for layer in found] == kept == [*run.table(name)["layer"]]
+    done = satstore("status", "--csv", *where)
+    rows = list(csv.DictReader(done.stdout.splitlines()))
+    assert [row["run"] for row in rows] == [f"'{hostile_run.RUN_ID}", "res", "res"]
+    assert [row["model"] for row in rows] == [f"'{MODEL}"] * 3
+    assert [row["dataset"] for row in rows] == [f"'{DATASET}"] * 3
+    satstore("compare", *(run.name for run in named), "--cka", "--out", tmp_path / "a.png", *where)
+    head, *rows_of_cka = csv.reader((tmp_path / "a.csv").read_text().splitlines())
+    assert head == ["layer", *LAYERS[:2], f"'{LAYERS[2]}", LAYERS[3]]
+    assert [row[0] for row in rows_of_cka] == head[1:]

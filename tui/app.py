@@ -114,6 +114,10 @@ class SatstoreApp(App[None]):
         if event.state is WorkerState.ERROR and event.worker.error is not None:
             self.show_error(event.worker.error)
 
+    def notify(self, message: str, **options: Any) -> None:
+        """Tell something in a corner of the screen, as text: it may name paths, commands and runs."""
+        super().notify(clean(message), **options | {"markup": False})
+
     def show_error(self, error: BaseException | str) -> None:
         """Say what went wrong, in one modal however much that is."""
         foreseen = isinstance(error, SatstoreError | str)

@@ -11,10 +11,11 @@ from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Button, Static
+from textual.widgets import Button
 
 from satstore.errors import SatstoreError
 from satstore.processes import import_environment
+from tui.widgets.plain import Static
 
 
 class ExportScreen(ModalScreen[str]):

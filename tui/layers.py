@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 from rich.text import Text
@@ -92,7 +93,7 @@ def make_curves(data: RunCurves, view: View) -> list[Curve]:
         if split in data.dimensions:
             y = data.saturation(split, view.epoch, view.place)[list(view.layers)]
             curves += [Curve(label, x, [*y], color, marker), *_mark_failed(data, view, split, color)]
-    for (table, _), color, marker in zip(data.probes.items(), PROBES, MARKERS, strict=False):
+    for (table, _), color, marker in zip(data.probes.items(), cycle(PROBES), cycle(MARKERS), strict=False):
         y = data.probe(table, view.epoch)[list(view.layers)]
         if np.isfinite(y).any():
             curves.append(Curve(f"probe {table}", x, [*y], color, marker))
@@ -136,7 +137,7 @@ def describe_layer(data: RunCurves, view: View) -> Text:
     text = Text.assemble(
         (f"▸ {view.cursor + 1}/{len(view.layers)} ", "dim"),
         (clean(record.layer), "bold"),
-        f"  {record.kind}, {record.n_features} features, output {shape}",
+        f"  {clean(record.kind)}, {record.n_features} features, output {shape}",
         no_wrap=True,
         overflow="ellipsis",
     )
@@ -155,17 +156,19 @@ def describe_values(data: RunCurves, view: View, width: int) -> Text:
         for split, label, color, marker in SPLITS
         if split in data.dimensions
     ]
-    for (table, accuracy), color, marker in zip(row.probes.items(), PROBES, MARKERS, strict=False):
+    for (table, accuracy), color, marker in zip(
+        row.probes.items(), cycle(PROBES), cycle(MARKERS), strict=False
+    ):
         shown = FAILED if table in row.failed else percent(accuracy)
         entries.append((marker, color, f"probe {table} {shown}"))
     for rule in make_rules(data, view):
         if rule.label == "model":
             entries.append(("╌", MODEL, f"model {percent(rule.at)}"))
         elif rule.label == "border":
-            entries.append(("┊", BORDER, f"border {clean(data.border or '')}"))
+            entries.append(("┊", BORDER, f"border {data.border}"))
         elif rule.label == "tail":
             start = data.layers[view.layers[math.ceil(rule.at)]].layer
-            entries.append(("╎", TAIL, f"tail from {clean(start)}"))
+            entries.append(("╎", TAIL, f"tail from {start}"))
     return join_entries(entries, width)
 
 
@@ -173,6 +176,7 @@ def join_entries(entries: Sequence[tuple[str, str, str]], width: int) -> Text:
     """Return marks and what they mean, in lines that break only between them."""
     text, left = Text(no_wrap=True), width
     for marker, color, words in entries:
+        words = clean(words)
         length = len(words) + 5
         if left < width and length - 3 > left:
             text.append("\n")
@@ -194,7 +198,7 @@ def make_columns(tables: Sequence[str]) -> list[Column[LayerRow]]:
     columns = [
         Column[LayerRow]("index", "#", lambda row: f"{row.index + 1}", 4, 4, rank=0, align="right"),
         Column[LayerRow]("layer", "layer", lambda row: clean(row.layer), 12, 44, rank=0),
-        Column[LayerRow]("kind", "kind", lambda row: row.kind, 8, 8, rank=6),
+        Column[LayerRow]("kind", "kind", lambda row: clean(row.kind), 8, 8, rank=6),
         column("n_features", "features", 8, 4, "{}"),
         column("dimension", "dimension", 9, 5, "{:.0f}", "train"),
         column("saturation", "saturation", 10, 1, "{:.1%}", "train"),
@@ -204,7 +208,7 @@ def make_columns(tables: Sequence[str]) -> list[Column[LayerRow]]:
         columns.append(
             Column[LayerRow](
                 table,
-                f"probe {table}",
+                clean(f"probe {table}"),
                 lambda row, table=table: (  # type: ignore[misc]
                     FAILED if table in row.failed else _write(row.probes[table], "{:.1%}")
                 ),

@@ -41,7 +41,10 @@ def _encode_otherwise(error: UnicodeError) -> tuple[str, int]:
 
 
 class SafeConsole(Console):
-    """A console that shows control characters as such."""
+    """A console that prints texts as they are: control characters as such, no markup, no names of emoji."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a text to print; every string passes here, also those in tables."""
@@ -51,7 +54,7 @@ class SafeConsole(Console):
 def make_console() -> Console:
     """Return a console on stdout; where that is no terminal, lines are as long as they need to be."""
     width = None if sys.stdout.isatty() else 10_000
-    return SafeConsole(markup=False, highlight=False, width=width)
+    return SafeConsole(width=width)
 
 
 def say(text: object, *, is_error: bool = False) -> None:

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from satstore.cli.console import SafeConsole, say
 from satstore.events import Event
 from satstore.job_record import JobRecord
+from satstore.words import clean
 
 _log = logging.getLogger("satstore")
 
@@ -37,7 +38,7 @@ class Bar:
     """
 
     def __init__(self) -> None:
-        self._console = SafeConsole(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        self._console = SafeConsole(stderr=True, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.fields[stage]:<10}", markup=False),
             BarColumn(bar_width=24),
@@ -82,7 +83,7 @@ class Bar:
                 stage=event.stage,
                 completed=event.done,
                 total=event.total,
-                description=f"{event.text}  {values}",
+                description=clean(f"{event.text}  {values}"),
             )
         elif event.kind in ("started", "done", "failed"):
             if self._task is not None:

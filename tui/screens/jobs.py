@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.reactive import reactive
-from textual.widgets import Footer, Static
+from textual.widgets import Footer
 
 from satstore.jobs import Job, JobState
 from satstore.usage import Usage, has_gpu
@@ -19,6 +19,7 @@ from tui.reader import Snapshot
 from tui.screens.base import AppScreen
 from tui.widgets.columns import Cell, Column
 from tui.widgets.log_view import LogView
+from tui.widgets.plain import Static
 from tui.widgets.table import Table
 
 LOOKS: dict[JobState, tuple[str, str]] = {

@@ -1,7 +1,5 @@
 """The screen of one run: its curves over the layers, at any epoch and delta, and all else that is known."""
 
-import csv
-import io
 import math
 import shlex
 from dataclasses import replace
@@ -13,12 +11,13 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.widgets import Footer, Static, TabbedContent
+from textual.widgets import Footer, TabbedContent
 
 from satstore.advice import advise_on
 from satstore.errors import SatstoreError
 from satstore.files import write_file
 from satstore.run import Run
+from satstore.spreadsheets import write_rows
 from satstore.words import MARKS, clean
 from tui.curves import RunCurves, read_curves
 from tui.export import ExportScreen, export_plot
@@ -37,6 +36,7 @@ from tui.screens.run_panes import (
     TrainingPane,
 )
 from tui.screens.run_texts import AdvicePane, ConfigPane, EventsPane, EventsView, LogPane, ManifestPane
+from tui.widgets.plain import Static
 from tui.widgets.slider import Slider
 
 PANES: tuple[type[RunPane], ...] = (
@@ -315,16 +315,12 @@ class RunScreen(AppScreen):
         self.satstore.in_thread(lambda: export_plot(self.app, words, path), "export")
 
     def _write_csv(self, path: Path, data: RunCurves, view: View) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text)
         tables = list(data.probes)
         heads = ["layer", "kind", "n_features", "epoch", "delta", "intrinsic_dimension", "saturation"]
-        writer.writerow([*heads, "saturation_eval", *(f"probe_{table}" for table in tables)])
+        rows: list[list[object]] = [[*heads, "saturation_eval", *(f"probe_{table}" for table in tables)]]
         for row in tabulate(data, view):
             values = [row.dimension, row.saturation, row.saturation_eval, *(row.probes[t] for t in tables)]
             known = ["" if math.isnan(value) else value for value in values]
-            writer.writerow(
-                [row.layer, row.kind, row.n_features, view.epoch, data.deltas[view.place], *known]
-            )
-        write_file(path, text.getvalue().encode())
+            rows.append([row.layer, row.kind, row.n_features, view.epoch, data.deltas[view.place], *known])
+        write_file(path, write_rows(rows).encode())
         self.app.call_from_thread(self.notify, f"wrote {path}")

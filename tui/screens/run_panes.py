@@ -10,7 +10,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal
 from textual.message import Message
-from textual.widgets import Static, TabPane
+from textual.widgets import TabPane
 
 from satstore.errors import NotFoundError
 from satstore.run import Run
@@ -30,6 +30,7 @@ from tui.layers import (
 )
 from tui.widgets.curve_plot import Curve, CurvePlot, Rule
 from tui.widgets.heat_map import HeatMap
+from tui.widgets.plain import Static
 from tui.widgets.table import Table
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
-from textual.widgets import Log, Static
+from textual.widgets import Log
 
 from satstore.events import Event
 from satstore.jobs import Job
@@ -16,6 +16,7 @@ from satstore.words import clean
 from tui.job_words import describe_job
 from tui.screens.run_panes import RunPane
 from tui.widgets.log_view import LogView
+from tui.widgets.plain import Static
 
 
 class TextPane(RunPane):

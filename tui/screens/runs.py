@@ -1,7 +1,5 @@
 """The screen of all runs, with which the app starts."""
 
-import csv
-import io
 import shlex
 from pathlib import Path
 from typing import ClassVar
@@ -12,12 +10,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.reactive import reactive
-from textual.widgets import Button, Footer, Input, Static
+from textual.widgets import Button, Footer, Input
 
 from satstore.errors import ConfigError
 from satstore.files import write_file
 from satstore.jobs import Job
 from satstore.logs import find_logs_dir
+from satstore.spreadsheets import write_rows
 from satstore.words import MARKS, clean
 from tui.filters import Filter, parse_filter
 from tui.job_words import describe_job, find_job_of
@@ -33,6 +32,7 @@ from tui.rows import (
     sort_experiments,
 )
 from tui.screens.base import AppScreen
+from tui.widgets.plain import Static
 from tui.widgets.table import Table
 
 
@@ -148,7 +148,7 @@ class RunsScreen(AppScreen):
         line.display = bool(running)
         text = Text(no_wrap=True, overflow="ellipsis")
         for job in running:
-            text.append(f" ▶ {job.number} ", STYLES["running"]).append(f"{describe_job(job)}  ")
+            text.append(f" ▶ {job.number} ", STYLES["running"]).append(clean(describe_job(job)) + "  ")
         line.update(text)
 
     def _tick(self) -> None:
@@ -314,15 +314,12 @@ class RunsScreen(AppScreen):
 
     def action_export(self) -> None:
         """Write the table as CSV into the current folder."""
-        rows = [describe_row(e) | {"problem": e.problem} for e in self.table.rows]
+        heads = [*(column.key for column in COLUMNS), "problem"]
+        rows = [[*describe_row(e).values(), clean(e.problem)] for e in self.table.rows]
         path = Path("satstore-runs.csv").absolute()
 
         def work() -> None:
-            text = io.StringIO()
-            writer = csv.DictWriter(text, rows[0] if rows else [column.key for column in COLUMNS])
-            writer.writeheader()
-            writer.writerows(rows)
-            write_file(path, text.getvalue().encode())
+            write_file(path, write_rows([heads, *rows]).encode())
             self.app.call_from_thread(self.notify, f"wrote {path}")
 
         self.satstore.in_thread(work, "export")
@@ -339,7 +336,7 @@ def describe_experiment(experiment: Experiment) -> Text:
     if experiment.problem:
         return text.append(clean(f"⚠ {experiment.problem}"), "not bold yellow")
     for stage, status in experiment.stages.items():
-        text.append(f"{MARKS[status]}{stage}  ", f"not bold {STYLES[status]}")
+        text.append(f"{MARKS[status]}{clean(stage)}  ", f"not bold {STYLES[status]}")
     return text.append("\n" + clean(experiment.failure), "not bold red")
 
 

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual_hires_canvas import Canvas
+from textual_hires_canvas import Canvas, TextAlign
 from textual_plot import HiResMode, PlotWidget
 from textual_plot.axis_formatter import AxisFormatter, NumericAxisFormatter
 
+from satstore.words import clean
 from tui.curves import decimate
 
 
@@ -72,6 +74,18 @@ class Labels(AxisFormatter):
         return texts
 
 
+class PlainCanvas(Canvas):  # type: ignore[misc]
+    """A canvas of a plot, whose labels have no markup but the style that the plot puts in front of them."""
+
+    def write_text(self, x: int, y: int, text: str, align: TextAlign = TextAlign.LEFT) -> None:
+        """Write ``[style]label`` with its left end, its middle or its right end at a place."""
+        style, _, label = text.removeprefix("[").partition("]")
+        label = clean(label)
+        before = {TextAlign.LEFT: 0, TextAlign.CENTER: (len(label) - 1) // 2, TextAlign.RIGHT: len(label) - 1}
+        for place, letter in enumerate(label, x - before[align]):
+            self.set_pixel(place, y, letter, style)
+
+
 def _stay(*_: object, **__: object) -> None:
     """Ask for nothing."""
 
@@ -110,6 +124,11 @@ zooms, dragging moves. The screen's own keys go on working.
         self.set_reactive(CurvePlot.margin_left, 6)
         self._names: Sequence[str] = ()
         self._limits: object = None
+
+    def compose(self) -> ComposeResult:
+        """Lay the plot out, on canvases that take no name for markup."""
+        for widget in super().compose():
+            yield PlainCanvas(1, 1, id=widget.id) if isinstance(widget, Canvas) else widget
 
     def draw(
         self,
