@@ -161,6 +161,15 @@ def test_tracker__a_row_ends_with_a_save_or_where_it_would_have_a_value_twice(tm
     assert read_table(tmp_path / "a.csv")["loss"].tolist() == pytest.approx([0, 1, 2, 3, np.nan], nan_ok=True)
 
 
+def test_tracker__plots_layers_whose_names_are_no_formulas(tmp_path: Path) -> None:
+    model = nn.Sequential()
+    model.add_module(r"a$\frac{$", nn.Linear(4, 3))
+    tracker = SaturationTracker(tmp_path / "a", "plot", model)
+    model(torch.arange(32.0).reshape(8, 4).sin())
+    tracker.add_saturations()
+    assert (tmp_path / "a_lsat_train_epoch_0.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_tracker__plots_prints_and_keeps_to_limits(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,10 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from satstore.cli.console import make_console, say
+from satstore.cli.console import SafeConsole, make_console, say
 from satstore.cli.progress import Bar
 from satstore.disk import DiskUsage, check_removable, latents_bytes, measure, remove_latents
 from satstore.errors import ConfigError, CorruptError
@@ -136,7 +135,7 @@ def as_record(name: str, usage: DiskUsage) -> dict[str, Any]:
     }
 
 
-def print_usages(console: Console, usages: dict[str, DiskUsage]) -> None:
+def print_usages(console: SafeConsole, usages: dict[str, DiskUsage]) -> None:
     """Print one row per experiment, and their sum."""
     keys = sorted({key for usage in usages.values() for key in usage.poolings if key})
     rows = {
@@ -152,7 +151,7 @@ def print_usages(console: Console, usages: dict[str, DiskUsage]) -> None:
     print_sizes(console, "run", [*keys, "analysis", "checkpoint", "other", "total"], rows)
 
 
-def print_usage(console: Console, name: str, usage: DiskUsage) -> None:
+def print_usage(console: SafeConsole, name: str, usage: DiskUsage) -> None:
     """Print an experiment's latents layer by layer, then the rest."""
     console.print(name)
     columns = list(dict.fromkeys((pooling, split) for pooling, split, _ in usage.latents if split))
@@ -171,7 +170,7 @@ def print_usage(console: Console, name: str, usage: DiskUsage) -> None:
     print_sizes(console, "", ["size"], {key: [size_bytes] for key, size_bytes in rest.items()})
 
 
-def print_sizes(console: Console, heading: str, columns: list[str], rows: dict[str, list[int]]) -> None:
+def print_sizes(console: SafeConsole, heading: str, columns: list[str], rows: dict[str, list[int]]) -> None:
     """Print a table of sizes, and under several rows their sum."""
     table = Table(box=None, pad_edge=False)
     table.add_column(heading, no_wrap=True)

@@ -5,7 +5,7 @@ import io
 import sys
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console  # noqa: TID251 - of which the safe one is made
 from rich.text import Text
 
 from satstore.words import printable
@@ -51,7 +51,7 @@ class SafeConsole(Console):
         return super().render_str(printable(text), **options)
 
 
-def make_console() -> Console:
+def make_console() -> SafeConsole:
     """Return a console on stdout; where that is no terminal, lines are as long as they need to be."""
     width = None if sys.stdout.isatty() else 10_000
     return SafeConsole(width=width)

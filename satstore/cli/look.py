@@ -8,10 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from satstore.cli.console import make_console, say
+from satstore.cli.console import SafeConsole, make_console, say
 from satstore.config import list_configs, read_content
 from satstore.errors import ConfigError, CorruptError
 from satstore.logs import find_logs_dir, list_runs, open_run
@@ -151,7 +150,7 @@ def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Map
         console.print(line)
 
 
-def print_layers(console: Console, run: Run) -> None:
+def print_layers(console: SafeConsole, run: Run) -> None:
     """Print the table of an experiment's layers, each number with a small bar."""
     keys = [key for key in run.manifest.summary.probe_accuracy if key in run.probe_tables()]
     layers = describe_layers(run)

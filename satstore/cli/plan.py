@@ -6,10 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from rich.console import Console
 from rich.table import Table
 
-from satstore.cli.console import make_console
+from satstore.cli.console import SafeConsole, make_console
 from satstore.config import ExperimentConfig, find_config, read_config, read_content
 from satstore.errors import ConfigError, NotFoundError
 from satstore.estimate import (
@@ -182,7 +181,7 @@ def count(data: "ImageData | None", question: Question) -> Counts:
     return Counts(question.n_train, question.n_eval or 0, question.n_classes)
 
 
-def print_answer(console: Console, name: str, found: Answer) -> None:
+def print_answer(console: SafeConsole, name: str, found: Answer) -> None:
     """Print one experiment: a row per layer, then what it needs beside what is here."""
     counts, plan = found.counts, found.plan
     console.print(
@@ -277,7 +276,7 @@ def lacks(found: Answer) -> list[str]:
     return lines
 
 
-def print_total(console: Console, answers: list[Answer]) -> None:
+def print_total(console: SafeConsole, answers: list[Answer]) -> None:
     """Print the sums over a grid's experiments."""
     parts = [f"{describe_size(sum(found.disk_bytes for found in answers))} on disk"]
     times = [found.times for found in answers if found.times is not None]

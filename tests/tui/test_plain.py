@@ -1,5 +1,6 @@
 """Names from outside in the app: shown as they are on every screen, never read as markup."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -83,6 +84,27 @@ async def test_run_screen__shows_names_as_they_are_in_every_tab(logs: Path) -> N
             assert layer in shown(pilot), (layer, "in the table")
         await press(pilot, "7")
         assert json.dumps(MODEL, ensure_ascii=False) in shown(pilot)
+
+
+async def test_exports__have_no_formulas(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    app = make_app(logs)
+    async with app.run_test(size=WIDE) as pilot:
+        await wait_for_rows(pilot, 3)
+        await press(pilot, "home", "e")
+        await wait_for(pilot, (tmp_path / "satstore-runs.csv").exists)
+        await press(pilot, "enter")
+        screen = await wait_for_screen(pilot, RunScreen)
+        await wait_for(pilot, lambda: screen._data is not None)
+        await press(pilot, "e", "c")
+        await wait_for(pilot, lambda: any(tmp_path.glob("*-layers.csv")))
+    runs, layers = (
+        list(csv.DictReader(path.read_text().splitlines()))
+        for path in (tmp_path / "satstore-runs.csv", *tmp_path.glob("*-layers.csv"))
+    )
+    assert [row["model"] for row in runs] == [f"'{MODEL}"] * 3
+    assert runs[0]["run"] == f"'{RUN_ID}"
+    assert [row["layer"] for row in layers] == [*LAYERS[:2], f"'{LAYERS[2]}", LAYERS[3]]
 
 
 async def test_compare_screen__shows_names_as_they_are_and_the_seed_that_differs(logs: Path) -> None:

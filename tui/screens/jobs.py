@@ -144,7 +144,7 @@ class JobsScreen(AppScreen):
         job = row[0]
         where = f"process {job.pid}" + ("" if job.is_here else f" on {job.host}")
         text = Text(clean(job.command) + "\n", "bold")
-        text.append(where if job.is_running else clean(describe_job(job)), f"not bold {LOOKS[job.state][1]}")
+        text.append(clean(where if job.is_running else describe_job(job)), f"not bold {LOOKS[job.state][1]}")
         if job.progress is not None and job.progress.run:
             text.append("  ").append(clean(f"{job.progress.run} {job.progress.text}"), "not bold dim")
         self.query_one("#detail", Static).update(text)

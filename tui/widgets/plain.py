@@ -18,7 +18,7 @@ def as_text(text: str) -> Content:
     return Content(clean(text))
 
 
-class Static(widgets.Static):
+class Static(widgets.Static):  # noqa: TID251 - of which this is made
     """A text, or anything that Rich or Textual can draw; a string has no markup."""
 
     def __init__(self, content: Any = "", **options: Any) -> None:
