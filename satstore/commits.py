@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from satstore.errors import CorruptError
-from satstore.files import Digest, append_file
-from satstore.location import Location
+from satstore.files import Digest, append_log
+from satstore.location import ROOT, Location
+from satstore.names import Key, as_group, as_key
+from satstore.untrusted import open_file
 
 
 def is_metadata(key: str) -> bool:
@@ -37,10 +39,10 @@ TYPES = {
 class Committed:
     """What is committed to one store: each file's digest, and the rows written of each group."""
 
-    files: dict[str, Digest] = field(default_factory=dict)
+    files: dict[Key, Digest] = field(default_factory=dict)
     n_rows: dict[str, int] = field(default_factory=dict)
 
-    def under(self, group: str) -> dict[str, Digest]:
+    def under(self, group: str) -> dict[Key, Digest]:
         """Return the files that lie under a group."""
         return {key: digest for key, digest in self.files.items() if is_under(key, group)}
 
@@ -65,7 +67,7 @@ class Committed:
             Tells of a key whether the file is read and its digest compared; of the others, presence and size
             are.
         """
-        sizes = location.sizes(group)
+        sizes = location.sizes(as_group(group))
         for key, digest in self.under(group).items():
             size_bytes = sizes.get(key)
             is_read = size_bytes == digest.size_bytes and reading(key)
@@ -91,7 +93,7 @@ class Committed:
 class Damage:
     """A file of a store that is not as committed."""
 
-    key: str
+    key: Key
     what: str
 
     def __str__(self) -> str:
@@ -99,7 +101,7 @@ class Damage:
 
 
 def find_damage(
-    key: str, digest: Digest, size_bytes: int | None, found: Digest | None = None
+    key: Key, digest: Digest, size_bytes: int | None, found: Digest | None = None
 ) -> Damage | None:
     """Compare a file with what was committed: its size (None: it is not there), and its digest if given."""
     if size_bytes is None:
@@ -128,7 +130,7 @@ class CommitLog:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def append(
-        self, store: str, written: Mapping[str, Digest], n_rows: Mapping[str, int] | None = None
+        self, store: str, written: Mapping[Key, Digest], n_rows: Mapping[str, int] | None = None
     ) -> None:
         """Commit files, and for each group the number of rows that it holds with them."""
         lines: list[dict[str, Any]] = [
@@ -148,7 +150,7 @@ class CommitLog:
             if line.get("store") != store:
                 continue
             if {"key", "size_bytes", "sha256"} <= line.keys():
-                committed.files[line["key"]] = Digest(line["size_bytes"], line["sha256"])
+                committed.files[as_key(line["key"])] = Digest(line["size_bytes"], line["sha256"])
             elif {"group", "n_rows"} <= line.keys():
                 committed.n_rows[line["group"]] = line["n_rows"]
             elif "removed" in line:
@@ -164,7 +166,7 @@ class CommitLog:
     def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
         # The first newline ends a line that a crash may have torn, so that it can't swallow the next.
         text = "\n" + "".join(json.dumps(line) + "\n" for line in lines)
-        append_file(self.path, text.encode())
+        append_log(self.path, text.encode())
 
     def _lines(self) -> Iterator[dict[str, Any]]:
         return (line for line in self._parse() if line is not None)
@@ -172,7 +174,7 @@ class CommitLog:
     def _parse(self) -> Iterator[dict[str, Any] | None]:
         """Return each line's object, None where it is none; empty lines are passed over."""
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 for line in file:
                     if not line.isspace():
                         yield _parse_line(line)
@@ -192,18 +194,16 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_commit(line: Mapping[str, Any]) -> bool:
-    """Tell whether a line's values are such as are written: of their types, counts, and keys of a store."""
-    return all(
-        isinstance(line[name], kind) and _can_be(line[name]) for name, kind in TYPES.items() if name in line
-    )
-
-
-def _can_be(value: object) -> bool:
-    """Tell whether a value is a count, or can be a key: one that a file can have, inside of the store."""
-    if isinstance(value, int):
-        return value >= 0
-    key = str(value)
-    return key.isprintable() and len(key) < 2000 and not {"..", "."} & set(key.split("/")) and key[:1] != "/"
+    """Tell whether a line's values are such as are written: of their types, counts, names in the store."""
+    if not all(isinstance(line[name], kind) for name, kind in TYPES.items() if name in line):
+        return False
+    try:
+        for name in ("group", "removed"):
+            as_group(line.get(name, ROOT))
+        as_key(line.get("key", "zarr.json"))
+    except ValueError:
+        return False
+    return all(line.get(name, 0) >= 0 for name in ("size_bytes", "n_rows"))
 
 
 def is_under(key: str, group: str) -> bool:

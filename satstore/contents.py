@@ -12,6 +12,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
+from satstore.words import printable
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -133,6 +135,7 @@ def read_cells(name: str, content: bytes) -> tuple[list[str], list[list[str]]]:
         raise ValueError(f"is no table ({error})") from error
     except ValueError:
         raise ValueError("is empty: not even a header is there") from None
+    header, rows = [printable(cell) for cell in header], [[printable(cell) for cell in row] for row in rows]
     table = find_table(name)
     if table is not None:
         _check(table, header, rows)

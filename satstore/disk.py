@@ -10,6 +10,7 @@ from satstore.errors import CorruptError, NotFoundError, SatstoreError
 from satstore.latent_key import EPOCHS, split_latents_key
 from satstore.location import Folder, Location
 from satstore.manifest import LATENTS, Manifest, checkpoint_name
+from satstore.names import as_key
 from satstore.run import Run
 
 SPLITS = ("train", "eval")
@@ -95,7 +96,7 @@ def _layer_name(location: Location, pooling: str, split: str, key: str) -> str:
     if "~" not in key:
         return unquote(key)
     try:
-        group = json.loads(location.read(f"{pooling}/{split}/{key}/zarr.json"))
+        group = json.loads(location.read(as_key(f"{pooling}/{split}/{key}/zarr.json")))
         return str(group["attributes"]["layer"])
     except (SatstoreError, OSError, ValueError, LookupError, TypeError, RecursionError):
         return key
@@ -141,7 +142,7 @@ def check_own(run: Run, location: Location) -> None:
     if run.manifest.latents_path == LATENTS or not location.sizes():
         return
     try:
-        attributes = json.loads(location.read("zarr.json"))["attributes"]
+        attributes = json.loads(location.read(as_key("zarr.json")))["attributes"]
         found = (str(attributes["run_id"]), str(attributes["experiment"]))
     except (SatstoreError, OSError, ValueError, LookupError, TypeError):
         found = ("", "")
@@ -174,8 +175,8 @@ def remove_latents(run: Run) -> int:
 
     with run.lock():
         check_removable(run)
-        location = run.latents_location
-        check_own(run, location)
+        check_own(run, run.latents_location)
+        location = run.writable_latents()
         run.commit(change=change)
         run.commits.remove(location.name)
         return location.remove()

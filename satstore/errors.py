@@ -4,13 +4,16 @@ Each says in one line what was found, what was expected and what to do, and is a
 exception that a caller would expect, so that ``except FileNotFoundError`` works as it should.
 """
 
+from satstore.words import printable
+
 
 class SatstoreError(Exception):
     """The base of every error that satstore raises on purpose."""
 
     def __str__(self) -> str:
-        # KeyError and OSError format their arguments in their own ways; one line of text is wanted.
-        return str(self.args[0]) if self.args else type(self).__name__
+        # KeyError and OSError format their arguments in their own ways; one line of text is wanted, and what
+        # it quotes of a file must not command a terminal.
+        return printable(str(self.args[0])) if self.args else type(self).__name__
 
 
 class ConfigError(SatstoreError, ValueError):

@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from satstore.files import append_file
+from satstore.files import append_log
+from satstore.untrusted import open_file
+from satstore.words import printable_content
 
 Kind = Literal["started", "progress", "message", "warning", "done", "failed"]
 
@@ -71,7 +73,7 @@ class EventLog:
             self._last_progress = time.monotonic()
         line = json.dumps(asdict(event), ensure_ascii=True) + "\n"
         # One write to a file opened for appending: lines of two processes never mix.
-        append_file(self.path, line.encode(), durable=False)
+        append_log(self.path, line.encode(), durable=False)
         if self.listener is not None:
             self.listener(event)
 
@@ -87,7 +89,7 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
         Where to go on reading.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             # A log that shrank was started anew.
             offset = offset if os.fstat(file.fileno()).st_size >= offset else 0
             file.seek(offset)
@@ -100,12 +102,18 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
 
 def _parse(lines: list[bytes]) -> Iterator[Event]:
     for line in lines:
-        try:
-            event = Event(**json.loads(line))
-        except (ValueError, TypeError, RecursionError):
-            continue
-        if _is_event(event):
+        event = parse_event(line)
+        if event is not None:
             yield event
+
+
+def parse_event(line: bytes | str) -> Event | None:
+    """Return the event of a line of a log, its texts printable; None if it is none."""
+    try:
+        event = Event(**printable_content(json.loads(line)))
+        return event if _is_event(event) else None
+    except (ValueError, TypeError, RecursionError):
+        return None
 
 
 def _is_event(event: Event) -> bool:
@@ -115,6 +123,7 @@ def _is_event(event: Event) -> bool:
         all(isinstance(text, str) for text in (event.stage, event.kind, event.text))
         and all(isinstance(n, int) and 0 <= n < 2**63 for n in counts)
         and isinstance(event.values, Mapping)
+        and all(isinstance(value, int | float) for value in event.values.values())
         and isinstance(event.time, int | float)
         and abs(event.time) < 1e11  # which is a date
     )

@@ -3,15 +3,17 @@
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from satstore.errors import SatstoreError
+from satstore.untrusted import check_appendable, open_file, walk_files
 
 FORMAT_VERSION = 1
 """The version of all that satstore writes to disk: manifests and stores."""
@@ -38,25 +40,42 @@ class Digest:
 
     @classmethod
     def of_file(cls, path: Path) -> Self:
-        """Return the digest of a file's content, read in pieces."""
-        with path.open("rb") as file:
+        """Return the digest of a file's content, read in pieces; a link is none."""
+        with open_file(path) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             return cls(file.tell(), sha256)
 
 
+WRITER = secrets.token_hex(4)
+"""By which the temporary files of this process are known, those of processes that it forks too."""
+
+
+PARTIAL = re.compile(r"\..*\.([0-9a-f]{8})\.[0-9a-f]{8}\.partial", re.DOTALL)
+"""How :func:`write_file` calls its temporary files: by the file's name, the writer, and a number."""
+
+
 def is_partial(name: str) -> bool:
     """Tell whether a file of that name is a temporary one of :func:`write_file`."""
-    return name.startswith(".") and name.endswith(".partial")
+    return PARTIAL.fullmatch(name) is not None
 
 
-def remove_partials(folder: Path) -> None:
-    """Remove, under a folder, the temporary files that a killed process left."""
-    for partial in filter(Path.is_file, folder.rglob(".*.partial")):
-        partial.unlink(missing_ok=True)
+def remove_partials(folder: Path, writers: Collection[str]) -> None:
+    """Remove, under a folder, the temporary files that some killed processes left; see :data:`WRITER`."""
+    for path, _ in walk_files(folder):
+        found = PARTIAL.fullmatch(path.name)
+        if found is not None and found[1] in writers:
+            path.unlink(missing_ok=True)
 
 
-def write_file(path: Path, *parts: bytes | memoryview) -> None:
+def write_file(path: Path, *parts: bytes | memoryview, durable: bool = True) -> None:
     """Replace a file's content, in one part or several: temporary file, fsync, rename, fsync of the folder.
+
+    A link in its place is replaced too, and what it leads to stays as it is.
+
+    Parameters
+    ----------
+    durable
+        Whether it has to survive a power loss; else nothing is synced, and its folder is not made.
 
     Raises
     ------
@@ -64,18 +83,21 @@ def write_file(path: Path, *parts: bytes | memoryview) -> None:
         If the disk refuses; the old content stays.
     """
     size_bytes = sum(memoryview(part).nbytes for part in parts)
-    temporary = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.partial")
+    temporary = path.with_name(f".{path.name[:200]}.{WRITER}.{secrets.token_hex(4)}.partial")
     with refusals(path, size_bytes):
-        _make_folder(path.parent)
+        if durable:
+            _make_folder(path.parent)
         try:
-            with temporary.open("wb") as file:
+            with temporary.open("xb") as file:
                 file.writelines(parts)
                 file.flush()
-                os.fsync(file.fileno())
+                if durable:
+                    os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
-        sync_folder(path.parent)
+        if durable:
+            sync_folder(path.parent)
 
 
 def append_file(path: Path, content: bytes, *, durable: bool = True) -> None:
@@ -96,6 +118,19 @@ def append_file(path: Path, content: bytes, *, durable: bool = True) -> None:
                 os.fsync(file.fileno())
         if is_new and durable:
             sync_folder(path.parent)
+
+
+def append_log(path: Path, content: bytes, *, durable: bool = True) -> None:
+    """Append to a log of a run folder, which somebody else may have made; see :func:`append_file`.
+
+    Raises
+    ------
+    WriteError
+        If the disk refuses, or what is there is a link, or no file: nothing else is written to.
+    """
+    with refusals(path, len(content)):
+        check_appendable(path)
+    append_file(path, content, durable=durable)
 
 
 def make_folder(folder: Path) -> None:
@@ -128,7 +163,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def refusals(path: Path, size_bytes: int) -> Iterator[None]:
+def refusals(path: Path, size_bytes: int, what: str = "written") -> Iterator[None]:
     """Say in one line of a disk that refuses so many bytes what to do about it: as a WriteError."""
     try:
         yield
@@ -141,7 +176,7 @@ def refusals(path: Path, size_bytes: int) -> Iterator[None]:
                 f": {size_bytes:,} bytes are to be written where {free_disk(path):,} are free; what was "
                 "committed stays, make room and give the same command again"
             )
-        raise WriteError(f"{path} can't be written: {reason}") from error
+        raise WriteError(f"{path} can't be {what}: {reason}") from error
 
 
 def nearest_folder(path: Path) -> Path:

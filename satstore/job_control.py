@@ -16,9 +16,10 @@ from pathlib import Path
 import psutil
 
 from satstore.errors import LockedError, SatstoreError
-from satstore.files import WriteError, write_file
+from satstore.files import WriteError, is_partial, write_file
 from satstore.jobs import START_S, Job, find_job, job_numbers, jobs_dir, last_line, list_jobs
 from satstore.processes import import_environment
+from satstore.untrusted import check_folders, walk_files
 
 N_KEPT = 200
 """So many jobs that have ended are kept; older ones are removed when a new one starts."""
@@ -75,6 +76,7 @@ def claim_job(words: Sequence[str], logs_dir: Path, cwd: Path, *, detached: bool
     folder = jobs_dir(logs_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        check_folders(logs_dir, folder / "0")
         while True:
             path = folder / f"{max(job_numbers(folder), default=0) + 1}"
             with suppress(FileExistsError):
@@ -95,6 +97,17 @@ def _prune(logs_dir: Path) -> None:
     jobs = list_jobs(logs_dir)
     for job in [job for job in jobs if not job.is_running][N_KEPT:]:
         shutil.rmtree(job.path, ignore_errors=True)
+    for job in jobs:
+        if not job.is_running:
+            _remove_partials(job.path)
+
+
+def _remove_partials(folder: Path) -> None:
+    """Remove the temporary files of a job that has ended, which a disk that refused may have left."""
+    with suppress(OSError):
+        for path, _ in walk_files(folder):
+            if is_partial(path.name):
+                path.unlink(missing_ok=True)
 
 
 def cancel_job(job: Job, grace_s: float = 10.0) -> Job:
@@ -128,7 +141,7 @@ def cancel_job(job: Job, grace_s: float = 10.0) -> Job:
 
 def _end(job: Job, process: psutil.Process, grace_s: float) -> None:
     others = process.children(recursive=True)
-    (job.path / "cancel").touch()
+    write_file(job.path / "cancel", b"", durable=False)
     try:
         process.send_signal(signal.SIGTERM)
     except psutil.AccessDenied:

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import psutil
 
 from satstore.errors import NotFoundError
+from satstore.untrusted import is_file, open_file, read_content
+from satstore.words import clean, printable, printable_content
 
 JobState = Literal["running", "done", "failed", "cancelled", "lost"]
 """``lost``: its process is gone and nobody wrote down how it ended, as after a power loss."""
@@ -164,15 +166,18 @@ def read_job(path: Path) -> Job | None:
     try:
         content = _read_json(path / "job.json")
         words = tuple(map(str, content["words"]))
-        started, host, detached = float(content["started"]), str(content["host"]), bool(content["detached"])
-    except (LookupError, TypeError, ValueError):
+        started, host, detached = content["started"], str(content["host"]), bool(content["detached"])
+    except (LookupError, TypeError):
+        return None
+    if not _is_time(started):
         return None
     process, end = _read_json(path / "process.json"), _read_json(path / "exit.json")
     may_run = not end and _may_run(host, process, started)
     if not end and not may_run:
         end = _read_json(path / "exit.json")  # which may have been written between the two looks
-    pid, code, ended = process.get("pid"), end.get("code"), end.get("ended")
-    is_cancelled = (path / "cancel").exists()
+    pid = process["pid"] if isinstance(process.get("pid"), int) else None
+    code, ended = end.get("code"), end["ended"] if _is_time(end.get("ended")) else None
+    is_cancelled = is_file(path / "cancel")
     state: JobState
     if isinstance(code, int):
         state = "done" if code == 0 else "cancelled" if is_cancelled else "failed"
@@ -180,7 +185,7 @@ def read_job(path: Path) -> Job | None:
         state = "running"
     else:
         state = "cancelled" if is_cancelled else "lost"
-    error = str(end.get("error") or "")
+    error = clean(str(end.get("error") or ""))
     if state in ("failed", "lost") and not error:
         error = last_line(path / "log.txt") or "its process ended without a word"
     progress = _read_progress(path)
@@ -189,18 +194,27 @@ def read_job(path: Path) -> Job | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_content(path))
+        return printable_content(content) if isinstance(content, dict) else {}
     except (OSError, ValueError, RecursionError):
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+def _is_time(value: Any) -> bool:
+    """Tell whether a value is seconds since the epoch, of a date."""
+    return isinstance(value, int | float) and abs(value) < 1e11
 
 
 def _read_progress(path: Path) -> Progress | None:
-    content = _read_json(path / "progress.json")
     try:
-        return Progress(**content) if content else None
-    except TypeError:
+        found = Progress(**_read_json(path / "progress.json"))
+    except TypeError:  # of a newer version
         return None
+    counts, rates = (found.done, found.total), (found.rate, found.left_s)
+    fits = all(isinstance(text, str) for text in (found.run, found.stage, found.text))
+    fits &= all(n is None or (isinstance(n, int) and 0 <= n < 2**63) for n in counts)
+    fits &= all(n is None or _is_time(n) for n in rates)
+    return found if fits and found != Progress() else None
 
 
 def _may_run(host: str, process: Mapping[str, Any], started: float) -> bool:
@@ -229,13 +243,16 @@ def last_line(path: Path, n_bytes: int = 4096) -> str:
 
 
 def tail(path: Path, n_bytes: int, offset: int | None = None) -> tuple[str, int]:
-    """Return the end of a log, or what came after an offset, and the offset to go on from."""
+    """Return the end of a log, or what came after an offset, and the offset to go on from.
+
+    The text is printable, but for carriage returns, after which a progress bar is drawn anew.
+    """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             start = max(0, size - n_bytes) if offset is None or offset > size else max(offset, size - n_bytes)
             file.seek(start)
             content = file.read(n_bytes)
     except OSError:
         return "", offset or 0
-    return content.decode(errors="replace"), start + len(content)
+    return printable(content.decode(errors="replace"), "\n\t\r"), start + len(content)

@@ -3,7 +3,8 @@
 import hashlib
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+import stat
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +12,25 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnreachableError
-from satstore.files import Digest, write_file
+from satstore.files import Digest, WriteError, refusals, remove_partials, write_file
+from satstore.names import Key, is_key
+from satstore.untrusted import check_folders, describe_kind, is_file, read_content, walk_files
+from satstore.words import describe_size
 
 BUCKET_SCHEMES = ("s3", "gs", "az")
 MAX_RETRIES = 6
 RETRY_TIMEOUT_S = 15
 
 
+ROOT = Key("")
+"""All of a store, as a prefix."""
+
+
 class Location(Protocol):
-    """A place that holds a store: objects of bytes under keys such as ``pool4/train/label/c/0``."""
+    """A place that holds a store: objects of bytes under keys such as ``pool4/train/label/c/0``.
+
+    Keys are those that :mod:`satstore.names` lets pass; objects of other names are not the store's.
+    """
 
     @property
     def name(self) -> str:
@@ -31,10 +42,10 @@ class Location(Protocol):
     def exists(self) -> bool:
         """Tell whether there is a store: an object ``zarr.json``."""
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
+    def sizes(self, prefix: Key = ROOT) -> dict[Key, int]:
         """Return the size in bytes of every object under a prefix, by key."""
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: Key) -> bytes:
         """Return an object's content.
 
         Raises
@@ -43,7 +54,7 @@ class Location(Protocol):
             If there is none.
         """
 
-    def digest(self, key: str) -> Digest:
+    def digest(self, key: Key) -> Digest:
         """Return an object's size and digest, read in pieces.
 
         Raises
@@ -52,14 +63,23 @@ class Location(Protocol):
             If there is none.
         """
 
-    def write(self, key: str, *parts: bytes) -> None:
+    def write(self, key: Key, *parts: bytes) -> None:
         """Put an object, in one part or several, in the place of what is there; it is whole, or not there."""
 
-    def delete(self, keys: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[Key]) -> None:
         """Remove objects; those that are not there are passed over."""
 
-    def remove(self, prefix: str = "") -> int:
-        """Remove every object under a prefix, and return how many bytes that freed."""
+    def remove(self, prefix: Key = ROOT) -> int:
+        """Remove every object under a prefix, and return how many bytes that freed.
+
+        Raises
+        ------
+        WriteError
+            If some could not be removed; says how many bytes were.
+        """
+
+    def remove_partials(self, writers: Collection[str]) -> None:
+        """Remove what killed writers left of objects that they were writing."""
 
 
 class Folder:
@@ -83,46 +103,106 @@ class Folder:
 
     def exists(self) -> bool:
         """Tell whether there is a store: a file ``zarr.json``."""
-        return (self.path / "zarr.json").is_file()
+        return is_file(self.path / "zarr.json")
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Return the size in bytes of every file under a prefix, by key."""
-        files = (file for file in (self.path / prefix).rglob("*") if file.is_file())
-        return {file.relative_to(self.path).as_posix(): file.stat().st_size for file in files}
+    def sizes(self, prefix: Key = ROOT) -> dict[Key, int]:
+        """Return the size in bytes of every file under a prefix, by key; links are none."""
+        folder = self.path_of(prefix)
+        if prefix and folder.is_symlink():
+            return {}
+        try:
+            found = {path.relative_to(self.path).as_posix(): size for path, size in walk_files(folder)}
+        except OSError as error:
+            raise CorruptError(f"{folder} can't be listed: {error.strerror or error}") from error
+        return {Key(name): size_bytes for name, size_bytes in found.items() if is_key(name)}
 
-    def read(self, key: str) -> bytes:
+    def path_of(self, key: Key, *, to_change: bool = False) -> Path:
+        """Return the path of an object or a group.
+
+        Parameters
+        ----------
+        to_change
+            Whether it is to be written or removed: then the store's own folder must be no link either.
+
+        Raises
+        ------
+        CorruptError
+            If a folder that it is in is a link.
+        """
+        check_folders(self.path, self.path / key, with_root=to_change)
+        return self.path / key
+
+    def check_readable(self, key: Key) -> None:
+        """Check that what lies in a file's place, if anything, is a file or a folder.
+
+        Raises
+        ------
+        CorruptError
+            If it is a link, a named pipe or a device, or in a folder that is a link.
+        """
+        path = self.path_of(key)
+        try:
+            mode = path.lstat().st_mode
+        except OSError:
+            return
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise CorruptError(f"{path} is {describe_kind(mode)}; expected a file: remove it")
+
+    def read(self, key: Key) -> bytes:
         """Return a file's content; see :meth:`Location.read`."""
         with self._reading(key):
-            return (self.path / key).read_bytes()
+            return read_content(self.path_of(key))
 
-    def digest(self, key: str) -> Digest:
+    def digest(self, key: Key) -> Digest:
         """Return a file's size and digest; see :meth:`Location.digest`."""
         with self._reading(key):
-            return Digest.of_file(self.path / key)
+            return Digest.of_file(self.path_of(key))
 
     @contextmanager
-    def _reading(self, key: str) -> Iterator[None]:
+    def _reading(self, key: Key) -> Iterator[None]:
         try:
             yield
+        except CorruptError:
+            raise
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
             raise NotFoundError(f"{self.path} has no {key}") from None
         except OSError as error:
             raise CorruptError(f"{self.path / key} can't be read: {error.strerror or error}") from error
 
-    def write(self, key: str, *parts: bytes) -> None:
+    def write(self, key: Key, *parts: bytes) -> None:
         """Replace a file durably; see :func:`satstore.files.write_file`."""
-        write_file(self.path / key, *parts)
+        write_file(self.path_of(key, to_change=True), *parts)
 
-    def delete(self, keys: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[Key]) -> None:
         """Remove files; see :meth:`Location.delete`."""
         for key in keys:
-            (self.path / key).unlink(missing_ok=True)
+            path = self.path_of(key, to_change=True)
+            with refusals(path, 0, "removed"):
+                path.unlink(missing_ok=True)
 
-    def remove(self, prefix: str = "") -> int:
+    def remove(self, prefix: Key = ROOT) -> int:
         """Remove every file under a prefix; see :meth:`Location.remove`."""
-        freed_bytes = sum(self.sizes(prefix).values())
-        shutil.rmtree(self.path / prefix, ignore_errors=True)
-        return freed_bytes
+        folder, reasons = self.path_of(prefix, to_change=True), []
+        n_bytes = sum(self.sizes(prefix).values())
+        try:
+            if folder.is_symlink():
+                folder.unlink()
+            elif folder.is_dir():
+                shutil.rmtree(folder, onerror=lambda *failure: reasons.append(failure[2][1]))
+        except OSError as error:
+            reasons.append(error)
+        left = sum(self.sizes(prefix).values())
+        if reasons:
+            reason = getattr(reasons[0], "strerror", None) or reasons[0]
+            raise WriteError(
+                f"{folder} can't be removed: {reason}; {describe_size(n_bytes - left)} were freed, "
+                f"{describe_size(left)} are left: mend that, and give the command again"
+            )
+        return n_bytes
+
+    def remove_partials(self, writers: Collection[str]) -> None:
+        """Remove what killed writers left; see :func:`satstore.files.remove_partials`."""
+        remove_partials(self.path_of(ROOT, to_change=True), writers)
 
 
 class Bucket:
@@ -205,16 +285,17 @@ class Bucket:
             return False
         return True
 
-    def sizes(self, prefix: str = "") -> dict[str, int]:
+    def sizes(self, prefix: Key = ROOT) -> dict[Key, int]:
         """Return the size in bytes of every object under a prefix, by key."""
         try:
             with self.refusals():
                 batches = self.store.list(prefix or None)
-                return {meta["path"]: meta["size"] for batch in batches for meta in batch}
+                found = {meta["path"]: meta["size"] for batch in batches for meta in batch}
         except FileNotFoundError:
             raise self._no_bucket() from None
+        return {Key(name): size_bytes for name, size_bytes in found.items() if is_key(name)}
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: Key) -> bytes:
         """Return an object's content; see :meth:`Location.read`."""
         try:
             with self.refusals():
@@ -222,7 +303,7 @@ class Bucket:
         except FileNotFoundError:
             raise NotFoundError(f"{self.url} has no {key}") from None
 
-    def digest(self, key: str) -> Digest:
+    def digest(self, key: Key) -> Digest:
         """Return an object's size and digest; see :meth:`Location.digest`."""
         sha256, size_bytes = hashlib.sha256(), 0
         try:
@@ -234,7 +315,7 @@ class Bucket:
             raise NotFoundError(f"{self.url} has no {key}") from None
         return Digest(size_bytes, sha256.hexdigest())
 
-    def write(self, key: str, *parts: bytes) -> None:
+    def write(self, key: Key, *parts: bytes) -> None:
         """Put an object, by several requests where it is large: it appears whole, once all are there."""
         try:
             with self.refusals():
@@ -242,18 +323,21 @@ class Bucket:
         except FileNotFoundError:
             raise self._no_bucket() from None
 
-    def delete(self, keys: Iterable[str]) -> None:
+    def delete(self, keys: Iterable[Key]) -> None:
         """Remove objects; see :meth:`Location.delete`."""
         gone = list(keys)
         if gone:
             with suppress(FileNotFoundError), self.refusals():
                 self.store.delete(gone)
 
-    def remove(self, prefix: str = "") -> int:
+    def remove(self, prefix: Key = ROOT) -> int:
         """Remove every object under a prefix; see :meth:`Location.remove`."""
         sizes = self.sizes(prefix)
         self.delete(sizes)
         return sum(sizes.values())
+
+    def remove_partials(self, writers: Collection[str]) -> None:
+        """Do nothing: an object appears whole, and nothing of a killed writer is left."""
 
     def _no_bucket(self) -> NotFoundError:
         return NotFoundError(f"no bucket for {self.url}: make it first, or give another --latents-dir")

@@ -9,8 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from satstore.errors import LockedError
-from satstore.files import write_file
+from satstore.errors import CorruptError, LockedError
+from satstore.files import WRITER, write_file
+from satstore.untrusted import check_appendable, read_content
 
 
 class WriteLock:
@@ -21,8 +22,8 @@ class WriteLock:
         self._holder_path = folder / ".holder.json"
 
     @contextmanager
-    def hold(self, name: str) -> Iterator[None]:
-        """Hold the lock.
+    def hold(self, name: str) -> Iterator[list[str]]:
+        """Hold the lock, and yield those who held it last and died: by what their temporary files are known.
 
         Parameters
         ----------
@@ -33,11 +34,14 @@ class WriteLock:
         ------
         LockedError
             At once, if another process holds it; the message names it.
+        CorruptError
+            If no lock can be held there: a link, or no file, is in its place.
         """
         from filelock import FileLock, Timeout
 
         lock = FileLock(self._path, timeout=0)
         try:
+            check_appendable(self._path)
             lock.acquire()
         except Timeout:
             holder = self.holder() or {}
@@ -46,22 +50,41 @@ class WriteLock:
                 f"{name} is being written by process {holder.get('pid', '?')} on "
                 f"{holder.get('host', '?')} since {since}; wait for it, or stop it"
             ) from None
+        except OSError as error:
+            raise CorruptError(f"{self._path} can't be locked: {error.strerror or error}") from error
         try:
+            dead = self._writers()
+            for partial in self._path.parent.glob(f".{self._holder_path.name}.*.partial"):
+                partial.unlink(missing_ok=True)  # of a note that nobody but a holder writes
             holder = {"pid": os.getpid(), "host": platform.node(), "since": time.time()}
-            write_file(self._holder_path, json.dumps(holder).encode())
-            yield
+            # Until this holder has cleaned up and gone, whoever comes next must know of the dead ones too.
+            note = holder | {"writers": [*dict.fromkeys((*dead, WRITER))]}
+            write_file(self._holder_path, json.dumps(note).encode())
+            yield dead
         finally:
             with suppress(OSError):  # a note that stays names a process that is gone by then
                 self._holder_path.unlink(missing_ok=True)
             lock.release()
 
+    def _note(self) -> dict[str, Any]:
+        """Return the note of who holds the lock, or held it and died; empty where there is none of ours."""
+        try:
+            note = json.loads(read_content(self._holder_path))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return note if isinstance(note, dict) else {}
+
+    def _writers(self) -> list[str]:
+        found = self._note().get("writers")
+        return [writer for writer in found if isinstance(writer, str)] if isinstance(found, list) else []
+
     def holder(self) -> dict[str, Any] | None:
         """Return pid, host and since (seconds since the epoch) of the holder; None if no process holds it."""
+        holder = self._note()
         try:
-            holder: dict[str, Any] = json.loads(self._holder_path.read_text())
             on_this_host, pid = holder.get("host") == platform.node(), int(holder["pid"])
             time.localtime(holder["since"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError):
+        except (OSError, ValueError, LookupError, TypeError, OverflowError):
             return None  # there is none, or what is there is no note of ours
         return None if on_this_host and not _is_alive(pid) else holder
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from satstore.config import ExperimentConfig
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Listener
-from satstore.files import Digest, write_file
+from satstore.files import Digest, make_folder, write_file
+from satstore.lock import WriteLock
 from satstore.manifest import FileRecord, Manifest, describe_manifest
 from satstore.registry import suggest
 from satstore.run import Run
+from satstore.untrusted import check_folders
 
 RUN_ID = re.compile(r"\w[\w.+=@-]{0,99}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
@@ -52,6 +54,10 @@ def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Li
     ------
     ConfigError
         If the run id can't be used.
+    CorruptError
+        If a link is in place of its folder, or an experiment of another config is there.
+    LockedError
+        If another process makes it too.
     """
     path = logs_dir / check_run_id(run_id) / config.experiment
     if not (path / "manifest.json").exists():
@@ -68,9 +74,13 @@ def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Li
                 "platform": sys.platform,
             },
         )
-        write_file(path / "config.json", (json.dumps(content, indent=2) + "\n").encode())
-        manifest.files["config.json"] = FileRecord.of(Digest.of_file(path / "config.json"))
-        write_file(path / "manifest.json", describe_manifest(manifest))
+        described = (json.dumps(content, indent=2) + "\n").encode()
+        manifest.files["config.json"] = FileRecord.of(Digest.of(described))
+        check_folders(logs_dir, path / "manifest.json")
+        make_folder(path)
+        with WriteLock(path).hold(f"{run_id}/{config.experiment}"):
+            write_file(path / "config.json", described)
+            write_file(path / "manifest.json", describe_manifest(manifest))
     run = Run(path, listener, config)
     if run.manifest.config_sha256 != config.digest:
         raise CorruptError(f"{path} holds an experiment of another config; choose another run id")

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self
+from urllib.parse import unquote
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from pydantic_core import from_json
@@ -14,6 +15,9 @@ from satstore.errors import CorruptError, NotFoundError
 from satstore.files import FORMAT_VERSION, Digest
 from satstore.latent_key import latents_key, split_latents_key
 from satstore.location import is_url
+from satstore.names import as_key, is_key
+from satstore.untrusted import read_content
+from satstore.words import printable_content
 
 StageStatus = Literal["done", "running", "failed", "missing"]
 
@@ -52,15 +56,8 @@ ProbesKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}$"
 """As :func:`probe_key` makes them; it is part of a file's name."""
 
 
-def _check_file_name(name: str) -> str:
-    """Refuse names that lead out of the run folder, and that no file can have."""
-    parts = name.split("/")
-    if not name.isprintable() or any(p in ("", ".", "..") or len(p.encode()) > 200 for p in parts):
-        raise ValueError("expected the name of a file in the run folder")
-    return name
-
-
-FileName = Annotated[str, AfterValidator(_check_file_name)]
+FileName = Annotated[str, AfterValidator(as_key)]
+"""The name of a file of the run folder."""
 
 
 class _Record(BaseModel):
@@ -236,11 +233,9 @@ def _check_layers(records: list[LayerRecord]) -> list[LayerRecord]:
 def _check_latents_path(place: str) -> str:
     """Refuse places that no version wrote: what lies at a run's own is removed with its latents."""
     is_elsewhere = is_url(place) or Path(place).is_absolute()
-    parts = place.split("/")
-    is_plain = place.isprintable() and len(place) < 1000 and all(len(part.encode()) < 256 for part in parts)
-    if place != LATENTS and not (
-        is_elsewhere and is_plain and place.endswith(f"/{LATENTS}") and ".." not in parts
-    ):
+    names = unquote(place).partition("://")[2].lstrip("/") if is_url(place) else place[1:]
+    is_plain = len(place) < 1000 and place.isprintable() and is_key(names)
+    if place != LATENTS and not (is_elsewhere and is_plain and place.endswith(f"/{LATENTS}")):
         raise ValueError(f"expected {LATENTS}, or an absolute path or URL that ends in /{LATENTS}")
     return place
 
@@ -316,14 +311,14 @@ def read_manifest(path: Path) -> Manifest:
     """
     file = path / "manifest.json"
     try:
-        raw = file.read_bytes()
+        raw = read_content(file)
         content = from_json(raw)
         version = content.get("format_version")
         if version != FORMAT_VERSION:
             raise CorruptError(f"{file} has format version {version}; this satstore reads {FORMAT_VERSION}")
         check_seal(raw)
         content.pop("sha256", None)
-        return Manifest.model_validate(content)
+        return Manifest.model_validate(printable_content(content))
     except FileNotFoundError:
         raise NotFoundError(f"no run at {path}: it has no manifest.json") from None
     except OSError as error:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.errors import CorruptError
+from satstore.untrusted import open_file
 
 
 def read_arrays(path: Path) -> Iterator[NDArray[Any]]:
@@ -33,7 +34,7 @@ def read_arrays(path: Path) -> Iterator[NDArray[Any]]:
     """
     number = 0
     with _refusing(f"{path} can't be read"):
-        file = path.open("rb")
+        file = open_file(path, follow=True)
     with file:
         while True:
             with _refusing(f"{path}: batch {number + 1} is no pickle of a NumPy array"):

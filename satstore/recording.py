@@ -21,6 +21,7 @@ from satstore.batches import Batches, logits_of
 from satstore.capture import LatentRecorder, Layer, MomentRecorder, describe_layers, select_layers
 from satstore.compiled import uncompiled
 from satstore.config import pooling_key, read_config
+from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, NumericsError
 from satstore.estimate import TYPICAL_RATIO, latent_bytes
 from satstore.events import Listener
@@ -54,6 +55,7 @@ UNKNOWN_LENGTH = 2**20
 """Samples for which shards are sized where a loader doesn't say how many it has."""
 
 
+@explaining_lost_workers("give the loader fewer num_workers, or a smaller batch_size")
 def record(
     model: nn.Module,
     loader: Iterable[Any],
@@ -198,7 +200,7 @@ def _lent(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 def _remove(run: Run) -> None:
     """Remove a run of which nothing is whole, and the folder of its run id if that is empty."""
-    run.latents_location.remove()
+    run.writable_latents().remove()
     shutil.rmtree(run.path, ignore_errors=True)
     with suppress(OSError):  # holds other experiments
         run.path.parent.rmdir()
@@ -283,7 +285,7 @@ class _Recording:
                     moments.enabled = False
                 else:
                     passed[split] = passed["train"]
-                    copy_split(run.latents_location, log, self._shapes, "train", "eval")
+                    copy_split(run.writable_latents(), log, self._shapes, "train", "eval")
                 spectra = take_spectra(run, 0, moments, self._layers, split)
                 analysis.write_spectra(split, 0, 1, spectra.eigenvalues)
                 analysis.write_moments(split, spectra.moments)
@@ -358,7 +360,7 @@ class _Recording:
     def _open_writer(self, split: str, n_expected: int | None) -> LatentWriter:
         run = self._run
         return LatentWriter(
-            run.latents_location,
+            run.writable_latents(),
             run.commits,
             describe_store(run.manifest),
             {"checkpoint_sha256": run.manifest.files[CHECKPOINT].sha256},

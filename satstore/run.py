@@ -6,9 +6,10 @@ holds its digest.
 
 import io
 import json
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -18,9 +19,9 @@ from pydantic import ValidationError
 from satstore.commits import CommitLog, is_anything, is_metadata
 from satstore.config import ExperimentConfig, describe, pooling_flag
 from satstore.contents import CostsFile, find_table, read_cells
-from satstore.errors import CorruptError, NotFoundError, UnknownNameError
+from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
-from satstore.files import Digest, remove_partials, sync_folder, write_file
+from satstore.files import Digest, refusals, remove_partials, sync_folder, write_file
 from satstore.latent_key import latents_key, split_latents_key
 from satstore.location import Folder, Location, is_url, locate
 from satstore.lock import WriteLock
@@ -36,8 +37,12 @@ from satstore.manifest import (
     read_manifest,
     split_probe_key,
 )
+from satstore.names import as_key
+from satstore.places import is_named
 from satstore.processes import told_to_stop
 from satstore.registry import suggest
+from satstore.untrusted import check_folders, is_file, read_content
+from satstore.words import printable, printable_content
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,6 +112,8 @@ class Run:
     def __init__(
         self, path: Path, listener: Listener | None = None, config: ExperimentConfig | None = None
     ) -> None:
+        if not f"{path.parent.name}{path.name}".isprintable():
+            raise CorruptError(f"{path} can be no run: its name has control characters; rename the folder")
         self.path = path
         self.manifest = read_manifest(path)
         self._config = config
@@ -178,6 +185,31 @@ class Run:
         """Where the store of latents lies."""
         return locate(self.latents_path)
 
+    def writable_latents(self) -> Location:
+        """Return where the store of latents lies, to write or remove something there.
+
+        Raises
+        ------
+        ConfigError
+            If that is elsewhere than in the run folder, as the manifest alone says.
+        """
+        if not self.has_named_place():
+            raise ConfigError(
+                f"{self.name}: its manifest says that its latents lie at {self.latents_path}; nothing is "
+                f"written or removed there until you name that place: {self.naming_place()}"
+            )
+        return self.latents_location
+
+    def has_named_place(self) -> bool:
+        """Tell whether the latents lie in the run folder, or at a place that the user named too."""
+        place = self.manifest.latents_path
+        return place == LATENTS or is_named(self.path, place)
+
+    def naming_place(self) -> str:
+        """Return the command with which the user names the place that the manifest says."""
+        folder = str(self.latents_path).removesuffix(f"/{self.name}/{LATENTS}")
+        return f"satstore extract --run {self.name} --latents-dir {shlex.quote(folder)}"
+
     @property
     def analysis_path(self) -> Path:
         """The folder of the store of spectra and probes."""
@@ -232,7 +264,23 @@ class Run:
             if find_table(name) is not None:
                 read_cells(name, content)
             # Layers of an nn.Sequential are called 0 and 1.0, which are no numbers, and one may be called NA.
-            return pd.read_csv(io.BytesIO(content), converters={"layer": str}, low_memory=False)
+            text = io.StringIO(printable(content.decode("utf-8-sig"), "\n\t\r"))
+            return pd.read_csv(text, converters={"layer": str}, low_memory=False)
+
+    def path_of(self, name: str) -> Path:
+        """Return the path of a file of the run folder.
+
+        Raises
+        ------
+        CorruptError
+            If the name leads out of the folder, or a folder that it is in is a link.
+        """
+        try:
+            path = self.path / as_key(name)
+        except ValueError as error:
+            raise CorruptError(f"{self.path} can have no file {name!r}: {error}") from None
+        check_folders(self.path, path)
+        return path
 
     def has_file(self, name: str) -> bool:
         """Tell whether a file of that name was committed."""
@@ -254,9 +302,9 @@ class Run:
             known = sorted(self.manifest.files)
             raise NotFoundError(f"{self.name} has no {name!r}{suggest(name, known)}")
         with self._reading(name):
-            for path in (self.path / name, self.path / f"{name}.new"):  # the rename may be still to come
-                if path.exists():
-                    content = path.read_bytes()
+            for path in map(self.path_of, (name, f"{name}.new")):  # the rename may be still to come
+                with suppress(FileNotFoundError):
+                    content = read_content(path)
                     if Digest.of(content) == record.digest:
                         return content
             raise ValueError("is not what was committed" if (self.path / name).exists() else "is not there")
@@ -297,7 +345,7 @@ class Run:
                 CostsFile.model_validate_json(content)
             except ValidationError as error:
                 raise ValueError(f"has {describe(error)}") from error
-            found: dict[str, Any] = json.loads(content)
+            found: dict[str, Any] = printable_content(json.loads(content))
         return found
 
     @_of_what_is_committed_now
@@ -326,9 +374,9 @@ class Run:
         CorruptError
             If it isn't.
         """
-        path, size_bytes = self.path / name, self.manifest.files[name].size_bytes
-        staged = self.path / f"{name}.new"  # the rename may be still to come
-        if not any(p.is_file() and p.stat().st_size == size_bytes for p in (path, staged)):
+        path, size_bytes = self.path_of(name), self.manifest.files[name].size_bytes
+        staged = self.path_of(f"{name}.new")  # the rename may be still to come
+        if not any(is_file(p) and p.stat().st_size == size_bytes for p in (path, staged)):
             raise CorruptError(f"{path} is not there, or not what was committed; {self.remedy(name)}")
 
     def remedy(self, name: str) -> str:
@@ -639,9 +687,12 @@ class Run:
         ------
         LockedError
             At once, if another process holds it; the message names it.
+        CorruptError
+            If the run's folder is a link: it is worked on where it lies.
         """
-        with self._lock.hold(self.name):
-            self._recover()
+        check_folders(self.path.parent.parent, self.path / "manifest.json")
+        with self._lock.hold(self.name) as dead:
+            self._recover(dead)
             yield
 
     def commit(
@@ -668,34 +719,36 @@ class Run:
     def _commit(self, files: Mapping[str, bytes], change: Callable[[Manifest], None] | None) -> None:
         manifest = self.manifest.model_copy(deep=True)
         for name, content in files.items():
-            write_file(self.path / f"{name}.new", content)
+            write_file(self.path_of(f"{name}.new"), content)
             manifest.files[name] = FileRecord.of(Digest.of(content))
         if change is not None:
             change(manifest)
         write_file(self.path / "manifest.json", describe_manifest(manifest))
         self.manifest = manifest
         for name in files:
-            (self.path / f"{name}.new").replace(self.path / name)
+            with refusals(self.path / name, 0):
+                self.path_of(f"{name}.new").replace(self.path_of(name))
         sync_folder(self.path)
 
     def _finish_commit(self) -> None:
         """Finish or undo a commit that was cut off: renames that are left, and files never committed."""
         self.reload()
-        for staged in filter(Path.is_file, self.path.glob("*.new")):
+        for staged in filter(is_file, self.path.glob("*.new")):
             name = staged.name.removesuffix(".new")
             record = self.manifest.files.get(name)
-            if record and Digest.of_file(staged) == record.digest:
-                staged.replace(self.path / name)
-            else:
-                staged.unlink()
+            with refusals(self.path / name, 0):
+                if record and Digest.of_file(staged) == record.digest:
+                    staged.replace(self.path / name)
+                else:
+                    staged.unlink()
 
-    def _recover(self) -> None:
-        """Mend what a crash left half done: a commit, and temporary files."""
+    def _recover(self, dead: Collection[str]) -> None:
+        """Mend what a crash left half done: a commit, and temporary files of the writers that died."""
         self._finish_commit()
-        remove_partials(self.path)
-        elsewhere = self.latents_location
-        if isinstance(elsewhere, Folder) and self.manifest.latents_path != LATENTS:
-            remove_partials(elsewhere.path)
+        if dead:
+            remove_partials(self.path, dead)
+        if dead and self.manifest.latents_path != LATENTS and self.has_named_place():
+            self.latents_location.remove_partials(dead)
 
     def emit(self, stage: str, kind: Any, text: str = "", **fields: Any) -> None:
         """Tell those who watch what happens; see :class:`satstore.events.Event`.

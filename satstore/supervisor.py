@@ -14,12 +14,12 @@ from pathlib import Path
 
 import psutil
 
+from satstore.files import write_file
+
 
 def write_json(path: Path, content: object) -> None:
-    """Replace a small file whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    temporary.write_text(json.dumps(content))
-    temporary.replace(path)
+    """Replace a small file whole; what it says is for watching, and need not survive a power loss."""
+    write_file(path, json.dumps(content).encode(), durable=False)
 
 
 def supervise(folder: Path) -> int:

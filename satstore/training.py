@@ -18,6 +18,7 @@ from satstore.capture import Layer, MomentRecorder
 from satstore.config import ExperimentConfig
 from satstore.datasets.images import ImageSplit, make_loader
 from satstore.datasets.keeping import hold
+from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import MemoryLimitError, NumericsError
 from satstore.manifest import CHECKPOINT, Manifest, checkpoint_name
 from satstore.metrics import start_metrics
@@ -154,6 +155,7 @@ def is_finished(session: Session) -> bool:
     return session.config.is_finished(session.epoch, accuracy)
 
 
+@explaining_lost_workers("lower the config's workers, or its batch_size")
 def run_pass(
     session: Session,
     loader: DataLoader[tuple[Tensor, Tensor]],

@@ -1,6 +1,8 @@
 """Runs that travel: packed into a zip file, which opens elsewhere as a run, checked before it appears."""
 
 import hashlib
+import os
+import secrets
 import shutil
 import stat
 import zipfile
@@ -12,7 +14,9 @@ from satstore.files import Digest, free_disk, make_folder, refusals, sync_folder
 from satstore.location import Folder
 from satstore.logs import check_run_id
 from satstore.manifest import LATENTS, Manifest
+from satstore.names import is_key
 from satstore.run import Run
+from satstore.untrusted import check_folders, is_file, open_file
 from satstore.verify import Verification
 from satstore.words import describe_size
 
@@ -38,12 +42,12 @@ def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
     if with_latents and run.manifest.latents and not isinstance(run.latents_location, Folder):
         raise NotFoundError(f"{run.name}: its latents lie at {run.latents_path}; leave --latents out")
     make_folder(path.absolute().parent)
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         # Stored as they are: checkpoints and shards are compressed already.
-        with refusals(path, 0), run.lock(), zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as packed:
+        with refusals(path, 0), run.lock(), zipfile.ZipFile(partial, "x", zipfile.ZIP_STORED) as packed:
             for name, source, digest in files_of(run, with_latents):
-                member = zipfile.ZipInfo.from_file(source) if source.is_file() else zipfile.ZipInfo(name)
+                member = zipfile.ZipInfo.from_file(source) if is_file(source) else zipfile.ZipInfo(name)
                 member.filename = f"{run.run_id}/{run.experiment}/{name}"
                 with packed.open(member, "w", force_zip64=True) as file:
                     for part in _read_checked(run, source, digest):
@@ -66,13 +70,14 @@ def _read_checked(run: Run, path: Path, expected: Digest | None) -> Iterator[byt
     remedy = f"satstore verify {run.name} names what makes it again"
     seen, n_bytes = hashlib.sha256(), 0
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while part := file.read(PART_BYTES):
                 seen.update(part)
                 n_bytes += len(part)
                 yield part
     except OSError as error:
-        reason = "is committed but not there" if not path.exists() else f"can't be read ({error.strerror})"
+        is_gone = isinstance(error, FileNotFoundError)
+        reason = "is committed but not there" if is_gone else f"can't be read ({error.strerror})"
         raise CorruptError(f"{path} {reason}; {remedy}") from error
     if expected is not None and (n_bytes, seen.hexdigest()) != (expected.size_bytes, expected.sha256):
         raise CorruptError(f"{path} is not what was committed; {remedy}")
@@ -81,16 +86,16 @@ def _read_checked(run: Run, path: Path, expected: Digest | None) -> Iterator[byt
 def files_of(run: Run, with_latents: bool) -> Iterator[tuple[str, Path, Digest | None]]:
     """Yield names below the run folder, paths and digests of what a run is made of; None: of no digest."""
     for name in KEPT:
-        if (run.path / name).is_file():
+        if os.path.lexists(run.path / name):  # one that is no file is refused when it is read
             yield name, run.path / name, None
     for name, record in run.manifest.files.items():
-        yield name, run.path / name, record.digest
+        yield name, run.path_of(name), record.digest
     folders = [Folder(run.analysis_path)]
     if with_latents and isinstance(run.latents_location, Folder):
         folders.append(run.latents_location)
     for folder in folders:
         for key, digest in sorted(run.commits.read(folder.name).files.items()):
-            yield f"{folder.name}/{key}", folder.path / key, digest
+            yield f"{folder.name}/{key}", folder.path_of(key), digest
 
 
 def unpack_run(path: Path, logs_dir: Path, run_id: str | None = None) -> Run:
@@ -119,7 +124,7 @@ def unpack_run(path: Path, logs_dir: Path, run_id: str | None = None) -> Run:
             members = {info.filename: info for info in packed.infolist() if not info.is_dir()}
             home = find_home(path, members.values())
             target = logs_dir / check_run_id(run_id or home.parts[0]) / home.parts[1]
-            if target.exists():
+            if os.path.lexists(target):
                 raise ConfigError(f"{target} is there already; give it another name with --run-id")
             n_bytes = sum(info.file_size for info in members.values())
             if n_bytes > free_disk(logs_dir):
@@ -142,9 +147,9 @@ def find_home(path: Path, members: Iterable[zipfile.ZipInfo]) -> PurePosixPath:
     """
     homes = set()
     for info in members:
-        name = PurePosixPath(info.filename)
-        is_plain = not name.is_absolute() and ".." not in name.parts and "\\" not in info.filename
-        if not is_plain or len(name.parts) < 3 or stat.S_ISLNK(info.external_attr >> 16):
+        name, mode = PurePosixPath(info.filename), info.external_attr >> 16
+        is_plain = is_key(info.filename) and stat.S_IFMT(mode) in (0, stat.S_IFREG)
+        if not is_plain or len(name.parts) < 3:
             raise CorruptError(f"{path} is no run of satstore: it holds {info.filename!r}")
         homes.add(PurePosixPath(*name.parts[:2]))
     if len(homes) != 1:
@@ -158,6 +163,7 @@ def _unpack(
     # Beside its place, under a name that no command lists: a run is there whole or not at all.
     beside = target.parent / f".{target.name}.partial" / target.name
     shutil.rmtree(beside.parent, ignore_errors=True)
+    check_folders(target.parent.parent, beside / "*")
     try:
         for name in members:
             below = PurePosixPath(name).relative_to(home)

@@ -1,23 +1,31 @@
 """How states, sizes and ages are written, wherever people read them."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from satstore.manifest import StageStatus
-
-MARKS: "Mapping[StageStatus, str]" = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
+MARKS: Mapping[str, str] = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
 UNKNOWN, FAILED = "–", "✗"
 """In place of a number: nothing was measured; it was, and gave none."""
 
 
-def printable(text: str) -> str:
+def printable(text: str, kept: str = "\n\t") -> str:
     """Return a text that a terminal shows and does not obey.
 
     Control characters, those that turn the direction of a text, and broken UTF-8 become ``�``; ends of lines
     and tabs stay.
     """
-    return "".join(c if c.isprintable() or c in "\n\t" else "�" for c in text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else "�" for c in text)
+
+
+def printable_content(content: Any) -> Any:
+    """Return the content of a JSON file, with all of its texts, and keys, as :func:`printable` has them."""
+    if isinstance(content, str):
+        return printable(content)
+    if isinstance(content, dict):
+        return {printable(key): printable_content(value) for key, value in content.items()}
+    return [printable_content(part) for part in content] if isinstance(content, list) else content
 
 
 def clean(text: str) -> str:

@@ -16,6 +16,8 @@ import matplotlib as mpl
 import pytest
 from command_line import satstore
 from hostile_run import DATASET, ERROR, LAYERS, MODEL
+from received import PLACES, READERS, THINGS, WRITERS, check_command, check_reader, make_received, receive
+from received import plant as plant_thing
 from tiny import CONFIG as TINY
 from tiny import register as register_tiny
 
@@ -341,3 +343,39 @@ def test_names__run_in_no_spreadsheet_and_tables_of_runs_keep_them(named: list[R
     head, *rows_of_cka = csv.reader((tmp_path / "a.csv").read_text().splitlines())
     assert head == ["layer", *LAYERS[:2], f"'{LAYERS[2]}", LAYERS[3]]
     assert [row[0] for row in rows_of_cka] == head[1:]
+@pytest.fixture(scope="module")
+def received_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A logs folder with a run and a job, of which each test gets a copy."""
+    return make_received(tmp_path_factory.mktemp("received") / "logs")
+
+
+EVERY = [(place, thing) for place in PLACES for thing in THINGS]
+FEW = EVERY[::11]
+"""Every kind of file, with one thing or another in its place: 11 has no factor in common with the things."""
+
+
+def test_received_run__nothing_outside_of_it_changes(received_logs: Path, tmp_path: Path) -> None:
+    """A few of all, in turn with each of the commands."""
+    commands = [*READERS.values(), *WRITERS.values()]
+    for number, (place, thing) in enumerate(FEW):
+        received = receive(received_logs, tmp_path / "home")
+        plant_thing(received, place, thing)
+        check_reader(received)
+        check_command(received, commands[number % len(commands)])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("thing", THINGS, ids=lambda thing: thing.__name__)
+@pytest.mark.parametrize("place", PLACES)
+def test_received_run__nothing_outside_of_it_changes_whatever_is_in_it(
+    received_logs: Path, tmp_path: Path, place: str, thing: Any
+) -> None:
+    received = receive(received_logs, tmp_path / "home")
+    plant_thing(received, place, thing)
+    check_reader(received)
+    for words in READERS.values():
+        check_command(received, words)
+    for words in WRITERS.values():
+        received = receive(received_logs, tmp_path / "home")
+        plant_thing(received, place, thing)
+        check_command(received, words)

@@ -19,6 +19,7 @@ from satstore.jobs import Job, list_jobs
 from satstore.manifest import StageStatus, drawn_layers
 from satstore.run import Run
 from satstore.usage import Usage, UsageMeter
+from satstore.words import printable
 
 TAIL_BYTES = 4096
 
@@ -73,12 +74,12 @@ class Experiment:
     @property
     def run_id(self) -> str:
         """The run id that it is under."""
-        return self.path.parent.name
+        return printable(self.path.parent.name)
 
     @property
     def name(self) -> str:
         """Run id and experiment, as commands take them."""
-        return f"{self.run_id}/{self.path.name}"
+        return printable(f"{self.run_id}/{self.path.name}")
 
     def has(self, status: StageStatus) -> bool:
         """Tell whether any stage is in that state."""

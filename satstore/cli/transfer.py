@@ -44,6 +44,7 @@ def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
 
     from satstore.files import write_file
     from satstore.spreadsheets import without_formulas
+    from satstore.untrusted import check_folders
 
     names = [name.removesuffix(".csv") for name in run.manifest.files if name.endswith(".csv")]
     if not names:
@@ -65,6 +66,7 @@ def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
                 remedy = "install it with: pip install 'satstore[parquet]'"
                 raise NotFoundError(f"--to parquet needs pyarrow; {remedy}") from None
         path = folder / f"{name}.{to}"
+        check_folders(folder.parent, path)
         write_file(path, content.getvalue())
         written.append(path.absolute())
     return written

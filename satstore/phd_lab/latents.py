@@ -24,6 +24,7 @@ from satstore.run import Run
 from satstore.store import LatentWriter, choose_shard_rows, digest_labels
 from satstore.store.latents import NO_SAMPLE_ID
 from satstore.store.records import describe_latents, describe_store
+from satstore.untrusted import read_content
 
 POINTER = "model_pointer.txt"
 SPLITS = ("train", "eval")
@@ -74,7 +75,7 @@ def find_folders(root: Path, tables: Iterable[Path]) -> Iterator[tuple[Path, Pat
     for pointer in pointers:
         # Windows' paths have both kinds of slashes; POSIX's have no backslash.
         with reading(pointer, "path of a folder of logs"):
-            parts = PureWindowsPath(pointer.read_text(encoding="utf-8").strip()).parts
+            parts = PureWindowsPath(read_content(pointer, follow=True).decode().strip()).parts
         if parts[-3:] in homes:
             yield homes[parts[-3:]], pointer.parent
 
@@ -186,7 +187,7 @@ def convert_layer(run: Run, pickles: Pickles, split: str, layer: str) -> None:
     key, labels, path = pickles.key, pickles.labels[split], pickles.files[split][layer]
     shapes = {key: pickles.shapes}
     writer = LatentWriter(
-        run.latents_location,
+        run.writable_latents(),
         run.commits,
         describe_store(run.manifest),
         {"imported_from": "phd-lab"},

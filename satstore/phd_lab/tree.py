@@ -1,5 +1,6 @@
 """The files of one experiment in a tree of phd-lab's logs, its config, and how its tables are read."""
 
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from satstore.config import LIST_KEYS, ExperimentConfig, describe
 from satstore.errors import CorruptError
+from satstore.untrusted import read_content
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,7 +81,7 @@ def read_table(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     with reading(path, "table separated by ';'"):
-        return pd.read_csv(path, sep=";", index_col=0)
+        return pd.read_csv(io.BytesIO(read_content(path, follow=True)), sep=";", index_col=0)
 
 
 def read_config(original: Original) -> ExperimentConfig:
@@ -91,7 +93,7 @@ def read_config(original: Original) -> ExperimentConfig:
     path = Path(f"{original.stem}_config.json")
     if path.is_file():
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(read_content(path, follow=True).decode())
         except (OSError, ValueError) as error:
             raise CorruptError(f"{path} can't be read: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):

@@ -11,6 +11,8 @@ from satstore.latent_key import split_latents_key
 from satstore.location import Folder, join, locate
 from satstore.manifest import LATENTS, Manifest, checkpoint_name
 from satstore.memory import forget_peak, peak_bytes, resident_bytes
+from satstore.names import as_key
+from satstore.places import remember_place
 from satstore.processes import undisturbed
 from satstore.run import Run
 from satstore.stages.latent_plan import (
@@ -136,7 +138,7 @@ def check_resources(
     if isinstance(location, Folder):
         # What a killed extraction left counts: it is gone on with, or replaced.
         written = sum(
-            sum(location.sizes(f"{todo.key}/{split}/{encode_layer(layer)}").values())
+            sum(location.sizes(as_key(f"{todo.key}/{split}/{encode_layer(layer)}")).values())
             for todo in plans
             for split, layers in todo.missing.items()
             for layer in layers
@@ -150,7 +152,7 @@ def check_resources(
 
 
 def check_place(run: Run, latents_dir: str | None) -> str:
-    """Return where a run's latents lie, or are to lie.
+    """Return where a run's latents lie, or are to lie; what the user names is remembered.
 
     Raises
     ------
@@ -166,12 +168,22 @@ def check_place(run: Run, latents_dir: str | None) -> str:
             f"{run.name} has its latents at {run.latents_path}, not at {place}; to have them there, remove "
             f"these first: satstore clean {run.name} --latents"
         )
+    if place != LATENTS:
+        remember_place(run.path, place)
     return place
 
 
 def place(run: Run, latents_dir: str | None) -> None:
-    """Note where a run's latents are to lie, once something answers there."""
+    """Note where a run's latents are to lie, once something answers there.
+
+    Raises
+    ------
+    ConfigError
+        If latents are stored elsewhere, or the manifest alone names the place.
+    """
     found = check_place(run, latents_dir)
+    if latents_dir is None:
+        run.writable_latents()
     if found != run.manifest.latents_path:
         locate(found).sizes()
         run.commit(change=lambda manifest: setattr(manifest, "latents_path", found))
@@ -202,7 +214,7 @@ def forget(run: Run, plans: Sequence[PoolingPlan], *, overwrite: bool) -> None:
 
     run.commit(change=change)
     for plan in plans:
-        gone = [damage.key for damage in plan.damage]
+        gone: list[str] = [damage.key for damage in plan.damage]
         if plan.is_anew:
             gone = [plan.key]
         elif overwrite:
@@ -211,7 +223,7 @@ def forget(run: Run, plans: Sequence[PoolingPlan], *, overwrite: bool) -> None:
                 for split, ls in plan.missing.items()
                 for layer in ls
             ]
-        discard(run.latents_location, run.commits, gone)
+        discard(run.writable_latents(), run.commits, gone)
 
 
 class Progress:
@@ -241,6 +253,7 @@ def write_split(
 
     from satstore import session
     from satstore.datasets.images import make_loader
+    from satstore.datasets.lost_workers import explaining_lost_workers
     from satstore.resources import beside_gpu, loader_bytes
 
     size, device = run.config.batch_size, next(model.parameters()).device
@@ -249,7 +262,11 @@ def write_split(
     keys = {split_latents_key(key)[0]: key for key in wanted}
     epoch = split_latents_key(next(iter(wanted)))[1]
     text = split if epoch is None else f"{split}, epoch {epoch}"
-    with session.recording(model, layers, keys) as recorder, torch.inference_mode():
+    with (
+        session.recording(model, layers, keys) as recorder,
+        torch.inference_mode(),
+        explaining_lost_workers("lower the config's workers, or its batch_size"),
+    ):
 
         def forward(batch: "torch.Tensor") -> dict[str, dict[str, Any]]:
             model(batch.to(device, non_blocking=True, memory_format=torch.channels_last))
@@ -297,7 +314,7 @@ def open_writer(
 
     epoch = split_latents_key(next(iter(shapes)))[1]
     return LatentWriter(
-        run.latents_location,
+        run.writable_latents(),
         run.commits,
         describe_store(run.manifest),
         {"checkpoint_sha256": run.manifest.files[checkpoint_name(epoch)].sha256},

@@ -10,6 +10,7 @@ from satstore.files import Digest
 from satstore.latent_key import groups_of, split_latents_key
 from satstore.location import Location
 from satstore.manifest import LatentsRecord, checkpoint_name
+from satstore.names import Key, as_key
 from satstore.run import Run
 from satstore.stages.stage import latents_of, layers_of
 
@@ -151,7 +152,7 @@ def find_damage(run: Run, key: str, *, content: bool) -> Iterator[Damage]:
         run.emit("extract", "progress", f"check {key}", done=done, total=len(groups))
 
 
-def _holds(location: Location, name: str, digest: Digest) -> bool:
+def _holds(location: Location, name: Key, digest: Digest) -> bool:
     try:
         return location.digest(name) == digest
     except NotFoundError:
@@ -173,9 +174,9 @@ def is_hit(damages: Sequence[Damage], key: str, split: str, layer: str) -> bool:
     return any(concerns(damage.key) for damage in damages)
 
 
-def metadata_above(key: str) -> list[str]:
+def metadata_above(key: str) -> list[Key]:
     """Return the files that describe the store and the groups above a key's."""
-    return ["zarr.json", *(f"{group}/zarr.json" for group in groups_of(key)[:-1])]
+    return [as_key("zarr.json"), *(as_key(f"{group}/zarr.json") for group in groups_of(key)[:-1])]
 
 
 def describe_missing(plans: Sequence[PoolingPlan]) -> list[str]:

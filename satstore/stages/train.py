@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from satstore.errors import ConfigError
+from satstore.files import refusals
 from satstore.location import Folder
 from satstore.manifest import CHECKPOINT, Manifest, Summary
 from satstore.processes import undisturbed
@@ -82,7 +83,8 @@ def train(run: Run, parameters: TrainParameters) -> None:
     device = session.choose_device(parameters.device or run.config.device)
     if parameters.overwrite:
         forget(run)
-    extract.place(run, parameters.latents_dir)
+    if parameters.latents_dir is not None or writes_latents(run, parameters):
+        extract.place(run, parameters.latents_dir)
     if not is_trained(run):
         note_epochs(run)
         n_ranks = parallel.count_ranks(run.config, device)
@@ -141,11 +143,13 @@ def forget(run: Run) -> None:
         manifest.stages = {"train": manifest.stages["train"]}
         manifest.warnings = []
 
-    gone = [run.path / name for name in run.manifest.files if name != "config.json"]
+    gone = [run.path_of(name) for name in run.manifest.files if name != "config.json"]
+    stores = (Folder(run.analysis_path), run.writable_latents())
     run.commit(change=change)
     for path in gone:
-        path.unlink(missing_ok=True)
-    for store in (Folder(run.analysis_path), run.latents_location):
+        with refusals(path, 0, "removed"):
+            path.unlink(missing_ok=True)
+    for store in stores:
         run.commits.remove(store.name)
         store.remove()
 

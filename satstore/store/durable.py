@@ -12,7 +12,8 @@ from zarr.storage import LocalStore, ObjectStore
 from satstore.commits import CommitLog, is_under
 from satstore.errors import NotFoundError
 from satstore.files import Digest, is_partial, make_folder
-from satstore.location import Bucket, Folder, Location
+from satstore.location import ROOT, Bucket, Folder, Location
+from satstore.names import Key, as_group, as_key, is_key
 
 
 class DurableStore(Store):
@@ -26,14 +27,18 @@ class DurableStore(Store):
     def _track(self, location: Location, log: CommitLog | None) -> None:
         self.location = location
         self._log = log
-        self._written: dict[str, Digest] = {}
+        self._written: dict[Key, Digest] = {}
         self._committed = log.read(location.name).files if log else {}
 
     def commit(self, n_rows: Mapping[str, int] | None = None) -> None:
         """Commit what was written, and the number of rows that groups hold with it."""
         assert self._log is not None
         # The metadata above, too, which a killed process may have written and never committed.
-        above = {str(folder / "zarr.json") for key in self._written for folder in PurePosixPath(key).parents}
+        above = {
+            as_key(str(folder / "zarr.json"))
+            for key in self._written
+            for folder in PurePosixPath(key).parents
+        }
         for key in sorted(above - self._written.keys() - self._committed.keys()):
             try:
                 self._written[key] = Digest.of(self.location.read(key))
@@ -51,21 +56,22 @@ class DurableStore(Store):
     def remove_object(self, key: str) -> None:
         """Remove one object, the log first."""
         self._forget(key)
-        self.location.delete([key])
+        self.location.delete([as_key(key)])
 
     def remove_group(self, path: str) -> None:
         """Remove all that lies under a path, the log first."""
         assert self._log is not None
         self._log.remove(self.location.name, path)
         self._drop(path)
-        self.location.remove(path)
+        self.location.remove(as_group(path))
 
     def remove_uncommitted(self, path: str) -> None:
         """Remove the objects under a path that are not committed: a killed process left them, torn maybe.
 
         Zarr reads a shard that is there before it writes it, even where it replaces all of it.
         """
-        self.location.delete(key for key in self.location.sizes(path) if key not in self._committed)
+        found = self.location.sizes(as_group(path))
+        self.location.delete(key for key in found if key not in self._committed)
 
     def _drop(self, path: str) -> bool:
         # Zarr writes from several threads: the keys are copied at once, and may be gone by now.
@@ -81,8 +87,9 @@ class DurableStore(Store):
             assert self._log is not None
             self._log.remove(self.location.name, path)
 
-    def write_object(self, key: str, *parts: bytes) -> None:
+    def write_object(self, name: str, *parts: bytes) -> None:
         """Write one object, in one part or several, which is committed with the others."""
+        key = as_key(name)
         if key in self._committed:
             self._forget(key)
         self.location.write(key, *parts)
@@ -101,17 +108,20 @@ class DurableStore(Store):
 
     async def delete(self, key: str) -> None:
         """Delete one object."""
-        self._forget(key)
-        await super().delete(key)  # type: ignore[safe-super]  # Zarr's own, never the abstract one
+        self._check_writable()
+        await asyncio.to_thread(self.remove_object, key)
 
     async def delete_dir(self, prefix: str) -> None:
         """Delete all that lies under a prefix."""
+        self._check_writable()
         self._forget(prefix)
-        await super().delete_dir(prefix)
+        await asyncio.to_thread(self.location.remove, as_group(prefix.rstrip("/")))
 
 
 class DurableFolder(DurableStore, LocalStore):
-    """A folder of Zarr objects, read by Zarr itself and written durably."""
+    """A folder of Zarr objects, read by Zarr itself where they are files, and written durably."""
+
+    location: Folder
 
     def __init__(self, location: Folder, log: CommitLog | None = None, *, read_only: bool = False) -> None:
         super().__init__(location.path, read_only=read_only or log is None)
@@ -121,10 +131,37 @@ class DurableFolder(DurableStore, LocalStore):
         """Return the same store, for reading only or not."""
         return type(self)(Folder(self.root), self._log, read_only=read_only)
 
+    async def get(
+        self, key: str, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """Return an object or a range of it, None where there is none."""
+        self.location.check_readable(as_key(key))
+        return await super().get(key, prototype, byte_range)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Return ranges of objects."""
+        ranges = list(key_ranges)
+        for key, _ in ranges:
+            self.location.check_readable(as_key(key))
+        return await super().get_partial_values(prototype, ranges)
+
+    def get_sync(
+        self,
+        key: str,
+        *,
+        prototype: BufferPrototype | None = None,
+        byte_range: ByteRequest | None = None,
+    ) -> Buffer | None:
+        """Return an object or a range of it; see :meth:`get`."""
+        self.location.check_readable(as_key(key))
+        return super().get_sync(key, prototype=prototype, byte_range=byte_range)
+
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """List the names right under a prefix, but for temporary files of a write that is going on."""
         async for name in super().list_dir(prefix):
-            if not is_partial(name):
+            if is_key(name) and not is_partial(name):
                 yield name
 
     def set_sync(self, key: str, value: Buffer) -> None:
@@ -135,8 +172,8 @@ class DurableFolder(DurableStore, LocalStore):
 
     def delete_sync(self, key: str) -> None:
         """Delete one object; see :meth:`delete`."""
-        self._forget(key)
-        super().delete_sync(key)
+        self._check_writable()
+        self.remove_object(key)
 
 
 class DurableBucket(DurableStore, ObjectStore[Any]):
@@ -174,16 +211,6 @@ class DurableBucket(DurableStore, ObjectStore[Any]):
         with self.location.refusals():
             return await super().exists(key)
 
-    async def delete(self, key: str) -> None:
-        """Delete one object."""
-        with self.location.refusals():
-            await super().delete(key)
-
-    async def delete_dir(self, prefix: str) -> None:
-        """Delete all that lies under a prefix."""
-        with self.location.refusals():
-            await super().delete_dir(prefix)
-
     def list(self) -> AsyncGenerator[str, None]:
         """List all keys."""
         return self._told(super().list())
@@ -208,5 +235,7 @@ def open_store(location: Location, log: CommitLog | None = None) -> DurableFolde
         return DurableBucket(location, log)
     assert isinstance(location, Folder)
     if log is not None:
-        make_folder(location.path)  # Zarr would make it too, but not so that it survives a power loss
+        make_folder(
+            location.path_of(ROOT, to_change=True)
+        )  # Zarr would make it too, but not so that it survives a power loss
     return DurableFolder(location, log)

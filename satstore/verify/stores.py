@@ -16,6 +16,7 @@ from satstore.files import Digest
 from satstore.latent_key import key_above, split_latents_key
 from satstore.location import Location
 from satstore.manifest import IMPORTED, checkpoint_name
+from satstore.names import Key, as_key
 from satstore.run import Run
 from satstore.store import StoredArray, digest_labels
 from satstore.store.check import Finiteness
@@ -41,7 +42,7 @@ SPLITS = ("train", "eval")
 class Part:
     """A committed object, and the array that it is a part of (None: of none that is known)."""
 
-    key: str
+    key: Key
     digest: Digest
     array: str | None = None
 
@@ -119,7 +120,7 @@ class StoreCheck:
                 yield from self._report(damage, digest)
             self._advance(digest.size_bytes)
 
-    def _take_up(self, key: str, content: bytes) -> Damage | None:
+    def _take_up(self, key: Key, content: bytes) -> Damage | None:
         """Take up the metadata of an array or a group; return what is the matter with it."""
         folder = key.removesuffix("zarr.json").rstrip("/")
         try:
@@ -137,7 +138,7 @@ class StoreCheck:
             return Damage(key, f"is not the metadata of a group or an array: {error}")
         return None
 
-    def _read(self, key: str, digest: Digest) -> tuple[bytes, Damage | None]:
+    def _read(self, key: Key, digest: Digest) -> tuple[bytes, Damage | None]:
         try:
             content = self.location.read(key)
         except NotFoundError:
@@ -160,8 +161,9 @@ class StoreCheck:
         for name in sorted(self.arrays):
             parts = groups.setdefault(parent(name), [])
             for below in self.arrays[name].objects:
-                if f"{name}/{below}" in rest:
-                    parts.append(Part(f"{name}/{below}", rest.pop(f"{name}/{below}"), name))
+                key = as_key(f"{name}/{below}")
+                if key in rest:
+                    parts.append(Part(key, rest.pop(key), name))
         groups[""] = [*groups.get("", []), *(Part(key, digest) for key, digest in sorted(rest.items()))]
         return groups
 

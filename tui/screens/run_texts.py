@@ -1,6 +1,5 @@
 """The tabs of a run's screen that show files as they stand, or as they grow."""
 
-import json
 import time
 
 from rich.console import Group
@@ -10,7 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Log
 
-from satstore.events import Event
+from satstore.events import parse_event
 from satstore.jobs import Job
 from satstore.words import clean
 from tui.job_words import describe_job
@@ -75,9 +74,8 @@ class EventsView(LogView):
 
     def describe_line(self, line: str) -> str:
         """Return an event in words."""
-        try:
-            event = Event(**json.loads(line))
-        except (ValueError, TypeError):
+        event = parse_event(line)
+        if event is None:
             return ""
         at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time))
         count = f" {event.done}/{event.total}" if event.total else ""

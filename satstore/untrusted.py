@@ -1,0 +1,145 @@
+"""Files of folders that somebody else may have made: only files are opened, and no link leads out.
+
+A run's files and folders are files and folders. In the place of one, a link would have satstore read or write
+elsewhere, and a named pipe would never answer.
+"""
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from satstore.errors import CorruptError
+
+KINDS = {
+    stat.S_IFREG: "a file",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a link",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def describe_kind(mode: int) -> str:
+    """Return what a mode of ``os.lstat`` says that something is, in words."""
+    return KINDS.get(stat.S_IFMT(mode), "no file")
+
+
+def is_file(path: Path) -> bool:
+    """Tell whether a file is there itself: a link to one is none."""
+    try:
+        return stat.S_ISREG(path.lstat().st_mode)
+    except (OSError, ValueError):  # a name that no file can have
+        return False
+
+
+def open_file(path: Path, *, follow: bool = False) -> io.BufferedReader:
+    """Open a file for reading.
+
+    Parameters
+    ----------
+    follow
+        Whether it may be a link: where the user named it, or the folder that it is in.
+
+    Raises
+    ------
+    OSError
+        If there is none, or what is there is a link, a folder, a named pipe or a device; says which.
+    """
+    check_is_file(path, path.stat() if follow else path.lstat())
+    # What takes its place meanwhile is refused too, and can't keep us waiting.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    try:
+        check_is_file(path, os.fstat(descriptor))
+    except OSError:
+        os.close(descriptor)
+        raise
+    return io.open(descriptor, "rb")  # noqa: UP020 - its type is that of a buffered file
+
+
+def check_is_file(path: Path, found: os.stat_result) -> None:
+    """Refuse what is no file; see :func:`open_file`."""
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder; expected a file", str(path))
+    if not stat.S_ISREG(found.st_mode):
+        kind = describe_kind(found.st_mode)
+        raise OSError(errno.EINVAL, f"it is {kind}; expected a file: remove it", str(path))
+
+
+def read_content(path: Path, *, follow: bool = False) -> bytes:
+    """Return a file's content; parameters and errors are those of :func:`open_file`."""
+    with open_file(path, follow=follow) as file:
+        return file.read()
+
+
+def check_appendable(path: Path) -> None:
+    """Check that what is appended to a path, or truncated there, changes no other file.
+
+    Raises
+    ------
+    OSError
+        If it is there and is no file, or the same file has other names.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return
+    check_is_file(path, found)
+    if found.st_nlink > 1:
+        reason = (
+            f"the same file has {found.st_nlink} names (hard links); expected one: put a copy in its place"
+        )
+        raise OSError(errno.EMLINK, reason, str(path))
+
+
+def check_folders(root: Path, path: Path, *, with_root: bool = False) -> None:
+    """Check that no link is among the folders from a root down to the one that a path is in.
+
+    Parameters
+    ----------
+    with_root
+        Whether the root itself must be no link either.
+
+    Raises
+    ------
+    CorruptError
+        Naming the link.
+    """
+    below = path.relative_to(root).parts[:-1]
+    folders = [root.joinpath(*below[:n]) for n in range(0 if with_root else 1, len(below) + 1)]
+    for folder in folders:
+        try:
+            mode = folder.lstat().st_mode
+        except OSError:
+            return  # what isn't there is no link, and nor is what would be below it
+        if stat.S_ISLNK(mode):
+            raise CorruptError(
+                f"{folder} is a link; expected a folder, and nothing was read or written behind it: put "
+                "a folder in its place"
+            )
+
+
+def walk_files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Yield each file under a folder, and its size in bytes; links are passed over, and what they lead to.
+
+    Raises
+    ------
+    OSError
+        If a folder that is there can't be listed.
+    """
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                yield from walk_files(Path(entry.path))
+            elif entry.is_file(follow_symlinks=False):
+                yield Path(entry.path), entry.stat(follow_symlinks=False).st_size
+        except FileNotFoundError:  # it has just been removed
+            continue
