@@ -162,8 +162,8 @@ def _unpack(
 ) -> Run:
     # Beside its place, under a name that no command lists: a run is there whole or not at all.
     beside = target.parent / f".{target.name}.partial" / target.name
-    shutil.rmtree(beside.parent, ignore_errors=True)
     check_folders(target.parent.parent, beside / "*")
+    shutil.rmtree(beside.parent, ignore_errors=True)
     try:
         for name in members:
             below = PurePosixPath(name).relative_to(home)

@@ -90,9 +90,7 @@ def check_appendable(path: Path) -> None:
         return
     check_is_file(path, found)
     if found.st_nlink > 1:
-        reason = (
-            f"the same file has {found.st_nlink} names (hard links); expected one: put a copy in its place"
-        )
+        reason = f"it is one file with {found.st_nlink} names (hard links); put a copy of it in its place"
         raise OSError(errno.EMLINK, reason, str(path))
 
 

@@ -89,6 +89,14 @@ def shared_demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep what tests name as places of latents out of the user's own files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 def state_of(logs: Path) -> dict[str, tuple[int, int]]:
     """Return size and time of each file of a logs folder that tells of a run."""
     files = [path for path in logs.rglob("*") if path.is_file() and ".jobs" not in path.parts]

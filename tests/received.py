@@ -1,7 +1,7 @@
 """Runs that somebody else made: what can lie in the place of their files, and a watch over what is written.
 
-Decoys lie beside the logs folder, as a user's own files do: none of them may change, and nothing may be written
-or removed but in the folders that a command is told of.
+Decoys lie beside the logs folder, as a user's own files do: none of them may change, and nothing may be
+written or removed but in the folders that a command is told of.
 """
 
 import contextlib
@@ -90,11 +90,10 @@ _on: list[Watch] = []
 
 def _where(path: Any, descriptor: Any = -1, *, follow: bool = False) -> str:
     """Return the real path that an event is about; its last part is followed where the call would."""
-    text = os.fsdecode(path)
-    if isinstance(descriptor, int) and descriptor >= 0 and not os.path.isabs(text):
-        text = f"{os.readlink(f'/proc/self/fd/{descriptor}')}/{text}"
-    folder, name = os.path.split(os.path.abspath(text))
-    return os.path.realpath(text) if follow else os.path.join(os.path.realpath(folder), name)
+    found = Path(os.fsdecode(path))
+    if isinstance(descriptor, int) and descriptor >= 0:
+        found = Path(f"/proc/self/fd/{descriptor}").readlink() / found
+    return str(found.resolve() if follow else found.parent.resolve() / found.name)
 
 
 def _hear(event: str, arguments: tuple[Any, ...]) -> None:
@@ -102,7 +101,7 @@ def _hear(event: str, arguments: tuple[Any, ...]) -> None:
         return
     watch = _on[-1]
     if event == "open":
-        path, mode, flags = arguments
+        path, _, flags = arguments
         if isinstance(path, str | bytes | os.PathLike) and (flags or 0) & WRITES:
             is_new = bool((flags & os.O_EXCL and flags & os.O_CREAT) or flags & getattr(os, "O_NOFOLLOW", 0))
             watch.changed.append((event, _where(path, follow=not is_new)))

@@ -1,11 +1,13 @@
 """What experiments take on disk (`satstore du`), and freeing it (`satstore clean`)."""
 
+import errno
 import json
 import os
 import pty
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import call, satstore
@@ -17,6 +19,7 @@ from satstore.pipeline import make_plan, run_stages
 from satstore.registry import STAGES
 from satstore.run import Run
 from satstore.stages.latent_plan import plan_latents
+from satstore.words import describe_size
 
 
 @pytest.fixture
@@ -214,3 +217,26 @@ def test_clean__without_saying_what_is_a_wrong_usage() -> None:
     code, _, err = call("clean", "demo")
     assert code == 2
     assert "--latents" in err
+
+
+def test_clean__says_what_a_disk_refused_to_free(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("clean", "demo", "--latents", "--yes", "--logs-dir", run.path.parents[1])
+    kept = run.path / "latents.zarr/pool4/eval"
+    left_bytes, unlink = disk_bytes(kept), os.unlink
+
+    def refuse(path: Any, *, dir_fd: int | None = None) -> None:
+        folder = Path("" if dir_fd is None else f"/proc/self/fd/{dir_fd}").resolve()
+        if (folder / path).is_relative_to(kept):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        unlink(path, dir_fd=dir_fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", refuse)
+        code, out, error = call(*words)
+    assert (code, len(error.splitlines())) == (1, 1)
+    assert "freed" not in out
+    assert "can't be removed: Input/output error; " in error
+    assert f"{describe_size(left_bytes)} are left" in error
+    assert disk_bytes(run.path / "latents.zarr") == left_bytes
+    assert call(*words)[0] == 0
+    assert not run.latents_path.exists()

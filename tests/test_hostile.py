@@ -6,7 +6,9 @@ import logging
 import os
 import pickle
 import shutil
+import stat
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,12 +23,14 @@ from received import plant as plant_thing
 from tiny import CONFIG as TINY
 from tiny import register as register_tiny
 
+from satstore.commits import CommitLog
 from satstore.config import LIST_KEYS, ExperimentConfig, read_config
 from satstore.disk import remove_latents
 from satstore.errors import ConfigError, CorruptError, SatstoreError
 from satstore.files import Digest
 from satstore.logs import make_run
-from satstore.manifest import read_manifest
+from satstore.manifest import Manifest, read_manifest
+from satstore.names import as_key
 from satstore.registry import load_plugins
 from satstore.run import Run
 
@@ -379,3 +383,134 @@ def test_received_run__nothing_outside_of_it_changes_whatever_is_in_it(
         received = receive(received_logs, tmp_path / "home")
         plant_thing(received, place, thing)
         check_command(received, words)
+
+
+NAMES_THAT_LEAD_OUT = [
+    "../key",
+    "pool2/train/../../../../../outside/key",
+    "/etc/passwd",
+    "a//b",
+    "a/",
+    "/",
+    "./a",
+    "a/./b",
+    "..",
+    "",
+    "a\\..\\b",
+    "C:/x",
+    "a\x1bb",
+    "a\nb",
+    "a\0b",
+    "x" * 300,
+    "a/" * 1500 + "a",
+]
+
+
+@pytest.mark.parametrize("name", NAMES_THAT_LEAD_OUT, ids=lambda name: repr(name)[:40])
+def test_names__that_lead_out_pass_no_gate(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="expected the name of a file"):
+        as_key(name)
+    log = CommitLog(tmp_path / "commits.jsonl")
+    good = {"store": "latents.zarr", "key": "pool2/zarr.json", "size_bytes": 1, "sha256": "00"}
+    bad = [good | {"key": name}, {"store": "latents.zarr", "group": name or "/", "n_rows": 1}]
+    log.path.write_text("".join(json.dumps(line) + "\n" for line in (good, *bad)))
+    assert [*log.read("latents.zarr").files] == ["pool2/zarr.json"]
+    assert not log.read("latents.zarr").n_rows
+    assert log.count_torn() == 2
+    files = {name: {"size_bytes": 1, "sha256": "00"}}
+    with pytest.raises(ValueError, match="expected the name of a file"):
+        Manifest.model_validate(
+            {
+                "run_id": "r",
+                "experiment": "e",
+                "created": 1,
+                "config": {},
+                "config_sha256": "",
+                "files": files,
+            }
+        )
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "pool2/train/0.conv~1/latent/c/0/0", "層/x y", "epochs/5/pool4", "%2E"]
+)
+def test_names__of_files_below_the_folder_pass(name: str) -> None:
+    assert as_key(name) == name
+
+
+def test_zip__that_holds_a_link_a_pipe_or_a_device_is_refused(tmp_path: Path) -> None:
+    for kind in (stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK):
+        member = zipfile.ZipInfo("res/x/metrics.csv")
+        member.external_attr = (kind | 0o644) << 16
+        with zipfile.ZipFile(tmp_path / "r.zip", "w") as packed:
+            packed.writestr(member, "/etc/passwd")
+        done = satstore("import", tmp_path / "r.zip", "--logs-dir", tmp_path / "logs")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "is no run of satstore: it holds 'res/x/metrics.csv'" in done.stderr
+        assert not (tmp_path / "logs").exists()
+
+
+def test_import__writes_behind_no_link_that_lies_where_it_unpacks(
+    received_logs: Path, tmp_path: Path
+) -> None:
+    received = receive(received_logs, tmp_path / "home")
+    zipped = satstore("export", "res", "--to", "zip", "--logs-dir", received.logs, cwd=received.home / "out")
+    packed, run = Path(zipped.stdout.strip()), received.run
+    shutil.rmtree(run)
+    (run.parent / f".{run.name}.partial").symlink_to(received.outside / "thesis")
+    check_command(received, ("import", str(packed)))
+    shutil.rmtree(run.parent)
+    run.parent.symlink_to(received.outside / "thesis")
+    check_command(received, ("import", str(packed)))
+
+
+@pytest.mark.parametrize("there", ["nothing", "somebody's files", "latents of a run of the same name"])
+def test_latents__are_written_nowhere_that_only_the_manifest_names(
+    received_logs: Path, tmp_path: Path, there: str
+) -> None:
+    received = receive(received_logs, tmp_path / "home")
+    place = received.outside / "place" / "res" / received.run.name / "latents.zarr"
+    if there == "somebody's files":
+        shutil.copytree(received.outside / "thesis", place)
+    elif there != "nothing":
+        shutil.copytree(received.run / "latents.zarr", place)
+    content = json.loads((received.run / "manifest.json").read_text())
+    del content["sha256"]
+    manifest = json.dumps(content | {"latents_path": str(place)})
+    for words in WRITERS.values():
+        (received.run / "manifest.json").write_text(manifest)
+        check_command(received, words)
+
+
+def test_latents__go_where_the_user_named_until_the_run_is_somebody_elses(
+    received_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    logs, copy, place = tmp_path / "logs", tmp_path / "copy", tmp_path / "place"
+    shutil.copytree(received_logs, logs)
+    clean = ("clean", "res", "--latents", "--yes", "--logs-dir")
+    extract = ("extract", "--run", "res", "-d", "2", "--logs-dir")
+    assert satstore(*clean, logs).returncode == 0
+    assert satstore(*extract, logs, "--latents-dir", place).returncode == 0
+    assert satstore(*extract, logs, "--overwrite").returncode == 0, "it was named once"
+    shutil.copytree(logs, copy)
+    done = satstore(*extract, copy, "--overwrite")
+    assert done.returncode == 1
+    assert "nothing is written or removed there until you name that place: satstore extract" in done.stderr
+    assert done.stderr.rstrip().endswith(f" --latents-dir {place}")
+    assert satstore(*clean, copy).returncode == 1
+    assert any(place.rglob("zarr.json"))
+    assert satstore(*extract, copy, "--latents-dir", place).returncode == 0
+    assert satstore(*clean, copy).returncode == 0
+    assert not any(place.rglob("zarr.json"))
+
+
+def test_run_folder__that_is_a_link_is_read_and_not_written(received_logs: Path, tmp_path: Path) -> None:
+    logs = Path(shutil.copytree(received_logs, tmp_path / "logs"))
+    [run] = logs.glob("res/*")
+    run.rename(tmp_path / run.name)
+    run.symlink_to(tmp_path / run.name)
+    assert satstore("show", "res", "--logs-dir", logs).returncode == 0
+    done = satstore("saturation", "--run", "res", "--overwrite", "--logs-dir", logs)
+    assert done.returncode == 1
+    assert f"{run} is a link" in done.stderr

@@ -1,5 +1,6 @@
 """Jobs: real processes in the background, started, followed, cancelled and killed."""
 
+import errno
 import json
 import os
 import platform
@@ -407,3 +408,23 @@ def test_read_job__is_not_over_before_its_supervisor_has_written_down_how(tmp_pa
     assert read_job(folder).state == "running"
     (folder / "process.json").write_text(json.dumps({**known, "supervisor": known}))
     assert read_job(folder).state == "lost"
+
+
+def test_job__whose_end_could_not_be_written_leaves_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logs = tmp_path / "logs"
+    path = claim_job(["train"], logs, tmp_path, detached=False)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", refuse)
+        JobRecord(path, owns_log=True).end(1, "it failed")
+    assert {file.name for file in path.iterdir()} == {"job.json", "log.txt"}
+    (path / "exit.json").write_text(json.dumps({"code": 1, "ended": time.time()}))
+    left = path / ".exit.json.0123abcd.89abcdef.partial"  # where the disk refused to remove it too
+    left.write_text("half")
+    claim_job(["train"], logs, tmp_path, detached=False)
+    assert not left.exists()

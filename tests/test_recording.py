@@ -1,6 +1,8 @@
 """`satstore.record`: a model and loaders of one's own become a run, without a config."""
 
 import copy
+import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -508,3 +510,27 @@ def test_record__finds_receptive_fields_where_the_model_can_be_traced(
     assert found.status("receptive_field") == "missing"
     assert any("can't be traced" in line for line in found.manifest.warnings)
     assert not caplog.records, "who hands over loaders is not told what they are"
+
+
+class Dying(Dataset[Any]):
+    """Images whose reader is killed at the fourth, as the system kills what takes too much memory."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        if index == 4:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.ones(1, 12, 12), index % 2
+
+
+@pytest.mark.parametrize("batch_size", [8, 2])
+def test_record__says_what_to_lower_where_a_loader_process_was_killed(
+    model: MyNet, batch_size: int, tmp_path: Path
+) -> None:
+    loader = DataLoader(Dying(), batch_size, num_workers=1, multiprocessing_context="fork")
+    with pytest.raises(MemoryLimitError, match="a process that reads batches died") as raised:
+        satstore.record(model, loader, "a", pooling=["2"], logs_dir=tmp_path)
+    assert "give the loader fewer num_workers, or a smaller batch_size" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not [*tmp_path.rglob("manifest.json")]

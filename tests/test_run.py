@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from satstore.config import ExperimentConfig
 from satstore.errors import ConfigError, CorruptError, LockedError, NotFoundError, UnknownNameError
+from satstore.files import WRITER
 from satstore.logs import check_run_id, find_logs_dir, find_runs, list_runs, make_run, open_run
 from satstore.run import Run
 
@@ -247,3 +249,34 @@ def test_read_manifest__refuses_what_is_none(run: Run, content: bytes, reason: s
 
     with pytest.raises(CorruptError, match=reason):
         Run(run.path)
+
+
+def test_lock__removes_what_its_dead_holder_was_writing_and_nothing_else(run: Run) -> None:
+    dead, other = "0123abcd", "89abcdef"
+    (run.path / "analysis.zarr").mkdir()
+    places = (".curves.svg", "analysis.zarr/.0")
+    dead_ones, others = (
+        [run.path / f"{place}.{writer}.00000000.partial" for place in places] for writer in (dead, other)
+    )
+    unsaid = run.path / f"..holder.json.{other}.00000000.partial"
+    for path in (*dead_ones, *others, unsaid):
+        path.write_text("half")
+    note = {"pid": 2**22 + 1, "host": platform.node(), "since": 1.0, "writers": [dead]}
+    (run.path / ".holder.json").write_text(json.dumps(note))
+    with run.lock():
+        assert not any(path.exists() for path in (*dead_ones, unsaid))
+        assert json.loads((run.path / ".holder.json").read_text())["writers"] == [dead, WRITER]
+    assert all(path.read_text() == "half" for path in others)
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "named pipe", "folder"])
+def test_lock__that_is_no_file_of_its_own_is_refused_in_a_line(run: Run, tmp_path: Path, kind: str) -> None:
+    precious, lock = tmp_path / "precious", run.path / ".lock"
+    precious.write_text("the user's")
+    lock.unlink(missing_ok=True)
+    make = {"link": lock.symlink_to, "hard link": lock.hardlink_to, "folder": lambda _: lock.mkdir()}
+    make.get(kind, lambda _: os.mkfifo(lock))(precious)
+    with pytest.raises(CorruptError, match=f"{lock} can't be locked: it is ") as raised, run.lock():
+        pass
+    assert "\n" not in str(raised.value)
+    assert precious.read_text() == "the user's"

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from pilots import (
 from textual.pilot import Pilot
 
 from satstore.jobs import Job, find_job, jobs_dir
+from satstore.manifest import Manifest, StageRecord
 from tui.app import SatstoreApp
 from tui.reader import Reader
 from tui.screens.jobs import JobsScreen, JobsTable
@@ -256,3 +259,44 @@ async def test_read_only__starts_ends_and_writes_nothing(
     async with SatstoreApp(tmp_path / "none", 0.02, read_only=True).run_test() as pilot:
         await wait_for(pilot, lambda: any("No runs yet" in line for line in read_screen(pilot)))
         assert not any("Run the demo" in line for line in read_screen(pilot))
+
+
+ESCAPE = "\x1b]0;owned\x07\x9b2J"
+
+
+async def test_app__obeys_no_escapes_of_somebody_elses_on_any_screen(tmp_path: Path) -> None:
+    run = make(tmp_path, "res", stages={"train": "failed"}, model="vgg5")
+
+    def change(manifest: Manifest) -> None:
+        manifest.stages[f"mine{ESCAPE}"] = StageRecord(status="failed", started=1.0, error=f"bad{ESCAPE}")
+        manifest.warnings.append(ESCAPE)
+        manifest.environment = {f"host{ESCAPE}": ESCAPE}
+
+    with run.lock():
+        run.commit(change=change)
+    event = {"stage": f"train{ESCAPE}", "kind": "message", "text": ESCAPE, "time": 1.0}
+    (run.path / "events.jsonl").write_text(f"{json.dumps(event)}\n")
+    path = make_job(
+        tmp_path, 1, None, f"one{ESCAPE}\ntwo\n", words=["train", f"res{ESCAPE}"], started=time.time()
+    )
+    progress = {"run": run.name, "stage": f"train{ESCAPE}", "done": 1, "total": 2, "text": ESCAPE}
+    (path / "progress.json").write_text(json.dumps(progress))
+    make_job(tmp_path, 2, None, host=f"elsewhere{ESCAPE}", words=[ESCAPE])
+    bad = tmp_path / f"bad{ESCAPE}" / "x"
+    shutil.copytree(run.path, bad)
+    async with make_app(tmp_path).run_test(size=(160, 50)) as pilot:
+        seen: list[str] = []
+        table = await open_jobs(pilot, 2)
+        for keys in (
+            ("up", "up", "x"),
+            ("escape", "down"),
+            ("escape",),
+            ("enter",),
+            *((f"{n}",) for n in range(1, 10)),
+        ):
+            await press(pilot, *keys)
+            seen += read_screen(pilot)
+        assert table is not None
+    text = "".join(seen)
+    assert "owned" in text, "it is shown"
+    assert not {c for c in text if not c.isprintable()}
