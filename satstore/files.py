@@ -56,7 +56,7 @@ PARTIAL = re.compile(r"\..*\.([0-9a-f]{8})\.[0-9a-f]{8}\.partial", re.DOTALL)
 
 def is_partial(name: str) -> bool:
     """Tell whether a file of that name is a temporary one of :func:`write_file`."""
-    return PARTIAL.fullmatch(name) is not None
+    return name.startswith(".") and name.endswith(".partial")
 
 
 def remove_partials(folder: Path, writers: Collection[str]) -> None:

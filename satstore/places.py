@@ -17,7 +17,7 @@ from satstore.untrusted import read_content
 
 def remember_place(run_folder: Path, place: str) -> None:
     """Remember that the user named a place for a run's latents; if that can't be kept, they name it again."""
-    with suppress(OSError):
+    with suppress(OSError, RuntimeError):  # of who has no home
         content = {"run": str(run_folder.absolute()), "latents": place}
         write_file(_note_of(run_folder), json.dumps(content, indent=1).encode())
 
@@ -27,7 +27,7 @@ def is_named(run_folder: Path, place: str) -> bool:
     try:
         content = json.loads(read_content(_note_of(run_folder)))
         return bool(content["latents"] == place)
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError):
         return False
 
 

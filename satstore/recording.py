@@ -22,7 +22,7 @@ from satstore.capture import LatentRecorder, Layer, MomentRecorder, describe_lay
 from satstore.compiled import uncompiled
 from satstore.config import pooling_key, read_config
 from satstore.datasets.lost_workers import explaining_lost_workers
-from satstore.errors import ConfigError, NumericsError
+from satstore.errors import ConfigError, NumericsError, SatstoreError
 from satstore.estimate import TYPICAL_RATIO, latent_bytes
 from satstore.events import Listener
 from satstore.location import Folder
@@ -200,7 +200,8 @@ def _lent(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 def _remove(run: Run) -> None:
     """Remove a run of which nothing is whole, and the folder of its run id if that is empty."""
-    run.writable_latents().remove()
+    with suppress(SatstoreError):  # why there is no run says more
+        run.writable_latents().remove()
     shutil.rmtree(run.path, ignore_errors=True)
     with suppress(OSError):  # holds other experiments
         run.path.parent.rmdir()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from held import CONFIG as HELD
 from held import Held
 from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
+from torch.utils.data import DataLoader
 
 from satstore import session, training
 from satstore.analysis.spectrum import eigenvalues
 from satstore.capture import MomentRecorder
 from satstore.config import read_config
+from satstore.datasets import images
 from satstore.errors import ConfigError, CorruptError, DeviceError, MemoryLimitError, NumericsError
 from satstore.events import Event
 from satstore.logs import make_run, open_run
@@ -422,3 +425,40 @@ def test_choose_workers__leaves_half_of_a_memory_limit(
     assert session.choose_workers(config, False, limit) == expected
     assert session.choose_workers(config, True, limit) == 0
     assert session.choose_workers(config.model_copy(update={"workers": 5}), False, limit) == 5
+
+
+class Dying(DataLoader[Any]):
+    """A loader whose process is killed, in torch's words: a real one takes seconds to start."""
+
+    words = ""
+
+    def __iter__(self) -> Any:
+        raise RuntimeError(self.words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Killed. ",
+        "DataLoader worker (pid(s) 7, 8) exited unexpectedly",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's workers are "
+        "out of shared memory. Please try to raise your shared memory limit.",
+    ],
+)
+@pytest.mark.parametrize("stage", ["train", "extract"])
+def test_stage__says_what_to_lower_where_a_loader_process_was_killed(
+    trained: Run, stage: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_dying(split: Any, batch_size: int, **_: object) -> Dying:
+        return Dying(split, batch_size)
+
+    shutil.copytree(trained.path, tmp_path / "res" / trained.experiment)
+    monkeypatch.setattr(Dying, "words", words)
+    monkeypatch.setattr(training, "make_loader", make_dying)
+    monkeypatch.setattr(images, "make_loader", make_dying)
+    with pytest.raises(MemoryLimitError, match="a process that reads batches died") as raised:
+        run_experiments({**FEW, "epoch": 3 if stage == "train" else 2}, "res", [stage], logs_dir=tmp_path)
+    assert "lower the config's workers, or its batch_size, and give the same command again" in str(
+        raised.value
+    )
+    assert "\n" not in str(raised.value)

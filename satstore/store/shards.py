@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from satstore.analysis.rows import Floats, widen
 from satstore.store.layout import Array
+from satstore.untrusted import check_folders, open_file
 
 CRC_BYTES = 4
 SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}
@@ -88,15 +89,15 @@ class ShardReader:
     @contextmanager
     def _open(self, shard: int) -> Iterator[int | None]:
         """Open a shard's file; None if it was not written."""
+        path = self.folder / shard_key(self._array, shard)
+        check_folders(self.folder, path)
         try:
-            file = os.open(self.folder / shard_key(self._array, shard), os.O_RDONLY)
+            file = open_file(path)
         except FileNotFoundError:
             yield None
             return
-        try:
-            yield file
-        finally:
-            os.close(file)
+        with file:
+            yield file.fileno()
 
     def _read_index(self, file: int | None) -> NDArray[np.uint64]:
         """Return offset and size of each chunk of a shard."""
