@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from satstore.config import NOT_TRAINING, ExperimentConfig
-from satstore.words import clean
+from satstore.words import clean, counted
 
 FIRST = ("epoch", "optimizer", "seed", "batch_size")
 """The keys that are named first, in this order."""
@@ -75,9 +75,9 @@ def describe_value(config: ExperimentConfig, key: str) -> str:
     """Return a key's value as people read it: ``30 epochs``, ``adam``, ``seed 1``."""
     value = getattr(config, key)
     if key == "epoch":
-        return f"{value} epoch" + "s" * (value != 1)
+        return counted(config.epoch, "epoch")
     if key == "optimizer":
-        return clean(value)
+        return clean(config.optimizer)
     word = key.replace("_", " ")
     if isinstance(value, bool):
         return word if value else f"no {word}"

@@ -28,8 +28,9 @@ def write_rows(rows: Iterable[Sequence[object]]) -> str:
     cells = [[as_text_cell(value) if isinstance(value, str) else value for value in row] for row in rows]
     is_split = any(isinstance(value, str) and SEPARATOR.search(value) for row in cells for value in row)
     text = io.StringIO()
-    quoting = csv.QUOTE_ALL if is_split else csv.QUOTE_MINIMAL
-    csv.writer(text, quoting=quoting, lineterminator="\n").writerows(cells)
+    csv.writer(text, quoting=csv.QUOTE_ALL if is_split else csv.QUOTE_MINIMAL, lineterminator="\n").writerows(
+        cells
+    )
     return text.getvalue()
 
 

@@ -347,6 +347,8 @@ def test_names__run_in_no_spreadsheet_and_tables_of_runs_keep_them(named: list[R
     head, *rows_of_cka = csv.reader((tmp_path / "a.csv").read_text().splitlines())
     assert head == ["layer", *LAYERS[:2], f"'{LAYERS[2]}", LAYERS[3]]
     assert [row[0] for row in rows_of_cka] == head[1:]
+
+
 @pytest.fixture(scope="module")
 def received_logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A logs folder with a run and a job, of which each test gets a copy."""

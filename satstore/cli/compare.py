@@ -121,5 +121,6 @@ def write_table(found: "NDArray[np.float64]", rows: list[str], columns: list[str
     from satstore.spreadsheets import write_rows
 
     cells = [["" if value != value else float(value) for value in row] for row in found]
-    table = [["layer", *columns], *([name, *row] for name, row in zip(rows, cells, strict=True))]
+    table: list[list[object]] = [["layer", *columns]]
+    table += [[name, *row] for name, row in zip(rows, cells, strict=True)]
     write_file(path, write_rows(table).encode())

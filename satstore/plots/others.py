@@ -94,8 +94,8 @@ def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) 
         if np.isfinite(cumulative[-1]) and cumulative[-1] > 0:
             shares = np.arange(1, len(cumulative) + 1) / len(cumulative)
             color = colormaps["viridis"](0.95 * place / max(1, len(layers) - 1))
-            look = {"where": "post", "color": color, "label": layer}
-            entries += [(layer, line) for line in axes.step(shares, cumulative / cumulative[-1], **look)]
+            drawn = axes.step(shares, cumulative / cumulative[-1], where="post", color=color, label=layer)
+            entries += [(layer, line) for line in drawn]
     delta = run.config.delta
     line = axes.axhline(delta, color=MODEL, linestyle="--", linewidth=1, label=f"delta {delta:g}")
     entries.append((f"delta {delta:g}", line))

@@ -4,10 +4,10 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from satstore.errors import ConfigError
 from satstore.files import write_file
@@ -30,7 +30,11 @@ LETTER = 0.55
 WIDEST = 100.0
 """Inches, of a figure that grows with the layers: what a picture of thousands would take, no machine has."""
 
-PLAIN = {"text.parse_math": False, "text.usetex": False, "axes.formatter.use_mathtext": False}
+PLAIN: "Mapping[Any, bool]" = {
+    "text.parse_math": False,
+    "text.usetex": False,
+    "axes.formatter.use_mathtext": False,
+}
 """Under which names are shown as they are: their dollar signs begin no formula, their backslashes no TeX."""
 
 P = ParamSpec("P")
@@ -47,7 +51,7 @@ def with_plain_names(draw: Callable[P, T]) -> Callable[P, T]:
     def plain(*args: P.args, **kwargs: P.kwargs) -> T:
         from matplotlib import rc_context
 
-        with rc_context(PLAIN):
+        with rc_context(dict(PLAIN)):
             return draw(*args, **kwargs)
 
     return plain

@@ -74,7 +74,7 @@ class Labels(AxisFormatter):
         return texts
 
 
-class PlainCanvas(Canvas):  # type: ignore[misc]
+class PlainCanvas(Canvas):
     """A canvas of a plot, whose labels have no markup but the style that the plot puts in front of them."""
 
     def write_text(self, x: int, y: int, text: str, align: TextAlign = TextAlign.LEFT) -> None:
