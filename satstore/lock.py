@@ -1,5 +1,6 @@
 """The write lock of an experiment: one process at a time, and everyone can tell which."""
 
+import fcntl
 import json
 import os
 import platform
@@ -12,6 +13,9 @@ from typing import Any
 from satstore.errors import CorruptError, LockedError
 from satstore.files import WRITER, write_file
 from satstore.untrusted import check_appendable, read_content
+
+LOOK_S = 1.0
+"""How long a lock is tried for that seems to be held by nobody."""
 
 
 class WriteLock:
@@ -42,7 +46,12 @@ class WriteLock:
         lock = FileLock(self._path, timeout=0)
         try:
             check_appendable(self._path)
-            lock.acquire()
+            try:
+                lock.acquire()
+            except Timeout:
+                if self.holder() is not None:
+                    raise
+                lock.acquire(timeout=LOOK_S, poll_interval=0.01)  # somebody only looked whether it is held
         except Timeout:
             holder = self.holder() or {}
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since", time.time())))
@@ -79,14 +88,37 @@ class WriteLock:
         return [writer for writer in found if isinstance(writer, str)] if isinstance(found, list) else []
 
     def holder(self) -> dict[str, Any] | None:
-        """Return pid, host and since (seconds since the epoch) of the holder; None if no process holds it."""
+        """Return pid, host and since (seconds since the epoch) of the holder; None if no process holds it.
+
+        A note of a process that is gone is none, nor is one whose lock is free: its pid is another process's
+        by now, or it was made on another host.
+        """
         holder = self._note()
         try:
             on_this_host, pid = holder.get("host") == platform.node(), int(holder["pid"])
             time.localtime(holder["since"])
         except (OSError, ValueError, LookupError, TypeError, OverflowError):
             return None  # there is none, or what is there is no note of ours
-        return None if on_this_host and not _is_alive(pid) else holder
+        return None if (on_this_host and not _is_alive(pid)) or self._is_free() else holder
+
+    def _is_free(self) -> bool:
+        """Tell whether the lock could be taken; False where that can't be told.
+
+        It is taken for a moment, shared with others who look.
+        """
+        try:
+            file = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        finally:
+            os.close(file)
+        return True
 
 
 def _is_alive(pid: int) -> bool:

@@ -743,8 +743,10 @@ class Run:
                     staged.unlink()
 
     def _recover(self, dead: Collection[str]) -> None:
-        """Mend what a crash left half done: a commit, and temporary files of the writers that died."""
+        """Mend what a crash left: half a commit, stages that ran, temporary files of writers that died."""
         self._finish_commit()
+        if any(record.status == "running" for record in self.manifest.stages.values()):
+            self.commit(change=_end_stages)
         if dead:
             remove_partials(self.path, dead)
         if dead and self.manifest.latents_path != LATENTS and self.has_named_place():
@@ -822,6 +824,13 @@ class Run:
         if line not in self.manifest.warnings:  # what is done again may have the same to say
             self.commit(change=lambda manifest: manifest.warnings.append(line))
         self.emit(stage, "warning", text)
+
+
+def _end_stages(manifest: Manifest) -> None:
+    """Mark stages that ran as failed: who takes the lock knows that their process is gone."""
+    for record in manifest.stages.values():
+        if record.status == "running":
+            record.status = "failed"
 
 
 def is_of_eigenvalues(key: str) -> bool:

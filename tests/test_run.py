@@ -1,11 +1,13 @@
 """Run folders: commits, locks, tables, and how runs are found."""
 
+import fcntl
 import json
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from satstore.config import ExperimentConfig
 from satstore.errors import ConfigError, CorruptError, LockedError, NotFoundError, UnknownNameError
 from satstore.files import WRITER
 from satstore.logs import check_run_id, find_logs_dir, find_runs, list_runs, make_run, open_run
+from satstore.manifest import Manifest, StageRecord
 from satstore.run import Run
 
 CONFIG = ExperimentConfig(model="vgg5", dataset="Digits")
@@ -134,6 +137,48 @@ with Run(Path(sys.argv[1])).lock():
     print("held", flush=True)
     sys.stdin.read()
 """
+
+
+def test_lock__a_note_of_another_process_or_host_holds_nothing_that_is_free(run: Run) -> None:
+    """The pid of a process that died is this one's by now, or it ran on another host."""
+    with run.lock():
+        note = json.loads((run.path / ".holder.json").read_text())
+    for stale in (note, note | {"host": "elsewhere"}):
+        (run.path / ".holder.json").write_text(json.dumps(stale))
+        assert not run.is_being_written
+    with run.lock():
+        for held in (note, note | {"host": "elsewhere"}):
+            (run.path / ".holder.json").write_text(json.dumps(held))
+            assert run.is_being_written
+
+
+def test_status__a_stage_that_was_killed_is_not_running_while_another_one_is(run: Run) -> None:
+    def kill(manifest: Manifest) -> None:
+        manifest.stages["extract"] = StageRecord(status="running", started=1.0)
+
+    run.commit(change=kill)
+    assert run.status("extract") == "failed"
+    with run.lock(), run.stage("probe", {}):
+        seen = Run(run.path)
+        assert seen.statuses() == run.statuses()
+        assert (seen.status("probe"), seen.status("extract")) == ("running", "failed")
+        assert seen.failures(seen.statuses()) == {"extract": "its process ended without a word"}
+
+
+def test_lock__is_taken_while_others_only_look(run: Run) -> None:
+    """Who looks holds it for a moment: here until the writer has found it held and asked whose it is."""
+    with (run.path / ".lock").open("w") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        asked = run._lock.holder
+
+        def holder() -> Any:
+            found = asked()
+            fcntl.flock(looking, fcntl.LOCK_UN)
+            return found
+
+        run._lock.holder = holder  # type: ignore[method-assign]
+        with run.lock():
+            assert json.loads((run.path / ".holder.json").read_text())["pid"] == os.getpid()
 
 
 def test_lock__names_the_holder_and_dies_with_it(run: Run) -> None:

@@ -254,7 +254,15 @@ async def test_runs_screen__holds_still_while_paused(tmp_path: Path) -> None:
 
 async def test_runs_screen__sees_a_stage_whose_process_died(tmp_path: Path) -> None:
     run = make(tmp_path, "a", 3, None, {"train": "running"})
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    (run.path / ".lock").touch()
+    script = (
+        "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, run.path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # it holds the lock
     holder = {"pid": process.pid, "host": platform.node(), "since": 1.0}
     (run.path / ".holder.json").write_text(json.dumps(holder))
     async with make_app(tmp_path).run_test() as pilot:
