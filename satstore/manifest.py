@@ -15,7 +15,7 @@ from satstore.errors import CorruptError, NotFoundError
 from satstore.files import FORMAT_VERSION, Digest
 from satstore.latent_key import latents_key, split_latents_key
 from satstore.location import is_url
-from satstore.names import as_key, is_key
+from satstore.names import is_key
 from satstore.untrusted import read_content
 from satstore.words import printable_content
 
@@ -56,7 +56,14 @@ ProbesKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}$"
 """As :func:`probe_key` makes them; it is part of a file's name."""
 
 
-FileName = Annotated[str, AfterValidator(as_key)]
+def _check_file_name(name: str) -> str:
+    """Refuse names that lead out of the run folder, and that no file can have."""
+    if not is_key(name):
+        raise ValueError("expected the name of a file in the run folder")
+    return name
+
+
+FileName = Annotated[str, AfterValidator(_check_file_name)]
 """The name of a file of the run folder."""
 
 
@@ -318,7 +325,10 @@ def read_manifest(path: Path) -> Manifest:
             raise CorruptError(f"{file} has format version {version}; this satstore reads {FORMAT_VERSION}")
         check_seal(raw)
         content.pop("sha256", None)
-        return Manifest.model_validate(printable_content(content))
+        cleaned = printable_content(content)
+        if cleaned != content:  # names of control characters are refused, texts are cleaned
+            Manifest.model_validate(content)
+        return Manifest.model_validate(cleaned)
     except FileNotFoundError:
         raise NotFoundError(f"no run at {path}: it has no manifest.json") from None
     except OSError as error:

@@ -64,7 +64,7 @@ def open_file(path: Path, *, follow: bool = False) -> io.BufferedReader:
 def check_is_file(path: Path, found: os.stat_result) -> None:
     """Refuse what is no file; see :func:`open_file`."""
     if stat.S_ISDIR(found.st_mode):
-        raise IsADirectoryError(errno.EISDIR, "it is a folder; expected a file", str(path))
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(found.st_mode):
         kind = describe_kind(found.st_mode)
         raise OSError(errno.EINVAL, f"it is {kind}; expected a file: remove it", str(path))
