@@ -106,6 +106,26 @@ def test_record__without_an_eval_loader_takes_the_one_for_both(model: MyNet, tmp
     assert len(run.latents("pool1", "train").labels) == len(run.latents("pool1", "eval").labels) == 30
 
 
+@pytest.mark.parametrize("how", ["wrapped", "in place"])
+def test_record__of_a_compiled_model_is_that_of_the_model(
+    how: str, run: satstore.Run, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model: Any = MyNet()
+    if how == "wrapped":
+        model = torch.compile(model, backend="eager")
+    else:
+        model.compile(backend="eager")
+    model.eval()(next(iter(make_loader(90, 0)))[0])
+    loaders = make_loader(90, 0), make_loader(40, 1)
+    found = satstore.record(model, loaders[0], "mine", loaders[1], pooling=["2"], logs_dir=tmp_path)
+    torch.compiler.reset()
+    assert found.layers == ["conv", "fc"]
+    for layer in found.layers:
+        np.testing.assert_allclose(found.spectra("eval")[layer], run.spectra("eval")[layer], rtol=1e-6)
+    assert found.config.model == "MyNet"
+
+
 def test_record__refuses_a_run_that_is_there(model: MyNet, tmp_path: Path) -> None:
     satstore.record(model, make_loader(30, 0), "a", pooling=["1"], logs_dir=tmp_path)
     with pytest.raises(ConfigError, match="is there already; record under another run id"):
