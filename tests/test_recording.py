@@ -116,7 +116,8 @@ def test_record__of_a_compiled_model_is_that_of_the_model(
         model = torch.compile(model, backend="eager")
     else:
         model.compile(backend="eager")
-    model.eval()(next(iter(make_loader(90, 0)))[0])
+    with torch.no_grad():  # as it is recorded: other modes are compiled anew in any case
+        model.eval()(next(iter(make_loader(90, 0)))[0])
     loaders = make_loader(90, 0), make_loader(40, 1)
     found = satstore.record(model, loaders[0], "mine", loaders[1], pooling=["2"], logs_dir=tmp_path)
     torch.compiler.reset()
