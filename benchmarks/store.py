@@ -26,7 +26,7 @@ from zarr.codecs import ZstdCodec
 
 from satstore import LogisticProbe
 from satstore.store import open_latents
-from satstore.store.halves import round_mantissa
+from satstore.store.precision import round_mantissa
 
 Floats = NDArray[np.floating[Any]]
 SHARD_ROWS = 1024

@@ -37,9 +37,6 @@ __all__ = [
     "to_samples",
 ]
 
-FLOAT16_OVERFLOW = 65520.0
-"""What rounds to float16's infinity."""
-
 Layers = Mapping[str, nn.Module]
 
 _log = logging.getLogger(__name__)
@@ -293,9 +290,9 @@ class LatentRecorder(Recorder):
     def pop(self) -> dict[Pooling, dict[str, Tensor]]:
         """Hand over what was collected since the last call: pooling → layer → latent, on the CPU.
 
-        As float16, but a layer with values that float16 can't hold as what it is: NaN, infinite, or beyond.
+        As float32, or float64 where the layer gave that: whether float16 will do, all samples tell together.
         """
-        latents = {key: _as_halves(part) for key, part in self._latents.items()}
+        latents = {key: _on_cpu(part) for key, part in self._latents.items()}
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()  # the copies were only begun
         self._latents = {pooling: {} for pooling in self._latents}
@@ -320,19 +317,13 @@ def take_room(seen: dict[Any, int], key: Any, most: int | None, n_images: int) -
     return room
 
 
-def _as_halves(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Convert on the device, which halves what is copied to the host, all layers at once."""
-    if not latents:
-        return {}
-    # On NaN this is NaN, which is not below.
-    largest = torch.stack([torch.stack(t.aminmax()).abs().amax().float() for t in latents.values()])
-    fits = (largest < FLOAT16_OVERFLOW).tolist()
+def _on_cpu(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Begin to copy latents to the host, in a dtype that NumPy has."""
     return {
-        # NumPy has no bfloat16.
-        name: latent.to(torch.float16 if fit else torch.promote_types(latent.dtype, torch.float32))
+        name: latent.to(torch.promote_types(latent.dtype, torch.float32))
         .contiguous()
         .to("cpu", non_blocking=True)
-        for (name, latent), fit in zip(latents.items(), fits, strict=True)
+        for name, latent in latents.items()
     }
 
 

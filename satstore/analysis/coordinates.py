@@ -32,7 +32,7 @@ CENTRE_ABOVE = 32.0
 
 @dataclass(frozen=True)
 class Problem:
-    """What is to be solved: sizes, the objective's C, and when the solver may stop."""
+    """What is to be solved: sizes, the objective's C, when the solver may stop, bytes of a stored value."""
 
     n_rows: int
     n_features: int
@@ -41,6 +41,7 @@ class Problem:
     tol: float
     max_iter: int
     n_positions: int = 1
+    value_bytes: int = 2
 
     @property
     def n_outputs(self) -> int:

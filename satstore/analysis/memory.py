@@ -34,7 +34,7 @@ def fit_bytes(problem: Problem, n_threads: int) -> int:
     # In each thread a tile, and while it computes logits, residuals and a gradient; tiles as they are stored.
     tiles = n_computing * 4 * height * problem.n_features
     passing = n_computing * 4 * (2 * height * n_logits + problem.n_positions * problem.n_coefficients)
-    passing += min(n_threads + 3, n_tiles) * 2 * height * problem.n_features
+    passing += min(n_threads + 3, n_tiles) * problem.value_bytes * height * problem.n_features
     solver = SOLVER_BYTES * problem.n_coefficients
     results = RESULT_BYTES * problem.n_positions * problem.n_coefficients
     sample = problem.n_sample * problem.n_features

@@ -44,8 +44,9 @@ def fit_layer(
     classes = np.unique(splits["train"].labels)
     axes = train.shape[1:-1] if job.pooling == "pixelwise" else ()
     n_positions = int(np.prod(axes, dtype=np.int64))
+    value_bytes = max(latents[job.layer].array.dtype.itemsize for latents in splits.values())
     problem = Problem(
-        train.shape[0], train.n_features, len(classes), job.C, job.tol, job.max_iter, n_positions
+        train.shape[0], train.n_features, len(classes), job.C, job.tol, job.max_iter, n_positions, value_bytes
     )
     with make_engines(job, splits, classes, problem, means, cluster) as engines:
         room_bytes = means.memory_bytes - resident_bytes()

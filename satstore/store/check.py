@@ -13,8 +13,8 @@ from zarr.core.buffer import Buffer, cpu
 from zarr.storage import MemoryStore
 
 from satstore.errors import CorruptError
-from satstore.store.halves import has_non_finite
 from satstore.store.layout import Array, check_claims, objects_of
+from satstore.store.problems import has_non_finite
 
 
 class StoredArray:
@@ -131,7 +131,7 @@ class Finiteness:
 
     def look(self, chunk: NDArray[Any]) -> None:
         """Take in a chunk of samples (n, …)."""
-        if chunk.dtype == np.float16 and not has_non_finite(chunk):  # fast, and true of nearly all chunks
+        if not has_non_finite(chunk):  # fast, and true of nearly all chunks
             return
         finite = np.isfinite(chunk)
         self.features = self.features & finite.all(axis=0)

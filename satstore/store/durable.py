@@ -55,7 +55,7 @@ class DurableStore(Store):
 
     def remove_object(self, key: str) -> None:
         """Remove one object, the log first."""
-        self._forget(key)
+        self.forget(key)
         self.location.delete([as_key(key)])
 
     def remove_group(self, path: str) -> None:
@@ -82,7 +82,8 @@ class DurableStore(Store):
             self._committed.pop(key, None)
         return bool(gone)
 
-    def _forget(self, path: str) -> None:
+    def forget(self, path: str) -> None:
+        """Take an object, or all that lies under a path, out of the log."""
         if self._drop(path):
             assert self._log is not None
             self._log.remove(self.location.name, path)
@@ -91,7 +92,7 @@ class DurableStore(Store):
         """Write one object, in one part or several, which is committed with the others."""
         key = as_key(name)
         if key in self._committed:
-            self._forget(key)
+            self.forget(key)
         self.location.write(key, *parts)
         self._written[key] = Digest.of(*parts)
 
@@ -114,7 +115,7 @@ class DurableStore(Store):
     async def delete_dir(self, prefix: str) -> None:
         """Delete all that lies under a prefix."""
         self._check_writable()
-        self._forget(prefix)
+        self.forget(prefix)
         await asyncio.to_thread(self.location.remove, as_group(prefix.rstrip("/")))
 
 

@@ -8,17 +8,23 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
-from satstore.store.halves import round_mantissa
-from satstore.store.layout import FLOAT16_MANTISSA_BITS, Array, choose_chunk_rows, create_array
+from satstore.store.layout import (
+    FLOAT16_BYTES,
+    FLOAT16_MANTISSA_BITS,
+    Array,
+    choose_chunk_rows,
+    create_array,
+)
+from satstore.store.precision import Extent, choose_precision
 
 
 def encoded_ratio(latents: NDArray[Any], mantissa_bits: int = FLOAT16_MANTISSA_BITS) -> float:
     """Return the bytes that samples' latents (n, …) have in a store, per byte of float16."""
     with np.errstate(over="ignore"):
-        values = latents.astype(np.float16)
-    round_mantissa(values, mantissa_bits)
-    store = _encode(values, mantissa_bits)[1]
-    return sum(len(part) for key, part in store.items() if "/c/" in key) / values.nbytes
+        values = latents.astype(np.float32)
+    precision = choose_precision(Extent.of(values), mantissa_bits)
+    store = _encode(precision.round(values), mantissa_bits)[1]
+    return sum(len(part) for key, part in store.items() if "/c/" in key) / (FLOAT16_BYTES * values.size)
 
 
 def encoding_rates() -> tuple[float, float]:
@@ -35,13 +41,15 @@ def encoding_rates() -> tuple[float, float]:
 
 
 def _encode(
-    values: NDArray[np.float16], mantissa_bits: int = FLOAT16_MANTISSA_BITS
+    values: NDArray[np.floating[Any]], mantissa_bits: int = FLOAT16_MANTISSA_BITS
 ) -> tuple[Array, dict[str, Any]]:
     """Write an array as stores are written, to memory; return it, and the objects by key."""
     store: dict[str, Any] = {}
     group = zarr.create_group(MemoryStore(store))
-    chunks = (choose_chunk_rows(values.shape[1:], len(values)), *values.shape[1:])
+    chunks = (choose_chunk_rows(values.shape[1:], len(values), values.itemsize), *values.shape[1:])
     dimensions = ("sample", *(f"axis{axis}" for axis in range(1, values.ndim)))
-    array = create_array(group, "latent", values.shape, np.float16, dimensions, mantissa_bits, chunks=chunks)
+    array = create_array(
+        group, "latent", values.shape, values.dtype, dimensions, mantissa_bits, chunks=chunks
+    )
     array[...] = values
     return array, store

@@ -40,7 +40,7 @@ class LatentArray:
     layer
         The layer's PyTorch name.
     array
-        The zarr array, float16.
+        The zarr array: float16, or float32 where float16 would not keep a feature's spread.
     """
 
     def __init__(self, group: zarr.Group) -> None:
@@ -79,7 +79,7 @@ class LatentArray:
         with reading(what, "write it again with: satstore extract"), np.errstate(over="ignore"):
             return np.asarray(array[...], dtype=np.float32)
 
-    def numpy(self) -> NDArray[np.float16]:
+    def numpy(self) -> NDArray[np.floating[Any]]:
         """Read all of it into memory.
 
         Raises
@@ -109,7 +109,7 @@ class LatentArray:
             open_shards(store.root / self.array.path, self.array) if isinstance(store, LocalStore) else None
         )
 
-    def _read(self, start: int, stop: int) -> NDArray[np.float16]:
+    def _read(self, start: int, stop: int) -> NDArray[np.floating[Any]]:
         with self._reading(start, stop):
             return np.asarray(self._shards.read(start, stop) if self._shards else self.array[start:stop])
 

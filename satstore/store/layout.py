@@ -29,6 +29,7 @@ SHARD_BYTES = 128 * 2**20
 # Shards of a split, unless those of all layers are less than this together.
 MIN_SHARDS, SMALL_BYTES = 8, 64 * 2**20
 FLOAT16_BYTES, FLOAT16_MANTISSA_BITS = 2, 10
+FLOAT32_BYTES, FLOAT32_MANTISSA_BITS = 4, 23
 MAX_ENCODERS = 4
 """Shards encoded at once, at most. Memory is reckoned with it, so that shards are alike everywhere."""
 ENCODING_BYTES = 32 * 2**20
@@ -62,14 +63,15 @@ def encode_layer(name: str) -> str:
 def shards_bytes(shapes: Shapes, shard_rows: Mapping[str, int]) -> int:
     """Return the memory that writing takes with so many samples in each pooling's shards.
 
-    All layers' shards are filled at once while those before them are encoded: two of each; those that are
-    encoded at once are there once more, as bytes; and the moments hold five numbers of each feature.
+    All layers' shards are filled at once, as float32, while those before them are encoded: two of each. Those
+    that are encoded at once are there once more, as float16 and as bytes; where a layer turns out to need
+    float32, its earlier shards are, one after the other. Moments and extent take 28 bytes of each feature.
     """
-    row_bytes = {p: [FLOAT16_BYTES * math.prod(s) for s in layers.values()] for p, layers in shapes.items()}
-    shards = sum(2 * shard_rows[p] * sum(rows) for p, rows in row_bytes.items())
-    largest = sorted(shard_rows[p] * size for p, sizes in row_bytes.items() for size in sizes)[-MAX_ENCODERS:]
-    moments = 10 * sum(map(sum, row_bytes.values()))
-    return shards + sum(largest) + moments + ENCODING_BYTES
+    row_sizes = {p: [math.prod(s) for s in layers.values()] for p, layers in shapes.items()}
+    shards = sum(2 * FLOAT32_BYTES * shard_rows[p] * sum(sizes) for p, sizes in row_sizes.items())
+    largest = sorted(shard_rows[p] * size for p, sizes in row_sizes.items() for size in sizes)[-MAX_ENCODERS:]
+    encoded = (FLOAT16_BYTES + FLOAT32_BYTES) * sum(largest)
+    return shards + encoded + 28 * sum(map(sum, row_sizes.values())) + ENCODING_BYTES
 
 
 def choose_shard_rows(
@@ -77,7 +79,8 @@ def choose_shard_rows(
 ) -> int:
     """Return how many samples a shard holds: a power of two, the same for all layers.
 
-    What :func:`shards_bytes` gives has to fit the memory, and the widest layer's shard is kept to 128 MiB. A
+    What :func:`shards_bytes` gives has to fit the memory, and the widest layer's shard is kept to 128 MiB of
+    float16. A
     split has a handful of shards, that one is written while the next is computed, and a resume has where to
     go on; one is all that a small split needs.
 
@@ -108,7 +111,7 @@ def plan_memory(
     held_bytes
         What the process holds with model, data and the forward pass of one batch.
     batch_size
-        Samples of a batch, whose latents are there as float32 and as float16 at once.
+        Samples of a batch, whose latents are there twice at once, as float32: on the device and beside it.
 
     Raises
     ------
@@ -116,7 +119,7 @@ def plan_memory(
         If the limit doesn't leave enough for one sample.
     """
     n_features = sum(math.prod(shape) for layers in shapes.values() for shape in layers.values())
-    held_bytes += batch_size * n_features * (4 + FLOAT16_BYTES)
+    held_bytes += batch_size * n_features * 2 * FLOAT32_BYTES
     rows = choose_shard_rows(shapes, n_samples, limit_bytes - held_bytes)
     return rows, held_bytes + shards_bytes(shapes, dict.fromkeys(shapes, rows))
 
@@ -139,9 +142,11 @@ def check_shards_fit(shapes: Shapes, shard_rows: Mapping[str, int], memory_bytes
         )
 
 
-def choose_chunk_rows(sample_shape: tuple[int, ...], shard_rows: int) -> int:
+def choose_chunk_rows(
+    sample_shape: tuple[int, ...], shard_rows: int, value_bytes: int = FLOAT16_BYTES
+) -> int:
     """Return how many samples a chunk holds: a power of two that divides the shard, about 2 MiB of them."""
-    row_bytes = FLOAT16_BYTES * math.prod(sample_shape)
+    row_bytes = value_bytes * math.prod(sample_shape)
     return int(min(shard_rows, 2 ** (max(1, CHUNK_BYTES // row_bytes).bit_length() - 1)))
 
 

@@ -116,6 +116,7 @@ def shard_key(array: Array, shard: int) -> str:
 def encode_shard(array: Array, rows: NDArray[Any]) -> list[bytes]:
     """Encode the rows of one shard, in parts that follow each other; the array's last one may lack rows.
 
+    They are converted to the array's dtype, a chunk at a time.
     Chunks of nothing but NaN are left out, as Zarr leaves them out; a shard of such chunks has an index.
     """
     assert array.shards is not None
@@ -124,7 +125,7 @@ def encode_shard(array: Array, rows: NDArray[Any]) -> list[bytes]:
     settings = blosc_settings(array)
     parts, offset = [], 0
     for chunk, start in enumerate(range(0, len(rows), chunk_rows)):
-        values = np.ascontiguousarray(rows[start : start + chunk_rows])
+        values = np.ascontiguousarray(rows[start : start + chunk_rows], array.dtype)
         if is_all_nan(values):
             continue
         if len(values) < chunk_rows:
@@ -146,7 +147,7 @@ def blosc_settings(array: Array) -> tuple[bytes, int, int, int]:
     return found["cname"].encode(), found["clevel"], SHUFFLES[found["shuffle"]], found["blocksize"]
 
 
-def is_all_nan(values: NDArray[np.float16]) -> bool:
+def is_all_nan(values: NDArray[Any]) -> bool:
     """Tell whether there is nothing but NaN; nearly always, the first value says that there is more."""
     return bool(np.isnan(values.reshape(-1)[:1]).all() and np.isnan(values).all())
 

@@ -21,6 +21,7 @@ from satstore.store.layout import (
     get_array,
 )
 from satstore.store.moments import FeatureMoments
+from satstore.store.precision import FLOAT16, FLOAT32, Extent, Precision
 from satstore.store.shards import is_house_encoding, shard_key
 
 SPATIAL_AXES = ("z", "y", "x")
@@ -38,8 +39,11 @@ class Target:
         Of the split; None while that is not known.
     missing
         The shards that are not committed, by number; of those begun, while the samples are not counted.
-    moments
-        Those of the rows before ``n_seen``; None where mean and std are committed.
+    precision
+        What its values are stored as.
+    moments, extent
+        Those of the rows before ``n_seen``, as they are stored; None where mean and std are committed: the
+        layer is whole, or was.
     """
 
     pooling: str
@@ -49,7 +53,9 @@ class Target:
     array: Array
     n_samples: int | None
     missing: set[int]
-    moments: FeatureMoments | None
+    precision: Precision
+    moments: FeatureMoments | None = None
+    extent: Extent | None = None
     n_seen: int = 0
 
     @property
@@ -69,6 +75,17 @@ class Target:
         """Return the samples of a shard."""
         start, stop = shard * self.shard_rows, (shard + 1) * self.shard_rows
         return slice(start, stop if self.n_samples is None else min(stop, self.n_samples))
+
+    def forget(self) -> None:
+        """Begin anew with what is seen of the stored rows."""
+        shape = self.array.shape[1:]
+        self.moments, self.n_seen = FeatureMoments(shape), 0
+        self.extent = Extent.empty(int(np.prod(shape, dtype=np.int64)))
+
+    def reach(self, n_rows: int) -> None:
+        """Make the array as long as what is read of it, of which it was not known how many samples come."""
+        if n_rows > self.array.shape[0]:
+            self.array.resize((n_rows, *self.array.shape[1:]))
 
     def count(self, n_samples: int) -> None:
         """Note how many samples came, of which that was not known; the array gets its length."""
@@ -168,26 +185,20 @@ class SplitOpener:
         key, n_samples = encode_layer(layer), None if self.labels is None else len(self.labels)
         length = shard_rows if n_samples is None else n_samples
         path = f"{group.path}/{key}"
+        self._check_layer(group, key, (length, *shape), (shard_rows, *shape))
         layer_group = group.get(key)
-        if isinstance(layer_group, zarr.Group) and "latent" in layer_group:
-            stored = get_array(layer_group, "latent")
-            expected = (length, *shape), (shard_rows, *shape)
-            if (stored.shape, stored.shards) != expected or not is_house_encoding(stored):
-                self._remove(path)
-                layer_group = None
         if not isinstance(layer_group, zarr.Group):
             layer_group = group.create_group(key, attributes={"layer": layer})
         axes = axes_of(split_latents_key(pooling)[0], shape)
+        precision = self._mend_precision(layer_group)
         if "latent" not in layer_group:
-            create_array(
+            create_latent(
                 layer_group,
-                "latent",
                 (length, *shape),
-                np.float16,
+                shard_rows,
                 ("sample", *axes),
+                precision,
                 self.source["mantissa_bits"],
-                chunks=(choose_chunk_rows(shape, shard_rows), *shape),
-                shards=(shard_rows, *shape),
             )
         for name in ("mean", "std"):
             if name not in layer_group:
@@ -195,7 +206,7 @@ class SplitOpener:
         files = self.committed.files
         is_whole = all(f"{path}/{name}/c{'/0' * len(shape)}" in files for name in ("mean", "std"))
         array = get_array(layer_group, "latent")
-        return Target(
+        target = Target(
             pooling=pooling,
             layer=layer,
             path=path,
@@ -207,13 +218,79 @@ class SplitOpener:
                 for shard in range(-(-(n_samples or 0) // shard_rows))
                 if f"{path}/latent/{shard_key(array, shard)}" not in files
             },
-            moments=None if is_whole else FeatureMoments(shape),
+            precision=precision,
         )
+        if not is_whole:
+            target.forget()
+        return target
+
+    def _check_layer(
+        self, group: zarr.Group, key: str, shape: tuple[int, ...], shards: tuple[int, ...]
+    ) -> None:
+        """Remove a layer that is stored otherwise than it is to be, or of which nothing says how."""
+        path = f"{group.path}/{key}"
+        array = group.get(f"{key}/latent")
+        if isinstance(array, zarr.Array):
+            is_known = array.dtype in (FLOAT16, FLOAT32) and is_house_encoding(array)
+            fits = is_known and (array.shape, array.shards) == (shape, shards)
+        else:
+            fits = key in group or not self.committed.under(f"{path}/latent")
+        if not fits:
+            self._remove(path)
+
+    def _mend_precision(self, layer_group: zarr.Group) -> Precision:
+        """Return what a layer is stored as; array and group say it both, and either may have been lost."""
+        bits = self.source["mantissa_bits"]
+        if "latent" in layer_group:
+            array = get_array(layer_group, "latent")
+            precision = Precision.read(array.dtype, dict(array.attrs), bits)
+        elif "mantissa_bits" in layer_group.attrs:
+            precision = Precision.read(FLOAT32, dict(layer_group.attrs), bits)
+        else:
+            precision = Precision(FLOAT16, bits)
+        describe_precision(layer_group, precision)
+        return precision
 
     def _remove(self, path: str) -> None:
         self.store.remove_group(path)
         prefix = f"{path}/"
         self.committed.files = {k: d for k, d in self.committed.files.items() if not k.startswith(prefix)}
+
+
+def create_latent(
+    group: zarr.Group,
+    shape: tuple[int, ...],
+    shard_rows: int,
+    dimensions: tuple[str, ...],
+    precision: Precision,
+    mantissa_bits: int,
+) -> Array:
+    """Create the array of a layer's latents, (samples, …), in its group.
+
+    Parameters
+    ----------
+    mantissa_bits
+        Of the split; the compressor is chosen by them.
+    """
+    chunk_rows = choose_chunk_rows(shape[1:], shard_rows, precision.dtype.itemsize)
+    return create_array(
+        group,
+        "latent",
+        shape,
+        precision.dtype,
+        dimensions,
+        mantissa_bits,
+        chunks=(chunk_rows, *shape[1:]),
+        shards=(shard_rows, *shape[1:]),
+        attributes=precision.attributes,
+    )
+
+
+def describe_precision(node: "zarr.Group | Array", precision: Precision) -> None:
+    """Bring up to date what a layer's group or array says of how it is stored."""
+    described = {**node.attrs, **precision.attributes}
+    if described != dict(node.attrs):
+        node.attrs.put(described)
 
 
 def open_root_group(store: DurableStore, attributes: Mapping[str, Any]) -> zarr.Group:

@@ -16,9 +16,10 @@ from satstore.errors import ConfigError
 from satstore.latent_key import groups_of
 from satstore.location import Location
 from satstore.store.durable import open_store
-from satstore.store.halves import Problem, has_non_finite, round_mantissa
-from satstore.store.layout import FLOAT16_MANTISSA_BITS, MAX_ENCODERS, Shapes, check_shards_fit, get_array
-from satstore.store.shards import encode_shard, shard_key
+from satstore.store.layout import FLOAT16_MANTISSA_BITS, MAX_ENCODERS, Shapes, check_shards_fit
+from satstore.store.precision import Float32s
+from satstore.store.problems import Problem, find_problem
+from satstore.store.shard_writer import ShardWriter
 from satstore.store.targets import SplitOpener, Target, open_root_group
 
 Key = tuple[str, str]
@@ -33,7 +34,7 @@ class _Filling:
     """A shard in the making: its number, its rows, and the row of the split that comes next."""
 
     shard: int
-    buffer: NDArray[np.float16]
+    buffer: Float32s
     next_row: int
 
 
@@ -42,7 +43,9 @@ class LatentWriter:
 
     What is committed and whole stays; what is damaged or missing is to be given: the rows of :attr:`missing`.
     Rows are gathered in memory until the shards are full; then threads encode, write and commit them while
-    the next are filled, and no more than these two. What goes wrong in it is raised by the next call.
+    the next are filled, and no more than these two. What goes wrong in it is raised by the next call. A layer
+    is stored as float16, or as float32 where float16 would not keep the spread of all its features; see
+    :mod:`satstore.store.precision`.
 
     Parameters
     ----------
@@ -65,14 +68,15 @@ class LatentWriter:
     shard_rows
         Samples of a shard; see :func:`choose_shard_rows`. A pooling that has shards keeps its own.
     mantissa_bits
-        Bits of float16's mantissa that are kept, 1 to 10, the others rounded to zero.
+        Bits of float16's mantissa that are kept, 1 to 10, the others rounded to zero; of a layer in float32,
+        as many more as its features need.
     memory_bytes
         What writing may take; by default it isn't checked.
 
     Attributes
     ----------
     problems
-        What can't be probed: values that are not finite, or beyond float16's range; each layer's first batch.
+        What can't be probed: values that are not finite, or beyond float32's range; each layer's first batch.
 
     Raises
     ------
@@ -98,7 +102,6 @@ class LatentWriter:
     ) -> None:
         self._store = open_store(location, log)
         self._n_samples = None if labels is None else len(labels)
-        self._mantissa_bits = mantissa_bits
         self.problems: list[Problem] = []
         committed = log.read(location.name)
         for pooling in shapes:
@@ -131,7 +134,8 @@ class LatentWriter:
             )
         self._todo = {key: set(target.missing) for key, target in self._targets.items()}
         self._filling: dict[Key, _Filling] = {}
-        self._spare: dict[Key, list[NDArray[np.float16]]] = {key: [] for key in self._targets}
+        self._spare: dict[Key, list[Float32s]] = {key: [] for key in self._targets}
+        self._shards = ShardWriter(self._store, mantissa_bits, self._look_at)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="latents")
         self._encoders = ThreadPoolExecutor(N_ENCODERS, thread_name_prefix="encoder")
         self._writing: Future[None] | None = None
@@ -208,7 +212,7 @@ class LatentWriter:
         if key not in self._filling:
             n_rows = target.shard_rows if self._n_samples is None else min(target.shard_rows, self._n_samples)
             shape = (n_rows, *target.array.shape[1:])
-            buffer = self._spare[key].pop() if self._spare[key] else np.empty(shape, np.float16)
+            buffer = self._spare[key].pop() if self._spare[key] else np.empty(shape, np.float32)
             self._filling[key] = _Filling(shard, buffer, start)
         filling = self._filling[key]
         if row != filling.next_row:
@@ -220,19 +224,15 @@ class LatentWriter:
             )
         with np.errstate(over="ignore"):
             part[...] = values
-        round_mantissa(part, self._mantissa_bits)
-        self._look_at(part, values, key, row)
+        self._look_at(target, row, values, part)
         filling.next_row += len(values)
 
-    def _look_at(self, stored: NDArray[np.float16], values: NDArray[Any], key: Key, row: int) -> None:
-        # One cheap look; only a layer's first bad batch is counted value by value.
-        if not has_non_finite(stored) or key in {(p.pooling, p.layer) for p in self.problems}:
-            return
-        was_committed = values is stored
-        found = np.isnan(values) if was_committed else ~np.isfinite(values)
-        n_non_finite = int(found.sum())
-        n_overflows = int((~np.isfinite(stored)).sum()) - n_non_finite
-        self.problems.append(Problem(*key, row, row + len(values), n_non_finite, n_overflows))
+    def _look_at(self, target: Target, row: int, values: NDArray[Any], stored: NDArray[Any]) -> None:
+        """Note the first samples of a layer that can't be probed."""
+        key = (target.pooling, target.layer)
+        if key not in {(p.pooling, p.layer) for p in self.problems}:
+            problem = find_problem(*key, row, values, stored)
+            self.problems += [] if problem is None else [problem]
 
     def _hand_over(self) -> None:
         """Hand the shards that are full to the thread, once it is done with those before."""
@@ -268,36 +268,8 @@ class LatentWriter:
     def _write_shard(self, key: Key, filling: _Filling) -> None:
         target = self._targets[key]
         span = target.span(filling.shard)
-        block = filling.buffer[: span.stop - span.start]
-        shard = f"{target.array.path}/{shard_key(target.array, filling.shard)}"
-        self._store.write_object(shard, *encode_shard(target.array, block))
-        if target.moments is not None:
-            self._see(target, key, span.start)
-            target.moments.update(block)
-            target.n_seen = span.stop
-        target.missing.discard(filling.shard)
-        if not target.missing and target.n_samples is not None:
-            self._write_moments(target, key)
+        self._shards.write(target, filling.shard, filling.buffer[: span.stop - span.start])
         self._spare[key].append(filling.buffer)
-
-    def _see(self, target: Target, key: Key, stop: int) -> None:
-        """Take in what was committed before, up to some row."""
-        assert target.moments is not None
-        for start in range(target.n_seen, stop, target.shard_rows):
-            block = np.asarray(target.array[start : min(start + target.shard_rows, stop)])
-            target.moments.update(block)
-            self._look_at(block, block, key, start)
-            target.n_seen = start + len(block)
-
-    def _write_moments(self, target: Target, key: Key) -> None:
-        if target.moments is None:
-            return
-        assert self._n_samples is not None
-        self._see(target, key, self._n_samples)
-        with np.errstate(invalid="ignore", over="ignore"):
-            get_array(target.group, "mean")[...] = target.moments.mean.astype(np.float32)
-            get_array(target.group, "std")[...] = target.moments.std.astype(np.float32)
-        target.moments = None
 
     def finish(self, labels: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> None:
         """Finish a split of which it was not known how many samples come.
@@ -327,13 +299,13 @@ class LatentWriter:
         if self._n_samples is None:
             raise ConfigError("the samples were not counted; end with finish(labels, sample_ids)")
         self.drain()
-        for key, target in self._targets.items():
+        for target in self._targets.values():
             if target.missing:
                 raise ConfigError(
                     f"layer {target.layer}: samples {target.n_rows} to {self._n_samples - 1} were announced "
                     "and did not come"
                 )
-            self._write_moments(target, key)
+            self._shards.finish(target)
         if self._store.has_changes:
             self._store.commit({target.path: target.n_rows for target in self._targets.values()})
 
