@@ -2,7 +2,9 @@
 
 import json
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -77,8 +79,13 @@ SHAPES = {"features-0": (64, 2, 2), "classifier-2": (32,), "classifier-6": (10,)
 N_IMAGES = {"train": 50, "eval": 20}
 
 
-def write_latents(folder: Path, logs: str, batch: int = 16) -> dict[str, Any]:
-    """Write a folder of latents as phd-lab does: flattened batches, one pickle after the other."""
+def write_latents(
+    folder: Path, logs: str, batch: int = 16, means: Mapping[str, float] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Write a folder of latents as phd-lab does: flattened batches, one pickle after the other.
+
+    Layers may have a mean that is added to all of their values.
+    """
     folder.mkdir(parents=True)
     (folder / "model_pointer.txt").write_text(logs)
     rng, written = np.random.default_rng(0), {}
@@ -90,7 +97,7 @@ def write_latents(folder: Path, logs: str, batch: int = 16) -> dict[str, Any]:
             values = rng.normal(size=(n_images, *shape)).astype(np.float32) + labels.reshape(
                 -1, *[1] * len(shape)
             )
-            written[split, layer] = values.astype(np.float32)
+            written[split, layer] = (values + means.get(layer, 0)).astype(np.float32)
             with (folder / f"{split}-{layer}.p").open("wb") as file:
                 for start in range(0, n_images, batch):
                     pickle.dump(

@@ -79,6 +79,21 @@ def test_import__converts_latents_and_probes_fit_on_them(theirs: Path, tmp_path:
         assert code == 0, err
 
 
+def test_import__what_float16_would_ruin_is_float32(theirs: Path, tmp_path: Path) -> None:
+    shutil.rmtree(folder_of(theirs))
+    written = write_latents(folder_of(theirs), "./logs/VGG5/Digits_32/MyRun", means={"classifier-2": 1e5})
+    [run] = import_logs(theirs, tmp_path / "ours", latents=True)
+    for split in N_IMAGES:
+        latents = run.latents("pool2", split)
+        exact = written[split, "classifier-2"].astype(np.float64)
+        error = np.abs(latents["classifier.2"].numpy() - exact).max(axis=0)
+        assert (error <= np.ptp(exact, axis=0) / 2**9).all()
+        assert {layer: latents[layer].array.dtype for layer in latents} == {
+            layer: np.float32 if layer == "classifier.2" else np.float16 for layer in latents
+        }
+    assert [f for f in Verification(run).findings() if f.is_wrong] == []
+
+
 def test_import__packed_with_its_latents_opens_elsewhere(theirs: Path, tmp_path: Path) -> None:
     from satstore.transfer import pack_run, unpack_run
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from command_line import WORKS_S
 from command_line import satstore as satstore_command
+from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
@@ -98,6 +99,61 @@ def test_record__can_be_probed_and_plotted(run: satstore.Run, tmp_path: Path) ->
     assert list(run.table("probe-pool2")["layer"]) == ["conv", "fc"]
     assert run.table("probe-pool2")["eval_accuracy"].iloc[0] > 0.5
     run.plot().savefig(tmp_path / "plot.png")
+
+
+class Offset(nn.Module):
+    """Layers whose outputs float16 does not do for: with a mean, scaled, and one as before."""
+
+    def __init__(self, mean: float, scale: float) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 6, 3), nn.Linear(6 * 4, 3)
+        with torch.no_grad():
+            self.conv.weight *= scale
+            self.conv.bias.fill_(mean)
+        self.mean, self.scale = mean, scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = (self.conv(x) - self.mean) / self.scale
+        return self.fc(nn.functional.adaptive_avg_pool2d(torch.relu(maps), 2).flatten(1))
+
+
+def exact_outputs(model: Offset, split: str) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Return the conv layer's outputs, pooled to 2 x 2, and the labels."""
+    loader = make_loader(240, 0) if split == "train" else make_loader(120, 1)
+    with torch.no_grad():
+        parts = [nn.functional.adaptive_avg_pool2d(model.eval().conv(images), 2) for images, _ in loader]
+    return torch.cat(parts).flatten(1).numpy(), np.concatenate([labels.numpy() for _, labels in loader])
+
+
+@pytest.mark.parametrize(("mean", "scale"), [(1e4, 1), (-1e6, 1), (0, 1e-7), (0, 1e6), (1e4, 1e4)])
+def test_record__what_float16_would_ruin_is_probed_as_it_is(
+    mean: float, scale: float, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = Offset(mean, scale)
+    run = satstore.record(
+        model, make_loader(240, 0), "a", make_loader(120, 1), pooling=["2"], logs_dir=tmp_path
+    )
+    assert not any("beyond" in line or "NaN" in line for line in run.manifest.warnings)
+    is_ordinary = (mean, scale) == (1e4, 1e4)
+    for split in ("train", "eval"):
+        exact = exact_outputs(model, split)[0].astype(np.float64)
+        stored = run.latents("pool2", split)["conv"].numpy().reshape(exact.shape)
+        assert stored.dtype == (np.float16 if is_ordinary else np.float32)
+        assert (np.abs(stored - exact).max(axis=0) <= np.ptp(exact, axis=0) / 2**9).all()
+        assert run.latents("pool2", split)["fc"].array.dtype == np.float16
+    assert [f for f in Verification(run).findings() if f.is_wrong] == []
+    if scale < 1:  # to scikit-learn's tol, as to satstore's, weights of zero are near enough
+        return
+    satstore.apply_stages(run, "probe")
+    run.reload()
+    found = run.table("probe-pool2").set_index("layer").loc["conv"]
+    (seen, labels), (unseen, others) = (exact_outputs(model, split) for split in ("train", "eval"))
+    # Centred, which changes no minimum, as the intercept is free, and lets scikit-learn find it.
+    centre = seen.astype(np.float64).mean(axis=0)
+    peer = LogisticRegression(tol=1e-8, max_iter=20000, solver="newton-cg").fit(seen - centre, labels)
+    assert found["eval_accuracy"] == pytest.approx(peer.score(unseen - centre, others), abs=2 / 120)
+    assert found["eval_accuracy"] > 0.8
 
 
 def test_record__without_an_eval_loader_takes_the_one_for_both(model: MyNet, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from command_line import SMALL, WORKS_S, satstore
 from held import PEAKS, Held
 from rich.console import Console
@@ -25,6 +26,7 @@ from satstore.registry import STAGES
 from satstore.run import Run
 from satstore.stages import extract
 from satstore.store import AnalysisStore, LatentWriter, layout
+from satstore.verify import Verification
 
 DIGITS: dict[str, Any] = {**SMALL, "dataset": "FewDigits", "plugins": ["few_digits"], "resolution": 16}
 """800 digits to train on, 200 to evaluate."""
@@ -171,6 +173,44 @@ def test_extract__killed_for_good_goes_on_and_keeps_to_the_memory_limit(tmp_path
     pieces = contents(done.latents_path / "full")
     start(done, "extract", pooling=["full"], overwrite=True)
     assert contents(done.latents_path / "full") == pieces
+
+
+@pytest.mark.parametrize("bits", [10, pytest.param(4, marks=pytest.mark.long)])
+def test_extract__what_float16_would_ruin_is_float32_beside_layers_that_are_not(
+    trained: Run, monkeypatch: pytest.MonkeyPatch, bits: int
+) -> None:
+    load = session.load_model
+
+    def load_shifted(*arguments: Any) -> Any:
+        model = load(*arguments)
+        dict(model.named_modules())["features.4"].bias.data += 1e4
+        return model
+
+    monkeypatch.setattr(session, "load_model", load_shifted)
+    monkeypatch.setattr(layout, "SHARD_BYTES", 2**19)
+    run = start(trained, "extract", overwrite=True, mantissa_bits=bits)
+    latents = run.latents("pool4", "train")
+    assert latents["features.0"].array.dtype == np.float16
+    shifted = latents["features.4"]
+    assert shifted.array.dtype == np.float32
+    assert len(list((run.path / "latents.zarr/pool4/train/features.4/latent/c").iterdir())) > 1
+    data = session.load_data(run.config, run.manifest.dataset)
+    model = load_shifted(run, len(data.classes), torch.device("cpu"), None)
+    outputs: list[torch.Tensor] = []
+    dict(model.named_modules())["features.4"].register_forward_hook(lambda *parts: outputs.append(parts[2]))
+    with torch.inference_mode():
+        for row in range(0, 800, run.config.batch_size):
+            images, _ = data.train_plain.__getitems__(range(row, min(800, row + run.config.batch_size)))
+            model.eval()(images.contiguous(memory_format=torch.channels_last))
+    exact = torch.nn.functional.adaptive_avg_pool2d(torch.cat(outputs), 4).double().numpy()
+    error = np.abs(shifted.numpy() - exact).max(axis=0)
+    assert (error <= np.ptp(exact, axis=0) / 2 ** (min(bits, 8) + 1)).all()
+    assert [f for f in Verification(run).findings() if f.is_wrong] == []
+
+    whole = contents(run.path / "latents.zarr")
+    (run.path / "latents.zarr/pool4/train/features.4/latent/c/1/0/0/0").unlink()
+    mended = start(run, "extract")
+    assert contents(mended.path / "latents.zarr") == whole
 
 
 def files_of(run: Run, layer: str) -> list[Path]:
