@@ -169,6 +169,42 @@ async def test_run_screen__shows_all_layers_on_request(logs: Path) -> None:
         assert "9/9" in read_static(pilot, "#layer")
 
 
+PLOT_TABS = ("layers", "training", "spectrum")
+
+
+async def go_through_plots(pilot: Pilot[None], screen: RunScreen) -> dict[str, list[str]]:
+    """Show each tab with a plot, and return what is seen of it."""
+    seen = {}
+    for tab in PLOT_TABS:
+        await press(pilot, f"{TABS.index(tab) + 1}")
+        await wait_for(pilot, lambda tab=tab: screen.query_one(f"#{tab}").query_one(PlotWidget)._datasets)
+        # The bar under the tabs moves for a while.
+        seen[tab] = [line for line in read_screen(pilot) if "╸━" not in line and "━╺" not in line]
+    return seen
+
+
+async def test_plots__are_the_same_when_one_comes_back_to_their_tab(logs: Path) -> None:
+    async with open_run(logs, (100, 30)) as (pilot, screen):
+        before = [line for line in read_screen(pilot) if "━╺" not in line]
+        first = await go_through_plots(pilot, screen)
+        assert await go_through_plots(pilot, screen) == first
+        assert first["layers"] == before
+
+
+@pytest.mark.long
+async def test_plots__are_drawn_to_the_size_of_a_terminal_that_changes(logs: Path) -> None:
+    sizes = ((80, 24), (120, 40))
+    opened = []
+    for size in sizes:
+        async with open_run(logs, size) as (pilot, screen):
+            opened.append(await go_through_plots(pilot, screen))
+    async with open_run(logs, sizes[0]) as (pilot, screen):
+        for size, seen in (*zip(sizes, opened, strict=True), (sizes[0], opened[0])):
+            await pilot.resize_terminal(*size)  # while the last of the plots is in sight, the others hidden
+            await settle(pilot)
+            assert await go_through_plots(pilot, screen) == seen
+
+
 async def test_plot__zooms_without_stealing_the_screens_keys(logs: Path) -> None:
     async with open_run(logs) as (pilot, screen):
         plot = screen.query_one("#layer-plot", PlotWidget)

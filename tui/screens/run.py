@@ -117,6 +117,10 @@ class RunScreen(AppScreen):
         self.query_one(EventsView).follow(self._path / "events.jsonl")
         self.watch(self.app, "snapshot", self._follow)
 
+    def on_resize(self) -> None:
+        """Break lines at the new width."""
+        self.call_after_refresh(self._draw)
+
     # What is read
 
     def _follow(self, snapshot: Snapshot | None) -> None:

@@ -14,6 +14,9 @@ from textual_plot.axis_formatter import AxisFormatter, NumericAxisFormatter
 from satstore.words import clean
 from tui.curves import decimate
 
+Limits = tuple[float, float] | None
+"""Where an axis starts and ends; None: at the smallest and the largest value."""
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -122,8 +125,10 @@ zooms, dragging moves. The screen's own keys go on working.
         self.set_reactive(CurvePlot.margin_top, 0)
         self.set_reactive(CurvePlot.margin_bottom, 1)
         self.set_reactive(CurvePlot.margin_left, 6)
+        self._curves: Sequence[Curve] = ()
+        self._rules: Sequence[Rule] = ()
+        self._limits: tuple[Limits, Limits] = (None, None)
         self._names: Sequence[str] = ()
-        self._limits: object = None
 
     def compose(self) -> ComposeResult:
         """Lay the plot out, on canvases that take no name for markup."""
@@ -135,8 +140,8 @@ zooms, dragging moves. The screen's own keys go on working.
         curves: Sequence[Curve],
         rules: Sequence[Rule] = (),
         *,
-        x_limits: tuple[float, float] | None = None,
-        y_limits: tuple[float, float] | None = None,
+        x_limits: Limits = None,
+        y_limits: Limits = None,
         names: Sequence[str] = (),
     ) -> None:
         """Draw curves in place of those before; what was zoomed to stays in sight.
@@ -151,16 +156,26 @@ zooms, dragging moves. The screen's own keys go on working.
             self._limits = limits
             self.set_xlimits(*(x_limits or (None, None)))
             self.set_ylimits(*(y_limits or (None, None)))
-        self._names = names
+        self._curves, self._rules, self._names = curves, rules, names
+        self._draw_to_size()
+
+    def on_resize(self) -> None:
+        """Draw to the size that it has now; while its tab is hidden, it has none."""
+        self._draw_to_size()
+
+    def _draw_to_size(self) -> None:
+        if not self.size:
+            return
+        x_limits, y_limits = self._limits
+        width = max(20, self.size.width - self.margin_left)
         self._name_axis()
         self.clear()
-        width = max(20, self.size.width - self.margin_left)
-        for rule in rules:
+        for rule in self._rules:
             self._draw_rule(rule, x_limits or (0.0, 1.0), y_limits or (0.0, 1.0), width)
-        for curve in (curve for curve in curves if curve.is_line):
+        for curve in (curve for curve in self._curves if curve.is_line):
             x, y = decimate(curve.x, curve.y, 2 * width)
             self.plot(x, y, curve.color, HiResMode.BRAILLE)
-        for curve in curves:
+        for curve in self._curves:
             if curve.marker:
                 self.scatter(*decimate(curve.x, curve.y, 2 * width), curve.marker, curve.color)
         if self._scale_rectangle.width > 0 and not self._needs_canvas_resize:
@@ -189,10 +204,6 @@ zooms, dragging moves. The screen's own keys go on working.
         across = [rule.at] * (n + 1)
         points = (across, along) if rule.is_vertical else (along, across)
         self.scatter(*points, rule.marker, rule.color)
-
-    def on_resize(self) -> None:
-        """Name as many places as there is room for."""
-        self._name_axis()
 
     def _name_axis(self) -> None:
         if not self._names:
