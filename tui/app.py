@@ -6,8 +6,10 @@ from typing import Any, ClassVar
 
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.keys import key_to_character
 from textual.reactive import reactive
 from textual.screen import Screen
+from textual.widgets import Input
 from textual.worker import Worker, WorkerState
 
 from satstore.errors import SatstoreError
@@ -48,6 +50,9 @@ class SatstoreApp(App[None]):
             "question_mark", "help", "Help", key_display="?", tooltip="Keys and help for what has the focus"
         ),
         Binding("q", "quit", "Quit", tooltip="Leave; what runs goes on"),
+        # At once: the next key goes to what has the focus when it comes.
+        Binding("tab", "app.focus_next", show=False, priority=True),
+        Binding("shift+tab", "app.focus_previous", show=False, priority=True),
     ]
 
     snapshot: reactive[Snapshot | None] = reactive(None)
@@ -78,6 +83,20 @@ class SatstoreApp(App[None]):
     def on_unmount(self) -> None:
         """Stop to read."""
         self._reader.stop()
+
+    async def _check_bindings(self, key: str, priority: bool = False) -> bool:
+        """Do what a key is bound to before the next one is looked at, which may be for what is shown then.
+
+        Textual does it once the key came up from what has the focus, and sends the next ones there meanwhile.
+        Fields that are typed into get their keys first all the same.
+        """
+        if await super()._check_bindings(key, priority):
+            return True
+        focused = self.focused
+        is_typed_into = isinstance(focused, Input) or (
+            focused is not None and focused.check_consume_key(key, key_to_character(key))
+        )
+        return priority and not is_typed_into and await super()._check_bindings(key)
 
     # What threads tell
 
@@ -184,13 +203,14 @@ class SatstoreApp(App[None]):
         if not isinstance(self.screen, JobsScreen):
             self.push_screen(JobsScreen())
 
-    def action_new_job(self) -> None:
+    async def action_new_job(self) -> None:
         """Open the form of a new job."""
         from tui.screens.new_job import NewJobScreen
 
         screen = self.screen
         if not isinstance(screen, NewJobScreen):
-            self.push_screen(NewJobScreen(screen.job_target() if isinstance(screen, AppScreen) else None))
+            target = screen.job_target() if isinstance(screen, AppScreen) else None
+            await self.push_screen(NewJobScreen(target))
 
     async def action_quit(self) -> None:
         """Leave, and say what goes on."""

@@ -14,6 +14,8 @@ from typing import Any, Self, TypeVar
 
 import pytest
 from command_line import HANGS_S, satstore
+from textual import events
+from textual.keys import _character_to_key
 from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widget import Widget
@@ -88,6 +90,16 @@ async def press(pilot: Pilot[None], *keys: str) -> None:
     for key in keys:
         await pilot.press(key)
         await settle(pilot)
+
+
+async def send(pilot: Pilot[None], *keys: str) -> None:
+    """Send keys, none of which waits for what the app does with those before, and let it handle them."""
+    for key in keys:
+        is_text = len(key) == 1
+        pilot.app.post_message(
+            events.Key(_character_to_key(key) if is_text else key, key if is_text else None)
+        )
+    await settle(pilot)
 
 
 async def click(pilot: Pilot[None], where: type[Widget] | None = None, **options: Any) -> None:

@@ -26,6 +26,7 @@ from pilots import (
     read_row,
     read_screen,
     read_static,
+    send,
     settle,
     wait_for,
     wait_for_rows,
@@ -86,6 +87,26 @@ async def test_filter__narrows_as_one_types(tmp_path: Path) -> None:
         await press(pilot, "escape")
         assert table.row_count == 4
         assert not pilot.app.screen.query_one("#filter-bar").display
+
+
+async def test_filter__takes_what_is_typed_without_a_pause(tmp_path: Path) -> None:
+    for run_id in ("anna", "nora", "quinn"):
+        make(tmp_path, run_id)
+    async with make_app(tmp_path).run_test() as pilot:
+        table = await wait_for_rows(pilot, 3)
+        screen = pilot.app.screen
+        assert isinstance(screen, RunsScreen)
+        await send(pilot, "/", *"runx", "backspace", *":n", "enter", "j", "space")
+        assert screen.query_one("#filter", Input).value == "run:n"
+        assert screen.marked == {table.rows[1].name}
+        assert screen.query_one("#filter-bar").display, "a filter that holds is in sight"
+        await send(pilot, "/", *"ora", "home", "n")
+        assert screen.query_one("#filter", Input).value == "nora", "in place of all that was selected"
+        assert [e.run_id for e in table.rows] == ["nora"]
+        await send(pilot, "escape")
+        assert table.row_count == 3
+        await send(pilot, "J", "escape", "n", "tab", "shift+tab", "escape", "J")
+        await wait_for_screen(pilot, JobsScreen)
 
 
 async def test_order__follows_keys_and_clicks(tmp_path: Path) -> None:

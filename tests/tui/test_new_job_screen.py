@@ -16,6 +16,7 @@ from pilots import (
     read_screen,
     read_static,
     run_here,
+    send,
     settle,
     wait_for,
     wait_for_rows,
@@ -103,6 +104,38 @@ async def test_form__says_what_is_wrong_beside_the_field(tmp_path: Path) -> None
         await press(pilot, "escape")
         assert isinstance(pilot.app.screen, RunsScreen)
     assert not list_jobs(tmp_path)
+
+
+@pytest.mark.parametrize("next_field", ["tab", "enter"])
+async def test_form__puts_what_is_typed_without_a_pause_into_the_field_that_is_meant(
+    tmp_path: Path, next_field: str
+) -> None:
+    async with make_app(tmp_path / "logs").run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: any("No runs yet" in line for line in read_screen(pilot)))
+        await send(pilot, "n", *"demo", next_field, *"rid", next_field, *"cpu", next_field)
+        await send(
+            pilot, "tab", *"4 full", "tab", "tab", "shift+tab", "shift+tab", "end", *",2x", "backspace"
+        )
+        screen = await wait_for_screen(pilot, NewJobScreen)
+        typed = {name: screen._read(name) for name in ("config", "run_id", "device", "pooling", "run")}
+        assert typed == {"config": "demo", "run_id": "rid", "device": "cpu", "pooling": "4 full,2", "run": ""}
+        command = (
+            "satstore run --config demo --run-id rid --device cpu --pooling 4 --pooling full --pooling 2"
+        )
+        assert read_static(pilot, "#command") == command
+
+
+async def test_form__goes_back_and_copies_what_was_typed_last(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    async with make_app(tmp_path).run_test(size=(120, 40)) as pilot:
+        await wait_for_rows(pilot, 1)
+        screen = await open_form(pilot)
+        screen.set_focus(screen.query_one("#field-device"))
+        await send(pilot, *"cpu", "tab", "shift+tab", "end", "backspace", "ctrl+y")
+        assert screen._read("device") == "cp"
+        assert " --device cp " in pilot.app.clipboard
+        assert "expected cpu or cuda:N, found 'cp'" in error(pilot, "device")
+        assert screen.query_one("#start", Button).disabled
 
 
 async def test_form__previews_the_grid_of_a_config(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from satstore.words import clean, counted
 from tui.export import run_command
 from tui.screens.base import AppScreen
 from tui.widgets.plain import Static, as_text
+from tui.widgets.text_input import TextInput
 
 TARGETS = (
     Entry("run", "--run", "a run that is there: RES, or RES/<experiment>", ""),
@@ -37,6 +38,9 @@ TARGETS = (
     Entry("run_id", "--run-id", "with a config: the name that the run gets", ""),
 )
 N_SHOWN = 6
+
+
+Field = Input | Select[str] | Checkbox
 
 
 class NewJobScreen(AppScreen):
@@ -60,9 +64,10 @@ field, as the command would say it. The command line below does the same in a sh
 """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+s", "start", "Start", priority=True, tooltip="Start the job"),
-        Binding("ctrl+g", "estimate", "Estimate", priority=True, tooltip="What the config takes"),
-        Binding("ctrl+y", "copy", "Copy", priority=True, tooltip="Copy the command line"),
+        # Without priority: after the keys before them, which their field has to take first.
+        Binding("ctrl+s", "start", "Start", tooltip="Start the job"),
+        Binding("ctrl+g", "estimate", "Estimate", tooltip="What the config takes"),
+        Binding("ctrl+y", "copy", "Copy", tooltip="Copy the command line"),
         Binding("escape", "dismiss", "Back", tooltip="Back, and start nothing"),
     ]
 
@@ -70,6 +75,8 @@ field, as the command would say it. The command line below does the same in a sh
         super().__init__()
         self._target, self._stage = target, stage or "run"
         self._model: type[BaseModel] = StageParameters
+        self._fields: dict[str, Field] = {}
+        self._notes: dict[str, Static] = {}
         self._errors: dict[str, str] = {}
         self._words: list[str] = []
 
@@ -78,7 +85,7 @@ field, as the command would say it. The command line below does the same in a sh
     def compose(self) -> ComposeResult:
         """Lay the screen out."""
         stages = ["run", *(name for name in STAGES if _is_usable(name))]
-        first = self._likely_stage(stages)
+        self._stage = self._likely_stage(stages)
         with Horizontal(id="top"):
             yield Static("new job", id="title")
             yield Static(id="counts")
@@ -87,7 +94,7 @@ field, as the command would say it. The command line below does the same in a sh
                 yield Static("stage", classes="label")
                 yield Select(
                     [(Text(name), name) for name in stages],
-                    value=first,
+                    value=self._stage,
                     allow_blank=False,
                     id="stage",
                     compact=True,
@@ -95,7 +102,7 @@ field, as the command would say it. The command line below does the same in a sh
             yield Static(id="about", classes="about")
             for entry in TARGETS:
                 yield self._make_field(entry)
-            yield Vertical(id="parameters")
+            yield Vertical(*self._make_parameters(self._stage), id="parameters")
         yield Static(id="preview")
         with Horizontal(id="command-bar"):
             yield Static(id="command")
@@ -112,13 +119,24 @@ field, as the command would say it. The command line below does the same in a sh
         ]
         return missing[0] if missing else self._stage
 
+    def _make_parameters(self, stage: str) -> list[Vertical]:
+        """Return the fields of a stage's parameters, in place of those of another one."""
+        self._stage, self._model = stage, stage_model(stage)
+        targets = {entry.name for entry in TARGETS}
+        for kept in (self._fields, self._notes):
+            for name in kept.keys() - targets:
+                del kept[name]
+        return [self._make_field(entry) for entry in describe_entries(self._model)]
+
     def _make_field(self, entry: Entry) -> Vertical:
         error = Static(id=f"error-{entry.name}", classes="error")
         error.display = False
+        widget = self._make_widget(entry)
+        self._fields[entry.name], self._notes[entry.name] = widget, error
         label = Static(entry.name.replace("_", " "), classes="label")
-        return Vertical(Horizontal(label, self._make_widget(entry), classes="field"), error, classes="entry")
+        return Vertical(Horizontal(label, widget, classes="field"), error, classes="entry")
 
-    def _make_widget(self, entry: Entry) -> Input | Select[str] | Checkbox:
+    def _make_widget(self, entry: Entry) -> Field:
         name = f"field-{entry.name}"
         if entry.is_switch:
             is_on = bool(self._model.model_fields[entry.name].default)
@@ -130,7 +148,7 @@ field, as the command would say it. The command line below does the same in a sh
                 options.insert(0, (Text(clean(entry.description), "dim"), ""))
             return Select(options, value=entry.default, allow_blank=False, id=name, compact=True)
         suggestions = self._suggest(entry.name)
-        return Input(
+        return TextInput(
             value=(self._target or "") if entry.name == "run" else "",
             placeholder=f"{entry.default}  {entry.description}".strip(),
             suggester=SuggestFromList(suggestions, case_sensitive=False) if suggestions else None,
@@ -147,19 +165,27 @@ field, as the command would say it. The command line below does the same in a sh
         return []
 
     def on_mount(self) -> None:
-        """Show the stage's parameters."""
+        """Say what the stage is, and what is wrong so far."""
         self.query_one("#preview").display = False
-        self.query_one("#field-config" if self._target is None else "#stage").focus()
+        self.set_focus(self.query_one("#field-config" if self._target is None else "#stage"))
+        self._say_what_it_does()
+        self._check()
+
+    def _say_what_it_does(self) -> None:
+        is_run = self._stage == "run"
+        about = "all stages that the config names" if is_run else STAGES[self._stage].description
+        self.query_one("#about", Static).update(Text(about))
 
     @on(Select.Changed, "#stage")
     async def _stage_chosen(self, event: Select.Changed) -> None:
         stage = str(event.value)
-        self._model = stage_model(stage)
-        about = "all stages that the config names" if stage == "run" else STAGES[stage].description
-        self.query_one("#about", Static).update(Text(about))
+        if stage == self._stage:
+            return
+        fields = self._make_parameters(stage)
         parameters = self.query_one("#parameters", Vertical)
         await parameters.remove_children()
-        await parameters.mount_all(map(self._make_field, describe_entries(self._model)))
+        await parameters.mount_all(fields)
+        self._say_what_it_does()
         self._check()
 
     # What is typed
@@ -170,38 +196,38 @@ field, as the command would say it. The command line below does the same in a sh
     def _changed(self) -> None:
         self._check()
 
-    @on(Input.Submitted)
-    def _next(self) -> None:
+    def action_leave_field(self) -> None:
+        """Go to the next field."""
         self.focus_next()
 
     def _read(self, name: str) -> str | bool:
-        found = self.query(f"#field-{name}")
-        if not found:
+        widget = self._fields.get(name)
+        if widget is None:
             return ""
-        widget = found.first()
         if isinstance(widget, Checkbox):
             return widget.value
         if isinstance(widget, Select):
-            return str(widget.value)
-        assert isinstance(widget, Input)
+            return "" if widget.is_blank() else str(widget.value)
         return widget.value
 
     def _check(self) -> None:
         """Say what is wrong, and what the command line is."""
-        stage = str(self.query_one("#stage", Select).value)
         names = [entry.name for entry in describe_entries(self._model)]
         values, errors = check_texts(self._model, {name: self._read(name) for name in names})
         target = {entry.name: str(self._read(entry.name)).strip() for entry in TARGETS}
-        self._words = [stage]
+        self._words = [self._stage]
         for entry in TARGETS:
             if target[entry.name]:
                 self._words += [entry.flag, target[entry.name]]
         self._words += flag_words(self._model, values)
         self._errors = self._check_target(target) | errors
-        for widget in self.query(".error").results(Static):
-            error = self._errors.get(f"{widget.id}".removeprefix("error-"), "")
-            widget.display = error != ""
-            widget.update(Text(clean(error)))
+        for name, note in self._notes.items():
+            error = clean(self._errors.get(name, ""))
+            if (
+                note.display != (error != "") or str(note.content) != error
+            ):  # each change lays the form out anew
+                note.display = error != ""
+                note.update(Text(error))
         self._show_grid(target["config"])
         self.query_one("#command", Static).update(Text(clean(shlex.join(["satstore", *self._words])), "bold"))
         self.query_one("#start").disabled = bool(self._errors) or self.satstore.read_only
@@ -248,12 +274,13 @@ field, as the command would say it. The command line below does the same in a sh
     @on(Button.Pressed, "#start")
     def action_start(self) -> None:
         """Start the job, unless something is wrong."""
+        self._check()  # what was typed last may not have been told yet
         if self._errors:
             name = next(iter(self._errors))
             self.notify(
                 self._errors[name] or "name a run that is there, or a config and a run id", severity="error"
             )
-            self.query_one(f"#field-{name}").focus()
+            self.set_focus(self._fields[name])
             return
         words = self._words
         self.dismiss()
@@ -295,6 +322,7 @@ field, as the command would say it. The command line below does the same in a sh
 
     def action_copy(self) -> None:
         """Copy the command line."""
+        self._check()
         words = ["satstore", *self._words, "--logs-dir", str(self.satstore.logs_dir)]
         self.app.copy_to_clipboard(shlex.join(words))
         self.notify(f"copied: {shlex.join(words)}")

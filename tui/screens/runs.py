@@ -34,6 +34,7 @@ from tui.rows import (
 from tui.screens.base import AppScreen
 from tui.widgets.plain import Static
 from tui.widgets.table import Table
+from tui.widgets.text_input import TextInput
 
 
 class RunsTable(Table[Experiment]):
@@ -93,7 +94,7 @@ class RunsScreen(AppScreen):
             yield Static("reading …", id="counts")
         with Horizontal(id="filter-bar"):
             yield Static("/", id="slash")
-            yield Input(placeholder="model:resnet* acc>90 probe:done text", id="filter", compact=True)
+            yield TextInput(placeholder="model:resnet* acc>90 probe:done text", id="filter", compact=True)
             yield Static(id="filter-error")
         yield RunsTable(COLUMNS, key=lambda e: e.name, note=describe_problem, clock=describe_experiment_age)
         with Vertical(id="empty"):
@@ -183,10 +184,11 @@ class RunsScreen(AppScreen):
     def action_filter(self) -> None:
         """Type a filter."""
         self.query_one("#filter-bar").display = True
-        self.query_one("#filter").focus()
+        self.set_focus(self.query_one("#filter"))
 
     @on(Input.Changed, "#filter")
     def _filter_changed(self, event: Input.Changed) -> None:
+        self.query_one("#filter-bar").display = bool(event.value) or self.focused is event.input
         error = self.query_one("#filter-error", Static)
         try:
             self._filter = parse_filter(event.value)
@@ -196,9 +198,9 @@ class RunsScreen(AppScreen):
         error.update("")
         self._show_again()
 
-    @on(Input.Submitted, "#filter")
-    def _filter_done(self) -> None:
-        self.table.focus()
+    def action_leave_field(self) -> None:
+        """Go from the filter, which stays, to the table."""
+        self.set_focus(self.table)
         self.query_one("#filter-bar").display = bool(self.query_one("#filter", Input).value)
 
     def action_back(self) -> None:
@@ -206,12 +208,12 @@ class RunsScreen(AppScreen):
         text = self.query_one("#filter", Input)
         if text.value:
             text.value = ""
-        elif self.marked and not text.has_focus:
+        elif self.marked and self.focused is not text:
             self.marked = frozenset()
             self.table.set_marked(self.marked)
             self._show_again()
         self.query_one("#filter-bar").display = False
-        self.table.focus()
+        self.set_focus(self.table)
 
     # The order
 
