@@ -13,7 +13,7 @@ from satstore.files import append_log
 from satstore.untrusted import open_file
 from satstore.words import printable_content
 
-Kind = Literal["started", "progress", "message", "warning", "done", "failed"]
+Kind = Literal["started", "progress", "message", "warning", "done", "failed", "cancelled"]
 
 Listener = Callable[["Event"], None]
 
@@ -45,6 +45,11 @@ class Event:
     total: int | None = None
     values: Mapping[str, float] = field(default_factory=dict)
     time: float = field(default_factory=time.time)
+
+    @property
+    def is_turn(self) -> bool:
+        """Whether its stage began or ended with it, so that progress told before counts no more."""
+        return self.kind in ("started", "done", "failed", "cancelled")
 
 
 class EventLog:

@@ -20,6 +20,7 @@ from satstore.files import WriteError, is_partial, write_file
 from satstore.jobs import START_S, Job, find_job, job_numbers, jobs_dir, last_line, list_jobs
 from satstore.processes import import_environment
 from satstore.untrusted import check_folders, walk_files
+from satstore.run import Run
 
 N_KEPT = 200
 """So many jobs that have ended are kept; older ones are removed when a new one starts."""
@@ -136,6 +137,9 @@ def cancel_job(job: Job, grace_s: float = 10.0) -> Job:
     deadline = time.monotonic() + END_S
     while (found := find_job(job.number, job.path.parent.parent)).is_running and time.monotonic() < deadline:
         time.sleep(0.02)
+    if found.progress is not None and found.progress.run and not found.is_running:
+        with suppress(SatstoreError):  # somebody goes on with its run already, or that is damaged
+            Run(job.path.parent.parent / found.progress.run).mark_cancelled()
     return found
 
 

@@ -28,7 +28,7 @@ class JobRecord:
         if self.path is None:
             return
         now = time.monotonic()
-        if event.kind in ("started", "done", "failed"):
+        if event.is_turn:
             self._stage = ""
         if event.kind == "started":
             self._write({"run": self.run, "stage": event.stage})

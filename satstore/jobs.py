@@ -20,6 +20,7 @@ import psutil
 from satstore.errors import NotFoundError
 from satstore.untrusted import is_file, open_file, read_content
 from satstore.words import clean, printable, printable_content
+from satstore.processes import STOPPED
 
 JobState = Literal["running", "done", "failed", "cancelled", "lost"]
 """``lost``: its process is gone and nobody wrote down how it ended, as after a power loss."""
@@ -180,7 +181,7 @@ def read_job(path: Path) -> Job | None:
     is_cancelled = is_file(path / "cancel")
     state: JobState
     if isinstance(code, int):
-        state = "done" if code == 0 else "cancelled" if is_cancelled else "failed"
+        state = "done" if code == 0 else "cancelled" if is_cancelled or code in STOPPED else "failed"
     elif may_run:
         state = "running"
     else:

@@ -19,7 +19,8 @@ from satstore.names import is_key
 from satstore.untrusted import read_content
 from satstore.words import printable_content
 
-StageStatus = Literal["done", "running", "failed", "missing"]
+StageStatus = Literal["done", "running", "failed", "cancelled", "missing"]
+"""``cancelled``: a user ended it, by Ctrl-C, a signal or ``satstore cancel``."""
 
 CHECKPOINT = "checkpoint.pt"
 """The name of the file that holds a run's weights and all else that training goes on from."""

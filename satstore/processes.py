@@ -19,6 +19,9 @@ def import_environment() -> dict[str, str]:
     return environment
 
 
+STOPPED = (130, 143)
+"""The exit codes of commands that a user ended: by Ctrl-C, and by SIGTERM."""
+
 told_to_stop = threading.Event()
 """Set once this process was told to stop: what is raised from then on comes of that.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
@@ -766,7 +766,9 @@ class Run:
 
     @contextmanager
     def stage(self, stage: str, parameters: Mapping[str, Any]) -> Iterator[None]:
-        """Mark a stage as running, then done or failed, in manifest and events. The lock must be held.
+        """Mark a stage as running, then done, failed or cancelled, in manifest and events.
+
+        The lock must be held.
 
         One that was done stays so where another start of it fails before it committed anything.
         """
@@ -790,14 +792,33 @@ class Run:
         except BaseException as error:
             is_stopped = isinstance(error, KeyboardInterrupt) or told_to_stop.is_set()
             text = "stopped" if is_stopped else str(error) or type(error).__name__
+            end: Literal["failed", "cancelled"] = "cancelled" if is_stopped else "failed"
             if before is not None and before.status == "done" and self._content() == content:
                 self.commit(change=lambda manifest: manifest.stages.__setitem__(stage, before))
             else:
-                mark("failed", text)
-            self.emit(stage, "failed", text)
+                mark(end, text)
+            self.emit(stage, end, text)
             raise
         mark("done")
         self.emit(stage, "done")
+
+    def mark_cancelled(self) -> None:
+        """Mark what ran as cancelled, where its process was killed before it could say so.
+
+        Raises
+        ------
+        LockedError
+            If a process goes on with the experiment.
+        """
+
+        def change(manifest: Manifest) -> None:
+            for record in manifest.stages.values():
+                if record.status == "running":
+                    record.status, record.error, record.ended = "cancelled", "stopped", time.time()
+
+        with self.lock():
+            if any(record.status == "running" for record in self.manifest.stages.values()):
+                self.commit(change=change)
 
     def _content(self) -> tuple[Any, int]:
         """Return what tells whether anything was committed: all but how stages went."""

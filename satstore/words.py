@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-MARKS: Mapping[str, str] = {"done": "✓", "running": "…", "failed": "✗", "missing": "·"}
+MARKS: Mapping[str, str] = {"done": "✓", "running": "…", "failed": "✗", "cancelled": "■", "missing": "·"}
 UNKNOWN, FAILED = "–", "✗"
 """In place of a number: nothing was measured; it was, and gave none."""
 

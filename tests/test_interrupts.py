@@ -119,7 +119,7 @@ def test_ctrl_c__ends_a_command_leaves_nothing_half_done_and_it_goes_on(
         "satstore: stopped; the same command goes on where this one was",
     ]
     run = open_run("res", logs)
-    assert run.status(stage) == "failed"
+    assert run.status(stage) == "cancelled"
     assert run.manifest.stages[stage].error == "stopped"
     assert [p for p in logs.rglob("*") if "partial" in p.name or p.suffix == ".new"] == []
     check_kept(run, stage, at)

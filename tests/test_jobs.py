@@ -22,7 +22,7 @@ from sleeper import wait_until
 from satstore import job_control, job_record
 from satstore.config import ExperimentConfig
 from satstore.errors import LockedError, NotFoundError, SatstoreError
-from satstore.events import Event, Kind
+from satstore.events import Event, Kind, read_events
 from satstore.files import WriteError
 from satstore.job_control import cancel_job, claim_job, start_job
 from satstore.job_record import JobRecord
@@ -103,18 +103,26 @@ def test_cancel__stops_in_good_order(start_sleeper: Callable[[str], Job], tmp_pa
     assert ended.exit_code == 143, "it was not killed, or it would be -9"
     [run] = list_runs(tmp_path / "logs")
     assert run.manifest.stages["sleepy"].error == "stopped"
-    assert run.status("sleepy") == "failed"
+    assert run.status("sleepy") == "cancelled", "in lists as among the jobs"
+    assert run.failures(run.statuses()) == {}
+    assert read_events(run.events.path)[0][-1].kind == "cancelled"
+    listed = satstore("status", "--filter", "is:cancelled", "--logs-dir", tmp_path / "logs").stdout
+    assert "1 experiment · 1 cancelled" in listed
+    assert "■" in listed
+    assert "■sleepy" in satstore("ls", "--logs-dir", tmp_path / "logs").stdout
     with pytest.raises(SatstoreError, match="job 1 is not running: it is cancelled"):
         cancel_job(find_job(1, tmp_path / "logs"))
 
 
 @pytest.mark.long
-def test_cancel__kills_what_does_not_stop(start_sleeper: Callable[[str], Job]) -> None:
+def test_cancel__kills_what_does_not_stop(start_sleeper: Callable[[str], Job], tmp_path: Path) -> None:
     job = wait_until(start_sleeper("deaf"), is_asleep)
     family = [psutil.Process(job.pid), *psutil.Process(job.pid).children(recursive=True)]
     assert cancel_job(job, grace_s=0.2).state == "cancelled"
     assert not any(process.is_running() and process.status() != "zombie" for process in family)
     assert wait_until(job, lambda job: job.exit_code is not None).exit_code == -signal.SIGKILL
+    [run] = list_runs(tmp_path / "logs")
+    assert run.status("sleepy") == "cancelled", "though it could not say so"
 
 
 @pytest.mark.long
@@ -158,6 +166,13 @@ def test_job__that_was_killed_has_failed_by_what_its_supervisor_wrote_down(tmp_p
     job = find_job(1, tmp_path)
     assert (job.state, job.exit_code, job.error, job.duration_s) == ("failed", -9, "satstore: the disk", 2.5)
     (path / "cancel").touch()
+    assert find_job(1, tmp_path).state == "cancelled"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_job__that_a_user_ended_in_a_terminal_is_cancelled(tmp_path: Path, number: signal.Signals) -> None:
+    path = make_folder(tmp_path, 1)
+    (path / "exit.json").write_text(json.dumps({"code": 128 + number, "ended": 3.5}))
     assert find_job(1, tmp_path).state == "cancelled"
 
 

@@ -166,7 +166,7 @@ def test_import__that_was_killed_goes_on(
     with pytest.raises(KeyboardInterrupt):
         import_logs(theirs, tmp_path / "ours", latents=True)
     [run] = list_runs(tmp_path / "ours")
-    assert run.status("extract") == "failed"
+    assert run.status("extract") == "cancelled"
     assert run.manifest.latents == {}
     monkeypatch.undo()
     [run] = import_logs(theirs, tmp_path / "ours", latents=True)

@@ -132,7 +132,7 @@ def test_train__interrupted_and_resumed_ends_with_the_same_bits(tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         run_experiments(config, "parts", ["train"], listener=interrupt, **words)
     stopped = open_run("parts", tmp_path)
-    assert (stopped.manifest.summary.epochs_done, stopped.status("train")) == (2, "failed")
+    assert (stopped.manifest.summary.epochs_done, stopped.status("train")) == (2, "cancelled")
     for run_id in ("parts", "whole"):
         run_experiments(config, run_id, ["train"], **words)
     parts, whole = (open_run(run_id, tmp_path) for run_id in ("parts", "whole"))

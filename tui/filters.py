@@ -47,7 +47,7 @@ OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
     "=": operator.eq,
     ":": operator.eq,
 }
-STATES: tuple[StageStatus, ...] = ("done", "running", "failed", "missing")
+STATES: tuple[StageStatus, ...] = ("done", "running", "failed", "cancelled", "missing")
 TERM = re.compile(r"(?P<field>[A-Za-z][\w-]*)(?P<operator>>=|<=|>|<|=|:)(?P<value>.*)", re.DOTALL)
 
 
@@ -71,7 +71,7 @@ def parse_filter(text: str) -> Filter:
         Terms between blanks, quoted as in a shell; ``-`` before one negates it. A term is a text found in the
         names, ``model:resnet*`` (also run, experiment, dataset), ``acc>90%``, which ``acc>.9`` and ``acc>90``
         are, too (also epoch, epochs, px, age<2h, disk>1GiB), ``probe:done`` (any stage: done, running,
-        failed, missing), or ``is:running`` (also failed, done, unreadable).
+        failed, cancelled, missing), or ``is:running`` (also failed, cancelled, done, unreadable).
 
     Raises
     ------
@@ -131,13 +131,14 @@ def _complete(value: str, known: tuple[str, ...], before: str) -> str:
 
 
 def _match_state(value: str) -> Test:
-    state = _complete(value.lower(), ("running", "failed", "done", "unreadable"), "is:")
+    known = ("running", "failed", "cancelled", "done", "unreadable")
+    state = _complete(value.lower(), known, "is:")
     if state == "unreadable":
         return lambda e: bool(e.problem)
     if state == "done":
-        return lambda e: e.stages.get("train") == "done" and not (e.has("running") or e.has("failed"))
-    status: StageStatus = "running" if state == "running" else "failed"
-    return lambda e: e.has(status)
+        others = set(known) - {"done"}
+        return lambda e: e.stages.get("train") == "done" and others.isdisjoint(e.stages.values())
+    return lambda e: state in e.stages.values()
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:

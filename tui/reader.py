@@ -230,7 +230,7 @@ def read_progress(path: Path) -> float | None:
     except OSError:
         return None
     for event in reversed(read_events(path, start)[0]):
-        if event.kind in ("started", "done", "failed"):
+        if event.is_turn:
             return None
         if event.kind == "progress" and event.total and event.done is not None:
             return event.done / event.total

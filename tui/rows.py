@@ -16,6 +16,7 @@ STYLES: Mapping[StageStatus, str] = {
     "done": "green",
     "running": "bold cyan",
     "failed": "bold red",
+    "cancelled": "yellow",
     "missing": "dim",
 }
 
@@ -138,6 +139,7 @@ def describe_counts(experiments: Iterable[Experiment], n_all: int | None = None)
     for n, what, style in (
         (sum(e.has("running") for e in shown), "running", STYLES["running"]),
         (sum(e.has("failed") for e in shown), "failed", STYLES["failed"]),
+        (sum(e.has("cancelled") for e in shown), "cancelled", STYLES["cancelled"]),
         (sum(bool(e.problem) for e in shown), "unreadable", "yellow"),
     ):
         if n:

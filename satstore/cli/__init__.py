@@ -11,6 +11,7 @@ from satstore.cli import command
 from satstore.cli.app import app
 from satstore.cli.console import say, take_any_encoding
 from satstore.errors import SatstoreError
+from satstore.processes import STOPPED
 
 
 def main(tokens: list[str] | None = None) -> None:
@@ -27,9 +28,6 @@ def main(tokens: list[str] | None = None) -> None:
     if tokens is None and code in STOPPED:
         _leave(code)
     sys.exit(code)
-
-
-STOPPED = (130, 143)
 
 
 def _leave(code: int) -> None:

@@ -85,7 +85,7 @@ class Bar:
                 total=event.total,
                 description=clean(f"{event.text}  {values}"),
             )
-        elif event.kind in ("started", "done", "failed"):
+        elif event.is_turn:
             if self._task is not None:
                 self._progress.remove_task(self._task)
             self._task = None

@@ -1,6 +1,7 @@
 """The filter of the runs screen."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from satstore.errors import ConfigError
 from tui.filters import parse_filter
 from tui.reader import Experiment
+from tui.rows import describe_counts
 
 RESNET = Experiment(
     Path("logs/mine/resnet18-Cifar10-r32-abc123"),
@@ -80,6 +82,7 @@ BROKEN = Experiment(Path("logs/bad/x"), problem="manifest.json is not a manifest
         ("project:missing", [RESNET, VGG]),
         ("is:running", [VGG]),
         ("is:failed", [VGG]),
+        ("is:cancelled", []),
         ("is:done", [RESNET]),
         ("is:unreadable", [BROKEN]),
         ("model:resnet* acc>90 probe:done cifar", [RESNET]),
@@ -91,14 +94,30 @@ def test_filter__finds(text: str, found: list[Experiment]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "is_found"),
+    [
+        ("is:cancelled", True),
+        ("is:c", True),
+        ("probe:cancelled", True),
+        ("is:failed", False),
+        ("is:done", False),
+    ],
+)
+def test_filter__tells_what_was_cancelled_from_what_failed(text: str, is_found: bool) -> None:
+    experiment = replace(RESNET, stages={"train": "done", "probe": "cancelled"})
+    assert parse_filter(text).matches(experiment) is is_found
+    assert str(describe_counts([experiment])) == "1 experiment · 1 cancelled"
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("modle:vgg", "no field 'modle'; did you mean 'model'?"),
         ("acc>high", "acc>high: expected a number or with a unit (%)"),
         ("px>3h", "px>3h: expected a number"),
-        ("probe:finished", "probe:finished: expected done, running, failed, missing"),
+        ("probe:finished", "probe:finished: expected done, running, failed, cancelled, missing"),
         ("probe>done", "probe has no order; write probe:done"),
-        ("is:odd", "is:odd: expected running, failed, done, unreadable"),
+        ("is:odd", "is:odd: expected running, failed, cancelled, done, unreadable"),
     ],
 )
 def test_filter__says_what_it_expected(text: str, said: str) -> None:

@@ -203,7 +203,7 @@ async def test_runs_screen__ends_the_job_of_a_run(
         await wait_for_screen(pilot, ConfirmScreen)
         await press(pilot, "y")
         await wait_for(pilot, lambda: app.jobs[0].state == "cancelled")
-        await wait_for(pilot, lambda: "stopped" in read_static(pilot, "#detail"))
+        await wait_for(pilot, lambda: "■sleepy" in read_static(pilot, "#detail"))
 
 
 async def test_app__says_in_one_modal_what_fails_in_threads(tmp_path: Path) -> None:

@@ -11,8 +11,7 @@ class TextInput(Input):
     """A field whose keys take effect in the order in which they were pressed.
 
     Textual's own does what ``backspace`` or ``home`` are bound to once they came up to the app, when the
-    letters after them may be there already. ``enter`` leaves the field, as the screen's action ``leave_field``
-    does.
+    letters after them may be there already. ``enter`` does the screen's action ``leave_field``.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
