@@ -134,8 +134,8 @@ class ExperimentConfig(BaseModel):
         tuple[Annotated[int, Field(ge=0, strict=True)], ...], AfterValidator(_sort_once_each)
     ] = Field(
         (),
-        description="epochs, from 0, whose weights are kept, and whose latents are stored and probed too, "
-        "besides the last's",
+        description="epochs, the first is 0, whose weights are kept, and whose latents are stored and probed "
+        "too, besides the last's",
     )
     stages: tuple[str, ...] = Field(
         ("train", "extract", "saturation", "probe"),
@@ -363,12 +363,12 @@ def describe(error: ValidationError) -> str:
     return "; ".join(map(describe_item, error.errors()))
 
 
-def describe_item(item: Mapping[str, Any]) -> str:
-    """Return one of the things that pydantic found wrong."""
-    key = ".".join(str(place) for place in item["loc"])
+def describe_item(item: Mapping[str, Any], flag: str = "") -> str:
+    """Return one of the things that pydantic found wrong, by its key, or by the flag that was typed."""
+    key = flag or repr(".".join(str(place) for place in item["loc"]))
     text = item["msg"].removeprefix("Value error, ")
     # An error of our own says what was found, or must not say it: a URL with a password in it.
     is_own = isinstance(item.get("ctx", {}).get("error"), SatstoreError)
     shown = f"{item['input']!r}"
     found = "" if is_own else f", found {shown if len(shown) <= 200 else f'{shown[:200]}…'}"
-    return f"{key!r}: {text[0].lower()}{text[1:]}{found}"
+    return f"{key}: {text[0].lower()}{text[1:]}{found}"

@@ -20,6 +20,12 @@ def split_latents_key(key: str) -> tuple[str, int | None]:
     return (pooling, int(epoch)) if epoch.isdecimal() else (key, None)
 
 
+def describe_latents_key(key: str) -> str:
+    """Return a key for people, who count epochs from 1: ``pool4``, ``pool4 of epoch 6``."""
+    pooling, epoch = split_latents_key(key)
+    return pooling if epoch is None else f"{pooling} of epoch {epoch + 1}"
+
+
 def key_above(path: str) -> str:
     """Return the key of the latents that a path of the store is part of."""
     parts = path.split("/")

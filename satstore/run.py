@@ -440,7 +440,7 @@ class Run:
         is_last = all(epoch is None for epoch in epochs)
         if self.last_epoch < 0 or (is_last and not self.manifest.config.get("latent_epochs")):
             return ""
-        return "".join(f" --epoch {self.last_epoch if epoch is None else epoch}" for epoch in epochs)
+        return "".join(f" --epoch {(self.last_epoch if epoch is None else epoch) + 1}" for epoch in epochs)
 
     @_of_what_is_committed_now
     def latents(self, pooling: str, split: str, epoch: int | None = None) -> "LatentSplit":

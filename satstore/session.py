@@ -381,7 +381,7 @@ def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[La
             if run.manifest.environment.get(key) != environment[key]:
                 run.warn(
                     "train",
-                    f"gone on from epoch {session.epoch} with {key} {environment[key]}, begun with "
+                    f"gone on after epoch {session.epoch} with {key} {environment[key]}, begun with "
                     f"{run.manifest.environment.get(key)}: bits may differ from an undisturbed run",
                 )
 

@@ -210,7 +210,7 @@ def run_pass(
     if not bool(torch.isfinite(found).all()):
         batch = int(torch.nonzero(~torch.isfinite(found))[0])
         raise NumericsError(
-            f"the {split} loss is {float(found[batch])} in batch {batch} of epoch {session.epoch}; "
+            f"the {split} loss is {float(found[batch])} in batch {batch} of epoch {session.epoch + 1}; "
             "try a smaller learning rate or another seed; the last whole epoch is kept"
         )
     values = {metric.column: metric.compute() for metric in metrics}
@@ -258,7 +258,7 @@ def take_spectra(
         run.warn(
             "train",
             f"layer {bad.layer}: {bad.count} values are NaN or infinite in batch {bad.batch} of the {split} "
-            f"pass of epoch {epoch}; it has no spectrum there",
+            f"pass of epoch {epoch + 1}; it has no spectrum there",
         )
     moments = {
         layer: (found.mean.cpu().numpy(), found.covariance().cpu().numpy())
@@ -275,7 +275,7 @@ def take_spectra(
             del moments[layer]
             run.warn(
                 "train",
-                f"layer {layer}: {error}, in the {split} pass of epoch {epoch}",
+                f"layer {layer}: {error}, in the {split} pass of epoch {epoch + 1}",
             )
     return Spectra(spectra, moments)
 

@@ -141,7 +141,7 @@ def words_of(command: str) -> list[str]:
 
 def words_here(command: str) -> list[str]:
     """Return the words of a documented command, as it can be run here."""
-    words = [HERE.get(word, word) for word in words_of(command.replace("--epoch 5", "--epoch 0"))]
+    words = [HERE.get(word, word) for word in words_of(command.replace("--epoch 5", "--epoch 1"))]
     if "--run-id" in words:  # of its own, for what is there is not trained or imported again
         words[words.index("--run-id") + 1] = "NEW"
     return words

@@ -141,11 +141,11 @@ def test_train__stopped_early_warns_of_epochs_that_it_did_not_come_to(tmp_path: 
     [run] = run_experiments(config, "res", ["train"], logs_dir=tmp_path)
     run = Run(run.path)
     assert run.manifest.summary.epochs_done == 1
-    assert run.manifest.warnings == ["train: no latents of epoch 2: training stopped early, after epoch 0"]
+    assert run.manifest.warnings == ["train: no latents of epoch 3: training stopped early, after epoch 1"]
     assert [path.name for path in run.path.glob("*.pt")] == ["checkpoint.pt"], "epoch 0 is the last"
     assert run.manifest.latents.keys() == {"pool4"}
     assert len(run.latents("pool4", "eval", epoch=0).labels) == 20
-    with pytest.raises(ConfigError, match=r"no epoch 2 of .*: its 1 epochs are counted from 0 to 0$"):
+    with pytest.raises(ConfigError, match=r"no epoch 3 of .*: its epochs are counted from 1 to 1$"):
         start(run, "extract", epoch=[2])
 
 
@@ -153,8 +153,9 @@ def test_train__epochs_that_are_past_and_were_not_kept_are_refused(run: Run) -> 
     [config] = read_config({**CONFIG, "latent_epochs": [0, 1]})
     run.commit(change=lambda manifest: manifest.files.pop("checkpoint-epoch1.pt"))
     line = (
-        f"{run.name} did not keep the weights after epoch 1 when trained (kept: 0); to have latents of them, "
-        'train a config with "latent_epochs": [1] under another run id, or this one with it and --overwrite'
+        f"{run.name} did not keep the weights after epoch 2 when trained (kept: 1); to have latents of them, "
+        'train a config with "latent_epochs": [1], where they are counted from 0, under another run id, or '
+        "this one with it and --overwrite"
     )
     opened = make_run(run.path.parents[1], run.run_id, config)
     for stage in ("train", "extract", "probe"):
@@ -208,7 +209,7 @@ def test_extract__writes_the_epochs_asked_for(run: Run) -> None:
     found = start(run, "extract", epoch=[1, 2], pooling=["1"], layers="features.0")
     assert found.manifest.latents.keys() - EPOCHS == {"epochs/1/pool1", "pool1"}
     with pytest.raises(
-        NotFoundError, match=r"no latents 'epochs/0/pool1' .* extract --run \S+ -d 1 --epoch 0$"
+        NotFoundError, match=r"no latents 'epochs/0/pool1' .* extract --run \S+ -d 1 --epoch 1$"
     ):
         found.latents("pool1", "train", epoch=0)
 
@@ -241,7 +242,7 @@ def test_extract__killed_goes_on_and_ends_bit_equal(run: Run, monkeypatch: pytes
     assert any(killed.manifest.latents["pool4"].layers["eval"].values()), "the last epoch is done"
     assert not any(killed.manifest.latents["epochs/0/pool4"].layers.values())
     assert extract.pending(killed, extract.ExtractParameters()) == [
-        "epochs/0/pool4 train",
+        "pool4 of epoch 1 train",
         "epochs/0/pool4 eval",
     ]
     left[0] = 99
@@ -311,7 +312,7 @@ def test_probe__epochs_and_prefixes_have_tables_of_their_own(run: Run) -> None:
     found = start(run, "probe", epoch=[1], layers="classifier.6", prefix="P-x", C=0.1)
     assert found.manifest.probes.keys() - before == {"P-x-epoch1-pool4"}
     assert found.probe_evolution("pool4", "P-x")["epoch"].tolist() == [1]
-    assert found.probing("P-x-epoch1-pool4") == f"satstore probe --run {run.name} -d 4 --epoch 1 --prefix P-x"
+    assert found.probing("P-x-epoch1-pool4") == f"satstore probe --run {run.name} -d 4 --epoch 2 --prefix P-x"
 
 
 @pytest.mark.parametrize("latents", ["pool4", "epochs/0/pool4", "epochs/12/pixelwise"])
@@ -344,7 +345,7 @@ def test_plot_evolution__draws_each_layer_over_the_epochs(evolved: Run) -> None:
     lines = {str(line.get_label()): line for line in probes.lines[:-1]}
     assert list(lines) == evolved.layers[:-1]
     for layer, line in lines.items():
-        assert list(line.get_xdata()) == [0, 1, 2]
+        assert list(line.get_xdata()) == [1, 2, 3]
         assert list(line.get_ydata()) == table[layer].tolist()
     assert list(probes.lines[-1].get_ydata()) == evolved.table("metrics")["eval_accuracy"].tolist()
     found = evolved.saturation(split="train")
@@ -367,25 +368,34 @@ def test_plot_evolution__says_what_it_lacks(run: Run) -> None:
 # The command line
 
 
+FROM_1 = "expected a whole number, the first epoch is 1"
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["extract", "--epoch", "7"], "there is no epoch 7 of RUN: its 3 epochs are counted from 0 to 2"),
-        (["probe", "--epoch", "3"], "there is no epoch 3 of RUN: its 3 epochs are counted from 0 to 2"),
-        (["extract", "--epoch", "-1"], "'epoch.0': input should be greater than or equal to 0, found '-1'"),
+        (["extract", "--epoch", "7"], "there is no epoch 7 of RUN: its epochs are counted from 1 to 3"),
+        (["probe", "--epoch", "4"], "there is no epoch 4 of RUN: its epochs are counted from 1 to 3"),
+        *(
+            ([stage, "--epoch", n], f"--epoch: {FROM_1}, found '{n}'")
+            for stage, n in (("extract", "-1"), ("extract", "0"), ("probe", "0"), ("run", "x"))
+        ),
+        (["plot", "--epoch", "0"], "there is no epoch 0 of RUN: its epochs are counted from 1 to 3"),
+        (["plot", "--epoch", "4"], "there is no epoch 4 of RUN: its epochs are counted from 1 to 3"),
     ],
 )
 def test_epoch__one_that_was_not_trained_is_refused(evolved: Run, words: list[str], line: str) -> None:
-    code, _, err = call_on(evolved, words[0], "--run", evolved.name, *words[1:])
+    named = [evolved.name] if words[0] == "plot" else ["--run", evolved.name]
+    code, _, err = call_on(evolved, words[0], *named, *words[1:])
     assert code in (1, 2)
     assert err == f"satstore: {line.replace('RUN', evolved.name)}\n"
 
 
 def test_probe__names_the_extraction_that_is_missing(run: Run) -> None:
-    code, _, err = call_on(run, "probe", "--run", run.name, "-d", "2", "--epoch", "0")
+    code, _, err = call_on(run, "probe", "--run", run.name, "-d", "2", "--epoch", "1")
     assert code == 1
     assert err.endswith(
-        f"(missing: epochs/0/pool2 train); run: satstore extract --run {run.name} -d 2 --epoch 0\n"
+        f"(missing: pool2 of epoch 1 train); run: satstore extract --run {run.name} -d 2 --epoch 1\n"
     )
 
 
@@ -396,20 +406,20 @@ def flip(path: Path) -> None:
 
 
 SHARD = "latents.zarr/epochs/0/pool4/train/features.4/latent/c/0/0/0/0"
-ALL = "satstore extract --run {run} -d 4 --epoch 2 --epoch 0 --epoch 1"
+ALL = "satstore extract --run {run} -d 4 --epoch 3 --epoch 1 --epoch 2"
 DAMAGES: list[tuple[str, Callable[[Path], object], str]] = [
-    (SHARD, flip, "satstore extract --run {run} -d 4 --epoch 0"),
-    ("latents.zarr/epochs/1/pool4/eval/label/c/0", flip, "satstore extract --run {run} -d 4 --epoch 1"),
-    ("latents.zarr/epochs/1/pool4/zarr.json", Path.unlink, "satstore extract --run {run} -d 4 --epoch 1"),
-    ("latents.zarr/pool4/eval/label/c/0", flip, "satstore extract --run {run} -d 4 --epoch 2"),
+    (SHARD, flip, "satstore extract --run {run} -d 4 --epoch 1"),
+    ("latents.zarr/epochs/1/pool4/eval/label/c/0", flip, "satstore extract --run {run} -d 4 --epoch 2"),
+    ("latents.zarr/epochs/1/pool4/zarr.json", Path.unlink, "satstore extract --run {run} -d 4 --epoch 2"),
+    ("latents.zarr/pool4/eval/label/c/0", flip, "satstore extract --run {run} -d 4 --epoch 3"),
     ("latents.zarr/epochs/zarr.json", flip, ALL),
     ("latents.zarr/epochs/0/zarr.json", Path.unlink, ALL),
     ("latents.zarr/zarr.json", flip, ALL),
-    ("probe-epoch0-pool4.csv", flip, "satstore probe --run {run} -d 4 --epoch 0 --overwrite"),
+    ("probe-epoch0-pool4.csv", flip, "satstore probe --run {run} -d 4 --epoch 1 --overwrite"),
     (
         "analysis.zarr/probes/epoch1-pool4/features.4/coef/c/0/0",
         flip,
-        "satstore probe --run {run} -d 4 --epoch 1 --overwrite",
+        "satstore probe --run {run} -d 4 --epoch 2 --overwrite",
     ),
     ("checkpoint-epoch1.pt", flip, "satstore train --run {run} --overwrite"),
 ]
@@ -449,9 +459,9 @@ def test_command__that_verify_names_repairs_an_epoch(
 def test_extraction__is_one_command_for_epochs_of_the_same_poolings(run: Run) -> None:
     base = f"satstore extract --run {run.name}"
     assert run.extraction() == base
-    assert run.extraction("pool4", "full") == f"{base} -d 4 -d full --epoch 2"
+    assert run.extraction("pool4", "full") == f"{base} -d 4 -d full --epoch 3"
     assert run.extraction("pool4", "epochs/0/pool4", "epochs/0/pool2") == (
-        f"{base} -d 4 --epoch 2; {base} -d 4 -d 2 --epoch 0"
+        f"{base} -d 4 --epoch 3; {base} -d 4 -d 2 --epoch 1"
     )
 
 

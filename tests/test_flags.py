@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from command_line import call
 
 from satstore.cli.app import app
 from satstore.errors import ConfigError
@@ -16,7 +17,7 @@ EXAMPLES: dict[str, str] = {
     "pooling": "2, full pixelwise",
     "latents_dir": "/tmp/some where",
     "memory_limit": "3GiB",
-    "epoch": "0 4",
+    "epoch": "1 4",
     "layers": r"features\.\d",
     "exclude": "fc",
     "splits": "eval",
@@ -69,20 +70,37 @@ def test_flags__are_none_where_all_is_left_at_its_default(stage: str) -> None:
 @pytest.mark.parametrize(
     ("stage", "name", "text", "said"),
     [
-        ("probe", "workers", "many", "'workers': input should be a valid integer"),
+        ("probe", "workers", "many", "--workers: input should be a valid integer"),
         ("probe", "pooling", "4, 0x2", "expected a number from 1 to 9999, full, or pixelwise, found '0x2'"),
-        ("extract", "mantissa_bits", "99", "'mantissa_bits': input should be less than or equal to 10"),
-        ("extract", "splits", "train,test", "'splits.1': input should be 'train' or 'eval', found 'test'"),
-        ("saturation", "delta", "2", "'delta.0': input should be less than or equal to 1"),
-        ("train", "memory_limit", "much", "'memory_limit'"),
-        ("train", "device", "gpu", "'device': expected cpu or cuda:N, found 'gpu'"),
+        ("extract", "mantissa_bits", "99", "--mantissa-bits: input should be less than or equal to 10"),
+        ("extract", "splits", "train,test", "--splits: input should be 'train' or 'eval', found 'test'"),
+        ("extract", "epoch", "1 0", "--epoch: expected a whole number, the first epoch is 1, found '0'"),
+        ("probe", "C", "-1", "-C: input should be greater than 0"),
+        ("run", "epoch", "first", "--epoch: expected a whole number, the first epoch is 1, found 'first'"),
+        ("saturation", "delta", "2", "--delta: input should be less than or equal to 1"),
+        ("train", "memory_limit", "much", "--memory-limit: "),
+        ("train", "device", "gpu", "--device: expected cpu or cuda:N, found 'gpu'"),
     ],
 )
 def test_check_texts__says_what_the_command_says(stage: str, name: str, text: str, said: str) -> None:
     values, errors = check_texts(stage_model(stage), {name: text})
     assert list(errors) == [name]
     assert said in errors[name]
-    assert values
+    code, _, err = call(stage, "--run", "any", *flag_words(stage_model(stage), values))
+    assert (code, err) == (2, f"satstore: {errors[name]}\n")
+
+
+def test_epoch__is_typed_from_1_and_counted_from_0_in_python() -> None:
+    assert parse("extract", ["--epoch", "1", "--epoch", "6"]).epoch == (0, 5)
+    values, errors = check_texts(stage_model("extract"), {"epoch": "1 6"})
+    assert (values, errors) == ({"epoch": ("1", "6")}, {})
+    assert flag_words(stage_model("extract"), values) == ["--epoch", "1", "--epoch", "6"]
+    assert make_plan(["extract"], {"epoch": [0, 5]})["extract"].epoch == (0, 5)
+
+
+def test_splits__are_separated_by_commas() -> None:
+    for words in (["--splits", "eval,train"], ["--splits", "eval", "--splits", "train"]):
+        assert parse("extract", words).splits == ("eval", "train")
 
 
 @pytest.mark.parametrize(("name", "text"), [("workers", "2"), ("scheduler", "tcp://host:8786")])

@@ -167,16 +167,42 @@ def test_plot_epoch__has_a_bar_per_layer_and_split(projected: Path, quantity: st
         projected, "--quantity", quantity, "--epoch", "all", "--out", str(tmp_path / "all")
     )
     assert code == 0, said
-    names = [f"{quantity}-epoch{epoch:03d}.png" for epoch in range(run.last_epoch + 1)]
+    names = [f"{quantity}-epoch{n:03d}.png" for n in range(1, run.manifest.summary.epochs_done + 1)]
     assert sorted(file.name for file in Path(path).iterdir()) == names
+
+
+def test_plots__count_epochs_from_1(projected: Path, tmp_path: Path) -> None:
+    [manifest] = projected.glob("demo/*/manifest.json")
+    run = Run(manifest.parent)
+    numbers = list(range(1, run.manifest.summary.epochs_done + 1))
+    assert len(numbers) == len((run.path / "metrics.csv").read_text().splitlines()) - 1 > 1
+    for axes in plot_training(run).axes:
+        assert all(list(line.get_xdata()) == numbers for line in axes.get_lines())
+    probes, saturation = plot_evolution(run).axes
+    assert all(list(line.get_xdata()) == numbers for line in saturation.get_lines())
+    fitted = probes.get_lines()[:-1]
+    assert all(list(line.get_xdata()) == numbers[-1:] for line in fitted), "after the last epoch only"
+    assert list(probes.get_lines()[-1].get_xdata()) == numbers, "the model's accuracy"
+    for figure in (plot_layers(run, epoch=0), plot_spectrum(run, epoch=0), plot_epoch(run, 0)):
+        assert "epoch 1" in figure.axes[0].get_title()
+    for words, figure in (
+        (["--epoch", "1"], plot_layers(run, epoch=0)),
+        (["--epoch", "1", "--kind", "spectrum"], plot_spectrum(run, epoch=0)),
+        (["--epoch", f"{numbers[-1]}", "--quantity", "saturation"], plot_epoch(run, run.last_epoch)),
+    ):
+        code, path, said = plot(projected, *words, "--out", str(tmp_path / "by-flag.png"))
+        assert code == 0, said
+        save_figure(figure, tmp_path / "by-place.png")
+        assert Path(path).read_bytes() == (tmp_path / "by-place.png").read_bytes()
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--epoch", "0"], "there is no epoch 0 of demo/"),
         (["--epoch", "7"], "there is no epoch 7 of demo/"),
         (["--epoch", "all"], "--epoch all draws a picture per epoch; say of what"),
-        (["--epoch", "0", "--kind", "training"], "of no one epoch"),
+        (["--epoch", "1", "--kind", "training"], "of no one epoch"),
         (["--quantity", "saturation", "--kind", "layers"], "leave --kind out"),
         (["--by-depth"], "name two at least"),
         (["--delta", "2"], "--delta 2: expected a number above 0"),

@@ -176,10 +176,10 @@ def test_project__goes_on_where_it_was_and_is_found_done(run: Run, monkeypatch: 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["--delta", "0"], "'delta.0': input should be greater than 0, found '0'"),
-        (["--delta", "1.1"], "'delta.0': input should be less than or equal to 1"),
+        (["--delta", "0"], "--delta: input should be greater than 0, found '0'"),
+        (["--delta", "1.1"], "--delta: input should be less than or equal to 1"),
         (["--layers", "nothing"], "has no layer left by --layers 'nothing'"),
-        (["--mode", "other"], "'mode': input should be 'pca' or 'random', found 'other'"),
+        (["--mode", "other"], "--mode: input should be 'pca' or 'random', found 'other'"),
     ],
 )
 def test_project__refuses_in_one_line(words: list[str], expected: str, demo_copy: Path) -> None:

@@ -221,7 +221,7 @@ def test_train__a_layer_with_nan_is_named_and_the_others_go_on(tmp_path: Path) -
 
     values = 128 * 2 * 8 * 8
     assert (
-        f"train: layer bad: {values} values are NaN or infinite in batch 0 of the train pass of epoch 0; "
+        f"train: layer bad: {values} values are NaN or infinite in batch 0 of the train pass of epoch 1; "
         "it has no spectrum there" in run.manifest.warnings
     )
     table = run.table("saturation").set_index(["split", "layer"])["saturation"]
@@ -257,7 +257,7 @@ def test_train__a_loss_that_is_not_finite_is_an_error(tmp_path: Path) -> None:
     if "Diverging" not in MODELS:
         MODELS.register("Diverging")(Diverging)
     config = {**CONFIG, "model": "Diverging", "epoch": 1}
-    with pytest.raises(NumericsError, match="the train loss is nan in batch 0 of epoch 0"):
+    with pytest.raises(NumericsError, match="the train loss is nan in batch 0 of epoch 1"):
         run_experiments(config, "res", ["train"], logs_dir=tmp_path)
     [run] = [open_run("res", tmp_path)]
     assert run.status("train") == "failed"

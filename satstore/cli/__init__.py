@@ -6,12 +6,17 @@ import logging
 import os
 import signal
 import sys
+from typing import TYPE_CHECKING
 
 from satstore.cli import command
 from satstore.cli.app import app
 from satstore.cli.console import say, take_any_encoding
 from satstore.errors import SatstoreError
 from satstore.processes import STOPPED
+
+if TYPE_CHECKING:
+    from cyclopts import CycloptsError
+    from pydantic import ValidationError
 
 
 def main(tokens: list[str] | None = None) -> None:
@@ -75,7 +80,8 @@ def _run(words: list[str], debug: bool) -> int:
         return _say(f"{name} takes nothing more, but found: {unused}; see satstore {name} --help", 2, debug)
     except CycloptsError as error:
         cause = error.__cause__
-        return _say(describe(cause) if isinstance(cause, ValidationError) else str(error), 2, debug)
+        text = _describe_flags(cause, error) if isinstance(cause, ValidationError) else str(error)
+        return _say(text, 2, debug)
     except ValidationError as error:
         return _say(describe(error), 2, debug)
     except SatstoreError as error:
@@ -88,6 +94,17 @@ def _run(words: list[str], debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _describe_flags(cause: "ValidationError", error: "CycloptsError") -> str:
+    """Return what pydantic found wrong, by the flags that were typed."""
+    from satstore.config import describe_item
+
+    argument = error.argument
+    flags = {} if argument is None else {child.keys[-1]: child.name for child in argument.children}
+    own = "" if argument is None or flags else argument.name
+    items = cause.errors()
+    return "; ".join(describe_item(item, flags.get(str((*item["loc"], "")[0]), own)) for item in items)
 
 
 def _say(text: str, code: int, debug: bool) -> int:

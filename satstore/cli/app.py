@@ -293,7 +293,9 @@ def plot(
         bool, Parameter(negative="", help="align the layers of several runs by their share of the depth")
     ] = False,
     delta: Annotated[float | None, Parameter(help="of the saturation; by default the config's")] = None,
-    epoch: Annotated[str | None, Parameter(help="from 0; by default the last; all: with --quantity")] = None,
+    epoch: Annotated[
+        str | None, Parameter(help="the first is 1; by default the last; all: with --quantity")
+    ] = None,
     logs_dir: LogsDir = None,
 ) -> None:
     """Draw saturation and probe accuracy over the layers, of one run or several, or what else is known."""

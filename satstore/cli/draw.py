@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from satstore.cli.console import say
 from satstore.cli.output import output_file, output_folder
-from satstore.errors import ConfigError
+from satstore.errors import ConfigError, NotFoundError
 from satstore.logs import find_logs_dir, find_runs, open_run
 from satstore.run import Run
 
@@ -110,20 +110,24 @@ def draw(run: Run, kind: str, o: PlotOptions) -> "Figure":
 
 
 def find_epoch(run: Run, text: str | None) -> int | None:
-    """Return an epoch that a run has; None for the last.
+    """Return an epoch that a run has, counted from 0, of a text that counts from 1; None for the last.
 
     Raises
     ------
     ConfigError
         If it has no such epoch.
+    NotFoundError
+        If it has none yet.
     """
     if text is None:
         return None
-    if not text.isdecimal() or int(text) > run.last_epoch:
+    if run.last_epoch < 0:
+        raise NotFoundError(f"{run.name} is not trained yet; run: satstore train --run {run.name}")
+    if not text.isdecimal() or not 1 <= int(text) <= run.last_epoch + 1:
         raise ConfigError(
-            f"there is no epoch {text} of {run.name}: they are counted from 0 to {run.last_epoch}"
+            f"there is no epoch {text} of {run.name}: its epochs are counted from 1 to {run.last_epoch + 1}"
         )
-    return int(text)
+    return int(text) - 1
 
 
 def plot_epochs(run: Run, out: Path | None, o: PlotOptions) -> Path:
@@ -135,14 +139,14 @@ def plot_epochs(run: Run, out: Path | None, o: PlotOptions) -> Path:
     if o.epoch != "all":
         epoch = find_epoch(run, o.epoch)
         epoch = run.last_epoch if epoch is None else epoch
-        name = usual_name(o.quantity, replace(o, epoch=str(epoch)))
+        name = usual_name(o.quantity, replace(o, epoch=str(epoch + 1)))
         path = output_file(out, run.path / name, SUFFIXES)
         save_figure(plot_epoch(run, epoch, o.quantity, o.all_layers, o.delta), path)
         return path.absolute()
     folder = output_folder(out, run.path / f"{o.quantity}-epochs")
     for epoch in range(run.last_epoch + 1):
         figure = plot_epoch(run, epoch, o.quantity, o.all_layers, o.delta)
-        save_figure(figure, folder / usual_name(o.quantity, replace(o, epoch=f"{epoch:03d}")))
+        save_figure(figure, folder / usual_name(o.quantity, replace(o, epoch=f"{epoch + 1:03d}")))
     return folder.absolute()
 
 

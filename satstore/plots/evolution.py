@@ -46,17 +46,17 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
             if layer in table:
                 color = colormaps["viridis"](0.95 * place / max(1, len(layers) - 1))
                 look = {"color": color, "marker": "o", "markersize": 3, "label": layer}
-                [lines[layer]] = axes.plot(table.index, table[layer], **look)
+                [lines[layer]] = axes.plot(table.index + 1, table[layer], **look)
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("epoch")
-        axes.set_xlim(-0.5, max(0, run.last_epoch) + 0.5)
+        axes.set_xlim(0.5, max(0, run.last_epoch) + 1.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         finish_axes(axes, "")
     entries = list(lines.items())
     reached = run.table("metrics") if run.has_file("metrics.csv") else None
     if reached is not None and "eval_accuracy" in reached:  # imported ones may have none
         look = {"color": MODEL, "linestyle": "--", "linewidth": 1}
-        [line] = every[0].plot(reached["epoch"], reached["eval_accuracy"], **look)
+        [line] = every[0].plot(reached["epoch"] + 1, reached["eval_accuracy"], **look)
         entries.append(("model accuracy", line))
     figure.suptitle(break_text(run.config.title, figure.get_figwidth() - 1, 11), fontsize=11)
     legend_beside(figure, entries, 1 + (len(entries) - 1) // 20)

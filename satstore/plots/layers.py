@@ -57,7 +57,7 @@ def plot_layers(
     axes = figure.add_subplot()
     if not draw_layers(axes, run, layers, delta, epoch):
         raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
-    at = "" if epoch is None or epoch == run.last_epoch else f", epoch {epoch}"
+    at = "" if epoch is None or epoch == run.last_epoch else f", epoch {epoch + 1}"
     axes.set_title(break_text(f"{run.config.title}{at}", width - 1, 11), fontsize=11)
     legend_below(figure, [axes])
     return figure

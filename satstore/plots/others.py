@@ -53,7 +53,7 @@ def plot_training(run: Run) -> Figure:
             column = f"{split}_{measure}"
             if column in metrics:
                 look = {"color": color, "marker": marker, "markersize": 4, "label": split}
-                axes.plot(metrics["epoch"], metrics[column], **look)
+                axes.plot(metrics["epoch"] + 1, metrics[column], **look)
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if measure == "accuracy":
@@ -102,7 +102,7 @@ def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) 
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the eigendirections, largest first")
     finish_axes(axes, "share of the variance explained")
-    title = f"{run.config.title}, epoch {epoch}, train split"
+    title = f"{run.config.title}, epoch {epoch + 1}, train split"
     axes.set_title(break_text(title, 5.0, 10), fontsize=10)
     legend_beside(figure, entries, -(-len(entries) // 24))
     return figure
@@ -179,7 +179,7 @@ def plot_epoch(
         places = np.arange(len(layers)) + (number - 0.5) * 0.4
         axes.bar(places, rows.to_numpy(dtype=float), 0.4, color=color, label=split)
     if not n_found:
-        raise NotFoundError(f"{run.name} has no spectra of epoch {epoch}")
+        raise NotFoundError(f"{run.name} has no spectra of epoch {epoch + 1}")
     name_places(axes, range(len(layers)), layers)
     if quantity == "saturation":
         finish_axes(axes, quantity)
@@ -188,7 +188,7 @@ def plot_epoch(
         axes.set_ylabel("intrinsic dimension")
         tidy_axes(axes)
     shown = run.config.delta if delta is None else delta
-    title = f"{run.config.title}, epoch {epoch}, delta {shown:g}"
+    title = f"{run.config.title}, epoch {epoch + 1}, delta {shown:g}"
     axes.set_title(break_text(title, width - 1, 10), fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure

@@ -261,7 +261,7 @@ def write_split(
     layers = {name: modules[name] for name in run.layers if any(name in part for part in wanted.values())}
     keys = {split_latents_key(key)[0]: key for key in wanted}
     epoch = split_latents_key(next(iter(wanted)))[1]
-    text = split if epoch is None else f"{split}, epoch {epoch}"
+    text = split if epoch is None else f"{split}, epoch {epoch + 1}"
     with (
         session.recording(model, layers, keys) as recorder,
         torch.inference_mode(),

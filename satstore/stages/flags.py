@@ -127,7 +127,8 @@ def check_texts(
         model.model_validate(values)
     except ValidationError as error:
         for item in error.errors():
-            errors.setdefault(str(item["loc"][0]), describe_item(item))
+            name = str(item["loc"][0])
+            errors.setdefault(name, describe_item(item, flag_of(name, model.model_fields[name])))
     return values, errors
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from satstore.commits import Damage, is_anything
 from satstore.errors import ConfigError, NotFoundError
 from satstore.files import Digest
-from satstore.latent_key import groups_of, split_latents_key
+from satstore.latent_key import describe_latents_key, groups_of, split_latents_key
 from satstore.location import Location
 from satstore.manifest import LatentsRecord, checkpoint_name
 from satstore.names import Key, as_key
@@ -182,9 +182,9 @@ def metadata_above(key: str) -> list[Key]:
 def describe_missing(plans: Sequence[PoolingPlan]) -> list[str]:
     """Say what is missing, in a few words for each key and split."""
     return [
-        f"{plan.key} {split}"
+        f"{describe_latents_key(plan.key)} {split}"
         if len(layers) == len(plan.layers)
-        else f"{', '.join(layers)} of {plan.key} {split}"
+        else f"{', '.join(layers)} of {describe_latents_key(plan.key)} {split}"
         for plan in plans
         for split, layers in plan.missing.items()
     ]

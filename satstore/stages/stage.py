@@ -45,8 +45,19 @@ def _check_place(place: str | None) -> str | None:
     return place
 
 
-def _parse_splits(_: Any, tokens: Any) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for token in tokens for name in token.value.split(",")))
+def _read_splits(given: Any) -> Any:
+    """Return splits, each once, those in one text apart."""
+    texts = (given,) if isinstance(given, str) else given
+    return tuple(dict.fromkeys(name for text in texts for name in str(text).split(",")))
+
+
+def _read_epoch(epoch: Any) -> Any:
+    """Return an epoch counted from 0, as in Python and stores; a text is a person's, who counts from 1."""
+    if not isinstance(epoch, str):
+        return epoch
+    if not (epoch.isascii() and epoch.isdecimal()) or int(epoch) < 1:
+        raise ValueError("expected a whole number, the first epoch is 1")
+    return int(epoch) - 1
 
 
 Device = Annotated[
@@ -63,15 +74,17 @@ Poolings = Annotated[
     Field(description="pool latents to n x n (a number), or not at all (full, pixelwise); repeatable"),
 ]
 Epochs = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...] | None,
+    tuple[Annotated[int, Field(ge=0), BeforeValidator(_read_epoch)], ...] | None,
     Parameter(negative=""),
     Field(
-        description="epoch, from 0, whose latents to take; repeatable; by default the config's and the last"
+        description="epoch, the first is 1, whose latents to take; repeatable; by default the config's, and "
+        "the last"
     ),
 ]
 Splits = Annotated[
     tuple[Literal["train", "eval"], ...],
-    Parameter(negative="", converter=_parse_splits),
+    Parameter(negative=""),
+    BeforeValidator(_read_splits),
     Field(min_length=1, description="train, eval or both, separated by commas"),
 ]
 Layers = Annotated[
@@ -152,7 +165,7 @@ class Stage:
         for pooling in getattr(parameters, "pooling", None) or ():
             words += ["-d", pooling]
         for epoch in getattr(parameters, "epoch", None) or ():
-            words += ["--epoch", str(epoch)]
+            words += ["--epoch", str(epoch + 1)]
         return " ".join(words)
 
 
@@ -259,7 +272,7 @@ def epochs_of(run: Run, parameters: Any) -> tuple[int | None, ...]:
     late = [epoch for epoch in asked if epoch > last]
     if late:
         raise ConfigError(
-            f"there is no epoch {late[0]} of {run.name}: its {last + 1} epochs are counted from 0 to {last}"
+            f"there is no epoch {late[0] + 1} of {run.name}: its epochs are counted from 1 to {last + 1}"
         )
     earlier = sorted({epoch for epoch in asked if epoch != last})
     check_kept(run, earlier)
@@ -278,10 +291,16 @@ def check_kept(run: Run, epochs: Iterable[int]) -> None:
     if gone:
         kept = [n for n in range(run.last_epoch) if run.has_file(checkpoint_name(n))]
         raise NotFoundError(
-            f"{run.name} did not keep the weights after epoch {', '.join(map(str, gone))} when trained "
-            f"(kept: {', '.join(map(str, kept)) or 'none'}); to have latents of them, train a config with "
-            f'"latent_epochs": {gone} under another run id, or this one with it and --overwrite'
+            f"{run.name} did not keep the weights after epoch {list_epochs(gone)} when trained "
+            f"(kept: {list_epochs(kept) or 'none'}); to have latents of them, train a config with "
+            f'"latent_epochs": {gone}, where they are counted from 0, under another run id, or this one with '
+            "it and --overwrite"
         )
+
+
+def list_epochs(epochs: Iterable[int]) -> str:
+    """Return epochs, counted from 0, as people count them."""
+    return ", ".join(str(epoch + 1) for epoch in epochs)
 
 
 def latents_of(run: Run, parameters: Any) -> list[str]:

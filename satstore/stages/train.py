@@ -23,6 +23,7 @@ from satstore.stages.stage import (
     Stage,
     StageParameters,
     check_kept,
+    list_epochs,
     record_parameters,
 )
 
@@ -125,11 +126,12 @@ def note_epochs(run: Run) -> None:
 
 def warn_of_epochs(run: Run) -> None:
     """Warn of epochs whose latents the config asks for, and that training did not come to."""
-    missed = [str(epoch) for epoch in run.config.latent_epochs if epoch > run.last_epoch]
+    missed = [epoch for epoch in run.config.latent_epochs if epoch > run.last_epoch]
     if missed:
         run.warn(
             "train",
-            f"no latents of epoch {', '.join(missed)}: training stopped early, after epoch {run.last_epoch}",
+            f"no latents of epoch {list_epochs(missed)}: training stopped early, after epoch "
+            f"{run.last_epoch + 1}",
         )
 
 

@@ -81,7 +81,7 @@ async def test_form__says_what_is_wrong_beside_the_field(tmp_path: Path) -> None
         assert read_static(pilot, "#command") == command
         assert not screen.query_one("#start", Button).disabled
         await fill(pilot, workers="many", pooling="4x")
-        assert "'workers': input should be a valid integer" in error(pilot, "workers")
+        assert "--workers: input should be a valid integer" in error(pilot, "workers")
         assert "expected a number from 1 to 9999, full, or pixelwise" in error(pilot, "pooling")
         assert error(pilot, "C") == ""
         assert screen.query_one("#start", Button).disabled

@@ -143,9 +143,9 @@ async def test_run_screen__moves_delta_as_the_spectra_say(logs: Path) -> None:
 async def test_run_screen__scrubs_through_the_epochs(logs: Path) -> None:
     run = run_of(logs)
     async with open_run(logs) as (pilot, screen):
-        assert screen.query_one("#epoch", Slider).text == "1/1"
+        assert screen.query_one("#epoch", Slider).text == "2/2"
         await press(pilot, "left_square_bracket")
-        assert screen.query_one("#epoch", Slider).text == "0/1"
+        assert screen.query_one("#epoch", Slider).text == "1/2"
         table = run.saturation(split="train").query("epoch == 0").set_index("layer")
         assert shown_saturation(pilot) == f"{100 * table['saturation'][run.layers[0]]:.1f}"
         reached = run.table("metrics")["eval_accuracy"][0]

@@ -171,8 +171,7 @@ class RunScreen(AppScreen):
         cursor = min(view.cursor, max(0, len(layers) - 1))
         self._view = View(max(0, epoch), place, layers, cursor)
         self.query_one("#delta", Slider).set_texts([f"{delta:g}" for delta in data.deltas], place)
-        last = data.n_epochs - 1
-        texts_of_epochs = [f"{n}/{last}" for n in range(data.n_epochs)] or ["none yet"]
+        texts_of_epochs = [f"{n + 1}/{data.n_epochs}" for n in range(data.n_epochs)] or ["none yet"]
         self.query_one("#epoch", Slider).set_texts(texts_of_epochs, max(0, epoch))
         self.query_one(ConfigPane).show(texts["config"])
         self.query_one(AdvicePane).show(texts["advice"])
@@ -314,7 +313,7 @@ class RunScreen(AppScreen):
             self.satstore.in_thread(lambda: self._write_csv(path, data, view), "export")
             return
         words = ["plot", self.name_of_run, "--logs-dir", str(self.satstore.logs_dir), "--out", str(path)]
-        words += ["--delta", f"{data.deltas[view.place]:g}", "--epoch", f"{view.epoch}"]
+        words += ["--delta", f"{data.deltas[view.place]:g}", "--epoch", f"{view.epoch + 1}"]
         words += ["--all-layers"] if self._shows_all else []
         self.satstore.in_thread(lambda: export_plot(self.app, words, path), "export")
 

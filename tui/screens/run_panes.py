@@ -136,7 +136,7 @@ class TrainingPane(RunPane):
                 [Rule("epoch", view.epoch, CURSOR, "│")],
                 x_limits=(-0.2, max(1, data.n_epochs - 1) + 0.2),
                 y_limits=(0.0, highest),
-                names=[f"{epoch}" for epoch in range(data.n_epochs)],
+                names=[f"{epoch + 1}" for epoch in range(data.n_epochs)],
             )
 
 
