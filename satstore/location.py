@@ -246,7 +246,7 @@ class Bucket:
             from obstore.store import from_url
         except ImportError:
             raise ConfigError(
-                f"{self.url} is on object storage, which needs obstore: pip install 'satstore[cloud]'"
+                f"{self.url} is on object storage, which needs obstore: pip install obstore"
             ) from None
         retries: Any = {"max_retries": MAX_RETRIES, "retry_timeout": timedelta(seconds=RETRY_TIMEOUT_S)}
         with self.refusals():

@@ -141,7 +141,7 @@ def make_plan(
     """
     plan: dict[str, StageParameters] = {}
     used: set[str] = set()
-    for name in stages:
+    for name in (STAGES.entry(stage).name for stage in stages):
         model = STAGES[name].parameters
         share = {key: value for key, value in parameters.items() if key in model.model_fields}
         if name == "train" and "extract" in stages:

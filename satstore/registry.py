@@ -175,6 +175,7 @@ class Registry(Mapping[str, Any]):
             If there is no such name; the message suggests the nearest.
         """
         entries = self._known()
+        name = self._spell(name)
         base, _, argument = name.partition(":")
         row = entries.get(name) or entries.get(base)
         if row is None:
@@ -195,6 +196,13 @@ class Registry(Mapping[str, Any]):
         reasons: Mapping[str, str] = Entry("", self._absent).load() if self._absent else {}
         reason = next((text for pattern, text in reasons.items() if re.fullmatch(pattern, name)), None)
         return suggest(name, entries) if reason is None else f": {reason}"
+
+    def _spell(self, name: str) -> str:
+        """Return a stage's name as its command has it: tables and keys write ``_`` for ``-``."""
+        known = self._known()
+        if self.kind != "stage" or name in known:
+            return name
+        return next((other for other in known if other.replace("-", "_") == name.replace("-", "_")), name)
 
     def entries(self) -> list[Entry]:
         """Return all rows, in the order of their registration."""

@@ -811,13 +811,15 @@ class Run:
             If a process goes on with the experiment.
         """
 
+        self.reload()
+        ran = [stage for stage, record in self.manifest.stages.items() if record.status == "running"]
+
         def change(manifest: Manifest) -> None:
-            for record in manifest.stages.values():
-                if record.status == "running":
-                    record.status, record.error, record.ended = "cancelled", "stopped", time.time()
+            for record in map(manifest.stages.__getitem__, ran):
+                record.status, record.error, record.ended = "cancelled", "stopped", time.time()
 
         with self.lock():
-            if any(record.status == "running" for record in self.manifest.stages.values()):
+            if ran and all(self.manifest.stages[stage].status == "failed" for stage in ran):
                 self.commit(change=change)
 
     def _content(self) -> tuple[Any, int]:

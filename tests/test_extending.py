@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from command_line import SMALL, WORKS_S, satstore
+from command_line import SMALL, WORKS_S, call, satstore
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from satstore.datasets.loaders import from_loaders, takes_loaders
 from satstore.errors import ConfigError, UnknownNameError
@@ -346,3 +347,53 @@ def test_registries__are_all_named() -> None:
         assert "Squares" in DATASETS
         assert "dummy" in STAGES
     assert "Squares" not in {*DATASETS, *METRICS, *OPTIMIZERS}
+
+
+LAB = '''
+from typing import Annotated
+from pydantic import Field
+from satstore.stages.stage import Overwrite, StageParameters, stage
+
+class Parameters(StageParameters):
+    order: Annotated[float, Field(gt=0, description="order of the norm")] = 2.0
+    overwrite: Overwrite = False
+
+@stage("weigh-all", table="weights", parameters=Parameters, needs=())
+def weigh_all(run, parameters):
+    """Write down the order."""
+    run.commit({"weights.csv": f"order\\n{parameters.order}\\n".encode()})
+'''
+
+
+def test_stage__of_a_plugin_takes_its_own_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "weighing_lab.py").write_text(LAB)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({"plugins": ["weighing_lab"], "stages": ["weigh-all"]}))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(STAGES, "_entries", dict(STAGES._fill()))
+    logs = ["--logs-dir", tmp_path / "logs"]
+    for words, order in (
+        (["run", "--config", config, "--run-id", "mine", "--order", "3"], "3.0"),
+        (["weigh-all", "--run", "mine", "--order=4", "--overwrite"], "4.0"),
+        (["weigh_all", "--run", "mine", "--order", "5", "--overwrite"], "5.0"),
+        (["run", "--run", "mine", "--stages", "weigh_all", "--order", "6", "--overwrite"], "6.0"),
+    ):
+        code, _, err = call(*words, *logs)
+        assert code == 0, err
+        [table] = tmp_path.glob("logs/mine/*/weights.csv")
+        assert table.read_text() == f"order\n{order}\n"
+    code, _, err = call("weigh-all", "--run", "mine", "--order", "-1", *logs)
+    assert (code, err) == (2, "satstore: --order: input should be greater than 0, found '-1'\n")
+
+
+def test_loaders__of_streams_are_refused_for_what_they_are() -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(())
+
+    def streams(batch_size: int, output_size: int, cache_dir: str) -> SimpleNamespace:
+        loader = DataLoader(Stream())
+        return SimpleNamespace(train_dataset=loader, test_dataset=loader, cardinality=2)
+
+    with pytest.raises(ConfigError, match=r"has an IterableDataset \(Stream\), which can't be read by index"):
+        from_loaders("streams", streams, 32, 8, "tmp")

@@ -118,7 +118,7 @@ def test_export__without_pyarrow_names_it(run: Run, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "fastparquet", None)
     words = ("export", "res", "--to", "parquet", "--out", tmp_path, "--logs-dir", run.path.parents[1])
     code, _, err = call(*words)
-    remedy = "install it with: pip install 'satstore[parquet]'"
+    remedy = "install it with: pip install pyarrow"
     assert (code, err) == (1, f"satstore: --to parquet needs pyarrow; {remedy}\n")
 
 

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from satstore.cli import command
-from satstore.cli.app import app
+from satstore.cli.app import add_stages, app
 from satstore.cli.console import say, take_any_encoding
 from satstore.errors import SatstoreError
 from satstore.processes import STOPPED
@@ -72,6 +72,7 @@ def _run(words: list[str], debug: bool) -> int:
     from satstore.config import describe
 
     try:
+        words = _with_stages(words)
         app(words, exit_on_error=False, print_error=False, result_action="return_value")
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
@@ -94,6 +95,38 @@ def _run(words: list[str], debug: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     return 0
+
+
+def _with_stages(words: list[str]) -> list[str]:
+    """Make commands of the stages that plugins of the named config or run bring; return the words, spelt so.
+
+    What is wrong with the config or the run, the command says itself.
+    """
+    from satstore.config import read_config
+    from satstore.logs import find_runs
+    from satstore.registry import STAGES, load_plugins
+
+    if not words or words[0].startswith("-") or (words[0] in app and words[0] != "run"):
+        return words
+    given = {flag: _value(words, flag) for flag in ("--config", "--run", "--logs-dir")}
+    with contextlib.suppress(SatstoreError, ImportError, OSError):
+        if given["--config"] is not None:
+            read_config(given["--config"])  # which imports its plugins
+        if given["--run"] is not None:
+            for run in find_runs(given["--run"], given["--logs-dir"], unreadable=[]):
+                load_plugins(run.config.plugins)
+    add_stages()
+    return [STAGES.entry(words[0]).name, *words[1:]] if words[0] in STAGES else words
+
+
+def _value(words: list[str], flag: str) -> str | None:
+    """Return what follows a flag, after a blank or ``=``; None where it isn't there."""
+    for word, following in zip(words, [*words[1:], None], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
 
 
 def _describe_flags(cause: "ValidationError", error: "CycloptsError") -> str:

@@ -113,10 +113,23 @@ def add_run(names: list[str]) -> None:
     app.command(run)
 
 
-_stages = usable_stages()
-for _name in _stages:
-    add_stage(_name)
-add_run(_stages)
+_commands: list[str] = []
+
+
+def add_stages() -> None:
+    """Make commands of the stages that are known now, in place of those of before: plugins may bring more."""
+    names = usable_stages()
+    if names == _commands:
+        return
+    for name in (*_commands, *(["run"] if _commands else [])):
+        del app[name]
+    _commands[:] = names
+    for name in names:
+        add_stage(name)
+    add_run(names)
+
+
+add_stages()
 
 
 @app.command
@@ -580,7 +593,7 @@ def tui(
     read_only: Annotated[bool, Parameter(negative="", help="start, end and write nothing")] = False,
     theme: Annotated[str | None, Parameter(help="such as textual-light, nord or gruvbox")] = None,
     serve: Annotated[
-        bool, Parameter(negative="", help="in a browser, on this machine only; needs satstore[serve]")
+        bool, Parameter(negative="", help="in a browser, on this machine only; needs textual-serve")
     ] = False,
     port: Annotated[int, Parameter(help="with --serve")] = 8000,
     logs_dir: LogsDir = None,

@@ -84,7 +84,7 @@ def check_packages() -> Iterator[Check]:
         try:
             yield Check(f"satstore[{extra}]", "ok", f"{package} {version(package)}")
         except PackageNotFoundError:
-            yield Check(f"satstore[{extra}]", "note", f"not installed; pip install 'satstore[{extra}]'")
+            yield Check(f"satstore[{extra}]", "note", f"not installed; pip install {package}")
 
 
 def check_torch() -> Iterator[Check]:

@@ -42,7 +42,7 @@ def serve_app(logs_dir: Path | None, read_only: bool, theme: str | None, port: i
         from textual_serve.server import Server
     except ImportError:
         raise NotFoundError(
-            "--serve needs textual-serve; install it with: pip install 'satstore[serve]'"
+            "--serve needs textual-serve; install it with: pip install textual-serve"
         ) from None
     words = [sys.executable, "-m", "satstore", "tui", "--logs-dir", str(find_logs_dir(logs_dir).absolute())]
     words += ["--read-only"] if read_only else []

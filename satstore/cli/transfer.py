@@ -63,7 +63,7 @@ def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
                 reason = " ".join(str(error).split())
                 raise CorruptError(f"{run.name}: {name}.csv can't be written as Parquet: {reason}") from error
             except ImportError:
-                remedy = "install it with: pip install 'satstore[parquet]'"
+                remedy = "install it with: pip install pyarrow"
                 raise NotFoundError(f"--to parquet needs pyarrow; {remedy}") from None
         path = folder / f"{name}.{to}"
         check_folders(folder.parent, path)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import IterableDataset
 
 from satstore.datasets.images import ImageData, ImageSplit, Update, fingerprint
 from satstore.errors import ConfigError
@@ -88,6 +89,13 @@ def from_loaders(
         parts = (getattr(found, key, None) for key in ("train_dataset", "test_dataset", "cardinality"))
         train, test, n_classes = parts
     sets = [getattr(loader, "dataset", None) for loader in (train, test)]
+    streams = [dataset for dataset in sets if isinstance(dataset, IterableDataset)]
+    if streams:
+        raise ConfigError(
+            f"dataset {name!r} has an IterableDataset ({type(streams[0]).__name__}), which can't be read by "
+            "index, as order, resuming and latents need; give a dataset with __len__ and __getitem__, or "
+            "record a model and loaders of your own with satstore.record"
+        )
     if not all(hasattr(dataset, "__len__") for dataset in sets) or not isinstance(n_classes, int):
         raise ConfigError(
             f"dataset {name!r} returned {type(found).__name__}; expected train_dataset and test_dataset, "
