@@ -164,7 +164,7 @@ def test_train__epochs_that_are_past_and_were_not_kept_are_refused(run: Run) -> 
         assert str(caught.value) == line
     before = run.read_file("checkpoint.pt")
     opened.commit(change=lambda manifest: setattr(manifest.summary, "epochs_done", 2))
-    with pytest.raises(NotFoundError, match="did not keep the weights after epoch 1 when trained"):
+    with pytest.raises(NotFoundError, match="did not keep the weights after epoch 2 when trained"):
         start(opened, "train")
     assert Run(run.path).read_file("checkpoint.pt") == before, "refused before it trains"
 
@@ -243,7 +243,7 @@ def test_extract__killed_goes_on_and_ends_bit_equal(run: Run, monkeypatch: pytes
     assert not any(killed.manifest.latents["epochs/0/pool4"].layers.values())
     assert extract.pending(killed, extract.ExtractParameters()) == [
         "pool4 of epoch 1 train",
-        "epochs/0/pool4 eval",
+        "pool4 of epoch 1 eval",
     ]
     left[0] = 99
     again = start(killed, "extract")
