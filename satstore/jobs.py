@@ -18,9 +18,9 @@ from typing import Any, Literal
 import psutil
 
 from satstore.errors import NotFoundError
+from satstore.processes import STOPPED
 from satstore.untrusted import is_file, open_file, read_content
 from satstore.words import clean, printable, printable_content
-from satstore.processes import STOPPED
 
 JobState = Literal["running", "done", "failed", "cancelled", "lost"]
 """``lost``: its process is gone and nobody wrote down how it ended, as after a power loss."""

@@ -810,7 +810,6 @@ class Run:
         LockedError
             If a process goes on with the experiment.
         """
-
         self.reload()
         ran = [stage for stage, record in self.manifest.stages.items() if record.status == "running"]
 
