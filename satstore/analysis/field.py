@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm
-from typing import Self
 
 Interval = tuple[Fraction, Fraction]
 
@@ -39,38 +38,40 @@ class Reach:
         """The number of input positions that a position sees, from first to last; the largest of all."""
         return int(max((high - low + 1 for low, high in filter(None, self.intervals)), default=0))
 
-    @property
-    def start(self) -> float:
-        """Where the middle of what position 0 sees lies, in pixels; the input's first is from 0 to 1."""
-        low, high = self.intervals[0] or (Fraction(0), Fraction(0))
-        return float((low + high) / 2) + 0.5
+    def read(self, reads: Sequence[Sequence[int]], step: int) -> "Reach":
+        """Return the reach of a map whose position o reads ``(o // P)·step + tap`` for each tap of its phase.
 
-    def window(self, taps: Sequence[int], stride: int = 1) -> "Reach":
-        """Return the reach of a window whose position o reads ``o·stride + tap`` for each tap."""
-        period = len(self.intervals)
-        reads = taps if period > 1 else (min(taps), max(taps))
-        return Reach(
-            self.jump * stride,
-            _shortest(
-                _union(_moved(self._at(phase * stride + tap), -self.jump * stride * phase) for tap in reads)
-                for phase in range(period // gcd(period, stride))
-            ),
-        )
-
-    def spread(self, taps: Sequence[int], stride: int) -> "Reach":
-        """Return the reach of a map whose position o reads position i where ``i·stride + tap`` is o."""
-        jump = self.jump / stride
+        Parameters
+        ----------
+        reads
+            The taps of each phase o mod P; P is their number.
+        step
+            Positions that are moved on by from one period of the new map to the next.
+        """
+        phases, period = len(reads), len(self.intervals)
+        jump = self.jump * step / phases
+        if period == 1:
+            reads = [(min(taps), max(taps)) if taps else () for taps in reads]
         return Reach(
             jump,
             _shortest(
-                _union(
-                    _moved(self._at((phase - tap) // stride), -jump * phase)
-                    for tap in taps
-                    if (phase - tap) % stride == 0
-                )
-                for phase in range(stride * len(self.intervals))
+                _union(_moved(self._at(o // phases * step + tap), -jump * o) for tap in reads[o % phases])
+                for o in range(phases * (period // gcd(period, step)))
             ),
         )
+
+    def window(self, taps: Sequence[int], stride: int = 1) -> "Reach":
+        """Return the reach of a window whose position o reads ``o·stride + tap`` for each tap."""
+        return self.read([taps], stride)
+
+    def interval(self, first: int, last: int) -> Interval | None:
+        """Return the first and the last input position that positions first to last see together."""
+        period = len(self.intervals)
+        if last - first >= 2 * period:  # what lies between sees nothing beyond what its ends see
+            ends = (*range(first, first + period), *range(last - period + 1, last + 1))
+        else:
+            ends = tuple(range(first, last + 1))
+        return _union(self._at(position) for position in ends)
 
     def merge(self, other: "Reach") -> "Reach":
         """Return what a position sees through either of two maps of one jump."""
@@ -92,41 +93,16 @@ class Reach:
         return _moved(self.intervals[position % len(self.intervals)], self.jump * position)
 
 
-@dataclass(frozen=True)
-class Span:
-    """What a map sees along one axis, over all paths from the input.
-
-    Attributes
-    ----------
-    widest
-        From the first to the last position that any path reaches.
-    narrowest
-        Of the path that sees least.
-    """
-
-    widest: Reach = Reach()
-    narrowest: Reach = Reach()
-
-    def window(self, taps: Sequence[int], stride: int = 1) -> Self:
-        """Return the span of a window; see :meth:`Reach.window`."""
-        return type(self)(self.widest.window(taps, stride), self.narrowest.window(taps, stride))
-
-    def spread(self, taps: Sequence[int], stride: int) -> Self:
-        """Return the span of a spread map; see :meth:`Reach.spread`."""
-        return type(self)(self.widest.spread(taps, stride), self.narrowest.spread(taps, stride))
-
-    def merge(self, other: Self) -> Self:
-        """Return the span of two paths that meet."""
-        narrowest = min(self.narrowest, other.narrowest, key=lambda reach: reach.size)
-        if self.widest.jump == other.widest.jump:
-            return type(self)(self.widest.merge(other.widest), narrowest)
-        # The other is a branch that pooled over the whole map, or one of another stride that was resized.
-        return type(self)(self.widest.widened(other.widest.size), narrowest)
-
-
 def conv_taps(kernel_size: int, padding: int, dilation: int) -> range:
     """Return what a convolution reads, from its position times its stride on."""
     return range(-padding, -padding + dilation * (kernel_size - 1) + 1, dilation)
+
+
+def spread_taps(taps: Sequence[int], stride: int) -> list[list[int]]:
+    """Return what a transposed convolution reads, by phase: position i where ``i·stride + tap`` is o."""
+    return [
+        [(phase - tap) // stride for tap in taps if (phase - tap) % stride == 0] for phase in range(stride)
+    ]
 
 
 def _moved(interval: Interval | None, by: Fraction) -> Interval | None:

@@ -1,345 +1,238 @@
-"""What each operation of a graph does to the fields of its inputs.
+"""What torch's operators do to the fields of their inputs.
 
-A rule takes the fields and tensors that go in, the tensor that comes out and the operation's own arguments.
-What is not listed keeps positions as they are if it is torch's and its output has the same map, and is
-refused if it is a third party's, for nobody knows what it reads.
+The operators are those that a model's functions and modules come down to (torch.ops.aten). A rule takes a
+call, and returns the field of what it puts out. Rules are exact; what has none is element-wise by torch's own
+tag, a view, or measured (:mod:`satstore.analysis.field_measure`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import ceil, prod
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
-from torch.nn.modules import pooling
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+import torch
+from torch import Tensor
 
-from satstore.analysis.field import Span, conv_taps
+from satstore.analysis.field_call import Call, merge_fields
+from satstore.analysis.field_lines import Field, Line, concatenate_lines, line_of
+from satstore.analysis.field_windows import adapt, convolve, everywhere, pad, pool, resize
 
-
-@dataclass(frozen=True)
-class Field:
-    """What each position of a tensor sees.
-
-    Attributes
-    ----------
-    spans
-        Along the input's height and its width.
-    axes
-        Where these two lie in the tensor; None once all positions were taken together.
-    is_pooled
-        Whether every path came through what takes all positions together.
-    """
-
-    spans: tuple[Span, Span] = (Span(), Span())
-    axes: tuple[int, int] | None = (2, 3)
-    is_pooled: bool = False
-
-    def sizes(self, tensor: Tensor) -> tuple[int, int]:
-        """Return the map's height and width; 1 once all positions were taken together."""
-        return (1, 1) if self.axes is None else (tensor.shape[self.axes[0]], tensor.shape[self.axes[1]])
-
-    def each(self, change: Callable[[int, Span], Span]) -> "Field":
-        """Return the field with each axis's span changed, by the axis's place (0, 1) and its span."""
-        return replace(self, spans=(change(0, self.spans[0]), change(1, self.spans[1])))
-
-    def pooled(self, tensor: Tensor) -> "Field":
-        """Return the field of all positions taken together."""
-        sizes = self.sizes(tensor)
-        return replace(self.each(lambda i, span: span.window(range(sizes[i]))), axes=None, is_pooled=True)
-
-
-@dataclass(frozen=True)
-class Call:
-    """An operation on tensors with fields: the first of them, all of them, and its arguments."""
-
-    fields: Sequence[Field]
-    tensors: Sequence[Tensor]
-    output: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @property
-    def field(self) -> Field:
-        """The field of the first tensor that has one."""
-        return self.fields[0]
-
-    @property
-    def tensor(self) -> Tensor:
-        """The first tensor that has a field."""
-        return self.tensors[0]
-
-    def on_maps(self) -> Field:
-        """Return the first field with its axes last where they were lost: a map was made of it again."""
-        return self.field if self.field.axes else replace(self.field, axes=(2, 3))
-
-    def argument(self, place: int, name: str, default: Any = None) -> Any:
-        """Return an argument, the tensor being number 0."""
-        return self.args[place] if len(self.args) > place else self.kwargs.get(name, default)
-
-
-Rule = Callable[[Call], Field]
-
-
-class UnknownOperationError(Exception):
-    """An operation that no rule is known for; its text says which."""
-
-
-def field_of_module(module: nn.Module, call: Call) -> Field:
-    """Return the field of what a module of torch puts out."""
-    field, m = call.on_maps(), module
-    if isinstance(m, _ConvNd):
-        # "same" and "valid" paddings are known by what is added on the last axis's two sides first.
-        added = m._reversed_padding_repeated_twice
-        paddings = (added[-2], added[0]) if isinstance(m.padding, str) else _pair(m.padding)
-        parts = zip(_pair(m.kernel_size), paddings, _pair(m.dilation), strict=True)
-        taps, strides = [conv_taps(*part) for part in parts], _pair(m.stride)
-        if isinstance(m, _ConvTransposeNd):
-            return field.each(lambda i, span: span.spread(taps[i], strides[i]))
-        return field.each(lambda i, span: span.window(taps[i], strides[i]))
-    if isinstance(m, pooling._MaxPoolNd | pooling._AvgPoolNd | pooling._LPPoolNd):
-        options = {"padding": getattr(m, "padding", 0), "dilation": getattr(m, "dilation", 1)}
-        return _pool(field, m.kernel_size, m.stride, **options)
-    if isinstance(m, pooling._AdaptiveAvgPoolNd | pooling._AdaptiveMaxPoolNd):
-        return adapt(replace_field(call, field))
-    if isinstance(m, nn.Upsample | nn.modules.upsampling.UpsamplingNearest2d):
-        return resize(replace_field(call, field, mode=m.mode))
-    if isinstance(m, nn.MultiheadAttention | nn.RNNBase):
-        return call.field.pooled(call.tensor)
-    if isinstance(m, nn.Flatten | nn.Unflatten):
-        return reshape(call)
-    return merge(call)
-
-
-def field_of_function(target: Any, call: Call) -> Field:
-    """Return the field of what a function, or a tensor's method of this name, puts out.
-
-    Raises
-    ------
-    UnknownOperationError
-        If it is no function of torch's, and none that is known.
-    """
-    name = target if isinstance(target, str) else target.__name__
-    if name in RULES:
-        return RULES[name](call)
-    home = "torch" if isinstance(target, str) else str(getattr(target, "__module__", "") or "torch")
-    if home.partition(".")[0] not in ("torch", "_operator", "operator", "builtins", "math"):
-        raise UnknownOperationError(f"the function {home}.{name}")
-    return merge(call)
-
-
-def replace_field(call: Call, field: Field, **kwargs: Any) -> Call:
-    """Return a call whose first field is another one, with further arguments."""
-    return replace(call, fields=(field, *call.fields[1:]), kwargs={**call.kwargs, **kwargs})
-
-
-# The rules
+Rule = Callable[[Call], Field | None]
 
 
 def merge(call: Call) -> Field:
-    """Positions stay as they are; what several tensors see is seen together, as by addition."""
-    output = call.output[0] if isinstance(call.output, tuple | list) else call.output
-    pairs = sorted(
-        zip(call.fields, call.tensors, strict=True), key=lambda pair: -prod(pair[0].sizes(pair[1]))
-    )
-    field, tensor = pairs[0]
-    for other, _ in pairs[1:]:
-        spans = [one.merge(two) for one, two in zip(field.spans, other.spans, strict=True)]
-        field = replace(field, spans=(spans[0], spans[1]), is_pooled=field.is_pooled and other.is_pooled)
-    if field.axes is None or not isinstance(output, Tensor):
-        return field
-    shifted = output.ndim - tensor.ndim
-    axes = field.axes if shifted == 0 else (field.axes[0] + shifted, field.axes[1] + shifted)
-    kept = all(0 <= a < output.ndim for a in axes) and field.sizes(tensor) == tuple(
-        output.shape[a] for a in axes
-    )
-    return replace(field, axes=axes) if kept else field.pooled(tensor)
-
-
-def concatenate(call: Call) -> Field:
-    """Concatenation along channels merges; along positions, all are taken together."""
-    axis = call.argument(1, "dim", 0)
-    field = call.field
-    if field.axes is not None and axis % call.tensor.ndim in field.axes:
-        return replace(field.pooled(call.tensor), axes=None)
-    return merge(call)
-
-
-def mix(call: Call) -> Field:
-    """Products of matrices read all positions, once axes of positions are among what they sum over."""
-    pooled = [f.pooled(t) for f, t in zip(call.fields, call.tensors, strict=True)]
-    return merge(replace(call, fields=pooled))
+    """Elements stay where they are; what several tensors see is seen together, as by addition."""
+    return merge_fields([field for _, field in call.seen()], call.output.ndim)
 
 
 def reduce(call: Call) -> Field:
-    """Means and maxima over dimensions: over positions, all are taken together."""
-    field, tensor = call.field, call.tensor
-    dims = call.argument(1, "dim")
-    if field.axes is None or dims is None:
-        return field.pooled(tensor)
-    gone = sorted(d % tensor.ndim for d in ([dims] if isinstance(dims, int) else dims))
-    if set(gone) & set(field.axes):
-        return field.pooled(tensor)
-    if call.argument(2, "keepdim", False):
-        return field
-    height, width = (axis - sum(d < axis for d in gone) for axis in field.axes)
-    return replace(field, axes=(height, width))
+    """Means, maxima and the like over dimensions take what lies along them together."""
+    if isinstance(call["other"], Tensor):  # the larger of two
+        return merge(call)
+    image, field = call.map()
+    dims = _dims(call["dim"], image.ndim)
+    return field.reduced(dims, call.output.ndim == image.ndim)
 
 
-def reshape(call: Call) -> Field:
-    """Height and width that stay dimensions of their own move; else all positions are taken together."""
-    field, before, after = call.field, call.tensor.shape, call.output.shape
-    if field.axes is None:
-        return field
-    places = [
-        [d for d in range(len(after)) if after[d] == before[axis] and prod(after[:d]) == prod(before[:axis])]
-        for axis in field.axes
+def scan(call: Call) -> Field:
+    """Softmax, sorting and the like: each element reads all that lie along a dimension."""
+    image, field = call.map()
+    name = "dims" if "dims" in call.arguments else "dim"
+    return replace(field.reduced(_dims(call[name], image.ndim)), axes=field.axes)
+
+
+def _dims(dims: Any, ndim: int) -> list[int]:
+    if dims is None or dims == []:
+        return list(range(ndim))
+    return [d % ndim for d in ([dims] if isinstance(dims, int) else dims)] if ndim else []
+
+
+CONTRACTIONS: Mapping[str, Mapping[str, int]] = {
+    "mm": {"self": 1, "mat2": 0},
+    "bmm": {"self": 2, "mat2": 1},
+    "addmm": {"self": -1, "mat1": 1, "mat2": 0},
+    "baddbmm": {"self": -1, "batch1": 2, "batch2": 1},
+}
+"""The dimension of each argument that a product of matrices sums over; -1: none, it is added."""
+
+
+def multiply(call: Call) -> Field:
+    """Products of matrices take together what lies along the dimension that they sum over."""
+    fields = []
+    for name, dim in CONTRACTIONS[call.name].items():
+        field = call.field_of(call[name])
+        if field is not None:
+            fields.append(field if dim < 0 else field.reduced([dim]))
+    return replace(merge_fields(fields, call.output.ndim), axes=None)
+
+
+def project(call: Call) -> Field:
+    """A linear layer takes the last dimension together."""
+    image, field = call.map()
+    return field.reduced([image.ndim - 1])
+
+
+def attend(call: Call) -> Field:
+    """Attention: each query reads itself, and all keys and values."""
+    ndim = call.output.ndim
+    fields = []
+    for name, dims in (("query", [-1]), ("key", [-1, -2]), ("value", [-1, -2])):
+        tensor = call[name]
+        if (field := call.field_of(tensor)) is not None:
+            fields.append(field.reduced([d % tensor.ndim for d in dims]))
+    return merge_fields(fields, ndim)
+
+
+def recur(call: Call) -> Field:
+    """A recurrent layer's outputs are taken to read all steps."""
+    fields = [everywhere(field, 1) for _, field in call.seen()]
+    found = merge_fields(fields, 1)
+    return replace(found, is_pooled=True)
+
+
+def normalise_batch(call: Call) -> Field:
+    """In eval mode, elements stay where they are; without running statistics, those of the map are read."""
+    image, field = call.map()
+    running = call["running_mean"] is not None and not call["training"]
+    return field if running else field.with_statistics([0, *range(2, image.ndim)])
+
+
+def normalise_groups(call: Call) -> Field:
+    """The statistics are of groups of channels and all positions."""
+    image, field = call.map()
+    return field.with_statistics(range(1, image.ndim))
+
+
+def normalise_layer(call: Call) -> Field:
+    """The statistics are of the last dimensions."""
+    image, field = call.map()
+    return field.with_statistics(range(image.ndim - len(call["normalized_shape"]), image.ndim))
+
+
+def concatenate(call: Call) -> Field:
+    """Concatenation along channels merges; along positions, they follow one another."""
+    tensors = [t for t in call["tensors"] if t.numel()]
+    fields = [call.field_of(t) for t in tensors]
+    known = [field for field in fields if field is not None]
+    axis = (call["dim"] or 0) % call.output.ndim
+    if not any(axis in line.axes for field in known for line in field.widest) and not _is_position(
+        known, axis
+    ):
+        return merge_fields(known, call.output.ndim)
+    sizes = [t.shape for t in tensors]
+    lines = [
+        [concatenate_lines([line_of(field, kind, i) for field in fields], sizes, axis) for i in (0, 1)]
+        for kind in ("widest", "narrowest")
     ]
-    if not all(places):
-        return field.pooled(call.tensor)
-    return replace(field, axes=(places[0][-1], places[1][-1]))
+    pooled = all(field.is_pooled for field in known)
+    return Field((lines[0][0], lines[0][1]), (lines[1][0], lines[1][1]), known[0].axes, pooled)
 
 
-def permute(call: Call) -> Field:
-    """Dimensions change their places."""
-    order = call.args[1] if isinstance(call.args[1], tuple | list) else call.args[1:]
-    return _relocated(call, [d % call.tensor.ndim for d in order])
+def _is_position(fields: Sequence[Field], axis: int) -> bool:
+    return any(field.axes is not None and axis in field.axes for field in fields)
 
 
-def transpose(call: Call) -> Field:
-    """Two dimensions change places."""
-    order = list(range(call.tensor.ndim))
-    one, two = (d % call.tensor.ndim for d in (call.argument(1, "dim0"), call.argument(2, "dim1")))
-    order[one], order[two] = order[two], order[one]
-    return _relocated(call, order)
+def stack(call: Call) -> Field:
+    """A new dimension, along which tensors lie that are seen together."""
+    axis = (call["dim"] or 0) % call.output.ndim
+    fields = [
+        replace(field.each(lambda _, line: _unsqueezed(line, axis)), axes=_after(field.axes, axis))
+        for _, field in call.seen()
+    ]
+    return merge_fields(fields, call.output.ndim)
 
 
-def index(call: Call) -> Field:
-    """Slices of maps are windows of one tap; of a tuple, a part has the field of the whole."""
-    key = call.args[1]
-    if not isinstance(call.output, Tensor) or call.field.axes is None or isinstance(key, int | str):
-        return call.field
-    keys = list(key) if isinstance(key, tuple) else [key]
-    if Ellipsis in keys:
-        place = keys.index(Ellipsis)
-        keys[place : place + 1] = [slice(None)] * (call.tensor.ndim - len(keys) + 1)
-    keys += [slice(None)] * (call.tensor.ndim - len(keys))
-    if not all(isinstance(k, slice) for k in keys):
-        return call.field.pooled(call.tensor)
-    axes, sizes = call.field.axes, call.field.sizes(call.tensor)
-    ranges = [range(sizes[i])[keys[axes[i]]] for i in (0, 1)]
-    return call.field.each(lambda i, span: span.window([ranges[i].start], ranges[i].step))
+def _unsqueezed(line: Line, axis: int) -> Line:
+    shape = (*line.first.shape[:axis], 1, *line.first.shape[axis:])
+    return replace(line, first=line.first.reshape(shape), last=line.last.reshape(shape))
 
 
-def pad(call: Call) -> Field:
-    """Padding moves the first position out of the map."""
-    field, widths = call.field, list(call.argument(1, "pad"))
-    if field.axes is None:
-        return field
-    before = {call.tensor.ndim - 1 - i: w for i, w in enumerate(widths[::2])}
-    axes = field.axes
-    return field.each(lambda i, span: span.window([-before.get(axes[i], 0)]))
+def _after(axes: tuple[int, int] | None, axis: int) -> tuple[int, int] | None:
+    return axes and (axes[0] + (axis <= axes[0]), axes[1] + (axis <= axes[1]))
 
 
-def pool(call: Call) -> Field:
-    """Pool over windows."""
-    options = {
-        name: call.argument(place, name, 1 if name == "dilation" else 0)
-        for place, name in ((3, "padding"), (4, "dilation"))
-    }
-    if not isinstance(options["dilation"], int | tuple | list) or isinstance(options["dilation"], bool):
-        options["dilation"] = 1  # average pooling has ceil_mode in this place
-    return _pool(call.on_maps(), call.argument(1, "kernel_size"), call.argument(2, "stride"), **options)
+def nothing(_: Call) -> None:
+    """A new tensor of a tensor's shape or type: it doesn't depend on the values."""
+    return
 
 
-def adapt(call: Call) -> Field:
-    """Pool to a number of positions; where it doesn't divide the map's, by the longest window."""
-    field = call.field
-    before, after = field.sizes(call.tensor), field.sizes(_first(call.output))
-
-    def change(i: int, span: Span) -> Span:
-        n, size = after[i], before[i]
-        window = max(ceil((o + 1) * size / n) - o * size // n for o in range(n))
-        return span.window(range(window), max(1, size // n))
-
-    return replace(field.each(change), is_pooled=field.is_pooled or after == (1, 1))
+def replaced(call: Call) -> Field | None:
+    """What is copied into a tensor takes the place of what was there."""
+    field = call.field_of(call["src"])
+    return field and merge_fields([field], call.output.ndim)
 
 
-def resize(call: Call) -> Field:
-    """Enlarge a map by whole numbers: the nearest position, or, in other modes, it and its neighbours."""
-    field = call.on_maps()
-    before, after = field.sizes(call.tensor), field.sizes(call.output)
-    if any(large % small for small, large in zip(before, after, strict=True)):
-        raise UnknownOperationError(
-            f"the enlargement of a map of {before} to {after}, which is no whole factor"
-        )
-    factors = [large // small for small, large in zip(before, after, strict=True)]
-    nearest = str(call.kwargs.get("mode", "nearest")).startswith("nearest")
-    # Between two of the small map's middles, a position reads both of them.
-    taps = [range(f) if nearest else range(-(f // 2), f + f // 2 + f % 2 * (f > 1)) for f in factors]
-    return field.each(lambda i, span: span.spread(taps[i], factors[i]) if factors[i] > 1 else span)
-
-
-def attend_in_windows(call: Call) -> Field:
-    """Attention within tiles of a map (batch, height, width, channel): each position sees its tile."""
-    field, sizes = call.field, call.field.sizes(call.tensor)
-    tiles = [min(w, s) for w, s in zip(call.argument(4, "window_size"), sizes, strict=True)]
-    shifts = [s if t < n else 0 for s, t, n in zip(call.argument(6, "shift_size"), tiles, sizes, strict=True)]
-    return field.each(
-        lambda i, span: (
-            span.window([shifts[i]])
-            .window(range(tiles[i]), tiles[i])
-            .spread(range(tiles[i]), tiles[i])
-            .window([-shifts[i]])
-        )
-    )
-
-
-def halve(call: Call) -> Field:
-    """Take the four positions of each 2 x 2 tile together, as channels."""
-    return call.field.each(lambda i, span: span.window(range(2), 2))
+def filled(call: Call) -> Field | None:
+    """A number in the place of all elements."""
+    return None
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
-    **dict.fromkeys(("matmul", "bmm", "einsum", "scaled_dot_product_attention", "baddbmm", "tensordot"), mix),
-    **dict.fromkeys(("mean", "sum", "amax", "amin", "std", "var", "norm", "logsumexp"), reduce),
-    **dict.fromkeys(("flatten", "reshape", "view", "unflatten", "squeeze", "unsqueeze"), reshape),
-    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
-    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d"), pool),
-    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_max_pool2d"), adapt),
-    "_max_pool2d": pool,
-    "permute": permute,
-    "getitem": index,
-    "pad": pad,
-    "interpolate": resize,
-    "stochastic_depth": merge,
-    "project_onto": merge,
-    "shifted_window_attention": attend_in_windows,
-    "_patch_merging_pad": halve,
+    "convolution": convolve,
+    "_convolution": convolve,
+    **dict.fromkeys(("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool1d"), pool),
+    **dict.fromkeys(("max_pool2d_with_indices", "max_pool3d_with_indices"), pool),
+    **dict.fromkeys(("max_pool2d", "max_pool3d", "max_pool1d_with_indices"), pool),
+    **dict.fromkeys(
+        [
+            f"{prefix}adaptive_{kind}_pool{n}d"
+            for prefix in ("", "_")
+            for kind in ("avg", "max")
+            for n in (1, 2, 3)
+        ],
+        adapt,
+    ),
+    **dict.fromkeys(
+        ("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d"), resize
+    ),
+    **dict.fromkeys(("upsample_bilinear2d", "upsample_trilinear3d", "upsample_bicubic2d"), resize),
+    **dict.fromkeys([f"_upsample_nearest_exact{n}d" for n in (1, 2, 3)], resize),
+    **dict.fromkeys(("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"), resize),
+    **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+    **dict.fromkeys([f"{kind}_pad{n}d" for kind in ("reflection", "replication") for n in (1, 2, 3)], pad),
+    **dict.fromkeys(
+        ("mean", "sum", "nansum", "amax", "amin", "max", "min", "var", "std", "prod", "logsumexp"),
+        reduce,
+    ),
+    **dict.fromkeys(("var_mean", "std_mean", "argmax", "argmin", "median", "nanmedian", "mode"), reduce),
+    **dict.fromkeys(("any", "all", "aminmax", "norm", "linalg_vector_norm", "count_nonzero"), reduce),
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax", "sort", "argsort"), scan),
+    **dict.fromkeys(CONTRACTIONS, multiply),
+    "linear": project,
+    "scaled_dot_product_attention": attend,
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recur),
+    "batch_norm": normalise_batch,
+    **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"), normalise_batch),
+    **dict.fromkeys(("group_norm", "native_group_norm"), normalise_groups),
+    **dict.fromkeys(("layer_norm", "native_layer_norm"), normalise_layer),
+    "cat": concatenate,
+    "concat": concatenate,
+    "stack": stack,
+    **dict.fromkeys(("clone", "_to_copy", "hardswish", "hardswish_", "prelu", "lift_fresh"), merge),
+    **dict.fromkeys(("dropout", "feature_dropout", "contiguous", "dropout_", "alpha_dropout"), merge),
+    "copy_": replaced,
+    **dict.fromkeys(("zero_", "fill_"), filled),
+    **dict.fromkeys(
+        [f"{kind}_like" for kind in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")], nothing
+    ),
+    **dict.fromkeys([f"new_{kind}" for kind in ("empty", "zeros", "ones", "full", "empty_strided")], nothing),
 }
-"""Functions and methods that do something to positions, or are none of torch's, by name."""
+"""Operators by name. Of the rest, torch's tag says which are element-wise; views move elements."""
+
+ONLY_MAP = (
+    pool,
+    adapt,
+    resize,
+    pad,
+    reduce,
+    scan,
+    project,
+    normalise_batch,
+    normalise_groups,
+    normalise_layer,
+)
+"""Rules for operators whose other tensors are parameters; made from the image, they take another way."""
 
 
-def _pool(field: Field, kernel: Any, stride: Any, padding: Any = 0, dilation: Any = 1) -> Field:
-    strides = _pair(kernel if stride in (None, []) else stride)
-    parts = zip(_pair(kernel), _pair(padding), _pair(dilation), strict=True)
-    taps = [conv_taps(*part) for part in parts]
-    return field.each(lambda i, span: span.window(taps[i], strides[i]))
-
-
-def _relocated(call: Call, order: Sequence[int]) -> Field:
-    if call.field.axes is None:
-        return call.field
-    height, width = (order.index(axis) for axis in call.field.axes)
-    return replace(call.field, axes=(height, width))
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    values = [value] if isinstance(value, int) else list(value)
-    return (values[0], values[-1])
-
-
-def _first(output: Any) -> Tensor:
-    found: Tensor = output[0] if isinstance(output, tuple | list) else output
-    return found
+def is_elementwise(func: Any) -> bool:
+    """Whether torch says that an operator works on each element alone."""
+    return torch.Tag.pointwise in func.tags

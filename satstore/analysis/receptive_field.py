@@ -1,23 +1,17 @@
-"""Receptive fields of every layer, from a model's graph.
+"""Receptive fields of every layer, from a forward pass on the ``meta`` device, which computes no values."""
 
-The graph is torch.fx's; the shapes are those of a forward pass on the ``meta`` device, which computes no
-values.
-"""
-
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from satstore.analysis.field_rules import (
-    Call,
-    Field,
-    UnknownOperationError,
-    field_of_function,
-    field_of_module,
-)
+from satstore.analysis.field_lines import Field
+from satstore.analysis.field_walk import FieldMode, ListIndices, Unknown, ValueNeededError
+from satstore.analysis.field_windows import attend_in_windows
+from satstore.analysis.graph import without_values
 from satstore.analysis.layers import LAYER_TYPES
 from satstore.errors import ConfigError
 
@@ -29,14 +23,24 @@ def receptive_field(model: nn.Module, resolution: int, n_channels: int = 3) -> "
     """Tabulate the receptive field of every Conv, ConvTranspose, Linear and LSTM layer of a model.
 
     A layer's field is what one of its outputs depends on: along one axis, the number of input pixels from the
-    first to the last, borders not cut off. Normalisation counts as in eval mode, and what pools over the
-    whole map as a window of the map's size; a branch of that kind (squeeze and excitation) widens what it is
-    merged with to its own size.
+    first to the last, the largest of all its outputs, borders not cut off. Modes are those of eval: batch
+    norm with running statistics looks at each position alone. What reads the statistics of a map (GroupNorm,
+    InstanceNorm, LayerNorm over positions, squeeze and excitation) has a path through all of it: that path
+    widens ``receptive_field_max`` to its own size, and leaves ``receptive_field_min``, the size that the
+    literature gives, as it is. Channels are taken together: a slice of the channels of a concatenation
+    counts as all of it.
+
+    Convolutions, pooling, interpolation, padding, products, norms, and all that only moves elements are
+    followed exactly, whatever function or module calls for them; other operators are run on random values,
+    to see which outputs differ once an input does. Where positions are no longer evenly spaced (after
+    ``roll``, in tiles of tokens), fields are taken element by element, within the map. Layers of subclasses
+    of torch's count like those. Hooks are left out.
 
     Parameters
     ----------
     model
-        Any module that torch.fx can trace, called with (1, n_channels, resolution, resolution); not changed.
+        Any module whose forward doesn't ask for values of its tensors, called with (1, n_channels,
+        resolution, resolution); not changed.
     resolution
         Height and width of the input, in pixels.
     n_channels
@@ -50,12 +54,15 @@ def receptive_field(model: nn.Module, resolution: int, n_channels: int = 3) -> "
         ``jump``: input pixels from one output to the next. ``start``: the middle of what the first output
         sees, in pixels, the first pixel being from 0 to 1. ``map_size``: outputs along an axis. ``border``
         marks the first convolution whose input has a largest field above the resolution, ``strict_border``
-        the first whose input has a smallest field above it. jump, start and map_size are vertical.
+        the first whose input has a smallest field above it. jump, start and map_size are vertical; jump
+        and start are missing where positions aren't evenly spaced.
 
     Raises
     ------
     ConfigError
         If the model can't be traced or followed, or can't take the resolution; the message names the module.
+        A layer behind an operator that no field is known of (its result depends on the image's values, or it
+        can't be run on a CPU) is refused by name, with the operator's.
 
     Notes
     -----
@@ -66,9 +73,7 @@ def receptive_field(model: nn.Module, resolution: int, n_channels: int = 3) -> "
 
     if resolution < 1:
         raise ConfigError(f"resolution {resolution} can't be used; give the pixels of a side, at least 1")
-    walk = _Walk(trace_without_values(model))
-    walk.run(torch.empty(1, n_channels, resolution, resolution, device="meta"))
-    rows: list[dict[str, Any]] = walk.rows
+    rows = _Walk(model).run(torch.empty(1, n_channels, resolution, resolution, device="meta"))
     for column, key in (("border", "_input_max"), ("strict_border", "_input_min")):
         first = next((r for r in rows if r["_is_conv"] and r[key] > resolution), None)
         for row in rows:
@@ -89,132 +94,124 @@ COLUMNS = (
 )
 
 
-def trace_without_values(model: nn.Module) -> fx.GraphModule:
-    """Return the graph of a model in eval mode, without hooks, its parameters and buffers without memory.
+class _Walk:
+    """Runs a model on the meta device, and tabulates its layers on the way."""
 
-    Raises
-    ------
-    ConfigError
-        If the model can't be traced; the message names the module.
-    """
-    blank = _without_values(model)
-    return fx.GraphModule(blank, _trace(blank))
+    def __init__(self, model: nn.Module) -> None:
+        self._model = without_values(model)
+        self._rows: dict[str, dict[str, Any]] = {}
+        self._inside: list[tuple[str, nn.Module]] = [("", self._model)]
+        self._mode = FieldMode()
+        for real, blank in zip(model.buffers(), self._model.buffers(), strict=True):
+            self._mode.note_values(blank, real.detach())
 
+    def run(self, image: Tensor) -> list[dict[str, Any]]:
+        """Return a row per layer, in forward order."""
+        with self._hooks(), torch.inference_mode():
+            self._mode.start(image)
+            try:
+                with ListIndices(), self._mode:
+                    self._model(image)
+            except ConfigError:
+                raise
+            except ValueNeededError as error:
+                raise ConfigError(
+                    f"{self._place()} can't be traced: its code asks for values; its forward must not branch "
+                    f"on its tensors' values"
+                ) from error
+            except Exception as error:  # what a layer raises on a map that is too small for it
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise ConfigError(f"{self._place()} can't be followed: {reason[:200]}") from error
+        return list(self._rows.values())
 
-def _without_values(model: nn.Module) -> nn.Module:
-    held = [*model.parameters(), *model.buffers()]
-    blank: dict[int, Any] = {
-        id(value): nn.Parameter(value.to("meta"), value.requires_grad)
-        if isinstance(value, nn.Parameter)
-        else value.to("meta")
-        for value in held
-    }
-    found = copy.deepcopy(model, blank).eval().float()
-    for module in found.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return found
-
-
-class _Tracer(fx.Tracer):
-    """Remembers the innermost module that it is in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inside: list[str] = []
-
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        self.inside.append(self.path_of_module(m))
-        result = super().call_module(m, forward, args, kwargs)
-        self.inside.pop()  # not after an error, so that it names the module
-        return result
-
-
-def _trace(model: nn.Module) -> fx.Graph:
-    tracer = _Tracer()
-    try:
-        return tracer.trace(model)
-    except Exception as error:  # what a model's code raises when it is given a proxy for a tensor
-        name = tracer.inside[-1] if tracer.inside else ""
-        module = model.get_submodule(name)
-        where = (
+    def _place(self) -> str:
+        """Return where in the model the pass is."""
+        name, module = self._inside[-1]
+        return (
             f"module {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
         )
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"{where} can't be traced: {reason[:200]}; its forward must not branch on its tensors' values"
-        ) from error
 
-
-class _Walk(fx.Interpreter):
-    """Runs a graph on the meta device, and finds each node's field on the way."""
-
-    def __init__(self, module: fx.GraphModule) -> None:
-        super().__init__(module)
-        self.rows: list[dict[str, Any]] = []
-        self.extra_traceback = False  # torch's would make errors many lines
-
-    def run_node(self, n: fx.Node) -> Any:
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        handles = []
+        for name, module in self._model.named_modules():
+            if name:
+                handles += [
+                    module.register_forward_pre_hook(lambda m, _, name=name: self._enter(name, m)),
+                    module.register_forward_hook(
+                        lambda m, args, kwargs, output: self._leave(m, (*args, *kwargs.values()), output),
+                        with_kwargs=True,
+                    ),
+                ]
         try:
-            output = super().run_node(n)
-            inputs = [node for node in n.all_input_nodes if "field" in node.meta]
-            n.meta.update({"field": Field()} if n.op == "placeholder" else {})
-            if inputs and _has_tensor(output):
-                n.meta["field"] = self._field(n, inputs, output)
-        except ConfigError:
-            raise
-        except UnknownOperationError as error:
-            raise ConfigError(f"{_place(n)}: no receptive field is known of {error}") from error
-        except Exception as error:  # what a layer raises on a map that is too small for it
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{_place(n)} can't be followed: {reason[:200]}") from error
-        if n.op == "call_module" and inputs:
-            self._tabulate(n, inputs[0].meta["field"], output)
-        return output
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def _field(self, n: fx.Node, inputs: list[fx.Node], output: Any) -> Field:
-        tensors = [self.env[node] for node in inputs]
-        pairs = [
-            (node.meta["field"], tensor[0] if isinstance(tensor, tuple | list) else tensor)
-            for node, tensor in zip(inputs, tensors, strict=True)
-        ]
-        args, kwargs = self.fetch_args_kwargs_from_env(n)
-        call = Call([f for f, _ in pairs], [t for _, t in pairs], output, tuple(args), kwargs)
-        if n.op == "call_module":
-            return field_of_module(self.fetch_attr(str(n.target)), call)
-        return call.field if n.op == "output" else field_of_function(n.target, call)
+    def _enter(self, name: str, module: nn.Module) -> None:
+        self._inside.append((name, module))
+        if _is_swin_attention(module):
+            self._mode.is_paused = True
 
-    def _tabulate(self, n: fx.Node, seen: Field, output: Any) -> None:
-        module, name = self.fetch_attr(str(n.target)), str(n.target)
-        if not isinstance(module, LAYER_TYPES) or any(row["layer"] == name for row in self.rows):
+    def _leave(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        image = next((value for value in inputs if isinstance(value, Tensor)), None)
+        if image is not None:
+            if _is_swin_attention(module):
+                self._mode.is_paused = False
+                self._note_swin(module, image, output)
+            elif isinstance(module, LAYER_TYPES) and not self._mode.is_paused:
+                self._tabulate(module, image, output)
+        self._inside.pop()
+
+    def _note_swin(self, module: Any, image: Tensor, output: Tensor) -> None:
+        field = self._mode.field_of(image)
+        if isinstance(field, Field):
+            field = attend_in_windows(field, image, module.window_size, module.shift_size)
+        self._mode.note(output, field)
+
+    def _tabulate(self, module: nn.Module, image: Tensor, output: Any) -> None:
+        name = self._inside[-1][0]
+        while not isinstance(output, Tensor):
+            output = output[0]
+        seen, field = self._mode.field_of(image), self._mode.field_of(output)
+        for found in (seen, field):
+            if isinstance(found, Unknown):
+                raise ConfigError(f"{self._place()}: no receptive field is known behind {found.reason}")
+        if name in self._rows or not isinstance(seen, Field) or not isinstance(field, Field):
             return
-        field: Field = n.meta["field"]
-        vertical = field.spans[0].widest
-        jump = float(vertical.jump)
-        self.rows.append(
-            {
-                "layer": name,
-                "kind": type(module).__name__,
-                "receptive_field_min": min(span.narrowest.size for span in field.spans),
-                "receptive_field_max": max(span.widest.size for span in field.spans),
-                "jump": int(jump) if jump.is_integer() else jump,
-                "start": vertical.start,
-                "map_size": field.sizes(output)[0] if isinstance(output, Tensor) else 1,
-                "_is_conv": isinstance(module, _ConvNd) and not seen.is_pooled,
-                "_input_max": max(span.widest.size for span in seen.spans),
-                "_input_min": min(span.narrowest.size for span in seen.spans),
-            }
+        vertical = field.widest[0]
+        # Where all positions see the same, the narrowest path still tells how far apart they are.
+        jump = next(
+            (j for line in (vertical, field.narrowest[0]) if (j := line.jump) > 0 or j < 0), vertical.jump
         )
+        self._rows[name] = {
+            "layer": name,
+            "kind": type(module).__name__,
+            "receptive_field_min": field.size[0],
+            "receptive_field_max": field.size[1],
+            "jump": int(jump) if jump.is_integer() else jump,
+            "start": vertical.start,
+            "map_size": _height(field, output),
+            "_is_conv": isinstance(module, _ConvNd) and not seen.is_pooled,
+            "_input_max": seen.size[1],
+            "_input_min": seen.size[0],
+        }
 
 
-def _has_tensor(output: Any) -> bool:
-    return isinstance(output, Tensor) or (
-        isinstance(output, tuple | list) and bool(output) and isinstance(output[0], Tensor)
+def _height(field: Field, output: Tensor) -> int:
+    """Return how many positions a tensor has along the image's height."""
+    line = field.widest[0]
+    if len(line.axes) == 1 and not field.is_flat:
+        return int(output.shape[line.axes[0]])
+    if not line.axes:
+        return int(output.shape[field.axes[0]]) if field.axes else 1
+    return len({*zip(line.first.ravel().tolist(), line.last.ravel().tolist(), strict=True)})
+
+
+def _is_swin_attention(module: nn.Module) -> bool:
+    """Whether a module is torchvision's attention in shifted windows, whose mask no shape shows."""
+    return any(
+        kind.__module__ == "torchvision.models.swin_transformer" and kind.__name__.startswith("ShiftedWindow")
+        for kind in type(module).__mro__
     )
-
-
-def _place(n: fx.Node) -> str:
-    """Return where in the model a node is."""
-    stack = list((n.meta.get("nn_module_stack") or {}).values())
-    name = str(n.target) if n.op == "call_module" else (stack[-1][0] if stack else "")
-    return f"module {name!r}" if name else "the model"

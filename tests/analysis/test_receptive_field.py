@@ -184,7 +184,7 @@ def test_receptive_field__names_the_module_that_cant_be_traced() -> None:
 
 def test_receptive_field__names_the_layer_whose_map_is_too_small() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 7))
-    with pytest.raises(ConfigError, match=r"^module '1' can't be followed: .*Kernel size.*[^\n]$"):
+    with pytest.raises(ConfigError, match=r"^module '1' \(Conv2d\) can't be followed: .*Kernel size.*[^\n]$"):
         receptive_field(model, 8)
     with pytest.raises(ConfigError, match="resolution 0 can't be used"):
         receptive_field(model, 0)

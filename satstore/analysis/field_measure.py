@@ -1,0 +1,155 @@
+"""The reach of operators that no rule is known for, measured on real values.
+
+The operator runs on a CPU in double precision, on inputs of the shapes that it has in the model. If it only
+moves elements, that shows on inputs whose values name their places; else the elements of one place after the
+other are changed, and what changes in the output has read them.
+"""
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from satstore.analysis.field_places import NOTHING, Places, compress
+
+SEED = 0
+MOST_PLACES = 1024
+"""Places of an input that are changed one after the other, at most."""
+
+
+class UnmeasurableError(Exception):
+    """An operator whose reach can't be measured; its text says why."""
+
+
+@lru_cache(maxsize=256)
+def measure_resize(
+    name: str, align_corners: bool, n_before: int, n_after: int, scale: Fraction
+) -> tuple[tuple[tuple[int, ...], ...], int]:
+    """Return what an interpolation reads along an axis, by phase, and the step of a period.
+
+    It is linear: what it makes of unit vectors are its weights. The period and the step are those of the
+    scale, so that a longer map shows what no border cuts.
+    """
+    if align_corners:
+        over, under = n_after - 1, n_before - 1
+        scale = Fraction(over, under) if over and under else Fraction(1)
+    period, step = scale.numerator, scale.denominator
+    if n_before == n_after and (scale == 1 or align_corners):
+        return ((0,),), 1
+    if align_corners and not (n_before > 1 and n_after > 1):
+        return tuple((0,) for _ in range(n_after)), 0
+    reach = 4 + 4 * -(-step // period)
+    turns = 2 * -(-reach // step) + 3
+    before, after = step * turns + align_corners, period * turns + align_corners
+    weights = _weights(name, align_corners, before, after, scale)
+    turn = turns // 2
+    reads = tuple(
+        tuple(i - turn * step for i in np.flatnonzero(weights[:, turn * period + p]).tolist())
+        for p in range(period)
+    )
+    return reads, step
+
+
+def _weights(name: str, align_corners: bool, before: int, after: int, scale: Fraction) -> Any:
+    """Return the weights (before, after) of an interpolation along its last axis."""
+    function = getattr(torch.ops.aten, name)
+    eye = torch.eye(before, dtype=torch.float64)
+    n = 3 if "3d" in name or name == "upsample_trilinear3d" else 1 if "1d" in name else 2
+    image = eye.reshape(before, 1, *[1] * (n - 1), before)
+    options = {} if "nearest" in name else {"align_corners": align_corners}
+    size, scales = [*[1] * (n - 1), after], [*[None] * (n - 1), float(scale)]
+    names = {1: ["scales"], 2: ["scales_h", "scales_w"], 3: ["scales_d", "scales_h", "scales_w"]}[n]
+    found = function(image, size, **options, **dict(zip(names, scales, strict=True)))
+    # Weights that are 0 but for rounding are none.
+    return np.where(
+        found.reshape(before, after).abs().numpy() < 1e-9, 0, found.reshape(before, after).numpy()
+    )
+
+
+def measure(
+    run: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    shapes: Sequence[tuple[int, ...]],
+    places: Sequence[tuple[Places, Places]],
+) -> list[tuple[Places, Places]]:
+    """Measure which places each element of an operator's outputs reads.
+
+    Parameters
+    ----------
+    run
+        The operator: takes its inputs that depend on the image, returns its outputs.
+    shapes
+        Of these inputs.
+    places
+        For each input, the first and last place that each of its elements reads, broadcastable to its shape.
+
+    Returns
+    -------
+    list of (first, last)
+        For each output; 1 long along dimensions along which they are the same.
+    """
+    groups = [_group(*pair, shape) for pair, shape in zip(places, shapes, strict=True)]
+    if len(shapes) == 1 and (moved := _measure_moves(run, shapes[0], *groups[0])):
+        return moved
+    if sum(len(pairs) for _, pairs in groups) > MOST_PLACES:
+        raise UnmeasurableError(f"it has more than {MOST_PLACES} positions along an axis")
+    random = torch.Generator().manual_seed(SEED)
+    inputs = [torch.rand(shape, generator=random, dtype=torch.float64) + 0.1 for shape in shapes]
+    base = run(inputs)
+    if any(not _same(one, two) for one, two in zip(base, run(inputs), strict=True)):
+        raise UnmeasurableError("it gives other values each time")
+    ends = [(np.full(tuple(b.shape), NOTHING), np.full(tuple(b.shape), -NOTHING)) for b in base]
+    for i, (group, pairs) in enumerate(groups):
+        for number, (first, last) in enumerate(pairs):
+            if first > last:
+                continue
+            for change in (7.0, -7.0, 0.01):
+                changed = [*inputs]
+                changed[i] = torch.where(group == number, inputs[i] + change, inputs[i])
+                for (low, high), one, two in zip(ends, base, run(changed), strict=True):
+                    differs = ~((one == two) | (one.isnan() & two.isnan())).numpy()
+                    low[differs] = np.minimum(low[differs], first)
+                    high[differs] = np.maximum(high[differs], last)
+    return [(compress(low), compress(high)) for low, high in ends]
+
+
+def _same(one: Tensor, two: Tensor) -> bool:
+    return one.shape == two.shape and bool(((one == two) | (one.isnan() & two.isnan())).all())
+
+
+def _group(first: Places, last: Places, shape: tuple[int, ...]) -> tuple[Tensor, list[list[int]]]:
+    """Return the number of each element's pair of places, and the pairs."""
+    pairs, inverse = np.unique(np.stack([first.ravel(), last.ravel()]), axis=1, return_inverse=True)
+    return torch.from_numpy(inverse.reshape(first.shape)).expand(shape), pairs.T.tolist()
+
+
+def _measure_moves(
+    run: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+    shape: tuple[int, ...],
+    group: Tensor,
+    pairs: list[list[int]],
+) -> list[tuple[Places, Places]] | None:
+    """Return the places of an operator that only moves elements, or None if it does more."""
+    random = torch.Generator().manual_seed(SEED)
+    found: list[list[Places]] = []
+    for _ in range(2):
+        codes = torch.randn(len(pairs), generator=random, dtype=torch.float64)
+        order = torch.argsort(codes)
+        numbers = []
+        for output in run([codes[group]]):
+            if not output.is_floating_point():
+                return None
+            place = torch.searchsorted(codes[order], output.contiguous()).clamp(max=len(pairs) - 1)
+            number = order[place]
+            known = codes[number] == output
+            if not bool((known | (output == 0)).all()):
+                return None
+            numbers.append(torch.where(known, number, -1).numpy())
+        found.append(numbers)
+    if not all(np.array_equal(one, two) for one, two in zip(*found, strict=True)):
+        return None
+    ends = np.array([*pairs, (NOTHING, -NOTHING)], dtype=np.int64)  # the last is number -1: padding
+    return [(compress(ends[n, 0]), compress(ends[n, 1])) for n in found[0]]
