@@ -114,15 +114,18 @@ def concatenate(call: Call) -> Field:
     fields = [call.field_of(t) for t in tensors]
     known = [field for field in fields if field is not None]
     axis = (call["dim"] or 0) % call.output.ndim
-    if not any(axis in line.axes for field in known for line in field.widest) and not _is_position(
-        known, axis
-    ):
-        return merge_fields(known, call.output.ndim)
-    sizes = [t.shape for t in tensors]
+    if any(axis in line.axes for field in known for line in field.widest) or _is_position(known, axis):
+        return _in_a_row(fields, [t.shape for t in tensors], axis)
+    return merge_fields(known, call.output.ndim)
+
+
+def _in_a_row(fields: Sequence[Field | None], shapes: Sequence[Sequence[int]], axis: int) -> Field:
+    """Return the field of tensors that follow one another along an axis."""
     lines = [
-        [concatenate_lines([line_of(field, kind, i) for field in fields], sizes, axis) for i in (0, 1)]
+        [concatenate_lines([line_of(field, kind, i) for field in fields], shapes, axis) for i in (0, 1)]
         for kind in ("widest", "narrowest")
     ]
+    known = [field for field in fields if field is not None]
     pooled = all(field.is_pooled for field in known)
     return Field((lines[0][0], lines[0][1]), (lines[1][0], lines[1][1]), known[0].axes, pooled)
 
@@ -132,17 +135,28 @@ def _is_position(fields: Sequence[Field], axis: int) -> bool:
 
 
 def stack(call: Call) -> Field:
-    """A new dimension, along which tensors lie that are seen together."""
+    """A new dimension: parts of one map follow one another along it, other tensors are seen together."""
     axis = (call["dim"] or 0) % call.output.ndim
     fields = [
-        replace(field.each(lambda _, line: _unsqueezed(line, axis)), axes=_after(field.axes, axis))
-        for _, field in call.seen()
+        field and replace(field.each(lambda _, line: _unsqueezed(line, axis)), axes=_after(field.axes, axis))
+        for field in map(call.field_of, call["tensors"])
     ]
-    return merge_fields(fields, call.output.ndim)
+    known = [field for field in fields if field is not None]
+    if all(
+        one.reach == two.reach
+        for field in known
+        for one, two in zip(field.widest, known[0].widest, strict=True)
+    ):
+        return _in_a_row(fields, [_with_one(t.shape, axis) for t in call["tensors"]], axis)
+    return merge_fields(known, call.output.ndim)
+
+
+def _with_one(shape: Sequence[int], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], 1, *shape[axis:])
 
 
 def _unsqueezed(line: Line, axis: int) -> Line:
-    shape = (*line.first.shape[:axis], 1, *line.first.shape[axis:])
+    shape = _with_one(line.first.shape, axis)
     return replace(line, first=line.first.reshape(shape), last=line.last.reshape(shape))
 
 

@@ -107,6 +107,9 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         needs_values = bool(VALUE_TAGS & set(func.tags))
         if needs_values and all(self._value(tensor) is not None for tensor in call.tensors()):
             return func(*tree_map(self._value, args), **kwargs)
+        if call["indices"] and (chosen := self._chosen(call["indices"])) is not None:
+            with self:
+                return func(args[0], chosen, *args[2:], **kwargs)
         if not self.is_paused and self._rule(call) is None and func._can_decompose():
             with self:
                 return func.decompose(*args, **kwargs)
@@ -119,6 +122,17 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs = [value for value in tree_flatten(output)[0] if isinstance(value, Tensor)]
             self._follow(func, self._bind(func, args, kwargs, outputs), args, kwargs)
         return output
+
+    def _chosen(self, indices: Any) -> list[Any] | None:
+        """Return numbers in place of masks whose values are known; None if there is no mask among indices."""
+        masks = [index for index in indices if isinstance(index, Tensor) and index.dtype == torch.bool]
+        if not masks or any(self._value(mask) is None for mask in masks):
+            return None
+        found: list[Any] = []
+        for index in indices:
+            is_mask = any(index is mask for mask in masks)
+            found += [*self._value(index).nonzero(as_tuple=True)] if is_mask else [index]
+        return found
 
     def _bind(self, func: Any, args: Any, kwargs: Any, outputs: Sequence[Tensor] = ()) -> Call:
         bound = {

@@ -23,7 +23,8 @@ def receptive_field(model: nn.Module, resolution: int, n_channels: int = 3) -> "
     """Tabulate the receptive field of every Conv, ConvTranspose, Linear and LSTM layer of a model.
 
     A layer's field is what one of its outputs depends on: along one axis, the number of input pixels from the
-    first to the last, the largest of all its outputs, borders not cut off. Modes are those of eval: batch
+    first to the last, the largest of all its outputs, borders not cut off: padding of any
+    kind, circular padding too, counts as if the image went on. Modes are those of eval: batch
     norm with running statistics looks at each position alone. What reads the statistics of a map (GroupNorm,
     InstanceNorm, LayerNorm over positions, squeeze and excitation) has a path through all of it: that path
     widens ``receptive_field_max`` to its own size, and leaves ``receptive_field_min``, the size that the

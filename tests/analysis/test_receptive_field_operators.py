@@ -3,14 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+import kinds
 import pytest
 import torch
+from kinds import in_tiers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from satstore.analysis.receptive_field import receptive_field
 from satstore.errors import ConfigError
+from satstore.models.build import build_model, resolution_step
 
 SIDE = 12
 
@@ -72,6 +75,12 @@ def flattened_lines(x: Tensor) -> Tensor:
 
 def conv_of_lines(x: Tensor) -> Tensor:
     return F.conv1d(x[0].transpose(0, 1), weight(x, 4, 4, 3)).transpose(0, 1)[None]
+
+
+def zero_rows(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, :, :2] = 0.0
+    return x
 
 
 def gather_rows(x: Tensor) -> Tensor:
@@ -170,6 +179,20 @@ LOCAL: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "outer_product": (lambda x: (x.mean(3, keepdim=True) * x.mean(2, keepdim=True)), 4),
     "grid_sample": (lambda x: F.grid_sample(x, torch.ones(1, 5, 5, 2).to(x) * 0.1, align_corners=False), 4),
     "hardswish": (F.hardswish, 4),
+    "circular_pad": (nn.CircularPad2d(1), 4),
+    "sort": (lambda x: x.sort(2)[0], 4),
+    "topk": (lambda x: x.topk(3, 2)[0], 4),
+    "difference": (lambda x: x.diff(dim=2), 4),
+    "repeat": (lambda x: x.repeat_interleave(2, 2), 4),
+    "rows_by_mask": (lambda x: x[:, :, torch.arange(12) % 2 == 0], 4),
+    "rows_by_list": (lambda x: x[:, :, [0, 3, 6, 9]], 4),
+    "woven_rows": (lambda x: torch.stack([x[:, :, ::2], x[:, :, 1::2]], 3).flatten(2, 3), 4),
+    "variance": (lambda x: x / x.var((2, 3), keepdim=True), 4),
+    "distances_of_rows": (lambda x: torch.cdist(x, x), 4),
+    "product_of_rows": (lambda x: x @ weight(x, 12, 12), 4),
+    "kernel_from_the_image": (lambda x: F.conv2d(x, x[0, :, None, :3, :3], groups=4), 4),
+    "zeroed_part": (zero_rows, 4),
+    "argmax_of_positions": (lambda x: x * x.argmax(2, keepdim=True), 4),
     "tril": (lambda x: x.tril() + x, 4),
 }  # fmt: skip
 
@@ -179,6 +202,36 @@ def test_receptive_field__of_an_operator_is_what_its_outputs_depend_on(name: str
     function, channels = LOCAL[name]
     model = Between(function, channels)
     assert min(reported(model)["receptive_field_max"], SIDE) == largest(model)
+
+
+@pytest.mark.parametrize("name", in_tiers(kinds.TORCHVISIONS, ["mobilenet_v3_small"]))
+def test_receptive_field__of_no_layer_is_below_what_it_depends_on(name: str) -> None:
+    step = resolution_step(name)
+    side = -(-64 // step) * step
+    torch.manual_seed(0)
+    model = build_model(name, 10, side).double().eval()
+    table = receptive_field(model, side).set_index("layer")
+    seen: dict[str, Tensor] = {}
+    for layer in table.index:
+        model.get_submodule(layer).register_forward_hook(
+            lambda _, inputs, output, layer=layer: seen.__setitem__(layer, output)
+        )
+    image = torch.rand(1, 3, side, side, dtype=torch.float64)
+    with torch.no_grad():
+        model(image)
+        base = dict(seen)
+        first = {layer: torch.full(value.shape, side) for layer, value in base.items()}
+        last = {layer: torch.full(value.shape, -1) for layer, value in base.items()}
+        for row in range(0, side, 3 if side < 100 else 16):
+            changed = image.clone()
+            changed[:, :, row] += 1
+            model(changed)
+            for layer, value in base.items():
+                differs = seen[layer] != value
+                first[layer][differs] = first[layer][differs].clamp(max=row)
+                last[layer][differs] = row
+    found = {layer: int((last[layer] - first[layer]).max()) + 1 for layer in base}
+    assert {k: v for k, v in found.items() if v > table.loc[k, "receptive_field_max"]} == {}
 
 
 class PadsFirst(nn.Conv2d):
