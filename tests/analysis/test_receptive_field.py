@@ -172,10 +172,6 @@ class Branches(nn.Module):
         return self.conv(x) if x.sum() > 0 else x
 
 
-def strange(x: Tensor) -> Tensor:
-    return x
-
-
 def test_receptive_field__names_the_module_that_cant_be_traced() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(Branches()))
     with pytest.raises(ConfigError, match=r"^module '1.0' \(Branches\) can't be traced: .*must not branch"):

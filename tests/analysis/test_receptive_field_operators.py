@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
+from satstore.analysis.graph import trace_without_values
 from satstore.analysis.receptive_field import receptive_field
 from satstore.errors import ConfigError
 from satstore.models.build import build_model, resolution_step
+from satstore.models.details import measure_depth
 
 SIDE = 12
 
@@ -284,6 +286,11 @@ def test_receptive_field__finds_layers_of_subclasses() -> None:
     )  # maps of 8, 4, 2, 2 and 4 tokens
     assert list(table["kind"]) == ["Conv", "Conv", "PadsFirst", "Recurrent", "Dense"]
     assert list(table["receptive_field_max"])[:3] == [3, 8, 12]
+
+
+def test_measure_depth__counts_layers_of_subclasses() -> None:
+    net = nn.Sequential(Conv(2, 4, 3), PadsFirst(4, 4, 1), nn.Flatten(), Dense(12, 2))
+    assert measure_depth(trace_without_values(net)) == 3
 
 
 @pytest.mark.parametrize(
