@@ -156,6 +156,22 @@ def test_record__what_float16_would_ruin_is_probed_as_it_is(
     assert found["eval_accuracy"] > 0.8
 
 
+def test_record__says_of_doubles_that_no_float32_tells_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 3)).double()
+    with torch.no_grad():
+        model[1].bias += torch.tensor([1e9, 0.0, 1e9])  # the outputs' spread is about 1
+        model[2].weight.mul_(1e-9)
+    loader = [(torch.rand(16, 2, 2, dtype=torch.float64), torch.arange(16) % 3)]
+    run = satstore.record(model, loader, "a", logs_dir=tmp_path)
+    said = [line for line in run.manifest.warnings if "float32" in line]
+    assert len(said) == 2, "of train and eval"
+    assert (
+        "layer 1: of 2 features, float32 keeps less than 8 bits of the spread in samples 0 to 15" in said[0]
+    )
+    assert said[0].endswith("a probe of that layer sees little of these features")
+
+
 def test_record__without_an_eval_loader_takes_the_one_for_both(model: MyNet, tmp_path: Path) -> None:
     run = satstore.record(model, make_loader(30, 0), "one", pooling=["1"], logs_dir=tmp_path, layers="conv")
     assert run.layers == ["conv"]

@@ -13,6 +13,7 @@ from satstore.analysis.field_walk import FieldMode, ListIndices, Unknown, ValueN
 from satstore.analysis.field_windows import attend_in_windows
 from satstore.analysis.graph import without_values
 from satstore.analysis.layers import LAYER_TYPES
+from satstore.compiled import uncompiled
 from satstore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class _Walk:
     """Runs a model on the meta device, and tabulates its layers on the way."""
 
     def __init__(self, model: nn.Module) -> None:
+        model = uncompiled(model)
         self._model = without_values(model)
         self._rows: dict[str, dict[str, Any]] = {}
         self._inside: list[tuple[str, nn.Module]] = [("", self._model)]

@@ -1,4 +1,4 @@
-"""What can't be probed of latents: values that are not finite."""
+"""What can't be probed of latents: values that are not finite, and spreads that no float32 keeps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 
 FIRST_NON_FINITE = 0x7C00
 """The bits of float16's infinity; without its sign, what is not finite is no smaller."""
+
+MIN_ROWS = 8
+"""So many samples of a feature are needed to tell its spread."""
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,22 @@ class Problem:
     last_row: int
     n_non_finite: int
     n_overflows: int
+    n_flattened: int = 0
 
     def __str__(self) -> str:
         found = [f"{self.n_non_finite} values are NaN or infinite"] if self.n_non_finite else []
+        if self.n_flattened:
+            found.append(f"of {self.n_flattened} features, float32 keeps less than 8 bits of the spread")
         found += [f"{self.n_overflows} are beyond float32 (3.4e38)"] if self.n_overflows else []
         where = f"samples {self.first_row} to {self.last_row - 1}"
         return f"layer {self.layer}: {' and '.join(found)} in {where}, {self.pooling},"
+
+    @property
+    def effect(self) -> str:
+        """What comes of it."""
+        if self.n_non_finite or self.n_overflows:
+            return "a probe of that layer will refuse them"
+        return "a probe of that layer sees little of these features"
 
 
 def find_problem(
@@ -38,11 +51,25 @@ def find_problem(
     values, stored
         The samples as they came, and as they are stored.
     """
-    if not has_non_finite(stored):
+    is_wide = values.dtype == np.float64 and len(values) >= MIN_ROWS
+    n_flattened = count_flattened(values) if is_wide else 0
+    if not has_non_finite(stored) and not n_flattened:
         return None
     n_non_finite = int((~np.isfinite(values)).sum())
     n_overflows = int((~np.isfinite(stored)).sum()) - n_non_finite
-    return Problem(pooling, layer, first_row, first_row + len(values), n_non_finite, n_overflows)
+    return Problem(pooling, layer, first_row, first_row + len(values), n_non_finite, n_overflows, n_flattened)
+
+
+def count_flattened(values: NDArray[np.float64]) -> int:
+    """Return how many features of samples (n, …) vary, and by too little beside their size for float32.
+
+    By less than 2^-15 of it, float32 keeps less than 8 of its 23 bits; by less than 2^-50, float64 does not
+    tell a difference from its own rounding.
+    """
+    rows = values.reshape(len(values), -1)
+    with np.errstate(over="ignore", invalid="ignore"):
+        share = np.ptp(rows, axis=0) / np.abs(rows).max(axis=0, initial=np.finfo(np.float64).tiny)
+    return int(((share > 2.0**-50) & (share < 2.0**-15)).sum())
 
 
 def has_non_finite(values: NDArray[Any]) -> bool:

@@ -1,5 +1,6 @@
 """Receptive fields: published numbers, hand-computed ones, and the truth, which gradients tell."""
 
+import warnings
 from typing import Any
 
 import kinds
@@ -275,3 +276,17 @@ def _period(model: nn.Module) -> int:
         if isinstance(module, nn.ConvTranspose2d):
             period *= module.stride[0]
     return period
+
+
+def test_receptive_field__of_a_compiled_model_is_that_of_the_model() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, 2))
+    compiled = torch.compile(model, backend="eager")
+    assert receptive_field(compiled, 16).equals(receptive_field(model, 16))  # type: ignore[arg-type]
+
+
+def test_receptive_field__of_torchscript_is_refused() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls TorchScript deprecated
+        script = torch.jit.trace(nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8))
+    with pytest.raises(ConfigError, match="is TorchScript"):
+        receptive_field(script, 16)
