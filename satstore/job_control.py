@@ -1,6 +1,7 @@
 """Starting jobs and ending them."""
 
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -59,12 +60,24 @@ def start_job(words: Sequence[str], logs_dir: Path, cwd: Path | None = None) -> 
     deadline = time.monotonic() + START_S
     while not (path / "process.json").exists():
         if supervisor.poll() is not None or time.monotonic() > deadline:
-            reason = last_line(path / "log.txt") or "its process ended without a word"
+            silent = f"its process did not begin within {START_S:g} s and was ended"
+            silent = silent if _was_killed(supervisor) else "its process ended without a word"
+            reason = last_line(path / "log.txt") or silent
             shutil.rmtree(path, ignore_errors=True)
             raise SatstoreError(f"{shlex.join(('satstore', *words))} could not be started: {reason}")
         time.sleep(0.02)
     _reap_later(supervisor)
     return find_job(path.name, logs_dir)
+
+
+def _was_killed(supervisor: "subprocess.Popen[bytes]") -> bool:
+    """Kill a supervisor that still runs, and all that it started; tell whether it did."""
+    if supervisor.poll() is not None:
+        return False
+    with suppress(ProcessLookupError):
+        os.killpg(supervisor.pid, signal.SIGKILL)  # it leads a session of its own
+    supervisor.wait()
+    return True
 
 
 def _reap_later(process: "subprocess.Popen[bytes]") -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
-from satstore.commits import CommitLog, is_anything, is_metadata
+from satstore.commits import CommitLog, Damage, is_anything, is_metadata
 from satstore.config import ExperimentConfig, describe, pooling_flag
 from satstore.contents import CostsFile, find_table, read_cells
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
@@ -120,6 +120,8 @@ class Run:
         self.events = EventLog(path / "events.jsonl", listener)
         self.commits = CommitLog(path / "commits.jsonl")
         self._lock = WriteLock(path)
+        self.damage_seen: dict[Any, list[Damage]] | None = None
+        """What was found damaged of latents, by key and state, while this process holds the lock."""
 
     def __repr__(self) -> str:
         return f"<Run {self.name}>"
@@ -693,7 +695,11 @@ class Run:
         check_folders(self.path.parent.parent, self.path / "manifest.json")
         with self._lock.hold(self.name) as dead:
             self._recover(dead)
-            yield
+            self.damage_seen = {}
+            try:
+                yield
+            finally:
+                self.damage_seen = None
 
     def commit(
         self, files: Mapping[str, bytes] | None = None, change: Callable[[Manifest], None] | None = None

@@ -251,6 +251,23 @@ def test_claim__removes_the_oldest_that_have_ended(tmp_path: Path, monkeypatch: 
     assert [job.number for job in list_jobs(tmp_path)] == [7, 6, 5, 4, 2]
 
 
+def test_start__ends_a_supervisor_that_does_not_begin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def popen(*words: Any, **options: Any) -> "subprocess.Popen[bytes]":
+        started.append(subprocess.Popen(*words, **options))
+        return started[-1]
+
+    monkeypatch.setattr(job_control, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": popen}))
+    monkeypatch.setattr(job_control, "START_S", 0.0)
+    with pytest.raises(SatstoreError, match=r"could not be started: its process did not begin within 0 s"):
+        start_job(["ls"], tmp_path / "logs")
+    assert [process.returncode for process in started] == [-signal.SIGKILL]
+    assert list_jobs(tmp_path / "logs") == []
+
+
 def test_start__refuses_a_folder_that_can_not_be_written(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("")
     with pytest.raises(WriteError, match=r"logs/\.jobs can't be written: Not a directory"):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from tiny import run_tiny
 
 from satstore.commits import CommitLog
 from satstore.files import Digest, write_file
+from satstore.location import Folder
 from satstore.logs import list_runs
 from satstore.manifest import Manifest
+from satstore.names import Key
+from satstore.pipeline import apply_stages
 from satstore.run import Run
 from satstore.store.durable import open_store
 from satstore.verify import Finding, Verification
@@ -210,6 +214,27 @@ def test_verify__nan_that_are_the_layers_own_are_a_note(run: Run) -> None:
         rewrite(run, f"{layer}/{name}", lambda array: array.__setitem__(slice(1, 3), np.nan))
     assert wrong(run) == []
     assert notes(run) == [f"{layer}/latent has 2 values that are NaN or infinite, its layer's own"]
+
+
+def test_extract__reads_what_is_stored_once_to_find_what_is_damaged(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flip(run.path / SHARD)
+    read: Counter[str] = Counter()
+    digest = Folder.digest
+
+    def count(place: Folder, key: Key) -> Digest:
+        read[key] += 1
+        return digest(place, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "digest", count)
+        apply_stages(run, "extract")
+    assert read["pool2/eval/0/latent/c/0/0/0/0"] == 1
+    assert wrong(run) == []
+    flip(run.path / SHARD)
+    apply_stages(run, "extract")
+    assert wrong(run) == [], "what was found before is not remembered"
 
 
 def test_verify__an_extraction_that_was_stopped_is_not_finished(run: Run) -> None:
