@@ -48,6 +48,7 @@ def run_stage(run: Run, stage: Stage, parameters: StageParameters, *, with_needs
         If another process writes the experiment.
     """
     outcomes = []
+    run.load_plugins()
     with run.lock():
         for name in stage.needs:
             need: Stage = STAGES[name]

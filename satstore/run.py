@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from satstore.commits import CommitLog, Damage, is_anything, is_metadata
 from satstore.config import ExperimentConfig, describe, pooling_flag
+from satstore.consent import check_plugins, is_named, remember_plugins
 from satstore.contents import CostsFile, find_table, read_cells
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
@@ -38,9 +39,8 @@ from satstore.manifest import (
     split_probe_key,
 )
 from satstore.names import as_key
-from satstore.places import is_named
 from satstore.processes import told_to_stop
-from satstore.registry import suggest
+from satstore.registry import load_plugins, suggest
 from satstore.untrusted import check_folders, is_file, read_content
 from satstore.words import printable, printable_content
 
@@ -151,6 +151,21 @@ class Run:
             If the manifest's is none.
         """
         return self.made_with if self._config is None else self._config
+
+    def load_plugins(self) -> None:
+        """Import the plugins of the config.
+
+        Raises
+        ------
+        ConfigError
+            If the manifest alone names one, and not the user, or one can't be imported.
+        """
+        plugins = self.config.plugins
+        if self._config is None:
+            check_plugins(self.path, plugins)
+        else:
+            remember_plugins(self.path, plugins)
+        load_plugins(plugins)
 
     @property
     def made_with(self) -> ExperimentConfig:

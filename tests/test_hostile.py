@@ -516,3 +516,38 @@ def test_run_folder__that_is_a_link_is_read_and_not_written(received_logs: Path,
     done = satstore("saturation", "--run", "res", "--overwrite", "--logs-dir", logs)
     assert done.returncode == 1
     assert f"{run} is a link" in done.stderr
+
+
+SPY = """
+from pathlib import Path
+Path("ran").touch()
+"""
+
+
+def test_received_run__imports_no_plugin_that_the_user_did_not_name(
+    demo_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plugin lies beside the run, in the folder that was received."""
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "received_spy.py").write_text(SPY)
+    [path] = demo_copy.glob("*/*/manifest.json")
+    run = Run(path.parent)
+    run.commit(change=lambda manifest: manifest.config.__setitem__("plugins", ["received_spy"]))
+    where = ["--run", run.run_id, "--logs-dir", demo_copy]
+    for words in (["probe", "-d", "1"], ["extract", "-d", "1"], ["saturation"], ["run"], ["own-stage"]):
+        done = satstore(*words, *where)
+        assert done.returncode == 1, words
+        assert "names the plugin 'received_spy', whose code would run" in done.stderr
+        assert not (tmp_path / "ran").exists()
+    for words in (["show", run.run_id], ["plot", run.run_id], ["verify", run.run_id], ["report", run.run_id]):
+        assert satstore(*words, "--logs-dir", demo_copy).returncode == 0
+    assert not (tmp_path / "ran").exists()
+    with monkeypatch.context() as patch:
+        patch.setenv("SATSTORE_PLUGINS", "other, received_spy")
+        assert satstore("saturation", *where).returncode == 0
+    assert (tmp_path / "ran").exists()
+    sys.modules.pop("received_spy")
+    (tmp_path / "ran").unlink()
+    assert satstore("saturation", *where).returncode == 0, "it is remembered"
+    sys.modules.pop("received_spy")

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from cyclopts import CycloptsError
     from pydantic import ValidationError
 
+    from satstore.run import Run
+
 
 def main(tokens: list[str] | None = None) -> None:
     """Run a command line and exit.
@@ -104,17 +106,18 @@ def _with_stages(words: list[str]) -> list[str]:
     """
     from satstore.config import read_config
     from satstore.logs import find_runs
-    from satstore.registry import STAGES, load_plugins
+    from satstore.registry import STAGES
 
     if not words or words[0].startswith("-") or (words[0] in app and words[0] != "run"):
         return words
     given = {flag: _value(words, flag) for flag in ("--config", "--run", "--logs-dir")}
+    runs: list[Run] = []
     with contextlib.suppress(SatstoreError, ImportError, OSError):
         if given["--config"] is not None:
             read_config(given["--config"])  # which imports its plugins
-        if given["--run"] is not None:
-            for run in find_runs(given["--run"], given["--logs-dir"], unreadable=[]):
-                load_plugins(run.config.plugins)
+        runs = find_runs(given["--run"], given["--logs-dir"], unreadable=[]) if given["--run"] else []
+    for run in runs:
+        run.load_plugins()
     add_stages()
     return [STAGES.entry(words[0]).name, *words[1:]] if words[0] in STAGES else words
 

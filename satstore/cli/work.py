@@ -18,7 +18,6 @@ from satstore.job_control import start_job
 from satstore.job_record import record_job
 from satstore.logs import check_run_id, find_logs_dir, find_runs
 from satstore.pipeline import Outcome, make_runs, run_stages
-from satstore.registry import load_plugins
 from satstore.run import Run
 from satstore.stages.stage import StageParameters
 
@@ -105,7 +104,7 @@ def find_work(target: "Target", plan: Plan, bar: Bar) -> Work:
         return list(zip(runs, plans, strict=True))
     runs = find_runs(name, target.logs_dir, bar.listen)
     for run in runs:
-        load_plugins(run.config.plugins)  # which may bring the stages that the plan is of
+        run.load_plugins()  # which may bring the stages that the plan is of
     return [(run, plan(run.config)) for run in runs]
 
 

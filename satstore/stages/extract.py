@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from satstore.config import pooling_key
+from satstore.consent import remember_place
 from satstore.errors import ConfigError
 from satstore.latent_key import split_latents_key
 from satstore.location import Folder, join, locate
 from satstore.manifest import LATENTS, Manifest, checkpoint_name
 from satstore.memory import forget_peak, peak_bytes, resident_bytes
 from satstore.names import as_key
-from satstore.places import remember_place
 from satstore.processes import undisturbed
 from satstore.run import Run
 from satstore.stages.latent_plan import (
