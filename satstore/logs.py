@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from satstore.config import ExperimentConfig
+from satstore.consent import remember_plugins
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Listener
 from satstore.files import Digest, make_folder, write_file
@@ -81,6 +82,7 @@ def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Li
         with WriteLock(path).hold(f"{run_id}/{config.experiment}"):
             write_file(path / "config.json", described)
             write_file(path / "manifest.json", describe_manifest(manifest))
+    remember_plugins(path, config.plugins)
     run = Run(path, listener, config)
     if run.manifest.config_sha256 != config.digest:
         raise CorruptError(f"{path} holds an experiment of another config; choose another run id")

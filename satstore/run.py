@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from satstore.commits import CommitLog, Damage, is_anything, is_metadata
 from satstore.config import ExperimentConfig, describe, pooling_flag
-from satstore.consent import check_plugins, is_named, remember_plugins
+from satstore.consent import check_plugins, is_named
 from satstore.contents import CostsFile, find_table, read_cells
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Event, EventLog, Listener
@@ -160,12 +160,9 @@ class Run:
         ConfigError
             If the manifest alone names one, and not the user, or one can't be imported.
         """
-        plugins = self.config.plugins
         if self._config is None:
-            check_plugins(self.path, plugins)
-        else:
-            remember_plugins(self.path, plugins)
-        load_plugins(plugins)
+            check_plugins(self.path, self.config.plugins)
+        load_plugins(self.config.plugins)
 
     @property
     def made_with(self) -> ExperimentConfig:

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from satstore.cli import main
+from satstore.cli.app import add_stages
 from satstore.registry import REGISTRIES
 
 SMALL: dict[str, Any] = {
@@ -51,6 +52,7 @@ def _working_in(folder: Path) -> Iterator[None]:
                 del sys.modules[name]
             for registry, before in entries if brought else ():
                 registry._entries = before
+            add_stages()
 
 
 def _is_in(module: ModuleType, folder: Path) -> bool:

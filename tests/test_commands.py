@@ -46,7 +46,7 @@ MINE: dict[str, Any] = {
 ELSEWHERE = {
     "satstore tui": "tests/tui/test_runs_screen.py",  # in a terminal of its own
     "satstore run --config stripes.json --run-id mine": "tests/test_extending.py",  # with a plugin
-    "satstore run --run mine --stages weight-norms --overwrite": "tests/test_extending.py",
+    "satstore weight-norms --run mine --order 1 --overwrite": "tests/test_extending.py",
 }
 """Commands that need more than a run, and the tests that run them."""
 
@@ -59,7 +59,7 @@ CHOSEN = {
     "MyRun": "NEW",
     "P": "strong",
     "D": ".9",
-    "N": "0",
+    "N": "1",
     "JOB": "1",
     "COLUMN": "accuracy",
     "NAME": "Digits",

@@ -18,6 +18,7 @@ from command_line import SMALL, WORKS_S, call, satstore
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from satstore.cli.app import add_stages
 from satstore.datasets.loaders import from_loaders, takes_loaders
 from satstore.errors import ConfigError, UnknownNameError
 from satstore.metrics import start_metrics
@@ -66,6 +67,10 @@ def test_docs__examples_of_every_kind_run_from_a_config(tmp_path: Path) -> None:
     assert "weight-norms: found done" in satstore(*words, cwd=tmp_path).stderr
     assert "weight-norms: done" in satstore(*words, "--overwrite", cwd=tmp_path).stderr
     assert "weight_norms" in satstore("show", "mine", cwd=tmp_path).stdout
+    own = satstore("weight-norms", "--run", "mine", "--order", "1", "--overwrite", cwd=tmp_path)
+    assert own.returncode == 0, own.stderr
+    norms = run.table("weight_norms").set_index("layer")["norm"]
+    assert norms["conv"] == pytest.approx(float(weights["conv.weight"].abs().sum()))
 
 
 @pytest.mark.long
@@ -365,12 +370,21 @@ def weigh_all(run, parameters):
 '''
 
 
+@pytest.fixture
+def own_stages() -> Iterator[None]:
+    """Stages that a test registers, and the commands made of them, are forgotten after it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(STAGES, "_entries", dict(STAGES._fill()))
+        yield
+    add_stages()
+
+
+@pytest.mark.usefixtures("own_stages")
 def test_stage__of_a_plugin_takes_its_own_flags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "weighing_lab.py").write_text(LAB)
     config = tmp_path / "config.json"
     config.write_text(json.dumps({"plugins": ["weighing_lab"], "stages": ["weigh-all"]}))
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(STAGES, "_entries", dict(STAGES._fill()))
     logs = ["--logs-dir", tmp_path / "logs"]
     for words, order in (
         (["run", "--config", config, "--run-id", "mine", "--order", "3"], "3.0"),

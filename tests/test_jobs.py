@@ -357,7 +357,7 @@ def test_cli__detaches_follows_and_lists(flag: str, tmp_path: Path) -> None:
     ("words", "code", "said"),
     [
         (["probe", "--run", "nothing"], 1, "no run 'nothing'"),
-        (["probe", "--run", "r", "--tol", "x"], 2, "'tol'"),
+        (["probe", "--run", "r", "--tol", "x"], 2, "--tol: "),
         (["train", "--config", "demo"], 1, "--config needs --run-id"),
         (["train", "--config", "demo", "--run-id", "../x"], 1, "run id '../x' can't be used"),
         (["run", "--config", "demo", "--run-id", "a", "--stages", "sleep"], 1, "no stage named 'sleep'"),

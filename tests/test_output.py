@@ -12,7 +12,7 @@ from satstore.run import Run
 COMMANDS = {
     "plot": (["plot", "RUN"], "layers.png", ".svg"),
     "plot of two": (["plot", "RUN", "RUN"], "comparison.png", ".pdf"),
-    "plot of a quantity": (["plot", "RUN", "--quantity", "saturation"], "saturation-epoch1.png", ".png"),
+    "plot of a quantity": (["plot", "RUN", "--quantity", "saturation"], "saturation-epoch2.png", ".png"),
     "report": (["report", "RUN"], "report.html", ".html"),
     "compare": (["compare", "RUN", "RUN", "--cka"], "cka.png", ".png"),
     "figure": (["figure", "CONFIG", "--run", "RES", "--format", "svg"], "tiny.svg", ".png"),

@@ -207,7 +207,7 @@ def test_plots__count_epochs_from_1(projected: Path, tmp_path: Path) -> None:
         (["--by-depth"], "name two at least"),
         (["--delta", "2"], "--delta 2: expected a number above 0"),
         (["demo", "--kind", "spectrum"], "--kind: for one experiment, 2 are named"),
-        (["--quantity", "saturation", "--epoch", "all", "--out", "a.png"], "name a folder for them"),
+        (["--quantity", "saturation", "--epoch", "all", "--out", "a.png"], "--out a.png: expected a folder"),
     ],
 )
 def test_plot__refuses_options_that_exclude_each_other(

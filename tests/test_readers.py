@@ -285,7 +285,7 @@ CASES = {
     "a spectrum of an epoch that was not trained": Case(
         lambda path: put(path, summary__epochs_done=10**6),
         lambda run: plot_epoch(run, 2),
-        "has no spectra of epoch 2",
+        "has no spectra of epoch 3",
         NotFoundError,
     ),
     "no latents of the layers": Case(

@@ -367,7 +367,7 @@ async def test_run_screen__follows_a_run_that_changes(logs_copy: Path) -> None:
             manifest.summary.epochs_done = 1
 
         run.commit(change=forget_last_epoch)
-        await wait_for(pilot, lambda: screen.query_one("#epoch", Slider).text == "0/0")
+        await wait_for(pilot, lambda: screen.query_one("#epoch", Slider).text == "1/1")
 
 
 async def test_run_screen__shows_the_newest_of_reads_that_overlap(
