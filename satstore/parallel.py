@@ -154,7 +154,8 @@ def _wait_for_all(ears: list[Any], others: list[Any]) -> None:
         If one ends before that; with its message.
     """
     for rank, (ear, process) in enumerate(zip(ears, others, strict=True), start=1):
-        wait([ear, process.sentinel])
+        if process.sentinel in wait([ear, process.sentinel]) or not ear.poll():
+            process.join(WORDS_S)  # what it said is closed a moment before it has ended
         said = f"ended with exit code {process.exitcode} before training began"
         with contextlib.suppress(EOFError):
             if ear.poll():

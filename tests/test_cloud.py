@@ -302,6 +302,7 @@ def test_extract__writes_to_a_bucket_what_it_writes_to_a_folder(
     # What reaches a server is a process that knows nothing but its environment.
     run_cli = satstore_process if kind == "server" else cli
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+    monkeypatch.setenv("SATSTORE_PLUGINS", "tiny,few_digits")  # the run is a copy, made elsewhere
     endpoint = os.environ["AWS_ENDPOINT_URL"]
     result = run_cli("extract", "--run", "res", "--logs-dir", trained.path.parents[1], "--latents-dir", cloud)
     assert result.returncode == 0, result.stderr

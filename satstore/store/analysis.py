@@ -12,7 +12,7 @@ from satstore.commits import CommitLog
 from satstore.errors import NotFoundError
 from satstore.files import FORMAT_VERSION
 from satstore.location import Folder
-from satstore.store.durable import open_store
+from satstore.store.durable import open_or_mend, open_store
 from satstore.store.layout import (
     Array,
     check_axes,
@@ -221,7 +221,7 @@ class _Writing:
         self._store = open_store(Folder(analysis.path), analysis._log)
 
     def __enter__(self) -> zarr.Group:
-        root = zarr.open_group(self._store, mode="a")
+        root = open_or_mend(self._store)
         if not root.attrs:
             root.attrs["format_version"] = FORMAT_VERSION
         check_version(root, self._store.location)

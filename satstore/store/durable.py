@@ -5,6 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Self
 
+import zarr
 from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, ObjectStore
@@ -228,6 +229,15 @@ class DurableBucket(DurableStore, ObjectStore[Any]):
         with self.location.refusals():
             async for key in keys:
                 yield key
+
+
+def open_or_mend(store: DurableStore) -> zarr.Group:
+    """Open a store's root for writing; where its metadata are none of a group, they are written anew."""
+    try:
+        return zarr.open_group(store, mode="a")
+    except (ValueError, KeyError, TypeError):
+        store.remove_object("zarr.json")
+        return zarr.open_group(store, mode="a")
 
 
 def open_store(location: Location, log: CommitLog | None = None) -> DurableFolder | DurableBucket:

@@ -60,17 +60,20 @@ def encode_layer(name: str) -> str:
     return key
 
 
-def shards_bytes(shapes: Shapes, shard_rows: Mapping[str, int]) -> int:
-    """Return the memory that writing takes with so many samples in each pooling's shards.
+def shards_bytes(shapes: Shapes, shard_rows: Mapping[str, int], n_samples: int | None = None) -> int:
+    """Return the memory that writing takes with so many samples in each pooling's shards, and in the split.
 
     All layers' shards are filled at once, as float32, while those before them are encoded: two of each. Those
     that are encoded at once are there once more, as float16 and as bytes; where a layer turns out to need
     float32, its earlier shards are, one after the other. Moments and extent take 28 bytes of each feature.
     """
     row_sizes = {p: [math.prod(s) for s in layers.values()] for p, layers in shapes.items()}
-    shards = sum(2 * FLOAT32_BYTES * shard_rows[p] * sum(sizes) for p, sizes in row_sizes.items())
-    largest = sorted(shard_rows[p] * size for p, sizes in row_sizes.items() for size in sizes)[-MAX_ENCODERS:]
-    encoded = (FLOAT16_BYTES + FLOAT32_BYTES) * sum(largest)
+    most = math.inf if n_samples is None else n_samples
+    held = {p: int(min(2 * rows, most)) for p, rows in shard_rows.items()}
+    encoded_at_once = {p: int(min(rows, most)) for p, rows in shard_rows.items()}
+    shards = sum(FLOAT32_BYTES * held[p] * sum(sizes) for p, sizes in row_sizes.items())
+    largest = sorted(encoded_at_once[p] * size for p, sizes in row_sizes.items() for size in sizes)
+    encoded = (FLOAT16_BYTES + FLOAT32_BYTES) * sum(largest[-MAX_ENCODERS:])
     return shards + encoded + 28 * sum(map(sum, row_sizes.values())) + ENCODING_BYTES
 
 
@@ -80,9 +83,8 @@ def choose_shard_rows(
     """Return how many samples a shard holds: a power of two, the same for all layers.
 
     What :func:`shards_bytes` gives has to fit the memory, and the widest layer's shard is kept to 128 MiB of
-    float16. A
-    split has a handful of shards, that one is written while the next is computed, and a resume has where to
-    go on; one is all that a small split needs.
+    float16. A split has a handful of shards, that one is written while the next is computed, and a resume has
+    where to go on; one is all that a small split needs.
 
     Raises
     ------
@@ -95,9 +97,9 @@ def choose_shard_rows(
     )
     while rows > 1 and n_samples < MIN_SHARDS * rows and rows * sum(row_bytes) > SMALL_BYTES:
         rows //= 2
-    while rows > 1 and shards_bytes(shapes, dict.fromkeys(shapes, rows)) > memory_bytes:
+    while rows > 1 and shards_bytes(shapes, dict.fromkeys(shapes, rows), n_samples) > memory_bytes:
         rows //= 2
-    check_shards_fit(shapes, dict.fromkeys(shapes, rows), memory_bytes, remedy)
+    check_shards_fit(shapes, dict.fromkeys(shapes, rows), memory_bytes, remedy, n_samples)
     return rows
 
 
@@ -121,10 +123,16 @@ def plan_memory(
     n_features = sum(math.prod(shape) for layers in shapes.values() for shape in layers.values())
     held_bytes += batch_size * n_features * 2 * FLOAT32_BYTES
     rows = choose_shard_rows(shapes, n_samples, limit_bytes - held_bytes)
-    return rows, held_bytes + shards_bytes(shapes, dict.fromkeys(shapes, rows))
+    return rows, held_bytes + shards_bytes(shapes, dict.fromkeys(shapes, rows), n_samples)
 
 
-def check_shards_fit(shapes: Shapes, shard_rows: Mapping[str, int], memory_bytes: int, remedy: str) -> None:
+def check_shards_fit(
+    shapes: Shapes,
+    shard_rows: Mapping[str, int],
+    memory_bytes: int,
+    remedy: str,
+    n_samples: int | None = None,
+) -> None:
     """Check that shards fit the memory that a limit leaves.
 
     Raises
@@ -132,7 +140,7 @@ def check_shards_fit(shapes: Shapes, shard_rows: Mapping[str, int], memory_bytes
     MemoryLimitError
         Naming what they take, what is left and the remedy.
     """
-    needed = shards_bytes(shapes, shard_rows)
+    needed = shards_bytes(shapes, shard_rows, n_samples)
     if needed > memory_bytes:
         rows, mebi = max(shard_rows.values()), 2**20
         raise MemoryLimitError(

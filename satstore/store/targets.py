@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from satstore.commits import Committed
 from satstore.errors import CorruptError
 from satstore.latent_key import groups_of, split_latents_key
-from satstore.store.durable import DurableStore
+from satstore.store.durable import DurableStore, open_or_mend
 from satstore.store.layout import (
     Array,
     Shapes,
@@ -295,11 +295,7 @@ def describe_precision(node: "zarr.Group | Array", precision: Precision) -> None
 
 def open_root_group(store: DurableStore, attributes: Mapping[str, Any]) -> zarr.Group:
     """Open a store for writing, what it says of itself brought up to date."""
-    try:
-        group = zarr.open_group(store, mode="a")
-    except (ValueError, KeyError, TypeError):  # no metadata of a group: written anew
-        store.remove_object("zarr.json")
-        group = zarr.open_group(store, mode="a")
+    group = open_or_mend(store)
     if dict(group.attrs) != dict(attributes):
         group.attrs.put(dict(attributes))
     return group

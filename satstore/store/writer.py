@@ -129,9 +129,8 @@ class LatentWriter:
         self._targets: dict[Key, Target] = {(t.pooling, t.layer): t for t in targets}
         if memory_bytes is not None:
             rows = {t.pooling: t.shard_rows for t in targets}
-            check_shards_fit(
-                shapes, rows, memory_bytes, "write them anew with --overwrite, raise --memory-limit"
-            )
+            remedy = "write them anew with --overwrite, raise --memory-limit"
+            check_shards_fit(shapes, rows, memory_bytes, remedy, self._n_samples)
         self._todo = {key: set(target.missing) for key, target in self._targets.items()}
         self._filling: dict[Key, _Filling] = {}
         self._spare: dict[Key, list[Float32s]] = {key: [] for key in self._targets}

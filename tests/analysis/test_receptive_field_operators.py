@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, prune
 from satstore.analysis.graph import trace_without_values
 from satstore.analysis.receptive_field import receptive_field
 from satstore.errors import ConfigError
-from satstore.models.build import build_model, resolution_step
+from satstore.models.build import build_model, resolution_step, smallest_resolution
 from satstore.models.details import measure_depth
 
 SIDE = 12
@@ -209,7 +209,7 @@ def test_receptive_field__of_an_operator_is_what_its_outputs_depend_on(name: str
 @pytest.mark.parametrize("name", in_tiers(kinds.TORCHVISIONS, ["mobilenet_v3_small"]))
 def test_receptive_field__of_no_layer_is_below_what_it_depends_on(name: str) -> None:
     step = resolution_step(name)
-    side = -(-64 // step) * step
+    side = -(-max(64, smallest_resolution(name) or 0) // step) * step
     torch.manual_seed(0)
     model = build_model(name, 10, side).double().eval()
     table = receptive_field(model, side).set_index("layer")
