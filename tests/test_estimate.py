@@ -93,6 +93,7 @@ def run(logs: Path, tmp_path: Path) -> Run:
     return open_run("res", tmp_path / "logs")
 
 
+@pytest.mark.long
 def test_estimate__of_the_disk_is_within_20_percent_of_what_is_stored(
     config: Path, run: Run, tmp_path: Path
 ) -> None:

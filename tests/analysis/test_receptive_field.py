@@ -81,7 +81,7 @@ def test_receptive_field__columns_are_those_documented() -> None:
     }
 
 
-@pytest.mark.parametrize("name", in_tiers(MODELS, [*kinds.OWN, *kinds.TORCHVISIONS]))
+@pytest.mark.parametrize("name", in_tiers(MODELS, {*kinds.OWN, *kinds.TORCHVISIONS} - {"maxvit_t"}))
 def test_receptive_field__of_every_model_is_found(name: str) -> None:
     step = resolution_step(name)
     resolution = -(-75 // step) * step

@@ -286,7 +286,7 @@ async def test_run_screen__maps_the_probes_of_every_position(logs: Path) -> None
 @pytest.mark.parametrize(
     ("key", "kind", "starts"),
     [
-        ("p", "png", b"\x89PNG"),
+        pytest.param("p", "png", b"\x89PNG", marks=pytest.mark.long),
         pytest.param("s", "svg", b"<?xml", marks=pytest.mark.long),
         ("c", "csv", b"layer,kind"),
     ],
