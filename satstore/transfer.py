@@ -7,6 +7,7 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from satstore.errors import ConfigError, CorruptError, DiskSpaceError, NotFoundError, SatstoreError
@@ -180,7 +181,7 @@ def _unpack(
         beside.replace(target)
     finally:
         shutil.rmtree(beside.parent, ignore_errors=True)
-        if not any(target.parent.iterdir()):
+        with suppress(OSError):  # it holds other experiments, or could not be made
             target.parent.rmdir()
     sync_folder(target.parent)
     return Run(target)

@@ -29,6 +29,18 @@ def packed(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pack_run(run, tmp_path_factory.mktemp("packed") / "run.zip", with_latents=True)
 
 
+@pytest.mark.parametrize("below", ["", "below"])
+def test_zip__into_a_folder_that_can_not_be_made_is_one_line(
+    packed: Path, below: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    code, _, error = call("import", packed, "--logs-dir", tmp_path / "file" / below)
+    assert code == 1
+    assert len(error.splitlines()) == 1
+    assert "can't be written: " in error
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_zip__opens_elsewhere_as_the_same_run(run: Run, packed: Path, tmp_path: Path) -> None:
     found = unpack_run(packed, tmp_path / "logs", "other")
     assert found.name == f"other/{run.experiment}"
