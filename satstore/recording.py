@@ -346,7 +346,7 @@ class _Recording:
                 run.emit("extract", "progress", split, done=n_done, total=total)
             writer.finish(batches.labels, np.arange(n_done))
         for problem in writer.problems:
-            run.warn("extract", f"{problem} of split {split}; {problem.effect}")
+            run.warn("extract", problem.describe(split))
         if batches.is_one_hot:
             run.warn("extract", f"labels of split {split} came one-hot; the place of the 1 is the class")
         if n_outputs is None:

@@ -43,10 +43,12 @@ SHAPE = (3, 32, 32)
 
 
 @dataclass(frozen=True)
-class Batches:
-    """Which files hold the images, and under which keys they hold labels and names of classes."""
+class Layout:
+    """How a dataset lies on disk: which files hold the images, and under which keys labels and names are."""
 
-    files: Files
+    name: str
+    folder: str
+    archive: str
     n_classes: int
     train: Sequence[str]
     eval: Sequence[str]
@@ -54,15 +56,17 @@ class Batches:
     labels_key: str
     names_key: str
 
+    @property
+    def files(self) -> Files:
+        """All of its files."""
+        names = [*self.train, *self.eval, self.meta]
+        return Files(self.name, self.folder, names, PAGE, archive=self.archive)
 
-CIFAR10 = Batches(
-    Files(
-        "Cifar10",
-        "cifar-10-batches-py",
-        [*(f"data_batch_{n}" for n in range(1, 6)), "test_batch", "batches.meta"],
-        PAGE,
-        archive="cifar-10-python.tar.gz",
-    ),
+
+CIFAR10 = Layout(
+    "Cifar10",
+    "cifar-10-batches-py",
+    "cifar-10-python.tar.gz",
     10,
     [f"data_batch_{n}" for n in range(1, 6)],
     ["test_batch"],
@@ -70,8 +74,10 @@ CIFAR10 = Batches(
     "labels",
     "label_names",
 )
-CIFAR100 = Batches(
-    Files("Cifar100", "cifar-100-python", ["train", "test", "meta"], PAGE, archive="cifar-100-python.tar.gz"),
+CIFAR100 = Layout(
+    "Cifar100",
+    "cifar-100-python",
+    "cifar-100-python.tar.gz",
     100,
     ["train"],
     ["test"],
@@ -118,12 +124,12 @@ def cifar(
     ConfigError
         If the resolution is too small for a border or a canvas.
     """
-    batches = CIFAR100 if "Cifar100" in name else CIFAR10
+    layout = CIFAR100 if "Cifar100" in name else CIFAR10
     Resize(resolution)  # for its check of the resolution, before anything is read
-    folder = locate_or_download(batches.files, data_dir, lambda waiting: _download(batches, waiting))
-    classes = _read_classes(batches, folder)
-    train = _read_split(batches, folder, batches.train)
-    evaluation = _read_split(batches, folder, batches.eval)
+    folder = locate_or_download(layout.files, data_dir, lambda waiting: _download(layout, waiting))
+    classes = _read_classes(layout, folder)
+    train = _read_split(layout, folder, layout.train)
+    evaluation = _read_split(layout, folder, layout.eval)
     normalize = Normalize(CIFAR_MEAN, CIFAR_STD)
     if canvas is not None:
         return place_randomly(
@@ -153,33 +159,32 @@ def cifar(
     )
 
 
-def _download(batches: Batches, waiting: Path) -> None:
+def _download(layout: Layout, waiting: Path) -> None:
     with warnings.catch_warnings():
         # NumPy 2.4.0 to 2.4.4 call the dtypes in pickles as old as these deprecated (numpy/numpy#31177).
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
-        _torchvision(batches)(waiting, download=True)
+        _torchvision(layout)(waiting, download=True)
 
 
-def _torchvision(batches: Batches) -> Any:
-    return torchvision.datasets.CIFAR100 if batches is CIFAR100 else torchvision.datasets.CIFAR10
+def _torchvision(layout: Layout) -> Any:
+    return torchvision.datasets.CIFAR100 if layout is CIFAR100 else torchvision.datasets.CIFAR10
 
 
-def _read_classes(batches: Batches, folder: Path) -> list[str]:
-    path = folder / batches.meta
+def _read_classes(layout: Layout, folder: Path) -> list[str]:
+    path = folder / layout.meta
     found = read_pickle(path)
-    names = found.get(batches.names_key) if isinstance(found, dict) else None
-    if not isinstance(names, list) or len(names) != batches.n_classes:
+    names = found.get(layout.names_key) if isinstance(found, dict) else None
+    if not isinstance(names, list) or len(names) != layout.n_classes:
         raise CorruptError(
-            f"{path} does not name {batches.n_classes} classes as {batches.names_key}; get it again from "
-            f"{PAGE}"
+            f"{path} does not name {layout.n_classes} classes as {layout.names_key}; get it again from {PAGE}"
         )
     return [str(name) for name in names]
 
 
-def _read_split(batches: Batches, folder: Path, names: Sequence[str]) -> ImageSplit:
+def _read_split(layout: Layout, folder: Path, names: Sequence[str]) -> ImageSplit:
     """Return the images of some files in their order."""
     pixels, labels = [], []
-    kind = _torchvision(batches)
+    kind = _torchvision(layout)
     published = dict([*kind.train_list, *kind.test_list])
     for name in names:
         if hashlib.md5((folder / name).read_bytes(), usedforsecurity=False).hexdigest() != published[name]:
@@ -187,18 +192,18 @@ def _read_split(batches: Batches, folder: Path, names: Sequence[str]) -> ImageSp
         found = read_pickle(folder / name)
         try:
             pixels.append(np.asarray(found["data"]).reshape(-1, *SHAPE))
-            labels.append(np.asarray(found[batches.labels_key]))
+            labels.append(np.asarray(found[layout.labels_key]))
             is_whole = (
                 pixels[-1].dtype == np.uint8
                 and labels[-1].shape == (len(pixels[-1]),)
-                and set(labels[-1].tolist()) <= set(range(batches.n_classes))
+                and set(labels[-1].tolist()) <= set(range(layout.n_classes))
             )
         except (LookupError, TypeError, ValueError):
             is_whole = False
         if not is_whole:
             raise CorruptError(
                 f"{folder / name} does not hold bytes of 3 x 32 x 32 px as data and a label from 0 to "
-                f"{batches.n_classes - 1} for each as {batches.labels_key}; get it again from {PAGE}"
+                f"{layout.n_classes - 1} for each as {layout.labels_key}; get it again from {PAGE}"
             )
     source = PixelSource(torch.from_numpy(np.concatenate(pixels)), folder)
     return ImageSplit(source, np.concatenate(labels))

@@ -214,7 +214,7 @@ def convert_layer(run: Run, pickles: Pickles, split: str, layer: str) -> None:
                 f"{path} has {start} images; there are {len(labels)} labels in {split}-labels.p"
             )
     for problem in writer.problems:
-        run.warn("import", f"{problem} of split {split}; {problem.effect}")
+        run.warn("import", problem.describe(split))
 
 
 def _as_rows(batch: NDArray[Any], path: Path, shape: tuple[int, ...]) -> NDArray[Any]:

@@ -292,7 +292,7 @@ def write_split(
                 writer.append(forward(batch), start)
                 progress.advance(len(labels), text)
     for problem in writer.problems:
-        run.warn("extract", f"{problem} of split {split}; {problem.effect}")
+        run.warn("extract", problem.describe(split))
 
 
 def batch_starts(missing: Sequence[tuple[int, int]], size: int) -> list[int]:

@@ -33,12 +33,11 @@ class Problem:
         where = f"samples {self.first_row} to {self.last_row - 1}"
         return f"layer {self.layer}: {' and '.join(found)} in {where}, {self.pooling},"
 
-    @property
-    def effect(self) -> str:
-        """What comes of it."""
-        if self.n_non_finite or self.n_overflows:
-            return "a probe of that layer will refuse them"
-        return "a probe of that layer sees little of these features"
+    def describe(self, split: str) -> str:
+        """Return what was found in a split, and what comes of it."""
+        is_refused = self.n_non_finite or self.n_overflows
+        effect = "will refuse them" if is_refused else "sees little of these features"
+        return f"{self} of split {split}; a probe of that layer {effect}"
 
 
 def find_problem(

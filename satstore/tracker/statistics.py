@@ -45,7 +45,7 @@ def choose_stats(stats: str | Iterable[str]) -> tuple[str, ...]:
 
 
 @dataclass
-class LayerRecord:
+class TrackedLayer:
     """What was recorded of a layer in one mode.
 
     Attributes

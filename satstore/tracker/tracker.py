@@ -28,7 +28,7 @@ from satstore.tracker.layers import (
     find_layers,
     name_layers,
 )
-from satstore.tracker.statistics import STATS, LayerRecord, Value, choose_stats
+from satstore.tracker.statistics import STATS, TrackedLayer, Value, choose_stats
 from satstore.tracker.writers import NPYWriter, PrintWriter, add_epoch, make_writers, resume
 
 _log = logging.getLogger(__name__)
@@ -154,7 +154,7 @@ class SaturationTracker(Recorder):
         self._delta, self._definition = sat_threshold, definition
         self._log_interval, self._max_samples, self._resets = log_interval, max_samples, reset_covariance
         self._layerwise, self._average = layerwise_sat, average_sat
-        self._records: dict[tuple[str, str], LayerRecord] = {}
+        self._records: dict[tuple[str, str], TrackedLayer] = {}
         self._n_calls: dict[str, int] = {}
         self._n_images: dict[tuple[str, str], int] = {}
         self._is_closed, self._was_stopped, self._n_calls_of_epoch = False, False, 0
@@ -179,7 +179,7 @@ class SaturationTracker(Recorder):
         return f"SaturationTracker of {', '.join(self.layers)}"
 
     @property
-    def logs(self) -> dict[str, dict[str, LayerRecord]]:
+    def logs(self) -> dict[str, dict[str, TrackedLayer]]:
         """What was recorded since the last :meth:`add_saturations`, by split and layer."""
         return {
             f"{mode}-{STATS['cov']}": {
@@ -285,7 +285,7 @@ class SaturationTracker(Recorder):
         n_images = len(self._sampler.batch(output, module))
         room = take_room(self._n_images, key, self._max_samples, n_images)
         if room != 0:
-            record = self._records.setdefault(key, LayerRecord())
+            record = self._records.setdefault(key, TrackedLayer())
             record.update(self._sampler.samples(output, module, room), keep="embed" in self.stats)
 
 
