@@ -78,9 +78,7 @@ def build_blank(config: ExperimentConfig, n_classes: int, device: str) -> "nn.Mo
     import torch
 
     from satstore.models.build import build_model, explaining_misfit
-    from satstore.registry import load_plugins
 
-    load_plugins(config.plugins)
     with explaining_misfit(config.model, config.resolution), torch.device(device):
         return build_model(config.model, n_classes, config.resolution)
 

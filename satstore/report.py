@@ -21,7 +21,16 @@ from satstore.plots import (
     save_figure,
 )
 from satstore.run import Run
-from satstore.words import FAILED, MARKS, UNKNOWN, counted, describe_costs, describe_number, printable
+from satstore.words import (
+    FAILED,
+    MARKS,
+    UNKNOWN,
+    counted,
+    describe_costs,
+    describe_number,
+    printable,
+    stage_name,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,14 +91,15 @@ def describe_run(run: Run, number: int) -> Iterable[str]:
     what = _text(f"{config.title}, {config.optimizer}")
     statuses = run.statuses()
     states = " ".join(
-        f'<span class="stage">{_text(f"{MARKS[state]} {stage}")}</span>' for stage, state in statuses.items()
+        f'<span class="stage">{_text(f"{MARKS[state]} {stage_name(key)}")}</span>'
+        for key, state in statuses.items()
     )
     epochs = f"epochs {manifest.summary.epochs_done}/{config.epoch}"
     yield f'<p>{what}; {epochs}{accuracy}<br><span class="dim">{states}</span></p>'
     failures = run.failures(statuses)
     if failures:
         yield "<p>failed:</p>"
-        yield _list(f"{stage}: {error}" for stage, error in failures.items())
+        yield _list(f"{stage_name(key)}: {error}" for key, error in failures.items())
     yield "<h3>What the curves mean</h3>"
     for title, texts in advise_on(run).parts.items():
         yield f"<p>{title}:</p>{_list(texts)}"

@@ -26,7 +26,7 @@ from satstore.models.build import build_model as build_model_of
 from satstore.models.build import explaining_misfit
 from satstore.optimizers import make_optimizer
 from satstore.ranks import ALONE, Ranks
-from satstore.registry import DATASETS, MODELS, load_plugins
+from satstore.registry import DATASETS, MODELS
 from satstore.resources import loader_bytes
 from satstore.run import Run
 from satstore.store import digest_labels
@@ -70,7 +70,6 @@ def load_data(config: ExperimentConfig, known: DatasetRecord | None = None) -> I
     known
         What is recorded of the data, if they were used before: which images were left out.
     """
-    load_plugins(config.plugins)  # which a run that was opened by its name has not loaded yet
     factory = DATASETS[config.dataset]
     if takes_loaders(factory):
         return from_loaders(config.dataset, factory, config.resolution, config.batch_size, config.data_dir)
@@ -107,7 +106,6 @@ def check_origins(run: Run) -> None:
 
 def build_model(config: ExperimentConfig, n_classes: int, device: torch.device) -> nn.Module:
     """Build a config's model on a device, its weights fixed by the config's seed."""
-    load_plugins(config.plugins)
     torch.manual_seed(config.seed)
     with explaining_misfit(config.model, config.resolution):
         model = build_model_of(config.model, n_classes, config.resolution)

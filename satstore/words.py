@@ -33,6 +33,11 @@ def clean(text: str) -> str:
     return printable(" ".join(text.split()))
 
 
+def stage_name(key: str) -> str:
+    """Return a stage's name, as its command has it, by its key in manifests and events."""
+    return key.replace("_", "-")
+
+
 def describe_age(seconds: float) -> str:
     """Return an age in its largest unit: ``3 h``."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):

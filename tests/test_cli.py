@@ -246,6 +246,19 @@ def test_demo__second_run_finds_all_done(demo_copy: Path) -> None:
     assert changed <= {"events.jsonl"}
 
 
+def test_demo__of_a_device_that_is_none_makes_no_folder(tmp_path: Path) -> None:
+    for words in (("demo", "--logs-dir", tmp_path), ("estimate", "--config", "demo")):
+        code, error = fail(*words, "--device", "gpu")
+        assert code == 2
+        assert error == "--device: expected cpu or cuda:N, found 'gpu'"
+    assert not any(tmp_path.iterdir())
+
+
+def test_show__spells_stages_as_their_commands_are_spelt(demo_logs: Path) -> None:
+    shown = satstore("show", "demo", "--logs-dir", demo_logs).stdout.splitlines()
+    assert {"train", "probe", "receptive-field", "project"} < set(shown[3].split())
+
+
 def test_ls__json_has_the_documented_form(demo_logs: Path, demo_run: Run) -> None:
     result = satstore("ls", "--json", "--logs-dir", demo_logs)
     [row] = [row for row in json.loads(result.stdout) if row["run_id"] == "demo"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command_line import SMALL, WORKS_S, satstore
+from command_line import SMALL, WORKS_S, fail, satstore
 from small_data import write_folder
 from tiny import CONFIG, run_tiny
 
@@ -166,13 +166,24 @@ def test_estimate__plans_a_dataset_that_is_not_here(tmp_path: Path) -> None:
     assert any("--memory-limit 2 GiB does not suffice to probe" in lack for lack in found["lacks"])
 
 
+def test_estimate__of_a_run_is_that_of_its_config(config: Path, logs: Path) -> None:
+    words = ("--no-calibrate", "--logs-dir", logs)
+    found = [ask("--run", "res", *words), ask("--config", config, *words)]
+    of_run, of_config = ({key: x[key] for key in ("disk_bytes", "layers", "config")} for [x] in found)
+    assert of_run == of_config
+    [other] = ask("--run", "res", "--resolution", 64, *words)
+    assert other["config"]["resolution"] == 64
+    code, error = fail("estimate", "--run", "res", "--config", config, *words)
+    assert (code, error) == (1, "--config and --run exclude each other: a run has its own config")
+
+
 def test_estimate__says_what_is_missing(tmp_path: Path) -> None:
     from satstore.cli.plan import Question, load_counted, read_configs
 
     [config] = read_config({"dataset": f"ImageFolder:{tmp_path}/none"})
     with pytest.raises(NotFoundError, match="--samples N --classes K"):
         load_counted(config)
-    with pytest.raises(ConfigError, match="give --config, or --model"):
+    with pytest.raises(ConfigError, match="give --config or --run, or --model"):
         read_configs(None, {"model": None}, on_paper=False)
     with pytest.raises(ConfigError, match="no dataset named 'NoSuchImages'"):
         read_configs(None, {"model": "vgg5", "dataset": "NoSuchImages"}, on_paper=False)

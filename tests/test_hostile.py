@@ -535,7 +535,8 @@ def test_received_run__imports_no_plugin_that_the_user_did_not_name(
     run = Run(path.parent)
     run.commit(change=lambda manifest: manifest.config.__setitem__("plugins", ["received_spy"]))
     where = ["--run", run.run_id, "--logs-dir", demo_copy]
-    for words in (["probe", "-d", "1"], ["extract", "-d", "1"], ["saturation"], ["run"], ["own-stage"]):
+    stages = (["probe", "-d", "1"], ["extract", "-d", "1"], ["saturation"], ["run"], ["own-stage"])
+    for words in (*stages, ["estimate"]):
         done = satstore(*words, *where)
         assert done.returncode == 1, words
         assert "names the plugin 'received_spy', whose code would run" in done.stderr

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from satstore.jobs import Job, Progress
 from satstore.usage import Usage
-from satstore.words import describe_duration, describe_size
+from satstore.words import describe_duration, describe_size, stage_name
 
 
 def describe_job(job: Job) -> str:
@@ -19,7 +19,7 @@ def describe_job(job: Job) -> str:
 
 def describe_progress(progress: Progress) -> str:
     """Return how far a stage is, in words."""
-    parts = [progress.stage]
+    parts = [stage_name(progress.stage)]
     if progress.share is not None:
         parts[0] += f" {progress.share:.0%}"
     if progress.rate is not None:

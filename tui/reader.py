@@ -19,7 +19,7 @@ from satstore.jobs import Job, list_jobs
 from satstore.manifest import StageStatus, drawn_layers
 from satstore.run import Run
 from satstore.usage import Usage, UsageMeter
-from satstore.words import printable
+from satstore.words import printable, stage_name
 
 TAIL_BYTES = 4096
 
@@ -203,7 +203,7 @@ def summarize(run: Run, stamp: Stamp) -> Experiment:
     """Return what lists show of a run."""
     config, manifest = run.config, run.manifest
     stages = run.statuses()
-    failure = next((f"{stage}: {error}" for stage, error in run.failures(stages).items()), "")
+    failure = next((f"{stage_name(key)}: {error}" for key, error in run.failures(stages).items()), "")
     layers = drawn_layers(manifest.layers)
     return Experiment(
         path=run.path,

@@ -11,7 +11,7 @@ from satstore.cli.completion import Shell, name_configs, name_figures, name_runs
 from satstore.cli.console import say
 from satstore.errors import ConfigError
 from satstore.registry import STAGES
-from satstore.stages.stage import DEFAULT_MEMORY_LIMIT, MemoryLimit, Poolings, join_parameters
+from satstore.stages.stage import DEFAULT_MEMORY_LIMIT, Device, MemoryLimit, Poolings, join_parameters
 
 app = App(
     name="satstore",
@@ -136,7 +136,7 @@ add_stages()
 def demo(
     *,
     run_id: Annotated[str, Parameter(help="the name of the run's folder")] = "demo",
-    device: Annotated[str | None, Parameter(help="cpu or cuda:N")] = None,
+    device: Annotated[Device, Parameter(help="cpu or cuda:N")] = None,
     logs_dir: LogsDir = None,
     detach: Annotated[
         bool, Parameter(negative="", help="start it in the background, and say how to follow it")
@@ -159,6 +159,9 @@ def demo(
 def estimate(
     *,
     config: Annotated[str | None, Parameter(help="a JSON config, or a shipped one's name")] = None,
+    run: Annotated[
+        str | None, Parameter(help="a run id, or one experiment of it, with its own config")
+    ] = None,
     model: Annotated[str | None, Parameter(help="in place of the config's")] = None,
     resolution: Annotated[int | None, Parameter(help="in place of the config's, in pixels")] = None,
     pooling: Poolings = None,
@@ -167,7 +170,7 @@ def estimate(
     ] = None,
     eval_samples: Annotated[int | None, Parameter(help="its evaluation images")] = None,
     classes: Annotated[int | None, Parameter(help="its classes")] = None,
-    device: Annotated[str | None, Parameter(help="cpu or cuda:N, for the times")] = None,
+    device: Annotated[Device, Parameter(help="cpu or cuda:N, for the times")] = None,
     memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT,
     workers: Annotated[
         int, Parameter(name=["--workers", "-mp"], help="processes that fit probes side by side")
@@ -181,7 +184,7 @@ def estimate(
 
     counts = (samples, eval_samples, classes)
     question = Question(pooling, *counts, device, memory_limit, workers, calibrate, logs_dir)
-    estimate(config, {"model": model, "resolution": resolution}, question, json)
+    estimate(config, run, {"model": model, "resolution": resolution}, question, json)
 
 
 @app.command

@@ -16,7 +16,15 @@ from satstore.errors import ConfigError, CorruptError
 from satstore.logs import find_logs_dir, list_runs, open_run
 from satstore.registry import REGISTRIES, STAGES
 from satstore.run import Run
-from satstore.words import FAILED, MARKS, describe_age, describe_costs, describe_number, describe_size
+from satstore.words import (
+    FAILED,
+    MARKS,
+    describe_age,
+    describe_costs,
+    describe_number,
+    describe_size,
+    stage_name,
+)
 
 
 def list_experiments(logs_dir: Path | None, as_json: bool) -> None:
@@ -40,7 +48,9 @@ def list_experiments(logs_dir: Path | None, as_json: bool) -> None:
         summary = run.manifest.summary
         accuracy = "" if summary.test_accuracy is None else f"{summary.test_accuracy:.2%}"
         marks = " ".join(
-            f"{MARKS[status]}{stage}" for stage, status in run.statuses().items() if status != "missing"
+            f"{MARKS[status]}{stage_name(key)}"
+            for key, status in run.statuses().items()
+            if status != "missing"
         )
         epochs = f"{summary.epochs_done}/{run.config.epoch}"
         table.add_row(run.name, epochs, accuracy, marks, describe_age(time.time() - run.manifest.created))
@@ -104,7 +114,7 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
     accuracy = manifest.summary.test_accuracy
     console.print("" if accuracy is None else f", test accuracy {accuracy:.2%}")
     statuses = run.statuses()
-    console.print("  " + "  ".join(f"{MARKS[s]} {stage}" for stage, s in statuses.items()))
+    console.print("  " + "  ".join(f"{MARKS[s]} {stage_name(key)}" for key, s in statuses.items()))
     console.print(f"  {run.path.absolute()}")
     if manifest.layers:
         console.print()
@@ -122,8 +132,8 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
         console.print(f"latents of {size} were removed; write them again with: {again}")
     for warning in manifest.warnings:
         console.print(f"warning: {warning}")
-    for stage, error in run.failures(statuses).items():
-        console.print(f"{stage} failed: {error}")
+    for key, error in run.failures(statuses).items():
+        console.print(f"{stage_name(key)} failed: {error}")
 
 
 def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Mapping[str, float]) -> None:

@@ -1,7 +1,7 @@
 """``satstore estimate``: what a config's experiments will take, as tables, before anything runs."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -29,12 +29,13 @@ from satstore.estimate import (
     stored_ratios,
 )
 from satstore.files import free_disk
-from satstore.logs import find_logs_dir
+from satstore.logs import find_logs_dir, find_runs
 from satstore.memory import resident_bytes
 from satstore.model_plan import ModelPlan, plan_model
 from satstore.naming import name_experiments
 from satstore.registry import DATASETS
 from satstore.resources import available_memory
+from satstore.run import Run
 from satstore.words import describe_duration, describe_size
 
 if TYPE_CHECKING:
@@ -82,9 +83,16 @@ class Answer:
         return kept_bytes(self.plan, self.config)
 
 
-def estimate(source: str | None, changes: Mapping[str, Any], question: Question, as_json: bool) -> None:
-    """Print what each experiment of a config will take."""
-    configs = read_configs(source, changes, on_paper=question.n_train is not None)
+def estimate(
+    source: str | None, run: str | None, changes: Mapping[str, Any], question: Question, as_json: bool
+) -> None:
+    """Print what each experiment of a config, or of a run, will take."""
+    if source is not None and run is not None:
+        raise ConfigError("--config and --run exclude each other: a run has its own config")
+    if run is None:
+        configs = read_configs(source, changes, on_paper=question.n_train is not None)
+    else:
+        configs = configs_of(find_runs(run, question.logs_dir), changes)
     base = measure_base()
     answers = [answer(config, question, base) for config in configs]
     if as_json:
@@ -110,7 +118,9 @@ def read_configs(source: str | None, changes: Mapping[str, Any], *, on_paper: bo
     """
     given = {key: value for key, value in changes.items() if value is not None}
     if source is None and "model" not in given:
-        raise ConfigError("nothing to estimate: give --config, or --model with --samples and --classes")
+        raise ConfigError(
+            "nothing to estimate: give --config or --run, or --model with --samples and --classes"
+        )
     content = ({} if source is None else read_content(find_config(source))) | given
     if on_paper:
         named = content.setdefault("dataset", "paper")
@@ -118,6 +128,16 @@ def read_configs(source: str | None, changes: Mapping[str, Any], *, on_paper: bo
             if name not in DATASETS:
                 DATASETS.register(str(name), family="on paper")(_load_none)
     return read_config(content)
+
+
+def configs_of(runs: Iterable[Run], changes: Mapping[str, Any]) -> list[ExperimentConfig]:
+    """Return the configs that runs were made with, some of their keys replaced."""
+    configs = []
+    for run in runs:
+        run.load_plugins()  # those of a run that somebody else made only where the user named them
+        content = run.config.model_dump(mode="json")
+        configs += read_config(content | {key: value for key, value in changes.items() if value is not None})
+    return configs
 
 
 def _load_none(**_: Any) -> NoReturn:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from satstore.cli.console import SafeConsole, say
 from satstore.events import Event
 from satstore.job_record import JobRecord
-from satstore.words import clean
+from satstore.words import clean, stage_name
 
 _log = logging.getLogger("satstore")
 
@@ -76,11 +76,11 @@ class Bar:
             self._note(event)
         elif event.kind == "progress":
             if self._task is None:
-                self._task = self._progress.add_task("", stage=event.stage, total=event.total)
+                self._task = self._progress.add_task("", stage=stage_name(event.stage), total=event.total)
             values = "  ".join(f"{name} {value:.3f}" for name, value in event.values.items())
             self._progress.update(
                 self._task,
-                stage=event.stage,
+                stage=stage_name(event.stage),
                 completed=event.done,
                 total=event.total,
                 description=clean(f"{event.text}  {values}"),
@@ -90,7 +90,7 @@ class Bar:
                 self._progress.remove_task(self._task)
             self._task = None
         elif event.kind == "warning":
-            self.say(f"warning: {event.stage}: {event.text}")
+            self.say(f"warning: {stage_name(event.stage)}: {event.text}")
         else:
             self.say(event.text)
 
@@ -98,7 +98,7 @@ class Bar:
         """Write a line at every new text of a job's progress, such as an epoch: its log is all to see."""
         if "SATSTORE_JOB" in os.environ and event.text and event.text != self._noted:
             values = "".join(f"  {name} {value:.3f}" for name, value in event.values.items())
-            self.say(f"{event.stage}: {event.text}{values}")
+            self.say(f"{stage_name(event.stage)}: {event.text}{values}")
             self._noted = event.text
 
     def print(self, text: str) -> None:

@@ -24,8 +24,11 @@ from pilots import (
 )
 from textual.pilot import Pilot
 from textual.widgets import Button, Checkbox, Input, Select, Static
+from textual.widgets.select import InvalidSelectValueError
 
+from satstore.config import ExperimentConfig
 from satstore.jobs import list_jobs
+from satstore.logs import make_run
 from satstore.registry import STAGES
 from tui.app import SatstoreApp
 from tui.screens.jobs import JobsScreen
@@ -177,6 +180,30 @@ async def test_form__estimates_before_the_start(
         assert "train" in text
         assert "iB" in text
         assert "layers" in text
+        await fill(pilot, config="")
+        await press(pilot, "ctrl+g")
+        assert "free" not in read_static(pilot, "#preview"), "there is nothing to estimate"
+        make_run(tmp_path / "logs", "a", ExperimentConfig(**config))
+        await fill(pilot, run="a")
+        await press(pilot, "ctrl+g")
+        await wait_for(pilot, lambda: "free" in read_static(pilot, "#preview"), WORKS_S)
+
+
+async def test_form__offers_the_stages_that_a_configs_plugins_bring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gated.json").write_text(json.dumps({"plugins": [Gate.PLUGIN], "stages": ["gated"]}))
+    with Gate(tmp_path, monkeypatch):
+        async with make_app(tmp_path / "logs").run_test(size=(120, 40)) as pilot:
+            screen = await open_form(pilot)
+            stage = screen.query_one("#stage", Select)
+            with pytest.raises(InvalidSelectValueError):
+                stage.value = "gated"
+            await fill(pilot, config=str(tmp_path / "gated.json"), run_id="mine")
+            assert stage.value == "run"
+            stage.value = "gated"
+            await settle(pilot)
+            assert read_static(pilot, "#command").startswith("satstore gated --config ")
 
 
 async def test_form__starts_a_job_and_progress_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -78,14 +78,15 @@ field, as the command would say it. The command line below does the same in a sh
         self._fields: dict[str, Field] = {}
         self._notes: dict[str, Static] = {}
         self._errors: dict[str, str] = {}
+        self._stages: list[str] = []
         self._words: list[str] = []
 
     # Its layout
 
     def compose(self) -> ComposeResult:
         """Lay the screen out."""
-        stages = ["run", *(name for name in STAGES if _is_usable(name))]
-        self._stage = self._likely_stage(stages)
+        self._stages = offered_stages()
+        self._stage = self._likely_stage(self._stages)
         with Horizontal(id="top"):
             yield Static("new job", id="title")
             yield Static(id="counts")
@@ -93,7 +94,7 @@ field, as the command would say it. The command line below does the same in a sh
             with Horizontal(classes="field"):
                 yield Static("stage", classes="label")
                 yield Select(
-                    [(Text(name), name) for name in stages],
+                    [(Text(name), name) for name in self._stages],
                     value=self._stage,
                     allow_blank=False,
                     id="stage",
@@ -228,6 +229,7 @@ field, as the command would say it. The command line below does the same in a sh
             ):  # each change lays the form out anew
                 note.display = error != ""
                 note.update(Text(error))
+        self._offer_stages()
         self._show_grid(target["config"])
         self.query_one("#command", Static).update(Text(clean(shlex.join(["satstore", *self._words])), "bold"))
         self.query_one("#start").disabled = bool(self._errors) or self.satstore.read_only
@@ -256,6 +258,16 @@ field, as the command would say it. The command line below does the same in a sh
         if target["run_id"] and target["run"] and "run_id" not in errors:
             errors["run_id"] = "--run-id goes with a config; a run has its name"
         return errors
+
+    def _offer_stages(self) -> None:
+        """Offer the stages that the plugins of a config have brought, too."""
+        if self._stages == (stages := offered_stages()):
+            return
+        self._stages = stages
+        choice = self.query_one("#stage", Select)
+        with choice.prevent(Select.Changed):  # the stage that is chosen stays
+            choice.set_options([(Text(name), name) for name in stages])
+            choice.value = self._stage
 
     def _show_grid(self, config: str) -> None:
         """Show the experiments that a config stands for."""
@@ -289,19 +301,18 @@ field, as the command would say it. The command line below does the same in a sh
     @on(Button.Pressed, "#estimate")
     def action_estimate(self) -> None:
         """Ask what the config takes, in a process of its own."""
-        config = str(self._read("config")).strip()
-        run = str(self._read("run")).strip()
-        try:
-            runs = find_runs(run, self.satstore.logs_dir) if run and not config else []
-            source = config or f"{runs[0].path / 'config.json'}"
-            read_config(source)
-        except (SatstoreError, IndexError) as error:
-            self.notify(str(error) or "name a config first", severity="warning")
+        named = [(name, str(self._read(name)).strip()) for name in ("config", "run")]
+        about = [word for name, text in named if text for word in (f"--{name}", text)]
+        error = (
+            self._errors.get("config") or self._errors.get("run") or ("" if about else "name a config first")
+        )
+        if error:
+            self.notify(error, severity="warning")
             return
         poolings = [
             word for item in str(self._read("pooling")).replace(",", " ").split() for word in ("-d", item)
         ]
-        words = ["estimate", "--config", source, *poolings, "--logs-dir", str(self.satstore.logs_dir)]
+        words = ["estimate", *about, *poolings, "--logs-dir", str(self.satstore.logs_dir)]
         self.query_one("#counts", Static).update("estimating …")
         self.satstore.in_thread(partial(self._show_estimate, words), "estimate")
 
@@ -326,6 +337,11 @@ field, as the command would say it. The command line below does the same in a sh
         words = ["satstore", *self._words, "--logs-dir", str(self.satstore.logs_dir)]
         self.app.copy_to_clipboard(shlex.join(words))
         self.notify(f"copied: {shlex.join(words)}")
+
+
+def offered_stages() -> list[str]:
+    """Return what a job can be: all stages of a config, or one that is known."""
+    return ["run", *filter(_is_usable, STAGES)]
 
 
 def _is_usable(stage: str) -> bool:

@@ -11,7 +11,7 @@ from textual.widgets import Log
 
 from satstore.events import parse_event
 from satstore.jobs import Job
-from satstore.words import clean
+from satstore.words import clean, stage_name
 from tui.job_words import describe_job
 from tui.screens.run_panes import RunPane
 from tui.widgets.log_view import LogView
@@ -80,7 +80,7 @@ class EventsView(LogView):
         at = time.strftime("%m-%d %H:%M:%S", time.localtime(event.time))
         count = f" {event.done}/{event.total}" if event.total else ""
         values = "  ".join(f"{name} {value:.4g}" for name, value in event.values.items())
-        return clean(f"{at} {event.stage} {event.kind}{count} {event.text} {values}")
+        return clean(f"{at} {stage_name(event.stage)} {event.kind}{count} {event.text} {values}")
 
 
 class EventsPane(RunPane):

@@ -17,7 +17,7 @@ from satstore.files import write_file
 from satstore.jobs import Job
 from satstore.logs import find_logs_dir
 from satstore.spreadsheets import write_rows
-from satstore.words import MARKS, clean
+from satstore.words import MARKS, clean, stage_name
 from tui.filters import Filter, parse_filter
 from tui.job_words import describe_job, find_job_of
 from tui.reader import Experiment, Snapshot
@@ -337,8 +337,8 @@ def describe_experiment(experiment: Experiment) -> Text:
     text = Text(clean(str(experiment.path)) + "\n", "bold")
     if experiment.problem:
         return text.append(clean(f"⚠ {experiment.problem}"), "not bold yellow")
-    for stage, status in experiment.stages.items():
-        text.append(f"{MARKS[status]}{clean(stage)}  ", f"not bold {STYLES[status]}")
+    for key, status in experiment.stages.items():
+        text.append(f"{MARKS[status]}{clean(stage_name(key))}  ", f"not bold {STYLES[status]}")
     return text.append("\n" + clean(experiment.failure), "not bold red")
 
 
