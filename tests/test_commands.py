@@ -95,6 +95,43 @@ def documented() -> list[str]:
 COMMANDS = [c for c in documented() if c not in ELSEWHERE and not re.fullmatch(r"satstore [\w-]+", c)]
 NAMES = [c for c in documented() if re.fullmatch(r"satstore [\w-]+", c)]
 
+CHEAPEST = {
+    "satstore cancel JOB",
+    "satstore clean RES --latents",
+    "satstore compare RES RES2 --cka",
+    "satstore completion bash",
+    "satstore config defaults",
+    "satstore config schema",
+    "satstore dataset check NAME",
+    "satstore dataset prepare tinyimagenet PATH",
+    "satstore dataset split FOLDER --val .1",
+    "satstore du RES",
+    "satstore estimate --model resnet50 --resolution 224 -d 4 --samples 1281167 --eval-samples 50000 "
+    "--classes 1000 --no-calibrate",
+    "satstore export R --to zip",
+    "satstore extract --run RES --epoch 5",
+    "satstore figure figure3 --run R",
+    "satstore flops --run R",
+    "satstore import RES-experiment.zip --run-id RES2",
+    "satstore import logs",
+    "satstore list configs",
+    "satstore list models",
+    "satstore log JOB --follow",
+    "satstore plot RES --out FILE",
+    "satstore probe --run RES -d 4 -C 0.1 --prefix weak",
+    "satstore project --run RES --mode pca --delta .99",
+    "satstore receptive-field --run R",
+    "satstore report RES",
+    "satstore run --config my.json --run-id MyRun",
+    "satstore saturation --run RES --delta .9 --delta .999 --definition delve",
+    "satstore show RES",
+    "satstore status --csv",
+    "satstore train --config C --device cuda:0 --run-id R",
+    "satstore train --config my.json --run-id RES",
+    "satstore verify RES",
+}
+"""One command of each kind that is run each time; all others are where there is time."""
+
 
 def words_of(command: str) -> list[str]:
     """Return the words of a documented command, with what the reader chooses."""
@@ -108,6 +145,12 @@ def words_here(command: str) -> list[str]:
     if "--run-id" in words:  # of its own, for what is there is not trained or imported again
         words[words.index("--run-id") + 1] = "NEW"
     return words
+
+
+def kind_of(command: str) -> str:
+    """Return a command's name, with that of what it has below it."""
+    first, *others = words_of(command)
+    return f"{first} {others[0]}" if first in ("config", "dataset") else first
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +189,8 @@ def work(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def test_pages__name_commands() -> None:
     assert len(COMMANDS) > 70
+    assert set(COMMANDS) >= CHEAPEST
+    assert {kind_of(command) for command in COMMANDS} == {kind_of(command) for command in CHEAPEST}
     assert all((ROOT / path).is_file() for path in ELSEWHERE.values())
     assert set(ELSEWHERE) <= set(documented()), "what is no longer documented needs no exception"
 
@@ -176,8 +221,10 @@ def test_command__that_is_misspelt_is_not_known(command: str) -> None:
         bind(command)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    "command",
+    [pytest.param(c, marks=() if c in CHEAPEST else pytest.mark.long) for c in COMMANDS],
+)
 def test_command__does_what_it_says(command: str, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = words_here(command)
     if "--details" in words:  # all models take a minute
