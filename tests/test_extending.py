@@ -66,7 +66,7 @@ def test_docs__examples_of_every_kind_run_from_a_config(tmp_path: Path) -> None:
     words = ["run", "--run", "mine", "--stages", "weight-norms"]
     assert "weight-norms: found done" in satstore(*words, cwd=tmp_path).stderr
     assert "weight-norms: done" in satstore(*words, "--overwrite", cwd=tmp_path).stderr
-    assert "weight_norms" in satstore("show", "mine", cwd=tmp_path).stdout
+    assert "weight-norms" in satstore("show", "mine", cwd=tmp_path).stdout
     own = satstore("weight-norms", "--run", "mine", "--order", "1", "--overwrite", cwd=tmp_path)
     assert own.returncode == 0, own.stderr
     norms = run.table("weight_norms").set_index("layer")["norm"]

@@ -21,6 +21,7 @@ from satstore.analysis.spectrum import eigenvalues
 from satstore.capture import MomentRecorder
 from satstore.config import read_config
 from satstore.datasets import images
+from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, CorruptError, DeviceError, MemoryLimitError, NumericsError
 from satstore.events import Event
 from satstore.logs import make_run, open_run
@@ -462,3 +463,21 @@ def test_stage__says_what_to_lower_where_a_loader_process_was_killed(
         "lower the config's workers, or its batch_size, and give the same command again"
     )
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("is_cause", [True, False])
+def test_explaining_lost_workers__finds_them_behind_what_came_of_them(is_cause: bool) -> None:
+    @explaining_lost_workers("lower it")
+    def read() -> None:
+        try:  # the handler of a signal raises it, in the midst of an import
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        except RuntimeError as error:
+            raise ConfigError("metric 'Accuracy' can't be loaded") from (error if is_cause else None)
+
+    with pytest.raises(MemoryLimitError, match=r"a process that reads batches died \(DataLoader worker"):
+        read()
+
+
+def test_explaining_lost_workers__leaves_other_errors_as_they_are() -> None:
+    with pytest.raises(ConfigError, match="unknown"), explaining_lost_workers("lower it"):
+        raise ConfigError("unknown") from ValueError("number")

@@ -21,15 +21,26 @@ def explaining_lost_workers(remedy: str) -> Iterator[None]:
     Raises
     ------
     MemoryLimitError
-        In place of torch's RuntimeError.
+        In place of torch's RuntimeError, and of what was raised because of it: torch raises it in a signal's
+        handler, so anywhere in the pass, even in the midst of an import.
     """
     try:
         yield
-    except RuntimeError as error:
-        if not LOST.search(str(error)):
+    except Exception as error:
+        lost = next((e for e in _reasons(error) if isinstance(e, RuntimeError) and LOST.search(str(e))), None)
+        if lost is None:
             raise
-        reason = " ".join(str(error).split("\n")[0].split())
+        reason = " ".join(str(lost).split("\n")[0].split())
         raise MemoryLimitError(
             f"a process that reads batches died ({reason}): the system kills those that take more memory "
             f"than there is, or than /dev/shm has room for; {remedy}, and give the same command again"
         ) from error
+
+
+def _reasons(error: BaseException | None) -> Iterator[BaseException]:
+    """Return an error, and those that it came of or that were being handled when it was raised."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
