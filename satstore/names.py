@@ -1,6 +1,7 @@
 """The gate for names that are read from disk: what passes it can only be a file below its folder."""
 
 import re
+from functools import lru_cache
 from typing import NewType
 
 Key = NewType("Key", str)
@@ -23,6 +24,11 @@ def as_key(name: object) -> Key:
     """
     if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
         raise ValueError("expected the name of a file: of characters that can be printed, not too long")
+    return _check_parts(name)
+
+
+@lru_cache(maxsize=4096)  # the same names are read again and again
+def _check_parts(name: str) -> Key:
     parts = name.split("/")
     is_plain = all(part not in ("", ".", "..") and len(part.encode()) <= MAX_PART for part in parts)
     if not is_plain or "\\" in name or DRIVE.match(name):
