@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
@@ -9,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from satstore.errors import ConfigError
+from satstore.errors import ConfigError, SatstoreError
 
 REMEDY = "give the loader a collate_fn that returns (inputs, labels)"
 
@@ -31,6 +33,8 @@ class Batches:
     ----------
     first
         The inputs of its first batch.
+    place
+        Names the batch that was yielded last.
     n_expected
         The samples that its length promises; None where it has none.
     is_one_hot
@@ -44,13 +48,20 @@ class Batches:
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
         self._name = name
+        if isinstance(loader, Dataset) or not isinstance(loader, Iterable):
+            raise ConfigError(
+                f"{name} is {_describe(loader)}; expected an iterable of batches (inputs, labels), such as "
+                "DataLoader(dataset, batch_size)"
+            )
         self._batches = enumerate(loader)
         self.is_one_hot = False
+        self.place = name
         self._labels: list[NDArray[np.int64]] = []
         self._digest = hashlib.sha256()
         for n, batch in self._batches:
             self._begun = (n, batch)
-            self.first, _ = split_batch(batch, self._place(n))
+            self.first, labels = split_batch(batch, self._place(n))
+            class_indices(labels, len(self.first), self._place(n))
             break
         else:
             raise ConfigError(f"{name} yields no batch; give it one at least")
@@ -64,8 +75,9 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
         for n, batch in chain([self._begun], self._batches):
-            inputs, labels = split_batch(batch, self._place(n))
-            classes, is_one_hot = class_indices(labels, len(inputs), self._place(n))
+            self.place = self._place(n)
+            inputs, labels = split_batch(batch, self.place)
+            classes, is_one_hot = class_indices(labels, len(inputs), self.place)
             self.is_one_hot |= is_one_hot
             self._labels.append(classes)
             self._digest.update(classes.astype("<i8").tobytes())
@@ -80,6 +92,27 @@ class Batches:
     def fingerprint(self) -> str:
         """Return the hex sha256 of all inputs and classes so far."""
         return self._digest.hexdigest()
+
+
+@contextmanager
+def explaining_forward(inputs: Tensor, place: str) -> Iterator[None]:
+    """Say of a batch that a model can't take what the batch is.
+
+    Raises
+    ------
+    ConfigError
+        In place of whatever the forward pass raised, but for what satstore raised, and for lack of memory.
+    """
+    try:
+        yield
+    except (SatstoreError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"the model's forward pass of {place}, {_describe(inputs)} of {inputs.dtype}, fails ({found}); "
+            "make it what the model takes in the loader's dataset or collate_fn"
+        ) from error
 
 
 def split_batch(batch: Any, place: str) -> tuple[Tensor, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from satstore.analysis.receptive_field import receptive_field
-from satstore.batches import Batches, logits_of
+from satstore.batches import Batches, explaining_forward, logits_of
 from satstore.capture import LatentRecorder, Layer, MomentRecorder, describe_layers, select_layers
 from satstore.compiled import uncompiled
 from satstore.config import pooling_key, read_config
@@ -238,9 +238,9 @@ class _Recording:
         self._run, self._model, self._train, self._device = run, model, train, device
         self._memory_limit, self._held_bytes = memory_limit, resident_bytes()
         layers = select_layers(model, config.layers, config.exclude_layers)
-        self._layers: Mapping[Layer, nn.Module] = {
-            layer: layers[layer.name] for layer in describe_layers(model, train.first[:1].to(device), layers)
-        }
+        with explaining_forward(train.first, "the loader's first batch"):
+            described = describe_layers(model, train.first[:1].to(device), layers)
+        self._layers: Mapping[Layer, nn.Module] = {layer: layers[layer.name] for layer in described}
         self._modules = {layer.name: module for layer, module in self._layers.items()}
         self._poolings = tuple(int(p) if p.isdecimal() else p for p in config.pooling)
 
@@ -309,8 +309,9 @@ class _Recording:
 
         self._run.commit({CHECKPOINT: content.getvalue()}, change)
 
-    def _forward(self, inputs: Tensor) -> Any:
-        return self._model(inputs.to(self._device, non_blocking=True))
+    def _forward(self, inputs: Tensor, place: str = "the loader's first batch") -> Any:
+        with explaining_forward(inputs, place):
+            return self._model(inputs.to(self._device, non_blocking=True))
 
     def _shard_rows(self, n_samples: int | None) -> int:
         return choose_shard_rows(
@@ -333,7 +334,7 @@ class _Recording:
         ):
             for inputs, labels in batches:
                 moments.next_batch()
-                logits = logits_of(self._forward(inputs))
+                logits = logits_of(self._forward(inputs, batches.place))
                 writer.append(_by_key(latents), n_done)
                 n_outputs = _count_logits(logits, labels, n_outputs, is_first=n_done == 0)
                 if n_outputs is not None and logits is not None:

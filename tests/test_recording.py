@@ -342,6 +342,34 @@ def test_record__names_the_first_batch_that_it_can_not_take_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("loader", "message"),
+    [
+        (None, r"loader is NoneType; expected an iterable of batches .* such as DataLoader\(dataset, "),
+        (Fixed(), r"loader is Fixed; expected an iterable of batches"),
+        ([pair([0, 7.5])], r"batch 0 of loader has labels 7.5; expected class indices"),
+        (
+            [(torch.zeros(2, 1, 12, 12, dtype=torch.float64), torch.tensor([0, 1]))],
+            r"the loader's first batch, a tensor of shape \(2, 1, 12, 12\) of torch.float64, fails",
+        ),
+        (
+            [(torch.zeros(2, 1, 12, 12, dtype=torch.uint8), torch.tensor([0, 1]))],
+            r"of torch.uint8, fails \(RuntimeError: Input type .*\); make it what the model takes",
+        ),
+        (
+            [pair([0, 1]), (torch.zeros(2, 2, 12, 12), torch.tensor([0, 1]))],
+            r"forward pass of batch 1 of loader, a tensor of shape \(2, 2, 12, 12\) of torch.float32, fails",
+        ),
+    ],
+)
+def test_record__says_what_a_model_can_not_take_and_leaves_nothing(
+    model: MyNet, loader: Any, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        satstore.record(model, loader, "a", pooling=["1"], logs_dir=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_record__plans_memory_before_it_begins(model: MyNet, tmp_path: Path) -> None:
     with pytest.raises(MemoryLimitError, match="raise memory_limit"):
         satstore.record(
