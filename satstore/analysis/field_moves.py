@@ -59,7 +59,7 @@ def find_moved_axes(
     ends = [(output.ndim - 2, output.ndim - 1) if output.ndim >= 4 else None for output in outputs]
     if axes is None:
         return ends
-    marked = torch.empty_strided(tensor.shape, MARKS[: tensor.ndim], device="meta")
+    marked = torch.empty_strided(tensor.shape, MARKS[: tensor.ndim], dtype=tensor.dtype, device="meta")
     try:
         found = func(*tree_map(lambda v: marked if v is tensor else v, args), **kwargs)
     except RuntimeError:  # what joins dimensions needs other strides

@@ -107,7 +107,8 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         needs_values = bool(VALUE_TAGS & set(func.tags))
         if needs_values and all(self._value(tensor) is not None for tensor in call.tensors()):
             return func(*tree_map(self._value, args), **kwargs)
-        if call["indices"] and (chosen := self._chosen(call["indices"])) is not None:
+        indices = call["indices"]
+        if isinstance(indices, list | tuple) and (chosen := self._chosen(indices)) is not None:
             with self:
                 return func(args[0], chosen, *args[2:], **kwargs)
         if not self.is_paused and self._rule(call) is None and func._can_decompose():
@@ -193,6 +194,14 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         def move(places: Places) -> list[Places]:
             if call.name in VIEWS_OF_ANY_LAYOUT:
                 return [reshape(places, tensor.shape, call.output.shape)]
+            if call.name in ("_conj", "_neg_view"):
+                return [places]
+            if call.name == "view_as_real":
+                return [places[..., None]]
+            if call.name == "view_as_complex":
+                if (places != places[..., :1]).any():
+                    raise UnmeasurableError("real and imaginary parts read other places")
+                return [places[..., 0]]
             given = torch.from_numpy(places.copy()).expand(tensor.shape)
             if call.name == "as_strided":
                 given = given.contiguous()
@@ -208,7 +217,7 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, call: Call, seen: Sequence[Tensor], args: Any, kwargs: Any
     ) -> Sequence[Field | Unknown | None]:
         """Measure the operator on real values."""
-        if not all(tensor.is_floating_point() for tensor in seen):
+        if not all(tensor.is_floating_point() or tensor.is_complex() for tensor in seen):
             raise UnmeasurableError("what it reads depends on the image's values")
         fields = [self._fields[tensor] for tensor in seen]
         constants = {id(t): self._constant(t) for t in call.tensors() if all(t is not s for s in seen)}
@@ -218,7 +227,10 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
             def real(value: Any) -> Any:
                 if isinstance(value, Tensor):
-                    return given[id(value)].clone() if id(value) in given else constants[id(value)].clone()
+                    found = given[id(value)] if id(value) in given else constants[id(value)]
+                    return (
+                        found * (1 + 0.5j) if value.is_complex() and not found.is_complex() else found.clone()
+                    )
                 return torch.device("cpu") if isinstance(value, torch.device) else value
 
             torch.manual_seed(0)
@@ -270,7 +282,7 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         found: Tensor | None = self._values.get(tensor)
         if found is None and tensor.device.type != "meta":
             found = tensor
-        if found is None and not tensor.is_floating_point():
+        if found is None and not (tensor.is_floating_point() or tensor.is_complex()):
             raise UnmeasurableError("the values of a tensor are needed that has none: of an index, or a mask")
         if found is None:  # a parameter: any values do
             random = torch.Generator().manual_seed(1)

@@ -164,6 +164,11 @@ LOCAL: dict[str, tuple[Callable[[Tensor], Tensor], int]] = {
     "softmax_of_channels": (lambda x: x.softmax(1), 4),
     "log_softmax": (lambda x: F.log_softmax(x, 2), 4),
     "fft": (lambda x: torch.fft.fft(x).abs(), 4),
+    "fft2": (lambda x: torch.fft.fft2(x).abs(), 4),
+    "fft_there_and_back": (lambda x: torch.fft.ifft(torch.fft.fft(x, dim=2) * 2, dim=2).real, 4),
+    "fourier_filter": (lambda x: torch.fft.irfft2(torch.fft.rfft2(x) * torch.linspace(0.5, 2, 7)), 4),
+    "complex": (lambda x: (torch.complex(x, x.flip(2)) ** 2).imag, 4),
+    "complex_parts": (lambda x: torch.view_as_complex(torch.stack([x, x], -1)).conj().real, 4),
     "gather_of_positions": (gather_rows, 4),
     "batch_norm": (nn.BatchNorm2d(4), 4),
     "batch_norm_without_statistics": (nn.BatchNorm2d(4, track_running_stats=False), 4),
@@ -333,12 +338,17 @@ def test_receptive_field__of_normalised_maps_has_a_path_through_all_of_it() -> N
 
 
 def test_receptive_field__refuses_the_layer_behind_what_depends_on_values() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^module 'after' \(Conv2d\): no receptive field .* aten::gather: .*values"
-    ):
-        receptive_field(Between(Picks()), 8, 2)
+    for module, name in ((Picks(), "gather"), (Unpools(), "max_unpool2d")):
+        message = rf"^module 'after' \(Conv2d\): no receptive field .* aten::{name}: .*values"
+        with pytest.raises(ConfigError, match=message):
+            receptive_field(Between(module), 8, 2)
     last = nn.Sequential(nn.Conv2d(2, 4, 3), Picks())
     assert list(receptive_field(last, 8, 2)["layer"]) == ["0"], "no layer is behind it"
+
+
+class Unpools(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), [2, 2])
 
 
 class Picks(nn.Module):
