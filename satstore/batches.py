@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from satstore.errors import ConfigError, SatstoreError
+from satstore.errors import ConfigError, SatstoreError, reason_of
 
 REMEDY = "give the loader a collate_fn that returns (inputs, labels)"
 
@@ -108,7 +108,7 @@ def explaining_forward(inputs: Tensor, place: str) -> Iterator[None]:
     except (SatstoreError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        found = " ".join(f"{type(error).__name__}: {error}".split())
+        found = reason_of(error, with_type=True)
         raise ConfigError(
             f"the model's forward pass of {place}, {_describe(inputs)} of {inputs.dtype}, fails ({found}); "
             "make it what the model takes in the loader's dataset or collate_fn"

@@ -29,7 +29,7 @@ from satstore.analysis.evaluation import class_codes
 from satstore.analysis.logistic_loss import Codes
 from satstore.analysis.rows import Floats, Moments, Rows, feature_moments, tile_height
 from satstore.cores import count_cores
-from satstore.errors import ClusterError
+from satstore.errors import ClusterError, reason_of
 from satstore.processes import deaf_children
 from satstore.store import LatentArray, open_latents
 
@@ -134,7 +134,7 @@ def join_cluster(address: str) -> Iterator[Cluster]:
     try:
         client = Client(address, timeout=CONNECT_S)
     except (OSError, TimeoutError, ValueError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = reason_of(error)
         raise ClusterError(
             f"no Dask scheduler answers at {address} within {CONNECT_S} s ({reason}); {advice}"
         ) from error

@@ -66,3 +66,10 @@ class DiskSpaceError(SatstoreError, OSError):
 
 class MemoryLimitError(SatstoreError, MemoryError):
     """Work that needs more memory than its limit, or the machine, allows."""
+
+
+def reason_of(error: BaseException, *, with_type: bool = False) -> str:
+    """Return what an exception says, in one line; where it says nothing, or if asked for, with its type."""
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    return (f"{name}: {text}" if with_type else text) if text else name

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psutil
 
+from satstore.errors import reason_of
 from satstore.events import Event, EventLog
 from satstore.job_control import claim_job
 from satstore.supervisor import write_json
@@ -97,6 +98,6 @@ def record_job(words: Sequence[str], logs_dir: Path) -> Iterator[JobRecord]:
         record.end(130, "stopped")
         raise
     except BaseException as error:
-        record.end(1, " ".join(str(error).split()) or type(error).__name__)
+        record.end(1, reason_of(error))
         raise
     record.end(0)

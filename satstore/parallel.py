@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from satstore.config import ExperimentConfig
-from satstore.errors import DeviceError, SatstoreError, StageError
+from satstore.errors import DeviceError, SatstoreError, StageError, reason_of
 from satstore.processes import deaf_children, follow_main_process
 from satstore.ranks import Ranks
 from satstore.run import Run
@@ -140,7 +140,7 @@ def _follow(
         with joined(kind, rank, n_ranks, folder, partial(mouth.send, READY)) as (ranks, device):
             train(Run(path, config=settings), device, ranks)
     except Exception as error:  # goes to the main process, in one line
-        text = " ".join(str(error).split())
+        text = reason_of(error)
         mouth.send(text if isinstance(error, SatstoreError) else f"{type(error).__name__}: {text}")
         raise SystemExit(1) from None
 

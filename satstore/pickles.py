@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.errors import CorruptError
+from satstore.errors import CorruptError, reason_of
 from satstore.untrusted import open_file
 
 
@@ -79,7 +79,7 @@ def _refusing(problem: str) -> Iterator[None]:
         RecursionError,
         pickle.PickleError,
     ) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)[:200]
         raise CorruptError(f"{problem}, and is not loaded ({reason})") from error
 
 

@@ -20,7 +20,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
 
-from satstore.errors import ConfigError, UnknownNameError
+from satstore.errors import ConfigError, UnknownNameError, reason_of
 
 T = TypeVar("T")
 
@@ -213,7 +213,7 @@ class Registry(Mapping[str, Any]):
         try:
             return entry.load()
         except Exception as error:  # a third party's module may raise anything while it is imported
-            found = " ".join(f"{type(error).__name__}: {error}".split())
+            found = reason_of(error, with_type=True)
             raise ConfigError(
                 f"{self.kind} {name!r} can't be loaded from {entry.target!r}: {found}"
             ) from error
@@ -266,7 +266,7 @@ def load_plugins(modules: Iterable[str]) -> None:
         try:
             importlib.import_module(module)
         except Exception as error:  # a third party's module may raise anything while it is imported
-            found = " ".join(f"{type(error).__name__}: {error}".split())  # in one line
+            found = reason_of(error, with_type=True)  # in one line
             raise ConfigError(f"plugin {module!r} can't be imported: {found}") from error
 
 

@@ -20,7 +20,7 @@ from satstore.commits import CommitLog, Damage, is_anything, is_metadata
 from satstore.config import ExperimentConfig, describe, pooling_flag
 from satstore.consent import check_plugins, is_named
 from satstore.contents import CostsFile, find_table, read_cells
-from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
+from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError, reason_of
 from satstore.events import Event, EventLog, Listener
 from satstore.files import Digest, refusals, remove_partials, sync_folder, write_file
 from satstore.latent_key import latents_key, split_latents_key
@@ -338,7 +338,7 @@ class Run:
             found = f"can't be read: {error.strerror or error}"
             raise CorruptError(f"{self.path / name} {found}; {self.remedy(name)}") from error
         except ValueError as error:
-            found = " ".join(str(error).split())
+            found = reason_of(error)
             raise CorruptError(f"{self.path / name} {found}; {self.remedy(name)}") from error
 
     @_of_what_is_committed_now

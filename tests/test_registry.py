@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from satstore import registry
-from satstore.errors import ConfigError, SatstoreError, UnknownNameError
+from satstore.errors import ConfigError, SatstoreError, UnknownNameError, reason_of
 from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, Registry, load_plugins, suggest
 
 ROWS = """
@@ -303,3 +303,9 @@ def test_registries__names_are_known_without_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_reason_of__is_one_line_and_never_empty() -> None:
+    assert reason_of(ValueError("a\n  b")) == "a b"
+    assert reason_of(ValueError("a"), with_type=True) == "ValueError: a"
+    assert reason_of(KeyError()) == reason_of(KeyError(), with_type=True) == "KeyError"

@@ -23,6 +23,7 @@ from satstore.analysis.field_measure import UnmeasurableError, measure
 from satstore.analysis.field_moves import constant_field, find_moved_axes, move_field, of_shape, overwrite
 from satstore.analysis.field_places import Places, compress, reshape
 from satstore.analysis.field_rules import ONLY_MAP, RULES, is_elementwise, merge
+from satstore.errors import reason_of
 
 MOST_VALUES = 1_000_000
 """A tensor that doesn't depend on the image keeps its values up to this size."""
@@ -118,7 +119,7 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             output = func(*args, **kwargs)
         except Exception as error:
-            raise (ValueNeededError if needs_values else ShapeError)(" ".join(str(error).split())) from error
+            raise (ValueNeededError if needs_values else ShapeError)(reason_of(error)) from error
         if not self.is_paused:
             outputs = [value for value in tree_flatten(output)[0] if isinstance(value, Tensor)]
             self._follow(func, self._bind(func, args, kwargs, outputs), args, kwargs)
@@ -237,7 +238,7 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
             try:
                 output = func(*tree_map(real, args), **tree_map(real, kwargs))
             except Exception as error:
-                raise UnmeasurableError(" ".join(str(error).split())) from error
+                raise UnmeasurableError(reason_of(error)) from error
             return [value for value in tree_flatten(output)[0] if isinstance(value, Tensor)]
 
         shapes = [tuple(tensor.shape) for tensor in seen]

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from satstore.analysis.layers import LAYER_TYPES
-from satstore.errors import ConfigError
+from satstore.errors import ConfigError, reason_of
 
 
 def without_values(model: nn.Module) -> nn.Module:
@@ -68,7 +68,7 @@ def _trace(model: nn.Module) -> fx.Graph:
         where = (
             f"module {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
         )
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise ConfigError(
             f"{where} can't be traced: {reason[:200]}; its forward must not branch on its tensors' values"
         ) from error

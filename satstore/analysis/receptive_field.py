@@ -14,7 +14,7 @@ from satstore.analysis.field_windows import attend_in_windows
 from satstore.analysis.graph import without_values
 from satstore.analysis.layers import LAYER_TYPES
 from satstore.compiled import uncompiled
-from satstore.errors import ConfigError
+from satstore.errors import ConfigError, reason_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,7 +123,7 @@ class _Walk:
                     f"on its tensors' values"
                 ) from error
             except Exception as error:  # what a layer raises on a map that is too small for it
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = reason_of(error)
                 raise ConfigError(f"{self._place()} can't be followed: {reason[:200]}") from error
         return list(self._rows.values())
 

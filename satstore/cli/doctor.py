@@ -14,6 +14,7 @@ from typing import Literal
 
 from satstore.cli.console import say
 from satstore.cores import count_cores
+from satstore.errors import reason_of
 from satstore.files import free_disk, nearest_folder
 from satstore.logs import find_logs_dir
 from satstore.resources import available_memory
@@ -95,7 +96,7 @@ def check_torch() -> Iterator[Check]:
 
         torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # whose binary has to match torch's
     except Exception as error:  # whatever a broken installation raises
-        text = " ".join(f"{type(error).__name__}: {error}".split())
+        text = reason_of(error, with_type=True)
         yield Check("torch", "bad", f"{text}; install torch and torchvision again, of the same release")
         return
     found = (
@@ -202,5 +203,5 @@ def _try_writing(place: Path) -> str:
             with FileLock(Path(name) / "lock", timeout=0):
                 pass
     except (OSError, NotImplementedError) as error:
-        return " ".join(str(error).split())
+        return reason_of(error)
     return ""

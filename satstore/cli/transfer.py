@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from satstore.cli.console import say
 from satstore.cli.output import output_file, output_folder
-from satstore.errors import ConfigError, CorruptError, NotFoundError
+from satstore.errors import ConfigError, CorruptError, NotFoundError, reason_of
 from satstore.logs import find_logs_dir, find_runs
 from satstore.run import Run
 
@@ -60,7 +60,7 @@ def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
             try:
                 table.to_parquet(content, index=False)
             except (ValueError, TypeError) as error:  # pyarrow's own errors are of either
-                reason = " ".join(str(error).split())
+                reason = reason_of(error)
                 raise CorruptError(f"{run.name}: {name}.csv can't be written as Parquet: {reason}") from error
             except ImportError:
                 remedy = "install it with: pip install pyarrow"

@@ -31,7 +31,7 @@ from satstore.datasets.transforms import (
     Resize,
     Transform,
 )
-from satstore.errors import NotFoundError
+from satstore.errors import NotFoundError, reason_of
 
 SMALL_PX = 32
 """What a small variant is scaled down to."""
@@ -235,7 +235,7 @@ def _imagenet(root: Path, split: str) -> Listed:
     try:
         part = torchvision.datasets.ImageNet(root, split=split)
     except (RuntimeError, OSError) as error:  # torchvision's words for a missing or damaged archive
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise NotFoundError(
             f"ImageNet in {root} can't be read: {reason}; get the archives again, or unpack them yourself to "
             "train/<class>/ and val/<class>/"

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from satstore.errors import ConfigError, CorruptError, NotFoundError
+from satstore.errors import ConfigError, CorruptError, NotFoundError, reason_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
@@ -260,7 +260,7 @@ def unpack(archive: Path, into: Path) -> Iterator[int]:
                         tar.extract(member, into, filter="data")
                     yield done
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise CorruptError(f"{archive} can't be unpacked: {reason}; get it again") from error
 
 

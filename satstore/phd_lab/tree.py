@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from satstore.config import LIST_KEYS, ExperimentConfig, describe
-from satstore.errors import CorruptError
+from satstore.errors import CorruptError, reason_of
 from satstore.untrusted import read_content
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except CorruptError:
         raise
     except (OSError, ValueError, LookupError, TypeError, ArithmeticError, pd.errors.ParserError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = reason_of(error)[:200]
         raise CorruptError(f"{path} is no {what} ({type(error).__name__}: {reason})") from error
 
 

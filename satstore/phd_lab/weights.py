@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from satstore.errors import CorruptError
+from satstore.errors import CorruptError, reason_of
 from satstore.phd_lab.tree import Original
 
 
@@ -34,7 +34,7 @@ def read_weights(original: Original) -> dict[str, Any] | None:
         state = content["model_state_dict"]
         return {f"{name}".removeprefix("module."): tensor for name, tensor in state.items()}
     except Exception as error:  # torch raises pickle's, zipfile's and its own errors here
-        text = " ".join(str(error).split())[:200]
+        text = reason_of(error)[:200]
         raise CorruptError(
             f"{path} is no checkpoint of phd-lab, or holds more than tensors and numbers, and is not loaded "
             f"({type(error).__name__}: {text}); move it away to import the rest"

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from satstore.config import ExperimentConfig
-from satstore.errors import ConfigError, SatstoreError
+from satstore.errors import ConfigError, SatstoreError, reason_of
 from satstore.run import Run
 from satstore.stages.stage import Overwrite, Stage, StageParameters
 
@@ -78,7 +78,7 @@ def describe_costs(
     except SatstoreError:
         raise
     except Exception as error:  # what a third party's model raises
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise ConfigError(
             f"the operations of {config.model} at {config.resolution} px can't be counted: "
             f"{type(error).__name__}: {reason[:200]}"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from zarr.core.buffer import Buffer, cpu
 from zarr.storage import MemoryStore
 
-from satstore.errors import CorruptError
+from satstore.errors import CorruptError, reason_of
 from satstore.store.layout import Array, check_claims, objects_of
 from satstore.store.problems import has_non_finite
 
@@ -105,7 +105,7 @@ class StoredArray:
                 block = (slice(start, min(start + self._chunk_rows, rows.stop)), *part[1:]) if part else ()
                 yield np.asarray(self._array[block])
         except (ValueError, RuntimeError, OSError) as error:  # a checksum, Blosc
-            reason = " ".join(str(error).split())
+            reason = reason_of(error)
             raise CorruptError(f"can't be decoded from row {start} on: {reason}") from error
         finally:
             del self._held[key]

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from satstore.errors import CorruptError, MemoryLimitError, NotFoundError, SatstoreError
+from satstore.errors import CorruptError, MemoryLimitError, NotFoundError, SatstoreError, reason_of
 from satstore.files import FORMAT_VERSION
 from satstore.location import Location
 from satstore.store.durable import open_store
@@ -286,7 +286,7 @@ def reading_metadata(place: object) -> Iterator[None]:
     except SatstoreError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())
+        reason = reason_of(error)
         raise CorruptError(
             f"{place}: its metadata can't be read ({type(error).__name__}: {reason}); satstore verify names "
             "the file and what makes it again"
