@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from satstore.errors import ConfigError, SatstoreError, reason_of
 
@@ -48,7 +48,8 @@ class Batches:
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
         self._name = name
-        if isinstance(loader, Dataset) or not isinstance(loader, Iterable):
+        is_samples = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
+        if is_samples or not isinstance(loader, Iterable):
             raise ConfigError(
                 f"{name} is {_describe(loader)}; expected an iterable of batches (inputs, labels), such as "
                 "DataLoader(dataset, batch_size)"

@@ -232,6 +232,13 @@ class Stream(IterableDataset[tuple[torch.Tensor, int]]):
         yield from (Fixed()[index] for index in range(11))
 
 
+class Batched(IterableDataset[tuple[torch.Tensor, torch.Tensor]]):
+    """The same in batches, as pipelines over archives yield them."""
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        yield from DataLoader(Stream(), 4)
+
+
 def halved(samples: list[tuple[torch.Tensor, int]]) -> tuple[torch.Tensor, torch.Tensor]:
     images, labels = zip(*[part for part in samples if part[1] != 1], strict=True)
     return torch.stack(images) / 2 - 1, torch.tensor(labels)
@@ -250,6 +257,7 @@ LOADERS: dict[str, Callable[[], "DataLoader[Any]"]] = {
     "a last batch dropped": lambda: DataLoader(Fixed(), 5, drop_last=True),
     "a stream of no length": lambda: DataLoader(Stream(), 4),
     "workers that fork": lambda: DataLoader(Fixed(), 5, num_workers=2, multiprocessing_context="fork"),
+    "a dataset that yields batches": lambda: Batched(),
     "a list of batches": lambda: [halved([Fixed()[i] for i in (0, 2)]), halved([Fixed()[5]])],
     "parts beyond the second": lambda: DataLoader(
         TensorDataset(Fixed().images, torch.arange(12) % 3, torch.ones(12)), 5
@@ -347,6 +355,10 @@ def test_record__names_the_first_batch_that_it_can_not_take_and_leaves_nothing(
     [
         (None, r"loader is NoneType; expected an iterable of batches .* such as DataLoader\(dataset, "),
         (Fixed(), r"loader is Fixed; expected an iterable of batches"),
+        (
+            Stream(),
+            r"batch 0 of loader has 1 samples and labels of shape \(\); expected a class index of each",
+        ),
         ([pair([0, 7.5])], r"batch 0 of loader has labels 7.5; expected class indices"),
         (
             [(torch.zeros(2, 1, 12, 12, dtype=torch.float64), torch.tensor([0, 1]))],
