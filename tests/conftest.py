@@ -1,5 +1,6 @@
 """What tests share: one demo run that many of them read, jobs that wait, and nothing drawn at random."""
 
+import gc
 import hashlib
 import os
 import random
@@ -19,6 +20,7 @@ from sleeper import start_sleeping
 
 from satstore.job_control import cancel_job
 from satstore.jobs import Job, list_jobs
+from satstore.memory import resident_bytes
 from satstore.run import Run
 
 # A busy machine makes any example slow; that is no failure.
@@ -39,11 +41,24 @@ for _name in ("SATSTORE_LOGS_DIR", "TORCH_DATADIR"):
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Let each test, and the fixtures made for it, draw the same numbers in whatever order tests run."""
+    _forget_what_earlier_tests_left()
     seed = int.from_bytes(hashlib.sha256(item.nodeid.encode()).digest()[:4])
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - libraries draw from it
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
+
+
+_held_bytes = 2**30
+
+
+def _forget_what_earlier_tests_left() -> None:
+    """Collect garbage once there is much more of it: memory limits count all that the process holds."""
+    global _held_bytes
+    pages = Path("/proc/self/statm")
+    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _held_bytes:
+        gc.collect()
+        _held_bytes = max(2**30, resident_bytes() * 5 // 4)
 
 
 NO_NETWORK = """

@@ -32,10 +32,14 @@ DIGITS: dict[str, Any] = {**SMALL, "dataset": "FewDigits", "plugins": ["few_digi
 """800 digits to train on, 200 to evaluate."""
 
 
+AMPLE_BYTES = 2**34
+"""A memory limit for tests of something else: it counts what earlier tests have left in the process, too."""
+
+
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     logs = tmp_path_factory.mktemp("logs")
-    run_experiments(DIGITS, "res", ["train"], logs_dir=logs)
+    run_experiments(DIGITS, "res", ["train"], logs_dir=logs, memory_limit=AMPLE_BYTES)
     return logs
 
 
@@ -48,6 +52,8 @@ def trained(logs: Path, tmp_path: Path) -> Run:
 
 def start(run: Run, stage: str, **parameters: Any) -> Run:
     """Run one stage as `satstore <stage> --run` does, and return the run anew."""
+    if "memory_limit" in STAGES[stage].parameters.model_fields:
+        parameters = {"memory_limit": AMPLE_BYTES, **parameters}
     [outcome] = run_stages([Run(run.path)], make_plan([stage], parameters), with_needs=False)
     if outcome.error is not None:
         raise outcome.error
