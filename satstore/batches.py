@@ -54,31 +54,30 @@ class Batches:
                 f"{name} is {_describe(loader)}; expected an iterable of batches (inputs, labels), such as "
                 "DataLoader(dataset, batch_size)"
             )
-        self._batches = enumerate(loader)
         self.is_one_hot = False
         self.place = name
         self._labels: list[NDArray[np.int64]] = []
         self._digest = hashlib.sha256()
-        for n, batch in self._batches:
-            self._begun = (n, batch)
-            self.first, labels = split_batch(batch, self._place(n))
-            class_indices(labels, len(self.first), self._place(n))
-            break
-        else:
+        self._batches = self._read(loader)
+        begun = next(self._batches, None)
+        if begun is None:
             raise ConfigError(f"{name} yields no batch; give it one at least")
+        self._begun, self.first = begun, begun[1]
         try:
             self.n_expected: int | None = len(loader) * len(self.first)  # type: ignore[arg-type]
         except TypeError:  # an iterable dataset's has no length
             self.n_expected = None
 
-    def _place(self, n: int) -> str:
-        return f"batch {n} of {self._name}"
+    def _read(self, loader: Iterable[Any]) -> Iterator[tuple[str, Tensor, NDArray[np.int64], bool]]:
+        """Yield each batch's name, inputs and classes, and whether its labels are one-hot rows."""
+        for n, batch in enumerate(loader):
+            place = f"batch {n} of {self._name}"
+            inputs, labels = split_batch(batch, place)
+            yield place, inputs, *class_indices(labels, len(inputs), place)
 
     def __iter__(self) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        for n, batch in chain([self._begun], self._batches):
-            self.place = self._place(n)
-            inputs, labels = split_batch(batch, self.place)
-            classes, is_one_hot = class_indices(labels, len(inputs), self.place)
+        for place, inputs, classes, is_one_hot in chain([self._begun], self._batches):
+            self.place = place
             self.is_one_hot |= is_one_hot
             self._labels.append(classes)
             self._digest.update(classes.astype("<i8").tobytes())

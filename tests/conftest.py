@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from command_line import WORKS_S
 from filelock import FileLock
@@ -55,8 +56,7 @@ _held_bytes = 2**30
 def _forget_what_earlier_tests_left() -> None:
     """Collect garbage once there is much more of it: memory limits count all that the process holds."""
     global _held_bytes
-    pages = Path("/proc/self/statm")
-    if pages.exists() and int(pages.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") > _held_bytes:
+    if psutil.Process().memory_info().rss > _held_bytes:
         gc.collect()
         _held_bytes = max(2**30, resident_bytes() * 5 // 4)
 
