@@ -34,8 +34,8 @@ from satstore.analysis.logistic import LogisticProbe
 from satstore.analysis.logistic_loss import LossQuery
 from satstore.analysis.logistic_solver import Objective
 from satstore.analysis.rows import ArrayRows
-from satstore.memory import forget_peak, peak_bytes, resident_bytes
 from satstore.store import open_latents
+from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
 
 LIMIT_BYTES = 512 * 2**20
 

@@ -28,10 +28,10 @@ from satstore.analysis.engine import (
 from satstore.analysis.evaluation import class_codes
 from satstore.analysis.logistic_loss import Codes
 from satstore.analysis.rows import Floats, Moments, Rows, feature_moments, tile_height
-from satstore.cores import count_cores
 from satstore.errors import ClusterError, reason_of
-from satstore.processes import deaf_children
 from satstore.store import LatentArray, open_latents
+from satstore.system.cores import count_cores
+from satstore.system.signals import deaf_children
 
 if TYPE_CHECKING:
     from distributed import Client

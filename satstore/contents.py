@@ -12,7 +12,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from satstore.words import printable
+from satstore.errors import printable
 
 
 @dataclass(frozen=True)

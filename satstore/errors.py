@@ -4,7 +4,16 @@ Each says in one line what was found, what was expected and what to do, and is a
 exception that a caller would expect, so that ``except FileNotFoundError`` works as it should.
 """
 
-from satstore.words import printable
+
+def printable(text: str, kept: str = "\n\t") -> str:
+    """Return a text that a terminal shows and does not obey.
+
+    Control characters, those that turn the direction of a text, and broken UTF-8 become ``�``; ends of lines
+    and tabs stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in kept else "�" for c in text)
 
 
 class SatstoreError(Exception):

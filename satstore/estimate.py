@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satstore.config import ExperimentConfig
-from satstore.cores import count_cores
 from satstore.errors import MemoryLimitError
 from satstore.model_plan import ModelPlan
-from satstore.resources import loader_bytes
+from satstore.system.cores import count_cores
+from satstore.system.limits import loader_bytes
 
 if TYPE_CHECKING:
     from satstore.calibration import Rates
@@ -310,7 +310,7 @@ def measure_base() -> Base:
     import satstore.analysis.evaluation
     import satstore.analysis.logistic_solver
     import satstore.store
-    from satstore.memory import resident_bytes
+    from satstore.system.memory import resident_bytes
 
     probe = resident_bytes()
     import satstore.training  # noqa: F401

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from satstore.files import append_log
+from satstore.system.text import printable_content
 from satstore.untrusted import open_file
-from satstore.words import printable_content
 
 Kind = Literal["started", "progress", "message", "warning", "done", "failed", "cancelled"]
 

@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from satstore.errors import SatstoreError
+from satstore.system.limits import free_disk
 from satstore.untrusted import check_appendable, open_file, walk_files
 
 FORMAT_VERSION = 1
@@ -177,14 +177,3 @@ def refusals(path: Path, size_bytes: int, what: str = "written") -> Iterator[Non
                 "committed stays, make room and give the same command again"
             )
         raise WriteError(f"{path} can't be {what}: {reason}") from error
-
-
-def nearest_folder(path: Path) -> Path:
-    """Return a path, or the nearest above it, that is a folder by now: where it lies, or will lie."""
-    absolute = path.absolute()
-    return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
-
-
-def free_disk(path: Path) -> int:
-    """Return the bytes that are free where a path lies, or will lie."""
-    return shutil.disk_usage(nearest_folder(path)).free

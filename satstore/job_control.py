@@ -19,8 +19,8 @@ import psutil
 from satstore.errors import LockedError, SatstoreError
 from satstore.files import WriteError, is_partial, write_file
 from satstore.jobs import START_S, Job, find_job, job_numbers, jobs_dir, last_line, list_jobs
-from satstore.processes import import_environment
 from satstore.run import Run
+from satstore.system.signals import import_environment
 from satstore.untrusted import check_folders, walk_files
 
 N_KEPT = 200

@@ -17,10 +17,10 @@ from typing import Any, Literal
 
 import psutil
 
-from satstore.errors import NotFoundError
-from satstore.processes import STOPPED
+from satstore.errors import NotFoundError, printable
+from satstore.system.signals import STOPPED
+from satstore.system.text import clean, printable_content
 from satstore.untrusted import is_file, open_file, read_content
-from satstore.words import clean, printable, printable_content
 
 JobState = Literal["running", "done", "failed", "cancelled", "lost"]
 """``lost``: its process is gone and nobody wrote down how it ended, as after a power loss."""

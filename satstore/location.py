@@ -14,8 +14,8 @@ from urllib.parse import quote, unquote, urlsplit
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnreachableError
 from satstore.files import Digest, WriteError, refusals, remove_partials, write_file
 from satstore.names import Key, is_key
+from satstore.system.text import describe_size
 from satstore.untrusted import check_folders, describe_kind, is_file, read_content, walk_files
-from satstore.words import describe_size
 
 BUCKET_SCHEMES = ("s3", "gs", "az")
 MAX_RETRIES = 6

@@ -16,8 +16,8 @@ from satstore.files import FORMAT_VERSION, Digest
 from satstore.latent_key import latents_key, split_latents_key
 from satstore.location import is_url
 from satstore.names import is_key
+from satstore.system.text import printable_content
 from satstore.untrusted import read_content
-from satstore.words import printable_content
 
 StageStatus = Literal["done", "running", "failed", "cancelled", "missing"]
 """``cancelled``: a user ended it, by Ctrl-C, a signal or ``satstore cancel``."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from satstore.config import NOT_TRAINING, ExperimentConfig
-from satstore.words import clean, counted
+from satstore.system.text import clean, counted
 
 FIRST = ("epoch", "optimizer", "seed", "batch_size")
 """The keys that are named first, in this order."""

@@ -17,9 +17,9 @@ import torch.distributed as dist
 
 from satstore.config import ExperimentConfig
 from satstore.errors import DeviceError, SatstoreError, StageError, reason_of
-from satstore.processes import deaf_children, follow_main_process
 from satstore.ranks import Ranks
 from satstore.run import Run
+from satstore.system.signals import deaf_children, follow_main_process
 
 PATIENCE = timedelta(minutes=10)
 """How long a process waits for the others before it gives up: for the slowest epoch's spectra, say."""

@@ -11,10 +11,10 @@ from satstore.config import ExperimentConfig, describe, read_config
 from satstore.errors import ConfigError, MemoryLimitError, MissingStageError, SatstoreError, StageError
 from satstore.events import Listener
 from satstore.logs import check_run_id, find_logs_dir, make_run
-from satstore.processes import told_to_stop
 from satstore.registry import STAGES, stand_in
 from satstore.run import Run
 from satstore.stages.stage import Stage, StageParameters, record_parameters
+from satstore.system.signals import told_to_stop
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from satstore.advice import advise_on
-from satstore.errors import NotFoundError
+from satstore.errors import NotFoundError, printable
 from satstore.plots import (
     plot_evolution,
     plot_layers,
@@ -21,16 +21,7 @@ from satstore.plots import (
     save_figure,
 )
 from satstore.run import Run
-from satstore.words import (
-    FAILED,
-    MARKS,
-    UNKNOWN,
-    counted,
-    describe_costs,
-    describe_number,
-    printable,
-    stage_name,
-)
+from satstore.system.text import FAILED, MARKS, UNKNOWN, counted, describe_costs, describe_number, stage_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

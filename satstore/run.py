@@ -20,7 +20,7 @@ from satstore.commits import CommitLog, Damage, is_anything, is_metadata
 from satstore.config import ExperimentConfig, describe, pooling_flag
 from satstore.consent import check_plugins, is_named
 from satstore.contents import CostsFile, find_table, read_cells
-from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError, reason_of
+from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError, printable, reason_of
 from satstore.events import Event, EventLog, Listener
 from satstore.files import Digest, refusals, remove_partials, sync_folder, write_file
 from satstore.latent_key import latents_key, split_latents_key
@@ -39,10 +39,10 @@ from satstore.manifest import (
     split_probe_key,
 )
 from satstore.names import as_key
-from satstore.processes import told_to_stop
 from satstore.registry import load_plugins, suggest
+from satstore.system.signals import told_to_stop
+from satstore.system.text import printable_content
 from satstore.untrusted import check_folders, is_file, read_content
-from satstore.words import printable, printable_content
 
 if TYPE_CHECKING:
     import numpy as np

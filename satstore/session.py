@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from satstore.capture import LatentRecorder, Layer, describe_layers, select_layers
 from satstore.config import ExperimentConfig
-from satstore.cores import count_cores
 from satstore.datasets.images import ImageData
 from satstore.datasets.keeping import skip_corrupt
 from satstore.datasets.loaders import from_loaders, takes_loaders
@@ -27,9 +26,10 @@ from satstore.models.build import explaining_misfit
 from satstore.optimizers import make_optimizer
 from satstore.ranks import ALONE, Ranks
 from satstore.registry import DATASETS, MODELS
-from satstore.resources import loader_bytes
 from satstore.run import Run
 from satstore.store import digest_labels
+from satstore.system.cores import count_cores
+from satstore.system.limits import loader_bytes
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -23,7 +23,6 @@ from satstore.errors import MemoryLimitError, NumericsError
 from satstore.manifest import CHECKPOINT, Manifest, checkpoint_name
 from satstore.metrics import start_metrics
 from satstore.ranks import ALONE, Ranks
-from satstore.resources import available_memory
 from satstore.run import Run
 from satstore.samples import count_features
 from satstore.session import (
@@ -37,7 +36,8 @@ from satstore.session import (
     recorded_layers,
 )
 from satstore.store import AnalysisStore
-from satstore.words import describe_size
+from satstore.system.limits import available_memory
+from satstore.system.text import describe_size
 
 Float64 = NDArray[np.float64]
 

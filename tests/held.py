@@ -21,10 +21,10 @@ from typing import Any, Self
 
 from command_line import HANGS_S, WORKS_S
 
-from satstore import processes
 from satstore.cli import command
-from satstore.memory import peak_bytes
 from satstore.registry import DATASETS, MODELS
+from satstore.system import signals
+from satstore.system.memory import peak_bytes
 
 CONFIG: dict[str, Any] = {
     "plugins": ["held"],
@@ -76,7 +76,7 @@ def begin(what: str) -> None:
             return
         try:
             tell(what)
-            processes.told_to_stop.wait()
+            signals.told_to_stop.wait()
         finally:  # a second Ctrl-C comes while it ends
             tell("told to stop")
             assert _go is not None

@@ -61,7 +61,7 @@ def test_command__prints_the_marks_themselves_in_utf_8(logs: Path, monkeypatch: 
 
 def test_twins__are_of_all_marks_that_commands_print() -> None:
     folder = Path(satstore.cli.__file__).parent
-    sources = [*folder.glob("*.py"), folder.parent / "words.py", folder.parent / "advice.py"]
+    sources = [*folder.glob("*.py"), folder.parent / "system" / "text.py", folder.parent / "advice.py"]
     marks = {mark for path in sources for mark in re.findall(r"[^\x00-\x7f]", path.read_text())}
     assert marks - console.TWINS.keys() <= {"\ufffd"}, "what stands for a character that is none"
     assert all(twin.isascii() for twin in console.TWINS.values())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from satstore import cores
+from satstore.system import cores
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_count_cores__keeps_to_the_quota_of_a_container(
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")
 def test_count_cores__keeps_to_the_affinity_of_the_process() -> None:
     code = (
-        "import os; from satstore.cores import count_cores\n"
+        "import os; from satstore.system.cores import count_cores\n"
         "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))]); print(count_cores())"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "1\n"

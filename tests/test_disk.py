@@ -19,7 +19,7 @@ from satstore.pipeline import make_plan, run_stages
 from satstore.registry import STAGES
 from satstore.run import Run
 from satstore.stages.latent_plan import plan_latents
-from satstore.words import describe_size
+from satstore.system.text import describe_size
 
 
 @pytest.fixture

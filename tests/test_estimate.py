@@ -16,17 +16,17 @@ from satstore.config import read_config
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
 from satstore.estimate import Counts, store_bytes
 from satstore.logs import open_run
-from satstore.memory import resident_bytes
 from satstore.model_plan import plan_model
 from satstore.pipeline import run_experiments
-from satstore.resources import available_memory, check_disk, check_memory, free_disk
 from satstore.run import Run
-from satstore.words import describe_duration, describe_size
+from satstore.system.limits import available_memory, check_disk, check_memory, free_disk
+from satstore.system.memory import resident_bytes
+from satstore.system.text import describe_duration, describe_size
 
 PRIVATE = """
 import sys
 import threading
-import satstore.memory
+import satstore.system.memory
 from satstore.cli import main
 
 def private_bytes():
@@ -37,7 +37,7 @@ def watch():
     while not ended.wait(0.001):
         peaks.append(max(peaks.pop(), private_bytes()))
 
-satstore.memory.resident_bytes = private_bytes
+satstore.system.memory.resident_bytes = private_bytes
 peaks, ended = [0], threading.Event()
 watcher = threading.Thread(target=watch)
 watcher.start()
@@ -228,7 +228,7 @@ def test_check_memory__names_both_quantities() -> None:
 @pytest.fixture
 def crowded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with next to no disk left; a real one can't be had in a test."""
-    monkeypatch.setattr("satstore.resources.free_disk", lambda path: 1000)
+    monkeypatch.setattr("satstore.system.limits.free_disk", lambda path: 1000)
 
 
 @pytest.mark.usefixtures("crowded")

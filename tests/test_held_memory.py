@@ -5,7 +5,7 @@ import platform
 import numpy as np
 import pytest
 
-from satstore.memory import forget_peak, peak_bytes, resident_bytes
+from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
 
 MANY = 4000
 BLOCK_BYTES = 2**16

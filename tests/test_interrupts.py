@@ -190,7 +190,7 @@ def test_ctrl_c__while_a_cluster_starts_closes_it(monkeypatch: pytest.MonkeyPatc
 def test_ctrl_c__while_children_start_is_heard_when_they_have(tmp_path: Path) -> None:
     code = """
 import os, signal, subprocess, sys
-from satstore.processes import deaf_children
+from satstore.system.signals import deaf_children
 try:
     with deaf_children():
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
@@ -211,14 +211,14 @@ def test_ctrl_c__that_a_library_turns_into_an_error_is_one_all_the_same(tmp_path
     (tmp_path / "pressed.py").write_text("\n".join(pressed))
     code = """
 import signal
-from satstore import processes
+from satstore.system import signals
 from satstore.cli.command import Terminated, ended_by_signals
 for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
     try:
         with ended_by_signals():
             import pressed
     except KeyboardInterrupt as error:
-        print(type(error) is kind, type(error.__cause__).__name__, processes.told_to_stop.is_set())
+        print(type(error) is kind, type(error.__cause__).__name__, signals.told_to_stop.is_set())
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 """
     assert run_python(code, tmp_path) == "True ImportError False\n" * 2

@@ -28,7 +28,7 @@ from satstore.job_control import cancel_job, claim_job, start_job
 from satstore.job_record import JobRecord
 from satstore.jobs import Job, find_job, jobs_dir, list_jobs, read_job
 from satstore.logs import list_runs, make_run
-from satstore.usage import UsageMeter, has_gpu
+from satstore.system.usage import UsageMeter, has_gpu
 from tui.reader import Reader
 
 

@@ -52,7 +52,6 @@ from satstore.manifest import (
     ProbesRecord,
     split_probe_key,
 )
-from satstore.memory import resident_bytes
 from satstore.pipeline import make_plan, run_stages
 from satstore.plots import plot_layers
 from satstore.registry import STAGES
@@ -62,6 +61,7 @@ from satstore.stages.probe_fit import Fit, Fitted
 from satstore.stages.probe_table import begin, commit
 from satstore.store import AnalysisStore, LatentWriter
 from satstore.store.durable import open_store
+from satstore.system.memory import resident_bytes
 
 CLASSES = ["ant", "bee", "cat"]
 LAYERS = {"stem": (4, 2, 2), "block.0.conv": (6, 2, 2), "fc": (5,)}
@@ -612,7 +612,7 @@ def test_peak_bytes__are_those_since_the_last_reset() -> None:
 
 PEAKS = """
 import numpy as np
-from satstore.memory import forget_peak, peak_bytes, resident_bytes
+from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
 forget_peak()
 ballast = np.ones(2**27, np.uint8)
 print(resident_bytes(), peak_bytes())

@@ -15,8 +15,8 @@ from textual.worker import Worker, WorkerState
 from satstore.errors import SatstoreError
 from satstore.job_control import cancel_job, start_job
 from satstore.jobs import Job
-from satstore.usage import Usage
-from satstore.words import clean
+from satstore.system.text import clean
+from satstore.system.usage import Usage
 from tui.messages import SnapshotTaken, UsageMeasured
 from tui.reader import ReaderThread, Snapshot
 from tui.screens.base import STARTS, AppScreen

@@ -14,7 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button
 
 from satstore.errors import SatstoreError
-from satstore.processes import import_environment
+from satstore.system.signals import import_environment
 from tui.widgets.plain import Static
 
 

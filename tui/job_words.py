@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 
 from satstore.jobs import Job, Progress
-from satstore.usage import Usage
-from satstore.words import describe_duration, describe_size, stage_name
+from satstore.system.text import describe_duration, describe_size, stage_name
+from satstore.system.usage import Usage
 
 
 def describe_job(job: Job) -> str:

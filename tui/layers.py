@@ -9,7 +9,7 @@ from itertools import cycle
 import numpy as np
 from rich.text import Text
 
-from satstore.words import FAILED, UNKNOWN, clean
+from satstore.system.text import FAILED, UNKNOWN, clean
 from tui.colors import BORDER, CURSOR, MARKERS, MODEL, PROBES, SATURATION, SATURATION_EVAL, TAIL, TRAIN
 from tui.curves import RunCurves
 from tui.widgets.columns import Column

@@ -2,7 +2,7 @@
 
 from textual.message import Message
 
-from satstore.usage import Usage
+from satstore.system.usage import Usage
 from tui.reader import Snapshot
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from satstore.config import describe
-from satstore.errors import NotFoundError
+from satstore.errors import NotFoundError, printable
 from satstore.events import read_events
 from satstore.jobs import Job, list_jobs
 from satstore.manifest import StageStatus, drawn_layers
 from satstore.run import Run
-from satstore.usage import Usage, UsageMeter
-from satstore.words import printable, stage_name
+from satstore.system.text import stage_name
+from satstore.system.usage import Usage, UsageMeter
 
 TAIL_BYTES = 4096
 

@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from satstore.manifest import STAGE_KEYS, StageStatus
-from satstore.words import MARKS, clean, counted, describe_age, describe_size
+from satstore.system.text import MARKS, clean, counted, describe_age, describe_size
 from tui.colors import SATURATION
 from tui.reader import Experiment
 from tui.widgets.columns import Cell, Column, plain

@@ -12,7 +12,7 @@ from satstore.cli import command
 from satstore.cli.app import add_stages, app
 from satstore.cli.console import say, take_any_encoding
 from satstore.errors import SatstoreError
-from satstore.processes import STOPPED
+from satstore.system.signals import STOPPED
 
 if TYPE_CHECKING:
     from cyclopts import CycloptsError

@@ -14,7 +14,7 @@ from satstore.disk import DiskUsage, check_removable, latents_bytes, measure, re
 from satstore.errors import ConfigError, CorruptError
 from satstore.logs import find_logs_dir, find_runs, list_runs
 from satstore.run import Run
-from satstore.words import describe_size
+from satstore.system.text import describe_size
 
 
 def verify_experiments(name: str, logs_dir: Path | None, as_json: bool) -> None:

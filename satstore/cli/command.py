@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from satstore import processes
+from satstore.system import signals
 
 words: tuple[str, ...] = ()
 """The words of the command line that runs, without ``satstore``."""
@@ -37,7 +37,7 @@ def ended_by_signals() -> Iterator[None]:
         told.append(time.monotonic())
         if len(told) == 1:
             kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
-            processes.told_to_stop.set()
+            signals.told_to_stop.set()
             raise kind
         if told[-1] - told[0] > PATIENCE_S:
             os._exit(128 + number)
@@ -55,7 +55,7 @@ def ended_by_signals() -> Iterator[None]:
             raise kind from error
         raise
     finally:
-        processes.told_to_stop.clear()
+        signals.told_to_stop.clear()
         for number, handler in before.items():
             # Who is told to stop has yet to say so, and to end its threads.
             signal.signal(number, signal.SIG_IGN if told else handler)

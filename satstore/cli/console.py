@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console  # noqa: TID251 - of which the safe one is made
 from rich.text import Text
 
-from satstore.words import printable
+from satstore.errors import printable
 
 TWINS = {
     **dict.fromkeys("✗✖⚠", "!"),

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from satstore.cli.console import say
-from satstore.cores import count_cores
 from satstore.errors import reason_of
-from satstore.files import free_disk, nearest_folder
 from satstore.logs import find_logs_dir
-from satstore.resources import available_memory
-from satstore.words import counted, describe_size
+from satstore.system.cores import count_cores
+from satstore.system.limits import available_memory, free_disk, nearest_folder
+from satstore.system.text import counted, describe_size
 
 State = Literal["ok", "note", "bad"]
 

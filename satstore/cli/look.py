@@ -16,7 +16,7 @@ from satstore.errors import ConfigError, CorruptError
 from satstore.logs import find_logs_dir, list_runs, open_run
 from satstore.registry import REGISTRIES, STAGES
 from satstore.run import Run
-from satstore.words import (
+from satstore.system.text import (
     FAILED,
     MARKS,
     describe_age,

@@ -28,15 +28,14 @@ from satstore.estimate import (
     store_bytes,
     stored_ratios,
 )
-from satstore.files import free_disk
 from satstore.logs import find_logs_dir, find_runs
-from satstore.memory import resident_bytes
 from satstore.model_plan import ModelPlan, plan_model
 from satstore.naming import name_experiments
 from satstore.registry import DATASETS
-from satstore.resources import available_memory
 from satstore.run import Run
-from satstore.words import describe_duration, describe_size
+from satstore.system.limits import available_memory, free_disk
+from satstore.system.memory import resident_bytes
+from satstore.system.text import describe_duration, describe_size
 
 if TYPE_CHECKING:
     from satstore.datasets.images import ImageData

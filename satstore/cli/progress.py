@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from satstore.cli.console import SafeConsole, say
 from satstore.events import Event
 from satstore.job_record import JobRecord
-from satstore.words import clean, stage_name
+from satstore.system.text import clean, stage_name
 
 _log = logging.getLogger("satstore")
 

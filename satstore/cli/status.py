@@ -12,7 +12,7 @@ from satstore.errors import UnknownNameError
 from satstore.logs import find_logs_dir
 from satstore.registry import suggest
 from satstore.spreadsheets import write_rows
-from satstore.words import clean
+from satstore.system.text import clean
 from tui.filters import Filter
 from tui.job_words import describe_job
 from tui.reader import Experiment, Reader, Snapshot

@@ -21,8 +21,8 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from satstore.datasets.transforms import Transform
 from satstore.errors import SatstoreError
-from satstore.processes import deaf_children, follow_main_process
 from satstore.ranks import ALONE, Ranks
+from satstore.system.signals import deaf_children, follow_main_process
 
 Batch = tuple[Tensor, Tensor]
 Update = Callable[[bytes | memoryview], None]

@@ -8,11 +8,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from satstore.cores import count_cores
 from satstore.datasets.image_folder import FileSource, decode
 from satstore.datasets.images import ImageData, ImageSplit, PixelSource, Update, fingerprint
 from satstore.errors import CorruptError, NotFoundError
-from satstore.resources import available_memory
+from satstore.system.cores import count_cores
+from satstore.system.limits import available_memory
 
 T = TypeVar("T")
 

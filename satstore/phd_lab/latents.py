@@ -19,11 +19,11 @@ from satstore.manifest import DatasetRecord, LayerRecord, Manifest
 from satstore.phd_lab.tables import DEFAULT_POOLING
 from satstore.phd_lab.tree import dotted, reading
 from satstore.pickles import read_arrays
-from satstore.resources import check_disk
 from satstore.run import Run
 from satstore.store import LatentWriter, choose_shard_rows, digest_labels
 from satstore.store.latents import NO_SAMPLE_ID
 from satstore.store.records import describe_latents, describe_store
+from satstore.system.limits import check_disk
 from satstore.untrusted import read_content
 
 POINTER = "model_pointer.txt"

@@ -27,7 +27,7 @@ from satstore.plots.style import (
     with_plain_names,
 )
 from satstore.run import Run
-from satstore.words import clean
+from satstore.system.text import clean
 
 Quantity = Literal["saturation", "intrinsic_dimension"]
 

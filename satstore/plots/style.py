@@ -9,9 +9,9 @@ from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from satstore.errors import ConfigError
+from satstore.errors import ConfigError, printable
 from satstore.files import write_file
-from satstore.words import clean, printable
+from satstore.system.text import clean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,9 +11,7 @@ from satstore.errors import ConfigError
 from satstore.latent_key import split_latents_key
 from satstore.location import Folder, join, locate
 from satstore.manifest import LATENTS, Manifest, checkpoint_name
-from satstore.memory import forget_peak, peak_bytes, resident_bytes
 from satstore.names import as_key
-from satstore.processes import undisturbed
 from satstore.run import Run
 from satstore.stages.latent_plan import (
     SPLITS,
@@ -40,6 +38,8 @@ from satstore.stages.stage import (
     StageParameters,
     poolings_of,
 )
+from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
+from satstore.system.signals import undisturbed
 
 if TYPE_CHECKING:
     import torch
@@ -122,8 +122,8 @@ def check_resources(
     from satstore import session
     from satstore.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
     from satstore.model_plan import plan_model
-    from satstore.resources import check_disk, check_memory
     from satstore.store.layout import encode_layer
+    from satstore.system.limits import check_disk, check_memory
 
     plan = plan_model(run.config, len(data.classes), poolings_of(run, parameters))
     n_samples = {"train": len(data.train), "eval": len(data.eval)}
@@ -254,7 +254,7 @@ def write_split(
     from satstore import session
     from satstore.datasets.images import make_loader
     from satstore.datasets.lost_workers import explaining_lost_workers
-    from satstore.resources import beside_gpu, loader_bytes
+    from satstore.system.limits import beside_gpu, loader_bytes
 
     size, device = run.config.batch_size, next(model.parameters()).device
     modules = dict(model.named_modules())

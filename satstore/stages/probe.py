@@ -147,9 +147,9 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
     SatstoreError
         The first error that kept a layer from being fitted, after all others were.
     """
-    from satstore.resources import beside_gpu
     from satstore.stages.probe_fit import Fitted, Means, fit_all, warn_of_classes
     from satstore.stages.probe_table import begin, commit
+    from satstore.system.limits import beside_gpu
 
     device = choose_device(parameters)
     todo: list[Fit] = []

@@ -14,11 +14,11 @@ from satstore.analysis.evaluation import EvaluationQuery, EvaluationSums, class_
 from satstore.analysis.logistic_solver import Solution, solve
 from satstore.analysis.memory import fit_bytes, problems_at_once
 from satstore.analysis.rows import BlockRows, Floats, Rows, widen
-from satstore.cores import count_cores
-from satstore.memory import resident_bytes
-from satstore.resources import check_memory
 from satstore.stages.probe_fit import Fit, Means, Splits
 from satstore.store import LatentArray
+from satstore.system.cores import count_cores
+from satstore.system.limits import check_memory
+from satstore.system.memory import resident_bytes
 
 if TYPE_CHECKING:
     from satstore.cluster import Cluster

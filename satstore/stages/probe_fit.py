@@ -14,8 +14,8 @@ from satstore.commits import is_anything
 from satstore.errors import ConfigError, CorruptError, NotFoundError, NumericsError, SatstoreError
 from satstore.latent_key import split_latents_key
 from satstore.manifest import split_probe_key
-from satstore.memory import forget_peak, peak_bytes
 from satstore.run import Run
+from satstore.system.memory import forget_peak, peak_bytes
 
 if TYPE_CHECKING:
     from satstore.cluster import Cluster

@@ -9,7 +9,6 @@ from satstore.errors import ConfigError
 from satstore.files import refusals
 from satstore.location import Folder
 from satstore.manifest import CHECKPOINT, Manifest, Summary
-from satstore.processes import undisturbed
 from satstore.run import Run
 from satstore.stages import extract, flops
 from satstore.stages.stage import (
@@ -26,6 +25,7 @@ from satstore.stages.stage import (
     list_epochs,
     record_parameters,
 )
+from satstore.system.signals import undisturbed
 
 
 class TrainParameters(StageParameters):

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.commits import CommitLog, is_under
-from satstore.cores import count_cores
 from satstore.errors import ConfigError
 from satstore.latent_key import groups_of
 from satstore.location import Location
@@ -21,6 +20,7 @@ from satstore.store.precision import Float32s
 from satstore.store.problems import Problem, find_problem
 from satstore.store.shard_writer import ShardWriter
 from satstore.store.targets import SplitOpener, Target, open_root_group
+from satstore.system.cores import count_cores
 
 Key = tuple[str, str]
 

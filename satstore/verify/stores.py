@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.commits import Damage, find_damage, is_under
-from satstore.cores import count_cores
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import Digest
 from satstore.latent_key import key_above, split_latents_key
@@ -21,6 +20,7 @@ from satstore.run import Run
 from satstore.store import StoredArray, digest_labels
 from satstore.store.check import Finiteness
 from satstore.store.latents import NO_SAMPLE_ID
+from satstore.system.cores import count_cores
 from satstore.verify.finding import Finding, note
 
 KEPT = frozenset({"label", "sample_id", "mean", "std"})

@@ -14,7 +14,7 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Footer
 
 from satstore.naming import name_experiments
-from satstore.words import clean
+from satstore.system.text import clean
 from tui.colors import CURSOR, MARKERS, RUNS
 from tui.curves import DELTAS, Float64, RunCurves, read_curves
 from tui.export import ExportScreen, export_plot

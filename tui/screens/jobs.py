@@ -12,8 +12,8 @@ from textual.reactive import reactive
 from textual.widgets import Footer
 
 from satstore.jobs import Job, JobState
-from satstore.usage import Usage, has_gpu
-from satstore.words import clean, counted, describe_age
+from satstore.system.text import clean, counted, describe_age
+from satstore.system.usage import Usage, has_gpu
 from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory
 from tui.reader import Snapshot
 from tui.screens.base import AppScreen

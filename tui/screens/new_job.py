@@ -21,7 +21,7 @@ from satstore.naming import name_experiments
 from satstore.registry import STAGES
 from satstore.stages.flags import Entry, check_texts, describe_entries, flag_words, stage_model
 from satstore.stages.stage import StageParameters
-from satstore.words import clean, counted
+from satstore.system.text import clean, counted
 from tui.export import run_command
 from tui.screens.base import AppScreen
 from tui.widgets.plain import Static, as_text

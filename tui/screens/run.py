@@ -18,7 +18,7 @@ from satstore.errors import SatstoreError
 from satstore.files import write_file
 from satstore.run import Run
 from satstore.spreadsheets import write_rows
-from satstore.words import MARKS, clean
+from satstore.system.text import MARKS, clean
 from tui.curves import RunCurves, read_curves
 from tui.export import ExportScreen, export_plot
 from tui.job_words import find_job_of

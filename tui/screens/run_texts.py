@@ -11,7 +11,7 @@ from textual.widgets import Log
 
 from satstore.events import parse_event
 from satstore.jobs import Job
-from satstore.words import clean, stage_name
+from satstore.system.text import clean, stage_name
 from tui.job_words import describe_job
 from tui.screens.run_panes import RunPane
 from tui.widgets.log_view import LogView

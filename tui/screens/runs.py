@@ -17,7 +17,7 @@ from satstore.files import write_file
 from satstore.jobs import Job
 from satstore.logs import find_logs_dir
 from satstore.spreadsheets import write_rows
-from satstore.words import MARKS, clean, stage_name
+from satstore.system.text import MARKS, clean, stage_name
 from tui.filters import Filter, parse_filter
 from tui.job_words import describe_job, find_job_of
 from tui.reader import Experiment, Snapshot

@@ -11,7 +11,7 @@ from textual_hires_canvas import Canvas, TextAlign
 from textual_plot import HiResMode, PlotWidget
 from textual_plot.axis_formatter import AxisFormatter, NumericAxisFormatter
 
-from satstore.words import clean
+from satstore.system.text import clean
 from tui.curves import decimate
 
 Limits = tuple[float, float] | None

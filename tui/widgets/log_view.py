@@ -7,7 +7,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Log
 
 from satstore.jobs import tail
-from satstore.words import clean
+from satstore.system.text import clean
 
 POLL_S = 0.2
 PIECE_BYTES = 64 * 1024

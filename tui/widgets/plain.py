@@ -10,7 +10,7 @@ from typing import Any
 from textual import widgets
 from textual.content import Content
 
-from satstore.words import clean
+from satstore.system.text import clean
 
 
 def as_text(text: str) -> Content:

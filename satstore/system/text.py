@@ -3,20 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from satstore.errors import printable
+
 MARKS: Mapping[str, str] = {"done": "✓", "running": "…", "failed": "✗", "cancelled": "■", "missing": "·"}
 UNKNOWN, FAILED = "–", "✗"
 """In place of a number: nothing was measured; it was, and gave none."""
-
-
-def printable(text: str, kept: str = "\n\t") -> str:
-    """Return a text that a terminal shows and does not obey.
-
-    Control characters, those that turn the direction of a text, and broken UTF-8 become ``�``; ends of lines
-    and tabs stay.
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() or c in kept else "�" for c in text)
 
 
 def printable_content(content: Any) -> Any:

@@ -3,13 +3,13 @@
 Sizes are projected before the work begins, so that it is refused in its first second and not at its end.
 """
 
+import shutil
 from contextlib import suppress
 from pathlib import Path
 
 from satstore.errors import DiskSpaceError, MemoryLimitError
-from satstore.files import free_disk
-from satstore.memory import resident_bytes
-from satstore.words import describe_size
+from satstore.system.memory import resident_bytes
+from satstore.system.text import describe_size
 
 # Of loader processes, pages that they share counted once: 910 MiB of two, of each 190 its own (torch 2.14).
 LOADERS_BYTES, LOADER_BYTES = 530 * 2**20, 190 * 2**20
@@ -29,6 +29,17 @@ def available_memory() -> int | None:
 def _fields(path: Path) -> dict[str, int]:
     lines = (line.split() for line in path.read_text().splitlines())
     return {words[0]: int(words[1]) for words in lines}
+
+
+def nearest_folder(path: Path) -> Path:
+    """Return a path, or the nearest above it, that is a folder by now: where it lies, or will lie."""
+    absolute = path.absolute()
+    return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
+
+
+def free_disk(path: Path) -> int:
+    """Return the bytes that are free where a path lies, or will lie."""
+    return shutil.disk_usage(nearest_folder(path)).free
 
 
 def check_disk(path: Path, needed_bytes: int, what: str) -> None:
