@@ -17,8 +17,8 @@ import torch.distributed as dist
 
 from satstore.config import ExperimentConfig
 from satstore.errors import DeviceError, SatstoreError, StageError, reason_of
-from satstore.ranks import Ranks
 from satstore.run import Run
+from satstore.system.process_group import Ranks
 from satstore.system.signals import deaf_children, follow_main_process
 
 PATIENCE = timedelta(minutes=10)

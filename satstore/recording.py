@@ -30,7 +30,6 @@ from satstore.logs import find_logs_dir, make_run
 from satstore.manifest import CHECKPOINT, RECORDED, DatasetRecord, Manifest
 from satstore.metrics import start_metrics
 from satstore.pipeline import make_plan, raise_first, run_stages
-from satstore.ranks import ALONE
 from satstore.registry import stand_in
 from satstore.run import Run
 from satstore.session import choose_device, note_layers
@@ -49,6 +48,7 @@ from satstore.store.layout import FLOAT16_MANTISSA_BITS, Shapes
 from satstore.store.records import describe_latents, describe_store
 from satstore.system.limits import check_disk
 from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
+from satstore.system.process_group import ALONE
 from satstore.training import check_moments, make_recorder, take_spectra
 
 UNKNOWN_LENGTH = 2**20

@@ -24,12 +24,12 @@ from satstore.manifest import DatasetRecord, LayerRecord, Manifest, checkpoint_n
 from satstore.models.build import build_model as build_model_of
 from satstore.models.build import explaining_misfit
 from satstore.optimizers import make_optimizer
-from satstore.ranks import ALONE, Ranks
 from satstore.registry import DATASETS, MODELS
 from satstore.run import Run
 from satstore.store import digest_labels
 from satstore.system.cores import count_cores
 from satstore.system.limits import loader_bytes
+from satstore.system.process_group import ALONE, Ranks
 
 
 def choose_device(name: str | None) -> torch.device:

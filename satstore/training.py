@@ -22,7 +22,6 @@ from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import MemoryLimitError, NumericsError
 from satstore.manifest import CHECKPOINT, Manifest, checkpoint_name
 from satstore.metrics import start_metrics
-from satstore.ranks import ALONE, Ranks
 from satstore.run import Run
 from satstore.samples import count_features
 from satstore.session import (
@@ -37,6 +36,7 @@ from satstore.session import (
 )
 from satstore.store import AnalysisStore
 from satstore.system.limits import available_memory
+from satstore.system.process_group import ALONE, Ranks
 from satstore.system.text import describe_size
 
 Float64 = NDArray[np.float64]

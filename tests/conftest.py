@@ -21,8 +21,8 @@ from sleeper import start_sleeping
 
 from satstore.job_control import cancel_job
 from satstore.jobs import Job, list_jobs
-from satstore.memory import resident_bytes
 from satstore.run import Run
+from satstore.system.memory import resident_bytes
 
 # A busy machine makes any example slow; that is no failure.
 SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

@@ -21,7 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from satstore.datasets.transforms import Transform
 from satstore.errors import SatstoreError
-from satstore.ranks import ALONE, Ranks
+from satstore.system.process_group import ALONE, Ranks
 from satstore.system.signals import deaf_children, follow_main_process
 
 Batch = tuple[Tensor, Tensor]
