@@ -24,7 +24,7 @@ from tiny_digits import CLASSES, write_tiny_digits
 from watched import run_watched
 
 from satstore import session
-from satstore.config import read_config
+from satstore.config.grid import read_config
 from satstore.datasets.images import ImageSplit, make_loader
 from satstore.files import Digest
 from satstore.manifest import CHECKPOINT

@@ -22,7 +22,7 @@ from torch.nn import functional
 from watched import run_watched
 
 from satstore import session
-from satstore.config import read_config
+from satstore.config.grid import read_config
 from satstore.datasets.images import make_loader
 from satstore.manifest import CHECKPOINT
 from satstore.pipeline import make_runs

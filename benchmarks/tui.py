@@ -23,7 +23,7 @@ sys.path = [entry for entry in sys.path if Path(entry).resolve() != Path(__file_
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
-from satstore.config import ExperimentConfig  # noqa: E402
+from satstore.config.experiment import ExperimentConfig  # noqa: E402
 from satstore.logs import make_run  # noqa: E402
 from satstore.manifest import LayerRecord, Manifest, ProbesRecord, StageRecord  # noqa: E402
 from satstore.run import Run  # noqa: E402

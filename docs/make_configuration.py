@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from satstore.config import LIST_KEYS, NAMED_KEYS
-from satstore.config_schema import config_schema
+from satstore.config.grid import LIST_KEYS, NAMED_KEYS
+from satstore.config.schema import config_schema
 
 PAGE = Path(__file__).parent / "configuration.md"
 BEGIN, END = "<!-- made by docs/make_configuration.py -->", "<!-- end -->"

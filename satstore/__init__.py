@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from satstore.advice import advise_on
     from satstore.analysis.logistic import LogisticProbe
     from satstore.analysis.receptive_field import receptive_field
-    from satstore.config import ExperimentConfig, read_config
+    from satstore.config.experiment import ExperimentConfig
+    from satstore.config.grid import read_config
     from satstore.errors import SatstoreError
     from satstore.logs import find_runs, list_runs, open_run
     from satstore.pipeline import apply_stages, run_experiments
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from satstore.tracker import SaturationTracker
 
 _MODULES = {
-    "ExperimentConfig": "satstore.config",
+    "ExperimentConfig": "satstore.config.experiment",
     "LogisticProbe": "satstore.analysis.logistic",
     "Run": "satstore.run",
     "SaturationTracker": "satstore.tracker",
@@ -33,7 +34,7 @@ _MODULES = {
     "list_runs": "satstore.logs",
     "open_latents": "satstore.store",
     "open_run": "satstore.logs",
-    "read_config": "satstore.config",
+    "read_config": "satstore.config.experiment",
     "receptive_field": "satstore.analysis.receptive_field",
     "record": "satstore.recording",
     "run_experiments": "satstore.pipeline",

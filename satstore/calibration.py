@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from satstore.capture import LatentRecorder, MomentRecorder
-from satstore.config import ExperimentConfig, pooling_key
+from satstore.config.experiment import ExperimentConfig, pooling_key
 from satstore.datasets.images import ImageData
 from satstore.registry import OPTIMIZERS
 from satstore.session import build_model, recorded_layers

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from urllib.parse import unquote
 
+from satstore.config.keys import EPOCHS, split_latents_key
 from satstore.errors import CorruptError, NotFoundError, SatstoreError
-from satstore.latent_key import EPOCHS, split_latents_key
 from satstore.location import Folder, Location
 from satstore.manifest import LATENTS, Manifest, checkpoint_name
 from satstore.names import as_key

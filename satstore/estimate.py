@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.errors import MemoryLimitError
 from satstore.model_plan import ModelPlan
 from satstore.system.cores import count_cores

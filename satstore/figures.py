@@ -3,7 +3,8 @@
 import shlex
 from pathlib import Path
 
-from satstore.config import ExperimentConfig, find_config, list_configs, read_config
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import find_config, list_configs, read_config
 from satstore.logs import check_run_id, find_logs_dir
 from satstore.plots import Panel
 from satstore.run import Run

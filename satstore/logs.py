@@ -9,7 +9,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.consent import remember_plugins
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Listener

@@ -10,10 +10,10 @@ from urllib.parse import unquote
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from pydantic_core import from_json
 
-from satstore.config import describe
+from satstore.config.keys import latents_key, split_latents_key
+from satstore.config.validation import describe_invalid
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import FORMAT_VERSION, Digest
-from satstore.latent_key import latents_key, split_latents_key
 from satstore.location import is_url
 from satstore.names import is_key
 from satstore.system.text import printable_content
@@ -51,7 +51,7 @@ MAX_EPOCHS = 10**6
 """More than any training has: what is drawn, and kept, by epoch has room."""
 
 LatentsKey = Annotated[str, Field(pattern=r"^(epochs/(0|[1-9][0-9]{0,5})/)?[A-Za-z0-9_]{1,80}$")]
-"""As :func:`satstore.latent_key.latents_key` makes them; it is a path in a store."""
+"""As :func:`satstore.config.keys.latents_key` makes them; it is a path in a store."""
 
 ProbesKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}$")]
 """As :func:`probe_key` makes them; it is part of a file's name."""
@@ -337,6 +337,6 @@ def read_manifest(path: Path) -> Manifest:
             raise
         raise CorruptError(f"{file} can't be read: {error.strerror or error}") from error
     except ValidationError as error:
-        raise CorruptError(f"{file} is not a manifest: {describe(error)}") from error
+        raise CorruptError(f"{file} is not a manifest: {describe_invalid(error)}") from error
     except (ValueError, AttributeError, RecursionError) as error:
         raise CorruptError(f"{file} is not a manifest: {error}") from error

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from satstore.config import ExperimentConfig, pooling_key
+from satstore.config.experiment import ExperimentConfig, pooling_key
 
 if TYPE_CHECKING:
     from torch import nn

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.errors import DeviceError, SatstoreError, StageError, reason_of
 from satstore.run import Run
 from satstore.system.process_group import Ranks

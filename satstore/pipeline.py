@@ -7,7 +7,9 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from satstore.config import ExperimentConfig, describe, read_config
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import read_config
+from satstore.config.validation import describe_invalid
 from satstore.errors import ConfigError, MemoryLimitError, MissingStageError, SatstoreError, StageError
 from satstore.events import Listener
 from satstore.logs import check_run_id, find_logs_dir, make_run
@@ -156,7 +158,7 @@ def make_plan(
         try:
             plan[name] = model.model_validate(share)
         except ValidationError as error:
-            raise ConfigError(describe(error)) from error
+            raise ConfigError(describe_invalid(error)) from error
     unused = [key for key, value in parameters.items() if key not in used and value is not None]
     if unused and strict:
         raise ConfigError(f"{unused[0]!r} is no parameter of the stages {', '.join(plan)}")

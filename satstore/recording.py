@@ -20,7 +20,8 @@ from satstore.analysis.receptive_field import receptive_field
 from satstore.batches import Batches, explaining_forward, logits_of
 from satstore.capture import LatentRecorder, Layer, MomentRecorder, describe_layers, select_layers
 from satstore.compiled import uncompiled
-from satstore.config import pooling_key, read_config
+from satstore.config.experiment import pooling_key
+from satstore.config.grid import read_config
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, NumericsError, SatstoreError
 from satstore.estimate import TYPICAL_RATIO, latent_bytes

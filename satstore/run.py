@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 from pydantic import ValidationError
 
 from satstore.commits import CommitLog, Damage, is_anything, is_metadata
-from satstore.config import ExperimentConfig, describe, pooling_flag
+from satstore.config.experiment import ExperimentConfig, pooling_flag
+from satstore.config.keys import latents_key, split_latents_key
+from satstore.config.validation import describe_invalid
 from satstore.consent import check_plugins, is_named
 from satstore.contents import CostsFile, find_table, read_cells
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError, printable, reason_of
 from satstore.events import Event, EventLog, Listener
 from satstore.files import Digest, refusals, remove_partials, sync_folder, write_file
-from satstore.latent_key import latents_key, split_latents_key
 from satstore.location import Folder, Location, is_url, locate
 from satstore.lock import WriteLock
 from satstore.manifest import (
@@ -171,7 +172,7 @@ class Run:
             return ExperimentConfig.model_validate(self.manifest.config)
         except ValidationError as error:
             place = self.path / "manifest.json"
-            raise CorruptError(f"{place} has a config with {describe(error)}") from error
+            raise CorruptError(f"{place} has a config with {describe_invalid(error)}") from error
 
     @property
     def layers(self) -> list[str]:
@@ -358,7 +359,7 @@ class Run:
             try:
                 CostsFile.model_validate_json(content)
             except ValidationError as error:
-                raise ValueError(f"has {describe(error)}") from error
+                raise ValueError(f"has {describe_invalid(error)}") from error
             found: dict[str, Any] = printable_content(json.loads(content))
         return found
 

@@ -15,7 +15,7 @@ import torchvision
 from torch import Tensor, nn
 
 from satstore.capture import LatentRecorder, Layer, describe_layers, select_layers
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.datasets.images import ImageData
 from satstore.datasets.keeping import skip_corrupt
 from satstore.datasets.loaders import from_loaders, takes_loaders

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from satstore.analysis.moments import moments_bytes
 from satstore.analysis.spectrum import eigenvalues
 from satstore.capture import Layer, MomentRecorder
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.datasets.images import ImageSplit, make_loader
 from satstore.datasets.keeping import hold
 from satstore.datasets.lost_workers import explaining_lost_workers

@@ -18,9 +18,9 @@ from command_line import satstore
 from matplotlib.figure import Figure
 
 from satstore import advise_on, plots
+from satstore.config.keys import split_latents_key
 from satstore.errors import SatstoreError
 from satstore.files import Digest
-from satstore.latent_key import split_latents_key
 from satstore.run import Run
 from satstore.store import AnalysisStore, LatentSplit
 from satstore.verify import Verification

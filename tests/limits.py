@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from wide import IMAGE_BYTES
 
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.logs import make_run
 from satstore.manifest import DatasetRecord, LatentsRecord, LayerRecord, Manifest
 from satstore.store import LatentWriter

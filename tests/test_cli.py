@@ -12,7 +12,8 @@ from command_line import SMALL, fail, satstore
 from small_data import write_folder
 
 from satstore import registry
-from satstore.config import ExperimentConfig, read_config
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import read_config
 from satstore.logs import make_run
 from satstore.run import Run
 

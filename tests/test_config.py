@@ -11,16 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from satstore.config import (
-    LIST_KEYS,
-    NOT_TRAINING,
-    ExperimentConfig,
-    find_config,
-    list_configs,
-    pooling_key,
-    read_config,
-)
-from satstore.config_schema import config_schema
+from satstore.config.experiment import NOT_TRAINING, ExperimentConfig, pooling_key
+from satstore.config.grid import LIST_KEYS, find_config, list_configs, read_config
+from satstore.config.schema import config_schema
 from satstore.errors import ConfigError, NotFoundError, UnknownNameError
 
 FIGURE1 = """{

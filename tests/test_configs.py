@@ -12,7 +12,8 @@ import torch
 from command_line import satstore
 from small_data import small_data, write_folder
 
-from satstore.config import ExperimentConfig, list_configs, read_config, read_content
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import list_configs, read_config, read_content
 from satstore.models.build import build_model
 from satstore.registry import STAGES
 from satstore.run import Run

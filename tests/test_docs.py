@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -12,7 +12,7 @@ from command_line import SMALL, WORKS_S, fail, satstore
 from small_data import write_folder
 from tiny import CONFIG, run_tiny
 
-from satstore.config import read_config
+from satstore.config.grid import read_config
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
 from satstore.estimate import Counts, store_bytes
 from satstore.logs import open_run

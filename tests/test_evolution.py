@@ -20,7 +20,7 @@ from torch import nn
 
 from satstore import session
 from satstore.cli.look import describe_layers, print_layers
-from satstore.config import read_config
+from satstore.config.grid import read_config
 from satstore.disk import check_removable, measure
 from satstore.errors import ConfigError, NotFoundError
 from satstore.logs import make_run

@@ -313,7 +313,7 @@ def test_loaders__what_is_none_is_refused_in_one_line(returned: object) -> None:
 
 
 def run_config(**changes: Any) -> Any:
-    from satstore.config import read_config
+    from satstore.config.grid import read_config
 
     [config] = read_config({**SMALL, **changes})
     return config

@@ -15,7 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from satstore.analysis.layers import LAYER_TYPES
-from satstore.config import list_configs, pooling_key, read_config
+from satstore.config.experiment import pooling_key
+from satstore.config.grid import list_configs, read_config
 from satstore.figures import find_figure
 from satstore.logs import make_run
 from satstore.manifest import LayerRecord, Manifest, ProbesRecord, StageRecord, drawn_layers

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tiny import run_tiny
 
 from satstore.commits import CommitLog
-from satstore.config import read_config
+from satstore.config.grid import read_config
 from satstore.errors import SatstoreError
 from satstore.events import read_events
 from satstore.manifest import read_manifest

@@ -24,7 +24,8 @@ from tiny import CONFIG as TINY
 from tiny import register as register_tiny
 
 from satstore.commits import CommitLog
-from satstore.config import LIST_KEYS, ExperimentConfig, read_config
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import LIST_KEYS, read_config
 from satstore.disk import remove_latents
 from satstore.errors import ConfigError, CorruptError, SatstoreError
 from satstore.files import Digest

@@ -229,7 +229,7 @@ def test_ctrl_c__that_a_library_swallows_is_heard_with_the_next_progress(tmp_pat
 import signal
 from pathlib import Path
 from satstore.cli.command import ended_by_signals
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.logs import make_run
 run = make_run(Path("logs"), "res", ExperimentConfig())
 try:

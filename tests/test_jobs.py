@@ -20,7 +20,7 @@ from command_line import HANGS_S, satstore, satstore_until_ctrl_c
 from sleeper import wait_until
 
 from satstore import job_control, job_record
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.errors import LockedError, NotFoundError, SatstoreError
 from satstore.events import Event, Kind, read_events
 from satstore.files import WriteError

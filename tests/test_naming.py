@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 
-from satstore.config import ExperimentConfig, read_config
-from satstore.naming import name_experiments
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import read_config
+from satstore.config.naming import name_experiments
 
 GRID = {"model": "vgg11", "dataset": "Digits"}
 

@@ -41,7 +41,7 @@ def test_wheel__holds_both_packages_and_the_configs(tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "docs"))]
 
     # What is installed finds its configs without the checkout.
-    code = "import satstore.config as c; print(c.__file__); print(c.list_configs()['demo'])"
+    code = "import satstore.config.experiment as c; print(c.__file__); print(c.list_configs()['demo'])"
     found = subprocess.run(
         [
             sys.executable,

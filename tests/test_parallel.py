@@ -14,7 +14,7 @@ import torch
 from command_line import HANGS_S, satstore
 
 from satstore import session
-from satstore.config import read_config
+from satstore.config.grid import read_config
 from satstore.errors import ConfigError, DeviceError
 from satstore.parallel import count_ranks
 from satstore.pipeline import run_experiments

@@ -11,7 +11,8 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from satstore.config import ExperimentConfig, read_config
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import read_config
 from satstore.errors import ConfigError, NotFoundError
 from satstore.logs import make_run
 from satstore.manifest import LayerRecord, Manifest, ProbesRecord, drawn_layers

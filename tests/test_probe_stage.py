@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from satstore.analysis.evaluation import EvaluationQuery
 from satstore.cli.look import describe_layers, print_layers
 from satstore.cluster import Cluster, ClusterEngine, LatentSource, join_cluster, start_cluster
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.errors import (
     ClusterError,
     ConfigError,

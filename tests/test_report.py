@@ -10,7 +10,7 @@ import pytest
 from command_line import call
 from tiny import run_tiny
 
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.logs import make_run
 from satstore.report import write_report
 from satstore.run import Run

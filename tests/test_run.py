@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.errors import ConfigError, CorruptError, LockedError, NotFoundError, UnknownNameError
 from satstore.files import WRITER
 from satstore.logs import check_run_id, find_logs_dir, find_runs, list_runs, make_run, open_run
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_make_run__writes_a_manifest_and_a_config_that_repeats_it(run: Run) -> None:
-    from satstore.config import read_config
+    from satstore.config.grid import read_config
 
     assert run.path.name == CONFIG.experiment
     assert read_config(run.path / "config.json") == [CONFIG]

@@ -18,7 +18,7 @@ from small_data import write_folder
 
 from satstore import session
 from satstore.cli.look import print_layers
-from satstore.config import read_config
+from satstore.config.grid import read_config
 from satstore.errors import ConfigError, CorruptError, MemoryLimitError, MissingStageError, SatstoreError
 from satstore.logs import open_run
 from satstore.pipeline import make_plan, make_runs, run_experiments, run_stages

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from satstore.analysis.spectrum import dimension_table
 from satstore.analysis.tail import find_tail
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.errors import SatstoreError
 from satstore.manifest import LayerRecord, drawn_layers, split_probe_key
 from satstore.run import Run

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from satstore.config import describe
+from satstore.config.validation import describe_invalid
 from satstore.errors import NotFoundError, printable
 from satstore.events import read_events
 from satstore.jobs import Job, list_jobs
@@ -191,7 +191,10 @@ def read_experiment(path: Path, stamp: Stamp, run: Run | None = None) -> _Known 
         return None
     except ValidationError as error:
         return _Known(
-            stamp, Experiment(path, problem=f"manifest.json has a config with {describe(error)}", stamp=stamp)
+            stamp,
+            Experiment(
+                path, problem=f"manifest.json has a config with {describe_invalid(error)}", stamp=stamp
+            ),
         )
     except Exception as error:  # whatever a file may hold, the others must still be listed
         reason = str(error) or type(error).__name__

@@ -71,7 +71,7 @@ def _run(words: list[str], debug: bool) -> int:
     from cyclopts import CycloptsError, UnusedCliTokensError
     from pydantic import ValidationError
 
-    from satstore.config import describe
+    from satstore.config.validation import describe_invalid
 
     try:
         words = _with_stages(words)
@@ -86,7 +86,7 @@ def _run(words: list[str], debug: bool) -> int:
         text = _describe_flags(cause, error) if isinstance(cause, ValidationError) else str(error)
         return _say(text, 2, debug)
     except ValidationError as error:
-        return _say(describe(error), 2, debug)
+        return _say(describe_invalid(error), 2, debug)
     except SatstoreError as error:
         return _say(str(error), 1, debug)
     except KeyboardInterrupt as stop:
@@ -104,7 +104,7 @@ def _with_stages(words: list[str]) -> list[str]:
 
     What is wrong with the config or the run, the command says itself.
     """
-    from satstore.config import read_config
+    from satstore.config.grid import read_config
     from satstore.logs import find_runs
     from satstore.registry import STAGES
 
@@ -134,13 +134,15 @@ def _value(words: list[str], flag: str) -> str | None:
 
 def _describe_flags(cause: "ValidationError", error: "CycloptsError") -> str:
     """Return what pydantic found wrong, by the flags that were typed."""
-    from satstore.config import describe_item
+    from satstore.config.validation import describe_invalid_item
 
     argument = error.argument
     flags = {} if argument is None else {child.keys[-1]: child.name for child in argument.children}
     own = "" if argument is None or flags else argument.name
     items = cause.errors()
-    return "; ".join(describe_item(item, flags.get(str((*item["loc"], "")[0]), own)) for item in items)
+    return "; ".join(
+        describe_invalid_item(item, flags.get(str((*item["loc"], "")[0]), own)) for item in items
+    )
 
 
 def _say(text: str, code: int, debug: bool) -> int:

@@ -504,7 +504,7 @@ app.command(config_app)
 @config_app.command
 def defaults() -> None:
     """Print the config that an empty one stands for, as JSON."""
-    from satstore.config import ExperimentConfig
+    from satstore.config.experiment import ExperimentConfig
 
     print(ExperimentConfig().model_dump_json(indent=2))  # noqa: T201
 
@@ -512,7 +512,7 @@ def defaults() -> None:
 @config_app.command
 def schema() -> None:
     """Print the JSON Schema of configs, by which editors complete and check them."""
-    from satstore.config_schema import describe_schema
+    from satstore.config.schema import describe_schema
 
     print(describe_schema())  # noqa: T201
 

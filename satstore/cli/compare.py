@@ -8,12 +8,12 @@ from satstore.cli.console import say
 from satstore.cli.output import output_file
 from satstore.cli.progress import Bar
 from satstore.commits import is_anything
-from satstore.config import pooling_key
+from satstore.config.experiment import pooling_key
+from satstore.config.naming import name_experiments
 from satstore.errors import ConfigError, NotFoundError
 from satstore.events import Event
 from satstore.logs import open_run
 from satstore.manifest import drawn_layers
-from satstore.naming import name_experiments
 from satstore.run import Run
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ def name_runs(context: Any) -> list[str]:
 
 def name_configs(context: Any) -> list[str]:
     """Return the names of the shipped configs, and the JSON files of the folder that is being typed."""
-    from satstore.config import list_configs
+    from satstore.config.grid import list_configs
 
     folder = Path(context.incomplete or ".").expanduser()
     folder = folder if context.incomplete.endswith("/") else folder.parent
@@ -31,7 +31,7 @@ def name_configs(context: Any) -> list[str]:
 
 def name_figures(context: Any) -> list[str]:
     """Return the names of the paper's figures and tables, and of other configs."""
-    from satstore.config import list_configs
+    from satstore.config.grid import list_configs
 
     return [*(name.rpartition("/")[2] for name in list_configs() if "/" in name), *name_configs(context)]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from satstore.cli.console import say
 from satstore.cli.progress import Bar
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.datasets.preparation import (
     Moves,
     begin_split,

@@ -139,7 +139,7 @@ def check_terminal() -> Iterator[Check]:
 
 def check_data() -> Iterator[Check]:
     """Look at the folder of datasets."""
-    from satstore.config import ExperimentConfig
+    from satstore.config.experiment import ExperimentConfig
 
     folder = ExperimentConfig().data_dir
     if not folder.is_dir():

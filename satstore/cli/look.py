@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from satstore.cli.console import SafeConsole, make_console, say
-from satstore.config import list_configs, read_content
+from satstore.config.grid import list_configs, read_content
 from satstore.errors import ConfigError, CorruptError
 from satstore.logs import find_logs_dir, list_runs, open_run
 from satstore.registry import REGISTRIES, STAGES

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from rich.table import Table
 
 from satstore.cli.console import SafeConsole, make_console
-from satstore.config import ExperimentConfig, find_config, read_config, read_content
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import find_config, read_config, read_content
+from satstore.config.naming import name_experiments
 from satstore.errors import ConfigError, NotFoundError
 from satstore.estimate import (
     PASSES,
@@ -30,7 +32,6 @@ from satstore.estimate import (
 )
 from satstore.logs import find_logs_dir, find_runs
 from satstore.model_plan import ModelPlan, plan_model
-from satstore.naming import name_experiments
 from satstore.registry import DATASETS
 from satstore.run import Run
 from satstore.system.limits import available_memory, free_disk

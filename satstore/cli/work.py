@@ -12,7 +12,8 @@ from satstore.cli import command
 from satstore.cli.command import ended_by_signals
 from satstore.cli.console import make_console, say
 from satstore.cli.progress import Bar
-from satstore.config import ExperimentConfig, read_config
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import read_config
 from satstore.errors import ConfigError, SatstoreError
 from satstore.job_control import start_job
 from satstore.job_record import record_job

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.errors import CorruptError
 from satstore.manifest import LayerRecord
 from satstore.phd_lab.tree import NAME, Original, dotted, read_table, reading

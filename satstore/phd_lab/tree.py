@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satstore.config import LIST_KEYS, ExperimentConfig, describe
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import LIST_KEYS
+from satstore.config.validation import describe_invalid
 from satstore.errors import CorruptError, reason_of
 from satstore.untrusted import read_content
 
@@ -111,7 +113,7 @@ def read_config(original: Original) -> ExperimentConfig:
     except ValueError as error:
         from pydantic import ValidationError
 
-        text = describe(error) if isinstance(error, ValidationError) else str(error)
+        text = describe_invalid(error) if isinstance(error, ValidationError) else str(error)
         raise CorruptError(f"{path}: {text}") from error
 
 

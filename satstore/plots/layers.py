@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from satstore.colors import PROBES, RUNS, SATURATION
+from satstore.config.naming import name_experiments
 from satstore.errors import NotFoundError
 from satstore.manifest import drawn_layers, split_probe_key
-from satstore.naming import name_experiments
 from satstore.plots.style import (
     MARKERS,
     MODEL,

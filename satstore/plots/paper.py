@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from satstore.colors import PROBES, SATURATION
-from satstore.config import ExperimentConfig, pooling_key
-from satstore.naming import KEYS, describe_value, name_experiments, varied_keys
+from satstore.config.experiment import ExperimentConfig, pooling_key
+from satstore.config.naming import KEYS, describe_value, name_experiments, varied_keys
 from satstore.plots.layers import draw_layers, model_accuracy, shown_layers
 from satstore.plots.pixelwise import N_COLUMNS, PIXELWISE, draw_maps, pixelwise_maps
 from satstore.plots.style import MODEL, NOTE, break_text, legend_below, with_plain_names

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from satstore.config import pooling_key
+from satstore.config.experiment import pooling_key
+from satstore.config.keys import split_latents_key
 from satstore.consent import remember_place
 from satstore.errors import ConfigError
-from satstore.latent_key import split_latents_key
 from satstore.location import Folder, join, locate
 from satstore.manifest import LATENTS, Manifest, checkpoint_name
 from satstore.names import as_key

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from pydantic import BaseModel, ByteSize, ValidationError
 from pydantic.fields import FieldInfo
 
-from satstore.config import describe_item
+from satstore.config.validation import describe_invalid_item
 from satstore.registry import STAGES
 from satstore.stages.stage import join_parameters
 
@@ -128,7 +128,7 @@ def check_texts(
     except ValidationError as error:
         for item in error.errors():
             name = str(item["loc"][0])
-            errors.setdefault(name, describe_item(item, flag_of(name, model.model_fields[name])))
+            errors.setdefault(name, describe_invalid_item(item, flag_of(name, model.model_fields[name])))
     return values, errors
 
 

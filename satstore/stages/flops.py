@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.errors import ConfigError, SatstoreError, reason_of
 from satstore.run import Run
 from satstore.stages.stage import Overwrite, Stage, StageParameters

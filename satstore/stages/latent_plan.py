@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from satstore.commits import Damage, is_anything
+from satstore.config.keys import describe_latents_key, groups_of, split_latents_key
 from satstore.errors import ConfigError, NotFoundError
 from satstore.files import Digest
-from satstore.latent_key import describe_latents_key, groups_of, split_latents_key
 from satstore.location import Location
 from satstore.manifest import LatentsRecord, checkpoint_name
 from satstore.names import Key, as_key

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
-from satstore.config import DeviceName
+from satstore.config.experiment import DeviceName
 from satstore.errors import ConfigError, SatstoreError
 from satstore.manifest import EPOCH_PART, IMPORTED, ProbesRecord, probe_key, split_probe_key
 from satstore.run import Run

@@ -11,8 +11,8 @@ from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from satstore.commits import is_anything
+from satstore.config.keys import split_latents_key
 from satstore.errors import ConfigError, CorruptError, NotFoundError, NumericsError, SatstoreError
-from satstore.latent_key import split_latents_key
 from satstore.manifest import split_probe_key
 from satstore.run import Run
 from satstore.system.memory import forget_peak, peak_bytes

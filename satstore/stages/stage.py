@@ -18,9 +18,9 @@ from pydantic import (
     create_model,
 )
 
-from satstore.config import DeviceName, Pooling, pooling_key
+from satstore.config.experiment import DeviceName, Pooling, pooling_key
+from satstore.config.keys import latents_key
 from satstore.errors import ConfigError, NotFoundError
-from satstore.latent_key import latents_key
 from satstore.location import locate
 from satstore.manifest import checkpoint_name
 from satstore.registry import STAGES, suggest

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
 from satstore.analysis.rows import BlockRows, Floats
+from satstore.config.keys import EPOCHS, latents_key
 from satstore.errors import NotFoundError, UnknownNameError
-from satstore.latent_key import EPOCHS, latents_key
 from satstore.location import Location, locate
 from satstore.registry import suggest
 from satstore.store.layout import (

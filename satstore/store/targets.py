@@ -9,8 +9,8 @@ import zarr
 from numpy.typing import NDArray
 
 from satstore.commits import Committed
+from satstore.config.keys import groups_of, split_latents_key
 from satstore.errors import CorruptError
-from satstore.latent_key import groups_of, split_latents_key
 from satstore.store.durable import DurableStore, open_or_mend
 from satstore.store.layout import (
     Array,

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.commits import CommitLog, is_under
+from satstore.config.keys import groups_of
 from satstore.errors import ConfigError
-from satstore.latent_key import groups_of
 from satstore.location import Location
 from satstore.store.durable import open_store
 from satstore.store.layout import FLOAT16_MANTISSA_BITS, MAX_ENCODERS, Shapes, check_shards_fit

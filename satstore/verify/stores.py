@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.commits import Damage, find_damage, is_under
+from satstore.config.keys import key_above, split_latents_key
 from satstore.errors import CorruptError, NotFoundError
 from satstore.files import Digest
-from satstore.latent_key import key_above, split_latents_key
 from satstore.location import Location
 from satstore.manifest import IMPORTED, checkpoint_name
 from satstore.names import Key, as_key

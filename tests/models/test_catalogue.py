@@ -14,7 +14,7 @@ from kinds import in_tiers
 from phd_lab_counts import COUNTS
 from torch import nn
 
-from satstore.config import read_config
+from satstore.config.grid import read_config
 from satstore.errors import ConfigError, UnknownNameError
 from satstore.model_plan import plan_model
 from satstore.models import ROWS

@@ -21,7 +21,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Static
 
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.errors import SatstoreError
 from satstore.logs import make_run
 from satstore.manifest import Manifest, StageRecord, StageStatus

@@ -26,7 +26,7 @@ from textual.pilot import Pilot
 from textual.widgets import Button, Checkbox, Input, Select, Static
 from textual.widgets.select import InvalidSelectValueError
 
-from satstore.config import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
 from satstore.jobs import list_jobs
 from satstore.logs import make_run
 from satstore.registry import STAGES

@@ -13,7 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Footer
 
-from satstore.naming import name_experiments
+from satstore.config.naming import name_experiments
 from satstore.system.text import clean
 from tui.colors import CURSOR, MARKERS, RUNS
 from tui.curves import DELTAS, Float64, RunCurves, read_curves

@@ -14,10 +14,11 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.suggester import SuggestFromList
 from textual.widgets import Button, Checkbox, Footer, Input, Select
 
-from satstore.config import ExperimentConfig, list_configs, read_config
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import list_configs, read_config
+from satstore.config.naming import name_experiments
 from satstore.errors import ConfigError, SatstoreError
 from satstore.logs import check_run_id, find_runs
-from satstore.naming import name_experiments
 from satstore.registry import STAGES
 from satstore.stages.flags import Entry, check_texts, describe_entries, flag_words, stage_model
 from satstore.stages.stage import StageParameters

@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from satstore.config import LIST_KEYS, NAMED_KEYS, ExperimentConfig
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import LIST_KEYS, NAMED_KEYS
 
 
 def config_schema() -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from satstore.config import NOT_TRAINING, ExperimentConfig
+from satstore.config.experiment import NOT_TRAINING, ExperimentConfig
 from satstore.system.text import clean, counted
 
 FIRST = ("epoch", "optimizer", "seed", "batch_size")

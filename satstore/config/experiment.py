@@ -1,19 +1,13 @@
-"""Configs: read a JSON file, check it, and expand its lists into the experiments of a grid."""
+"""The fields of an experiment, and what pydantic finds wrong with them in one line."""
 
 import hashlib
-import itertools
 import json
 import os
 import re
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-
-from satstore.errors import ConfigError, NotFoundError, SatstoreError
-from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, Registry, load_plugins, suggest
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _check_pooling(text: str) -> str:
@@ -61,10 +55,6 @@ def pooling_flag(key: str) -> str:
 def _as_ours(name: object) -> object:
     """Return our word for what delve calls otherwise."""
     return {"last_timestep": "last", "timestepwise": "every"}.get(str(name), name)
-
-
-CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parents[1] / "configs")
-"""Where the shipped configs lie: inside an installed wheel, and in a checkout."""
 
 
 class ExperimentConfig(BaseModel):
@@ -206,169 +196,3 @@ NOT_TRAINING = frozenset(
     }
 )
 """Keys that an experiment's weights, metrics and spectra don't depend on: they are not in its digest."""
-
-LIST_KEYS = frozenset({"metrics", "pooling", "latent_epochs", "stages", "plugins"})
-"""Keys whose value is one list; a list under any other key multiplies out."""
-
-NAMED_KEYS: Mapping[str, Registry] = {
-    "model": MODELS,
-    "dataset": DATASETS,
-    "optimizer": OPTIMIZERS,
-    "metrics": METRICS,
-    "stages": STAGES,
-}
-
-
-def find_config(name: str) -> Path:
-    """Return the path of a config: a file, or the name of a shipped one such as ``demo``.
-
-    Raises
-    ------
-    NotFoundError
-        If there is no such file and no such shipped config.
-    """
-    with suppress(OSError):  # a name that is too long for a file, or in a folder that can't be entered
-        if Path(name).is_file():
-            return Path(name)
-    shipped = list_configs()
-    if name.removesuffix(".json") in shipped:
-        return shipped[name.removesuffix(".json")]
-    raise NotFoundError(
-        f"no config file {name!r}, and no shipped config of that name{suggest(name, shipped)}"
-    )
-
-
-def list_configs() -> dict[str, Path]:
-    """Return the shipped configs: name, such as ``section3.3/figure3``, to path."""
-    folder = next((f for f in CONFIG_FOLDERS if f.is_dir()), CONFIG_FOLDERS[0])
-    return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.json"))}
-
-
-def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig]:
-    """Read a config and expand its lists into the grid of experiments.
-
-    Parameters
-    ----------
-    source
-        A path, the name of a shipped config, or the config's content.
-
-    Returns
-    -------
-    list of ExperimentConfig
-        In the order of the config's keys, the last list varying fastest; equal points once.
-
-    Raises
-    ------
-    ConfigError
-        If it is no JSON object, or has an unknown key, name or value.
-    NotFoundError
-        If there is no such file.
-    """
-    if isinstance(source, Mapping):
-        return expand(dict(source))
-    path = find_config(str(source))
-    content = read_content(path)
-    try:
-        return expand(content)
-    except ConfigError as error:
-        raise type(error)(f"{path}: {error}") from error
-
-
-def read_content(path: Path) -> dict[str, Any]:
-    """Read a config's JSON object as it stands, its keys and values unchecked.
-
-    Raises
-    ------
-    ConfigError
-        If it is no JSON object, or has a key twice.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once_each)
-    except json.JSONDecodeError as error:
-        raise ConfigError(
-            f"{path} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} can't be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} holds a JSON {type(content).__name__}; expected an object of config keys")
-    return content
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dict of a JSON object's pairs; of two values for one key, none can be meant to win."""
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ConfigError(f"the key {twice!r} is there twice")
-    return content
-
-
-def expand(content: dict[str, Any]) -> list[ExperimentConfig]:
-    """Multiply a config's lists out; see :func:`read_config`."""
-    content = {key: value for key, value in content.items() if key != "$schema"}  # a hint for editors
-    known = ExperimentConfig.model_fields
-    for key in content:
-        if key not in known:
-            raise ConfigError(f"unknown config key {key!r}{suggest(key, known)}")
-    for key in LIST_KEYS & content.keys():
-        if not isinstance(content[key], list | tuple):
-            raise ConfigError(f"{key!r} takes a list, found {content[key]!r}")
-    for key, value in content.items():
-        if (
-            key not in ("plugins", "metrics", "latent_epochs")
-            and isinstance(value, list | tuple)
-            and not value
-        ):
-            raise ConfigError(f"{key!r} is an empty list; give one value at least")
-    load_plugins(map(str, content.get("plugins", ())))
-    axes = [
-        [(key, value)] if key in LIST_KEYS or not isinstance(value, list) else [(key, v) for v in value]
-        for key, value in content.items()
-    ]
-    points = [_make_config(dict(point)) for point in itertools.product(*axes)]
-    return list(dict.fromkeys(points))
-
-
-def _make_config(content: dict[str, Any]) -> ExperimentConfig:
-    if "pooling" in content:  # numbers are as good as digits in a config
-        content["pooling"] = list(dict.fromkeys(str(p) for p in content["pooling"]))
-    try:
-        config = ExperimentConfig.model_validate(content)
-    except ValidationError as error:
-        raise ConfigError(describe(error)) from error
-    for key, registry in NAMED_KEYS.items():
-        value = getattr(config, key)
-        for name in (value,) if isinstance(value, str) else value:
-            registry.entry(name)
-    for key in ("layers", "exclude_layers"):
-        try:
-            re.compile(getattr(config, key) or "")
-        except re.error as error:
-            raise ConfigError(
-                f"{key!r}: {getattr(config, key)!r} is no regular expression: {error}"
-            ) from error
-    late = [epoch for epoch in config.latent_epochs if epoch >= config.epoch]
-    if late:
-        raise ConfigError(
-            f"'latent_epochs': {late[0]} is past the last of {config.epoch} epochs, which is "
-            f"{config.epoch - 1}: they are counted from 0"
-        )
-    return config
-
-
-def describe(error: ValidationError) -> str:
-    """Return what pydantic found wrong, in one line: the key, what was found and what was expected."""
-    return "; ".join(map(describe_item, error.errors()))
-
-
-def describe_item(item: Mapping[str, Any], flag: str = "") -> str:
-    """Return one of the things that pydantic found wrong, by its key, or by the flag that was typed."""
-    key = flag or repr(".".join(str(place) for place in item["loc"]))
-    text = item["msg"].removeprefix("Value error, ")
-    # An error of our own says what was found, or must not say it: a URL with a password in it.
-    is_own = isinstance(item.get("ctx", {}).get("error"), SatstoreError)
-    shown = f"{item['input']!r}"
-    found = "" if is_own else f", found {shown if len(shown) <= 200 else f'{shown[:200]}…'}"
-    return f"{key}: {text[0].lower()}{text[1:]}{found}"
