@@ -28,12 +28,12 @@ import numpy as np
 from features import make_store
 from threadpoolctl import threadpool_limits
 
-from satstore.analysis.crew import crew_of_threads
-from satstore.analysis.engine import ThreadEngine
-from satstore.analysis.logistic import LogisticProbe
-from satstore.analysis.logistic_loss import LossQuery
-from satstore.analysis.logistic_solver import Objective
-from satstore.analysis.rows import ArrayRows
+from satstore.analysis.logistic.engine import ThreadEngine
+from satstore.analysis.logistic.estimator import LogisticProbe
+from satstore.analysis.logistic.loss import LossQuery
+from satstore.analysis.logistic.solver import Objective
+from satstore.analysis.logistic.tile_threads import crew_of_threads
+from satstore.analysis.row_source import ArrayRows
 from satstore.store import open_latents
 from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
 

@@ -10,8 +10,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from satstore.advice import advise_on
-    from satstore.analysis.logistic import LogisticProbe
-    from satstore.analysis.receptive_field import receptive_field
+    from satstore.analysis.logistic.estimator import LogisticProbe
+    from satstore.analysis.receptive_field.table import receptive_field
     from satstore.config.experiment import ExperimentConfig
     from satstore.config.grid import read_config
     from satstore.errors import SatstoreError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ExperimentConfig": "satstore.config.experiment",
-    "LogisticProbe": "satstore.analysis.logistic",
+    "LogisticProbe": "satstore.analysis.logistic.estimator",
     "Run": "satstore.run",
     "SaturationTracker": "satstore.tracker",
     "SatstoreError": "satstore.errors",
@@ -35,7 +35,7 @@ _MODULES = {
     "open_latents": "satstore.store",
     "open_run": "satstore.logs",
     "read_config": "satstore.config.experiment",
-    "receptive_field": "satstore.analysis.receptive_field",
+    "receptive_field": "satstore.analysis.receptive_field.table",
     "record": "satstore.recording",
     "run_experiments": "satstore.pipeline",
 }

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from satstore.analysis.layers import LAYER_TYPES
+from satstore.analysis.compiled_models import called_when_compiled
+from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.analysis.moments import Moments, NonFiniteError
-from satstore.compiled import called_when_compiled
 from satstore.errors import ConfigError
 from satstore.samples import ConvMethod, Pooling, batch_first_output, pool_latent, to_samples
 

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from satstore.analysis.crew import Crew, crew_of_one, lasting_crew
-from satstore.analysis.engine import (
+from satstore.analysis.feature_moments import FeatureMoments, feature_moments
+from satstore.analysis.floats import Floats
+from satstore.analysis.logistic.engine import (
     Query,
     Sums,
     check_sums,
@@ -25,9 +26,11 @@ from satstore.analysis.engine import (
     sum_in_order,
     sums_of_spans,
 )
-from satstore.analysis.evaluation import class_codes
-from satstore.analysis.logistic_loss import Codes
-from satstore.analysis.rows import Floats, Moments, Rows, feature_moments, tile_height
+from satstore.analysis.logistic.evaluation import class_codes
+from satstore.analysis.logistic.loss import Codes
+from satstore.analysis.logistic.tile_threads import Crew, crew_of_one, lasting_crew
+from satstore.analysis.row_source import Rows
+from satstore.analysis.tiles import tile_height
 from satstore.errors import ClusterError, reason_of
 from satstore.store import LatentArray, open_latents
 from satstore.system.cores import count_cores
@@ -152,7 +155,7 @@ def _take_large_queries() -> None:
 
 
 class ClusterEngine:
-    """Passes over a layer's latents on a cluster; see :class:`satstore.analysis.engine.Engine`."""
+    """Passes over a layer's latents on a cluster; see :class:`satstore.analysis.logistic.engine.Engine`."""
 
     def __init__(self, cluster: Cluster, source: LatentSource, n_logits: int) -> None:
         # A thread of this process, for what is read here.
@@ -160,7 +163,7 @@ class ClusterEngine:
         self._rows = source.rows()
         self._spans = make_spans(self._rows.shape[0], tile_height(self._rows.shape[1], n_logits))
 
-    def moments(self) -> Moments:
+    def moments(self) -> FeatureMoments:
         """Return the features' moments, which the store has as a rule."""
         return feature_moments(self._rows, self._crew.reader)
 

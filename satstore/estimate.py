@@ -152,8 +152,8 @@ def probe_memory(plan: ModelPlan, counts: Counts, n_threads: int, base_bytes: in
     base_bytes
         The interpreter with all libraries loaded.
     """
-    from satstore.analysis.coordinates import Problem
-    from satstore.analysis.memory import fit_bytes
+    from satstore.analysis.logistic.memory import fit_bytes
+    from satstore.analysis.logistic.preconditioner import Problem
 
     problems = [
         Problem(
@@ -307,8 +307,8 @@ class Base:
 
 def measure_base() -> Base:
     """Load what the stages load, and see how much that took; to be called first."""
-    import satstore.analysis.evaluation
-    import satstore.analysis.logistic_solver
+    import satstore.analysis.logistic.evaluation
+    import satstore.analysis.logistic.solver
     import satstore.store
     from satstore.system.memory import resident_bytes
 

@@ -29,7 +29,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from satstore.analysis.evaluation import EvaluationQuery
+from satstore.analysis.logistic.evaluation import EvaluationQuery
 from satstore.cli.look import describe_layers, print_layers
 from satstore.cluster import Cluster, ClusterEngine, LatentSource, join_cluster, start_cluster
 from satstore.config.experiment import ExperimentConfig

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.analysis.rows import Rows
+from satstore.analysis.row_source import Rows
 from satstore.errors import ConfigError, MemoryLimitError
 
 Float64 = NDArray[np.float64]

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from satstore.analysis.layers import LAYER_TYPES
+from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.errors import ConfigError, reason_of
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from satstore.analysis.graph import trace_without_values
-from satstore.analysis.layers import LAYER_TYPES
+from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.errors import ConfigError
 from satstore.models.build import build_model, resolution_step, smallest_resolution
 

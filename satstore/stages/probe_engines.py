@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.analysis.coordinates import Problem
-from satstore.analysis.crew import crew_of_threads
-from satstore.analysis.engine import Engine, ThreadEngine
-from satstore.analysis.evaluation import EvaluationQuery, EvaluationSums, class_codes
-from satstore.analysis.logistic_solver import Solution, solve
-from satstore.analysis.memory import fit_bytes, problems_at_once
-from satstore.analysis.rows import BlockRows, Floats, Rows, widen
+from satstore.analysis.floats import Floats, widen
+from satstore.analysis.logistic.engine import Engine, ThreadEngine
+from satstore.analysis.logistic.evaluation import EvaluationQuery, EvaluationSums, class_codes
+from satstore.analysis.logistic.memory import fit_bytes, problems_at_once
+from satstore.analysis.logistic.preconditioner import Problem
+from satstore.analysis.logistic.solver import Solution, solve
+from satstore.analysis.logistic.tile_threads import crew_of_threads
+from satstore.analysis.row_source import BlockRows, Rows
 from satstore.stages.probe_fit import Fit, Means, Splits
 from satstore.store import LatentArray
 from satstore.system.cores import count_cores
@@ -122,7 +123,7 @@ def make_engines(
             if means.device is not None:
                 import torch
 
-                from satstore.analysis.torch_engine import TorchEngine
+                from satstore.analysis.logistic.torch_engine import TorchEngine
 
                 engines[split] = TorchEngine(rows, codes, n_logits, crew, torch.device(means.device))
             else:

@@ -12,7 +12,8 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import LocalStore
 
-from satstore.analysis.rows import BlockRows, Floats
+from satstore.analysis.floats import Floats
+from satstore.analysis.row_source import BlockRows
 from satstore.config.keys import EPOCHS, latents_key
 from satstore.errors import NotFoundError, UnknownNameError
 from satstore.location import Location, locate

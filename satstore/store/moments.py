@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.analysis.rows import widen
+from satstore.analysis.floats import widen
 
 BLOCK_ROWS = 32
 

@@ -16,7 +16,7 @@ import numpy as np
 from numcodecs import blosc
 from numpy.typing import NDArray
 
-from satstore.analysis.rows import Floats, widen
+from satstore.analysis.floats import Floats, widen
 from satstore.store.layout import Array
 from satstore.untrusted import check_folders, open_file
 

@@ -7,9 +7,9 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from satstore.analysis.layers import LAYER_TYPES
+from satstore.analysis.compiled_models import uncompiled
+from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.analysis.spectrum import Definition
-from satstore.compiled import uncompiled
 from satstore.errors import ConfigError
 from satstore.samples import ConvMethod, batch_first_output, to_samples
 

@@ -15,10 +15,10 @@ from typing import Any, Self
 import numpy as np
 from torch import nn
 
-from satstore.analysis.layers import LAYER_TYPES
+from satstore.analysis.compiled_models import prepare_to_compile
+from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.analysis.spectrum import Definition
 from satstore.capture import Recorder, take_room
-from satstore.compiled import prepare_to_compile
 from satstore.errors import ConfigError
 from satstore.samples import ConvMethod
 from satstore.tracker.layers import (

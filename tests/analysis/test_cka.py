@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from satstore.analysis.cka import linear_cka
-from satstore.analysis.rows import ArrayRows
+from satstore.analysis.row_source import ArrayRows
 from satstore.errors import ConfigError, MemoryLimitError
 
 Array = NDArray[np.float32]

@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 
-from satstore.analysis import coordinates as coordinates_module
-from satstore.analysis.coordinates import SAMPLE_VALUES, SHRINKAGE, Coordinates, Problem
-from satstore.analysis.crew import crew_of_threads
-from satstore.analysis.engine import ThreadEngine
-from satstore.analysis.logistic_solver import solve
-from satstore.analysis.rows import ArrayRows, BlockRows, Moments
+from satstore.analysis.feature_moments import FeatureMoments
+from satstore.analysis.logistic import preconditioner as coordinates_module
+from satstore.analysis.logistic.engine import ThreadEngine
+from satstore.analysis.logistic.preconditioner import SAMPLE_VALUES, SHRINKAGE, Coordinates, Problem
+from satstore.analysis.logistic.solver import solve
+from satstore.analysis.logistic.tile_threads import crew_of_threads
+from satstore.analysis.row_source import ArrayRows, BlockRows
 from satstore.errors import NumericsError
 
 
@@ -20,7 +21,7 @@ def make(n=4000, n_features=30, n_positions=1, n_classes=4):
     rng = np.random.default_rng(0)
     rows = correlated(n, n_features, rng)
     problem = Problem(n, n_features, n_classes, 1.0, 1e-4, 100, n_positions)
-    moments = Moments(rows.mean(axis=0), rows.std(axis=0))
+    moments = FeatureMoments(rows.mean(axis=0), rows.std(axis=0))
     return rows, problem, Coordinates.of(moments, rows[:: n // problem.n_sample], problem)
 
 
@@ -55,7 +56,7 @@ def test_coordinates__make_the_objective_as_curved_in_all_directions(n_positions
 
 def test_coordinates__of_no_sample_scale_alone():
     rows, problem, _ = make()
-    moments = Moments(rows.mean(axis=0), rows.std(axis=0))
+    moments = FeatureMoments(rows.mean(axis=0), rows.std(axis=0))
     coordinates = Coordinates.of(moments, np.empty((0, 30)), problem)
     weights, _ = coordinates.model(np.ones(problem.shape))
     assert weights == pytest.approx(np.broadcast_to(coordinates.scale[:, None, :-1], weights.shape))

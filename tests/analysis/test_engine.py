@@ -6,15 +6,15 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 
-from satstore.analysis import rows as rows_module
-from satstore.analysis.coordinates import Problem
-from satstore.analysis.crew import crew_of_threads
-from satstore.analysis.engine import MAX_SPANS, ThreadEngine, make_spans, sum_in_order, sums_of_spans
-from satstore.analysis.evaluation import EvaluationQuery
-from satstore.analysis.logistic_loss import LossQuery
-from satstore.analysis.logistic_solver import solve
-from satstore.analysis.rows import ArrayRows, BlockRows
-from satstore.analysis.torch_engine import TorchEngine
+from satstore.analysis import row_source as rows_module
+from satstore.analysis.logistic.engine import MAX_SPANS, ThreadEngine, make_spans, sum_in_order, sums_of_spans
+from satstore.analysis.logistic.evaluation import EvaluationQuery
+from satstore.analysis.logistic.loss import LossQuery
+from satstore.analysis.logistic.preconditioner import Problem
+from satstore.analysis.logistic.solver import solve
+from satstore.analysis.logistic.tile_threads import crew_of_threads
+from satstore.analysis.logistic.torch_engine import TorchEngine
+from satstore.analysis.row_source import ArrayRows, BlockRows
 from satstore.errors import NumericsError
 
 N, P, C = 400, 6, 5

@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import minimize as scipy_minimize
 from scipy.optimize import rosen, rosen_der
 
-from satstore.analysis.lbfgs import Ends, Evaluation, minimize
+from satstore.analysis.logistic.lbfgs import Ends, Evaluation, minimize
 
 
 def evaluate_rosen(points, _):

@@ -18,11 +18,11 @@ from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from satstore.analysis import logistic_solver
-from satstore.analysis import rows as rows_module
-from satstore.analysis.engine import sum_in_order
-from satstore.analysis.logistic import LogisticProbe, evaluate
-from satstore.analysis.logistic_loss import LossQuery, binomial_loss, softmax_loss, tile_loss_and_gradient
+from satstore.analysis import row_source as rows_module
+from satstore.analysis.logistic import solver
+from satstore.analysis.logistic.engine import sum_in_order
+from satstore.analysis.logistic.estimator import LogisticProbe, evaluate
+from satstore.analysis.logistic.loss import LossQuery, binomial_loss, softmax_loss, tile_loss_and_gradient
 from satstore.errors import ConfigError, NumericsError
 
 
@@ -119,7 +119,7 @@ def test_probe__goes_on_in_float64_where_float32_can_get_no_further(monkeypatch)
     residuals = np.exp(log_softmax(logits, axis=1)) - np.eye(3)[y]
     assert np.abs(residuals.T @ wide + probe.coef_).max() / len(y) < 2.1e-7
     assert np.abs(residuals.mean(axis=0)).max() < 2.1e-7
-    monkeypatch.setattr(logistic_solver, "PRECISIONS", logistic_solver.PRECISIONS[:1])
+    monkeypatch.setattr(solver, "PRECISIONS", solver.PRECISIONS[:1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         assert LogisticProbe(tol=2e-7).fit(X, y).n_iter_ < probe.n_iter_

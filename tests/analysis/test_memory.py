@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from satstore.analysis.coordinates import Problem
-from satstore.analysis.logistic import LogisticProbe
-from satstore.analysis.memory import fit_bytes, problems_at_once
-from satstore.analysis.rows import BlockRows
+from satstore.analysis.logistic.estimator import LogisticProbe
+from satstore.analysis.logistic.memory import fit_bytes, problems_at_once
+from satstore.analysis.logistic.preconditioner import Problem
+from satstore.analysis.row_source import BlockRows
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

@@ -13,7 +13,7 @@ from kinds import in_tiers
 from torch import Tensor, nn
 
 import satstore
-from satstore.analysis.receptive_field import receptive_field
+from satstore.analysis.receptive_field.table import receptive_field
 from satstore.errors import ConfigError
 from satstore.models.build import build_model, resolution_step
 from satstore.registry import MODELS

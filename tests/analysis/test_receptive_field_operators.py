@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
 from satstore.analysis.graph import trace_without_values
-from satstore.analysis.receptive_field import receptive_field
+from satstore.analysis.receptive_field.table import receptive_field
 from satstore.errors import ConfigError
 from satstore.models.build import build_model, resolution_step, smallest_resolution
 from satstore.models.details import measure_depth

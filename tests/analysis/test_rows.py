@@ -11,18 +11,10 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from satstore.analysis.rows import (
-    TILE_BYTES,
-    TILE_MAX_ROWS,
-    ArrayRows,
-    BlockRows,
-    Rows,
-    feature_moments,
-    lazy_rows,
-    tile_height,
-    tiles,
-    widen,
-)
+from satstore.analysis.feature_moments import feature_moments
+from satstore.analysis.floats import widen
+from satstore.analysis.row_source import ArrayRows, BlockRows, Rows, lazy_rows
+from satstore.analysis.tiles import TILE_BYTES, TILE_MAX_ROWS, tile_height, tiles
 from satstore.errors import ConfigError, NumericsError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from satstore.analysis.field_lines import Field
+from satstore.analysis.receptive_field.lines import Field
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from satstore.analysis.field_lines import Field
-from satstore.analysis.field_walk import FieldMode, ListIndices, Unknown, ValueNeededError
-from satstore.analysis.field_windows import attend_in_windows
+from satstore.analysis.compiled_models import uncompiled
 from satstore.analysis.graph import without_values
-from satstore.analysis.layers import LAYER_TYPES
-from satstore.compiled import uncompiled
+from satstore.analysis.layer_types import LAYER_TYPES
+from satstore.analysis.receptive_field.forward_pass import FieldMode, ListIndices, Unknown, ValueNeededError
+from satstore.analysis.receptive_field.lines import Field
+from satstore.analysis.receptive_field.window_rules import attend_in_windows
 from satstore.errors import ConfigError, reason_of
 
 if TYPE_CHECKING:

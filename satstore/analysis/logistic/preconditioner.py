@@ -10,7 +10,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.analysis.rows import Floats, Moments
+from satstore.analysis.feature_moments import FeatureMoments
+from satstore.analysis.floats import Floats
 
 Float64s = NDArray[np.float64]
 
@@ -103,7 +104,7 @@ class Coordinates:
     gain: Float64s
 
     @classmethod
-    def of(cls, moments: Moments, sample: Floats, problem: Problem) -> Self:
+    def of(cls, moments: FeatureMoments, sample: Floats, problem: Problem) -> Self:
         """Make the coordinates for the features' moments, and a sample (m, P · C) of the rows."""
         mean, std = (values.reshape(problem.n_positions, -1) for values in moments)
         relative = np.abs(mean) * np.sqrt(problem.strength / (1 + problem.strength * std**2))

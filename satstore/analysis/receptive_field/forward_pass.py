@@ -16,13 +16,19 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from satstore.analysis.field import Reach
-from satstore.analysis.field_call import Call
-from satstore.analysis.field_lines import Field, Line
-from satstore.analysis.field_measure import UnmeasurableError, measure
-from satstore.analysis.field_moves import constant_field, find_moved_axes, move_field, of_shape, overwrite
-from satstore.analysis.field_places import Places, compress, reshape
-from satstore.analysis.field_rules import ONLY_MAP, RULES, is_elementwise, merge
+from satstore.analysis.receptive_field.call import Call
+from satstore.analysis.receptive_field.lines import Field, Line
+from satstore.analysis.receptive_field.measure import UnmeasurableError, measure
+from satstore.analysis.receptive_field.moves import (
+    constant_field,
+    find_moved_axes,
+    move_field,
+    of_shape,
+    overwrite,
+)
+from satstore.analysis.receptive_field.places import Places, compress, reshape
+from satstore.analysis.receptive_field.reach import Reach
+from satstore.analysis.receptive_field.rules import ONLY_MAP, RULES, is_elementwise, merge
 from satstore.errors import reason_of
 
 MOST_VALUES = 1_000_000

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from satstore.analysis.crew import Crew
-from satstore.analysis.engine import Query, Sums, ThreadEngine, check_sums
-from satstore.analysis.logistic_loss import Codes, LossQuery, LossSums
+from satstore.analysis.floats import as_floats
+from satstore.analysis.logistic.engine import Query, Sums, ThreadEngine, check_sums
+from satstore.analysis.logistic.loss import Codes, LossQuery, LossSums
+from satstore.analysis.logistic.tile_threads import Crew
 from satstore.analysis.moments import full_precision
-from satstore.analysis.rows import Rows, as_floats, stored_tiles, tile_height
+from satstore.analysis.row_source import Rows
+from satstore.analysis.tiles import stored_tiles, tile_height
 
 # Of a device's free memory, what rows may stay in.
 KEPT_SHARE = 0.6

@@ -1,7 +1,7 @@
 """What fits take in memory, in bytes: projected before they begin."""
 
-from satstore.analysis.coordinates import Problem
-from satstore.analysis.rows import tile_height
+from satstore.analysis.logistic.preconditioner import Problem
+from satstore.analysis.tiles import tile_height
 
 # The solver's vectors, per coefficient of the problems that it solves at once: its history of 10 pairs of
 # float32 and, in float64, its points, gradients, directions and sums: 170 bytes with the results, measured.

@@ -12,19 +12,12 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from satstore.analysis.crew import Crew
-from satstore.analysis.logistic_loss import Codes, Float64s
-from satstore.analysis.rows import (
-    Floats,
-    Moments,
-    Reader,
-    Rows,
-    as_floats,
-    feature_moments,
-    nonfinite_error,
-    tile_height,
-    tile_readers,
-)
+from satstore.analysis.feature_moments import FeatureMoments, feature_moments, nonfinite_error
+from satstore.analysis.floats import Floats, as_floats
+from satstore.analysis.logistic.loss import Codes, Float64s
+from satstore.analysis.logistic.tile_threads import Crew
+from satstore.analysis.row_source import Rows
+from satstore.analysis.tiles import Reader, tile_height, tile_readers
 
 MAX_SPANS = 16
 """Spans of a pass at most: among so many workers it can be shared out; each hands on its sums."""
@@ -55,7 +48,7 @@ class Query(Protocol[Sums_co]):
 class Engine(Protocol):
     """Computes sums over all rows."""
 
-    def moments(self) -> Moments:
+    def moments(self) -> FeatureMoments:
         """Return each feature's mean and standard deviation, (n_features,).
 
         Raises
@@ -175,7 +168,7 @@ class ThreadEngine:
         self._rows, self._codes, self._crew = rows, codes, crew
         self._spans = make_spans(rows.shape[0], tile_height(rows.shape[1], n_logits))
 
-    def moments(self) -> Moments:
+    def moments(self) -> FeatureMoments:
         """Return the features' moments; see :meth:`Engine.moments`."""
         return feature_moments(self._rows, self._crew.reader)
 

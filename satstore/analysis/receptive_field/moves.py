@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from satstore.analysis.field_lines import Field, Line, line_of
-from satstore.analysis.field_places import NOTHING, Places
+from satstore.analysis.receptive_field.lines import Field, Line, line_of
+from satstore.analysis.receptive_field.places import NOTHING, Places
 
 
 def of_shape(field: Field, output: Tensor) -> Field:

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import Tensor
 
-from satstore.analysis.field import conv_taps, spread_taps
-from satstore.analysis.field_call import Call, merge_fields
-from satstore.analysis.field_lines import Field, Line
-from satstore.analysis.field_measure import measure_resize
+from satstore.analysis.receptive_field.call import Call, merge_fields
+from satstore.analysis.receptive_field.lines import Field, Line
+from satstore.analysis.receptive_field.measure import measure_resize
+from satstore.analysis.receptive_field.reach import conv_taps, spread_taps
 
 Reads = tuple[Sequence[Sequence[int]], int]
-"""What positions read, by phase, and the step of a period; see satstore.analysis.field.Reach.read."""
+"""What positions read, by phase, and the step of a period; see :meth:`.reach.Reach.read`."""
 
 
 def convolve(call: Call) -> Field:

@@ -1,9 +1,9 @@
 """What each element of a tensor sees of the image, along its height and its width.
 
 A :class:`Line` holds, for one axis of the image, which positions of a map each element reads, and what these
-positions see (:class:`~satstore.analysis.field.Reach`). What only moves elements (reshape, permute, slices)
-moves these numbers; a window over evenly spaced positions changes the reach, so that borders are not cut.
-Where positions aren't evenly spaced, windows are taken element by element, within the tensor.
+positions see (:class:`.reach.Reach`). What only moves elements (reshape, slices) moves these numbers; a
+window over evenly spaced positions changes the reach, so that borders are not cut. Where positions aren't
+evenly spaced, windows are taken element by element, within the tensor.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,8 +14,8 @@ from math import ceil
 
 import numpy as np
 
-from satstore.analysis.field import Reach
-from satstore.analysis.field_places import NOTHING, Places, compress, find_reads
+from satstore.analysis.receptive_field.places import NOTHING, Places, compress, find_reads
+from satstore.analysis.receptive_field.reach import Reach
 
 
 @dataclass(frozen=True, eq=False)

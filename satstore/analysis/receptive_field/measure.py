@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from satstore.analysis.field_places import NOTHING, Places, compress
+from satstore.analysis.receptive_field.places import NOTHING, Places, compress
 
 SEED = 0
 MOST_PLACES = 1024

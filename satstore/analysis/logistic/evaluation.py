@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.analysis.logistic_loss import Codes, Float64s, as_maps, class_logits, softmax_loss, tile_logits
-from satstore.analysis.rows import Floats
+from satstore.analysis.floats import Floats
+from satstore.analysis.logistic.loss import Codes, Float64s, as_maps, class_logits, softmax_loss, tile_logits
 
 
 class EvaluationSums(NamedTuple):

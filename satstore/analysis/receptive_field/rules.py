@@ -2,7 +2,7 @@
 
 The operators are those that a model's functions and modules come down to (torch.ops.aten). A rule takes a
 call, and returns the field of what it puts out. Rules are exact; what has none is element-wise by torch's own
-tag, a view, or measured (:mod:`satstore.analysis.field_measure`).
+tag, a view, or measured (:mod:`satstore.analysis.receptive_field.measure`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from satstore.analysis.field_call import Call, merge_fields
-from satstore.analysis.field_lines import Field, Line, concatenate_lines, line_of
-from satstore.analysis.field_windows import adapt, convolve, everywhere, pad, pool, resize
+from satstore.analysis.receptive_field.call import Call, merge_fields
+from satstore.analysis.receptive_field.lines import Field, Line, concatenate_lines, line_of
+from satstore.analysis.receptive_field.window_rules import adapt, convolve, everywhere, pad, pool, resize
 
 Rule = Callable[[Call], Field | None]
 

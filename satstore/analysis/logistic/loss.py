@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from satstore.analysis.rows import Floats
+from satstore.analysis.floats import Floats
 
 Float64s = NDArray[np.float64]
 Codes = NDArray[np.int64]

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.analysis import lbfgs
-from satstore.analysis.coordinates import Coordinates, Problem
-from satstore.analysis.engine import Engine
-from satstore.analysis.logistic_loss import Float64s, LossQuery, LossSums
-from satstore.analysis.rows import Floats
+from satstore.analysis.floats import Floats
+from satstore.analysis.logistic import lbfgs
+from satstore.analysis.logistic.engine import Engine
+from satstore.analysis.logistic.loss import Float64s, LossQuery, LossSums
+from satstore.analysis.logistic.preconditioner import Coordinates, Problem
 
 # Corrections that L-BFGS keeps. 20 or 30 save hardly a pass, and each costs 8 bytes per coefficient.
 MEMORY = 10

@@ -13,22 +13,16 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from satstore.analysis.coordinates import Problem
-from satstore.analysis.crew import crew_of_threads
-from satstore.analysis.engine import ThreadEngine
-from satstore.analysis.evaluation import EvaluationQuery, class_codes
-from satstore.analysis.logistic_loss import Codes, class_logits, softmax, tile_logits
-from satstore.analysis.logistic_solver import solve
-from satstore.analysis.rows import (
-    ArrayRows,
-    Floats,
-    Rows,
-    float_dtype,
-    lazy_rows,
-    nonfinite_error,
-    tile_height,
-    tiles,
-)
+from satstore.analysis.feature_moments import nonfinite_error
+from satstore.analysis.floats import Floats, float_dtype
+from satstore.analysis.logistic.engine import ThreadEngine
+from satstore.analysis.logistic.evaluation import EvaluationQuery, class_codes
+from satstore.analysis.logistic.loss import Codes, class_logits, softmax, tile_logits
+from satstore.analysis.logistic.preconditioner import Problem
+from satstore.analysis.logistic.solver import solve
+from satstore.analysis.logistic.tile_threads import crew_of_threads
+from satstore.analysis.row_source import ArrayRows, Rows, lazy_rows
+from satstore.analysis.tiles import tile_height, tiles
 from satstore.errors import ConfigError
 
 

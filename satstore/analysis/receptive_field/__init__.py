@@ -1,0 +1,1 @@
+"""Receptive fields, followed through a model's own forward pass."""
