@@ -26,11 +26,11 @@ from watched import run_watched
 from satstore import session
 from satstore.config.grid import read_config
 from satstore.datasets.images import ImageSplit, make_loader
-from satstore.files import Digest
 from satstore.manifest import CHECKPOINT
 from satstore.pipeline import make_runs
 from satstore.run import Run
 from satstore.stages import extract
+from satstore.storage.files import Digest
 
 
 def make_run(options: argparse.Namespace, folder: Path) -> Run:

@@ -21,10 +21,10 @@ from tiny_digits import split_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from satstore.commits import CommitLog
-from satstore.files import FORMAT_VERSION
-from satstore.location import Folder
-from satstore.store import LatentWriter, choose_shard_rows
+from satstore.storage.commit_log import CommitLog
+from satstore.storage.files import FORMAT_VERSION
+from satstore.storage.location import Folder
+from satstore.storage.zarr import LatentWriter, choose_shard_rows
 
 N_CLASSES = 200
 LAYER = "8"

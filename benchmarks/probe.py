@@ -34,7 +34,7 @@ from satstore.analysis.logistic.loss import LossQuery
 from satstore.analysis.logistic.solver import Objective
 from satstore.analysis.logistic.tile_threads import crew_of_threads
 from satstore.analysis.row_source import ArrayRows
-from satstore.store import open_latents
+from satstore.storage.zarr import open_latents
 from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
 
 LIMIT_BYTES = 512 * 2**20

@@ -27,7 +27,7 @@ from satstore.datasets.images import make_loader
 from satstore.manifest import CHECKPOINT
 from satstore.pipeline import make_runs
 from satstore.run import Run
-from satstore.store.encoding import encoded_ratio
+from satstore.storage.zarr.compression_trial import encoded_ratio
 
 MEASURED = {"smallest": "fc", "largest": "layer3.1.conv2", "slowest": "conv1"}
 

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from satstore import LogisticProbe
-from satstore.store import open_latents
-from satstore.store.precision import round_mantissa
+from satstore.storage.zarr import open_latents
+from satstore.storage.zarr.precision import round_mantissa
 
 Floats = NDArray[np.floating[Any]]
 SHARD_ROWS = 1024

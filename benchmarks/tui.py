@@ -27,7 +27,7 @@ from satstore.config.experiment import ExperimentConfig  # noqa: E402
 from satstore.logs import make_run  # noqa: E402
 from satstore.manifest import LayerRecord, Manifest, ProbesRecord, StageRecord  # noqa: E402
 from satstore.run import Run  # noqa: E402
-from satstore.store import AnalysisStore  # noqa: E402
+from satstore.storage.zarr import AnalysisStore  # noqa: E402
 
 N_LAYERS = 100
 N_EPOCHS = 30

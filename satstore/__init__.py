@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from satstore.pipeline import apply_stages, run_experiments
     from satstore.recording import record
     from satstore.run import Run
-    from satstore.store import open_latents
+    from satstore.storage.zarr import open_latents
     from satstore.tracker import SaturationTracker
 
 _MODULES = {
@@ -32,7 +32,7 @@ _MODULES = {
     "apply_stages": "satstore.pipeline",
     "find_runs": "satstore.logs",
     "list_runs": "satstore.logs",
-    "open_latents": "satstore.store",
+    "open_latents": "satstore.storage.zarr",
     "open_run": "satstore.logs",
     "read_config": "satstore.config.experiment",
     "receptive_field": "satstore.analysis.receptive_field.table",

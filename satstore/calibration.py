@@ -15,7 +15,7 @@ from satstore.config.experiment import ExperimentConfig, pooling_key
 from satstore.datasets.images import ImageData
 from satstore.registry import OPTIMIZERS
 from satstore.session import build_model, recorded_layers
-from satstore.store.encoding import encoded_ratio, encoding_rates
+from satstore.storage.zarr.compression_trial import encoded_ratio, encoding_rates
 
 BUDGET_S = 1.5
 """Seconds that timing one kind of pass takes, about; a batch that needs longer is timed in part."""

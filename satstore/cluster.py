@@ -32,7 +32,7 @@ from satstore.analysis.logistic.tile_threads import Crew, crew_of_one, lasting_c
 from satstore.analysis.row_source import Rows
 from satstore.analysis.tiles import tile_height
 from satstore.errors import ClusterError, reason_of
-from satstore.store import LatentArray, open_latents
+from satstore.storage.zarr import LatentArray, open_latents
 from satstore.system.cores import count_cores
 from satstore.system.signals import deaf_children
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from satstore.errors import ConfigError
-from satstore.files import write_file
-from satstore.untrusted import read_content
+from satstore.storage.files import write_file
+from satstore.storage.safe_files import read_content
 
 PLUGINS_VARIABLE = "SATSTORE_PLUGINS"
 """The environment variable with which the user names plugins of runs: their modules, between commas."""

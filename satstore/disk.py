@@ -8,10 +8,10 @@ from urllib.parse import unquote
 
 from satstore.config.keys import EPOCHS, split_latents_key
 from satstore.errors import CorruptError, NotFoundError, SatstoreError
-from satstore.location import Folder, Location
 from satstore.manifest import LATENTS, Manifest, checkpoint_name
-from satstore.names import as_key
 from satstore.run import Run
+from satstore.storage.location import Folder, Location
+from satstore.storage.safe_names import as_key
 
 SPLITS = ("train", "eval")
 

@@ -106,7 +106,7 @@ def extraction_memory(
     n_loaders
         Processes that load images meanwhile, which the limit bounds, too.
     """
-    from satstore.store import plan_memory
+    from satstore.storage.zarr import plan_memory
 
     base_bytes += loader_bytes(n_loaders)
     model = FLOAT32_BYTES * plan.n_values
@@ -179,7 +179,7 @@ def stored_ratios(
     The newest run that has each pooling counts; empty where there is none.
     """
     from satstore.logs import list_runs
-    from satstore.store.layout import encode_layer
+    from satstore.storage.zarr.layout import encode_layer
 
     found: dict[tuple[str, str], float] = {}
     names = []
@@ -309,7 +309,7 @@ def measure_base() -> Base:
     """Load what the stages load, and see how much that took; to be called first."""
     import satstore.analysis.logistic.evaluation
     import satstore.analysis.logistic.solver
-    import satstore.store
+    import satstore.storage.zarr
     from satstore.system.memory import resident_bytes
 
     probe = resident_bytes()

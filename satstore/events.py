@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from satstore.files import append_log
+from satstore.storage.files import append_log
+from satstore.storage.safe_files import open_file
 from satstore.system.text import printable_content
-from satstore.untrusted import open_file
 
 Kind = Literal["started", "progress", "message", "warning", "done", "failed", "cancelled"]
 

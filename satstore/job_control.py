@@ -17,11 +17,11 @@ from pathlib import Path
 import psutil
 
 from satstore.errors import LockedError, SatstoreError
-from satstore.files import WriteError, is_partial, write_file
 from satstore.jobs import START_S, Job, find_job, job_numbers, jobs_dir, last_line, list_jobs
 from satstore.run import Run
+from satstore.storage.files import WriteError, is_partial, write_file
+from satstore.storage.safe_files import check_folders, walk_files
 from satstore.system.signals import import_environment
-from satstore.untrusted import check_folders, walk_files
 
 N_KEPT = 200
 """So many jobs that have ended are kept; older ones are removed when a new one starts."""

@@ -18,9 +18,9 @@ from typing import Any, Literal
 import psutil
 
 from satstore.errors import NotFoundError, printable
+from satstore.storage.safe_files import is_file, open_file, read_content
 from satstore.system.signals import STOPPED
 from satstore.system.text import clean, printable_content
-from satstore.untrusted import is_file, open_file, read_content
 
 JobState = Literal["running", "done", "failed", "cancelled", "lost"]
 """``lost``: its process is gone and nobody wrote down how it ended, as after a power loss."""

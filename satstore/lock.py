@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from satstore.errors import CorruptError, LockedError
-from satstore.files import WRITER, write_file
-from satstore.untrusted import check_appendable, read_content
+from satstore.storage.files import WRITER, write_file
+from satstore.storage.safe_files import check_appendable, read_content
 
 LOOK_S = 1.0
 """How long a lock is tried for that seems to be held by nobody."""

@@ -13,12 +13,12 @@ from satstore.config.experiment import ExperimentConfig
 from satstore.consent import remember_plugins
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.events import Listener
-from satstore.files import Digest, make_folder, write_file
 from satstore.lock import WriteLock
 from satstore.manifest import FileRecord, Manifest, describe_manifest
 from satstore.registry import suggest
 from satstore.run import Run
-from satstore.untrusted import check_folders
+from satstore.storage.files import Digest, make_folder, write_file
+from satstore.storage.safe_files import check_folders
 
 RUN_ID = re.compile(r"\w[\w.+=@-]{0,99}")
 RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)

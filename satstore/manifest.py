@@ -13,11 +13,11 @@ from pydantic_core import from_json
 from satstore.config.keys import latents_key, split_latents_key
 from satstore.config.validation import describe_invalid
 from satstore.errors import CorruptError, NotFoundError
-from satstore.files import FORMAT_VERSION, Digest
-from satstore.location import is_url
-from satstore.names import is_key
+from satstore.storage.files import FORMAT_VERSION, Digest
+from satstore.storage.location import is_url
+from satstore.storage.safe_files import read_content
+from satstore.storage.safe_names import is_key
 from satstore.system.text import printable_content
-from satstore.untrusted import read_content
 
 StageStatus = Literal["done", "running", "failed", "cancelled", "missing"]
 """``cancelled``: a user ended it, by Ctrl-C, a signal or ``satstore cancel``."""

@@ -26,18 +26,19 @@ from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, NumericsError, SatstoreError
 from satstore.estimate import TYPICAL_RATIO, latent_bytes
 from satstore.events import Listener
-from satstore.location import Folder
 from satstore.logs import find_logs_dir, make_run
 from satstore.manifest import CHECKPOINT, RECORDED, DatasetRecord, Manifest
 from satstore.metrics import start_metrics
 from satstore.pipeline import make_plan, raise_first, run_stages
 from satstore.registry import stand_in
 from satstore.run import Run
+from satstore.runs.latents_record import describe_latents, describe_store
 from satstore.session import choose_device, note_layers
 from satstore.stages.receptive_field import write_fields
 from satstore.stages.stage import DEFAULT_MEMORY_LIMIT
 from satstore.stages.train import forget
-from satstore.store import (
+from satstore.storage.location import Folder
+from satstore.storage.zarr import (
     AnalysisStore,
     LatentWriter,
     choose_shard_rows,
@@ -45,8 +46,7 @@ from satstore.store import (
     describe_anew,
     digest_labels,
 )
-from satstore.store.layout import FLOAT16_MANTISSA_BITS, Shapes
-from satstore.store.records import describe_latents, describe_store
+from satstore.storage.zarr.layout import FLOAT16_MANTISSA_BITS, Shapes
 from satstore.system.limits import check_disk
 from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
 from satstore.system.process_group import ALONE

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
-from satstore.commits import CommitLog, Damage, is_anything, is_metadata
 from satstore.config.experiment import ExperimentConfig, pooling_flag
 from satstore.config.keys import latents_key, split_latents_key
 from satstore.config.validation import describe_invalid
@@ -24,8 +23,6 @@ from satstore.consent import check_plugins, is_named
 from satstore.contents import CostsFile, find_table, read_cells
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError, printable, reason_of
 from satstore.events import Event, EventLog, Listener
-from satstore.files import Digest, refusals, remove_partials, sync_folder, write_file
-from satstore.location import Folder, Location, is_url, locate
 from satstore.lock import WriteLock
 from satstore.manifest import (
     LATENTS,
@@ -39,11 +36,14 @@ from satstore.manifest import (
     read_manifest,
     split_probe_key,
 )
-from satstore.names import as_key
 from satstore.registry import load_plugins, suggest
+from satstore.storage.commit_log import CommitLog, Damage, is_anything, is_metadata
+from satstore.storage.files import Digest, refusals, remove_partials, sync_folder, write_file
+from satstore.storage.location import Folder, Location, is_url, locate
+from satstore.storage.safe_files import check_folders, is_file, read_content
+from satstore.storage.safe_names import as_key
 from satstore.system.signals import told_to_stop
 from satstore.system.text import printable_content
-from satstore.untrusted import check_folders, is_file, read_content
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from satstore.analysis.spectrum import Definition
-    from satstore.store import LatentSplit
+    from satstore.storage.zarr import LatentSplit
 
 MAKERS: Mapping[str, str] = {
     "saturation.csv": "saturation",
@@ -473,7 +473,7 @@ class Run:
         CorruptError
             If what is there isn't what was committed.
         """
-        from satstore.store import open_latents
+        from satstore.storage.zarr import open_latents
 
         key = latents_key(pooling, None if epoch == self.last_epoch else epoch)
         command = self.extraction(key)
@@ -509,7 +509,7 @@ class Run:
         CorruptError
             If what is stored isn't what was committed.
         """
-        from satstore.store import AnalysisStore
+        from satstore.storage.zarr import AnalysisStore
 
         # Other than the latents' shards, these are small: what is read is what was written, to the last bit.
         self.commits.read(self.analysis_path.name).check(
@@ -634,7 +634,7 @@ class Run:
         import numpy as np
         import pandas as pd
 
-        from satstore.store import AnalysisStore
+        from satstore.storage.zarr import AnalysisStore
 
         key = table or next(iter(self.probe_tables()), "pool4")
         self._check_probe(layer, key)

@@ -26,7 +26,7 @@ from satstore.models.build import explaining_misfit
 from satstore.optimizers import make_optimizer
 from satstore.registry import DATASETS, MODELS
 from satstore.run import Run
-from satstore.store import digest_labels
+from satstore.storage.zarr import digest_labels
 from satstore.system.cores import count_cores
 from satstore.system.limits import loader_bytes
 from satstore.system.process_group import ALONE, Ranks

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from satstore.files import write_file
+from satstore.storage.files import write_file
 
 
 def write_json(path: Path, content: object) -> None:

@@ -34,7 +34,7 @@ from satstore.session import (
     read_checkpoint,
     recorded_layers,
 )
-from satstore.store import AnalysisStore
+from satstore.storage.zarr import AnalysisStore
 from satstore.system.limits import available_memory
 from satstore.system.process_group import ALONE, Ranks
 from satstore.system.text import describe_size

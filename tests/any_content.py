@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from satstore import advise_on, plots
 from satstore.config.keys import split_latents_key
 from satstore.errors import SatstoreError
-from satstore.files import Digest
 from satstore.run import Run
-from satstore.store import AnalysisStore, LatentSplit
+from satstore.storage.files import Digest
+from satstore.storage.zarr import AnalysisStore, LatentSplit
 from satstore.verify import Verification
 from tui.curves import read_curves
 from tui.layers import (

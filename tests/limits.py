@@ -14,7 +14,7 @@ from wide import IMAGE_BYTES
 from satstore.config.experiment import ExperimentConfig
 from satstore.logs import make_run
 from satstore.manifest import DatasetRecord, LatentsRecord, LayerRecord, Manifest
-from satstore.store import LatentWriter
+from satstore.storage.zarr import LatentWriter
 
 MIB = 2**20
 N_FEATURES = 4096

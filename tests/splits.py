@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.commits import CommitLog
-from satstore.location import Folder
-from satstore.store import LatentWriter
+from satstore.storage.commit_log import CommitLog
+from satstore.storage.location import Folder
+from satstore.storage.zarr import LatentWriter
 
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {
     "pool2": {"layer1.0.conv1": (3, 2, 2), "conv0": (4, 2, 2), "fc": (5,)},

@@ -26,12 +26,12 @@ from zarr.storage import ObjectStore
 
 import satstore
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnreachableError
-from satstore.location import Bucket, Folder, Location, locate
 from satstore.logs import open_run
 from satstore.pipeline import make_plan, run_experiments, run_stages
 from satstore.run import Run
-from satstore.store import LatentWriter, layout
-from satstore.store.durable import open_store
+from satstore.storage.location import Bucket, Folder, Location, locate
+from satstore.storage.zarr import LatentWriter, layout
+from satstore.storage.zarr.durable_store import open_store
 
 CONFIG: dict[str, Any] = {
     **SMALL,
@@ -247,8 +247,8 @@ def test_bucket__that_is_not_there_is_named(
 def test_bucket__whose_endpoint_is_dead_is_named_after_its_retries(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("satstore.location.MAX_RETRIES", 1)
-    monkeypatch.setattr("satstore.location.RETRY_TIMEOUT_S", HANGS_S)
+    monkeypatch.setattr("satstore.storage.location.MAX_RETRIES", 1)
+    monkeypatch.setattr("satstore.storage.location.RETRY_TIMEOUT_S", HANGS_S)
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         if kind == "silent":  # connections are taken, and never answered

@@ -13,7 +13,7 @@ from satstore import plots
 from satstore.cli import compare
 from satstore.errors import ConfigError
 from satstore.run import Run
-from satstore.store.latents import LatentSplit
+from satstore.storage.zarr.latent_reader import LatentSplit
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,7 @@ def test_clean__is_undone_with_the_mantissa_bits_that_were_stored(run: Run) -> N
 
 
 def test_clean__stopped_halfway_can_be_done_again(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from satstore.location import Folder
+    from satstore.storage.location import Folder
 
     words = ("clean", "demo", "--latents", "--yes", "--logs-dir", run.path.parents[1])
 

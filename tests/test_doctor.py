@@ -8,7 +8,7 @@ import pytest
 from command_line import call
 
 from satstore.cli import doctor
-from satstore.files import WriteError
+from satstore.storage.files import WriteError
 
 
 def states(*words: object) -> tuple[int, dict[str, tuple[str, str]]]:
@@ -50,7 +50,7 @@ def test_doctor__says_where_runs_cannot_be_written(tmp_path: Path, monkeypatch: 
     def refuse(path: Path, *_: bytes) -> None:
         raise WriteError(f"{path} can't be written: Read-only file system")
 
-    monkeypatch.setattr("satstore.files.write_file", refuse)
+    monkeypatch.setattr("satstore.storage.files.write_file", refuse)
     code, found = states("--logs-dir", tmp_path / "logs")
     assert code == 1
     state, text = found["logs folder"]

@@ -31,7 +31,7 @@ from satstore.registry import MODELS
 from satstore.run import Run
 from satstore.stages import extract, probe
 from satstore.stages.probe import ProbeParameters
-from satstore.store import AnalysisStore, LatentWriter, open_latents
+from satstore.storage.zarr import AnalysisStore, LatentWriter, open_latents
 from satstore.verify import Verification
 
 CONFIG = {

@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from satstore.commits import CommitLog, Committed
 from satstore.errors import CorruptError, SatstoreError
 from satstore.events import Event, EventLog, read_events
-from satstore.files import Digest, WriteError, append_file, write_file
-from satstore.location import Folder
+from satstore.storage.commit_log import CommitLog, Committed
+from satstore.storage.files import Digest, WriteError, append_file, write_file
+from satstore.storage.location import Folder
 
 ABC = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 """SHA-256 of b"abc", FIPS 180-2, appendix B.1."""
@@ -103,7 +103,7 @@ def test_write_file__names_the_path_that_cannot_be(tmp_path: Path) -> None:
 def test_write_file__killed_at_any_time_leaves_whole_content(tmp_path: Path) -> None:
     """In the midst of the writing that it had announced, as a rule."""
     code = (
-        "import sys; from pathlib import Path; from satstore.files import write_file\n"
+        "import sys; from pathlib import Path; from satstore.storage.files import write_file\n"
         "while True:\n"
         "    for byte in (b'a', b'b'):\n"
         "        print('writes', flush=True)\n"
@@ -137,7 +137,7 @@ def test_append_file__a_disk_that_takes_a_part_is_asked_for_the_rest(tmp_path: P
     """The system may write less than it was given, without an error: here at a limit on the file's size."""
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
-        "from satstore.files import append_file\n"
+        "from satstore.storage.files import append_file\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))\n"
         "append_file(Path(sys.argv[1]), b'x' * 150)\n"

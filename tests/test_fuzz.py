@@ -14,13 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny import run_tiny
 
-from satstore.commits import CommitLog
 from satstore.config.grid import read_config
 from satstore.errors import SatstoreError
 from satstore.events import read_events
 from satstore.manifest import read_manifest
 from satstore.run import Run
-from satstore.store import AnalysisStore, open_latents
+from satstore.storage.commit_log import CommitLog
+from satstore.storage.zarr import AnalysisStore, open_latents
 from satstore.verify import Verification
 
 JSON = st.recursive(

@@ -23,17 +23,17 @@ from received import plant as plant_thing
 from tiny import CONFIG as TINY
 from tiny import register as register_tiny
 
-from satstore.commits import CommitLog
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import LIST_KEYS, read_config
 from satstore.disk import remove_latents
 from satstore.errors import ConfigError, CorruptError, SatstoreError
-from satstore.files import Digest
 from satstore.logs import make_run
 from satstore.manifest import Manifest, read_manifest
-from satstore.names import as_key
 from satstore.registry import load_plugins
 from satstore.run import Run
+from satstore.storage.commit_log import CommitLog
+from satstore.storage.files import Digest
+from satstore.storage.safe_names import as_key
 
 
 class Evil:

@@ -13,10 +13,10 @@ import pytest
 from command_line import satstore
 
 from satstore.errors import CorruptError
-from satstore.files import FORMAT_VERSION
 from satstore.logs import open_run
 from satstore.run import Run
-from satstore.store import open_latents
+from satstore.storage.files import FORMAT_VERSION
+from satstore.storage.zarr import open_latents
 from tui.curves import read_curves
 
 DATA = Path(__file__).parent / "data"

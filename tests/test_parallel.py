@@ -19,7 +19,7 @@ from satstore.errors import ConfigError, DeviceError
 from satstore.parallel import count_ranks
 from satstore.pipeline import run_experiments
 from satstore.run import Run
-from satstore.store import AnalysisStore
+from satstore.storage.zarr import AnalysisStore
 from satstore.system.process_group import Ranks
 
 # Without batch norm, of which torch has no synchronised kind for the CPU: what one process computes is then

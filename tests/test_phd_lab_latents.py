@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.logs import list_runs
 from satstore.phd_lab import import_logs
-from satstore.pickles import read_arrays
 from satstore.pipeline import make_plan, run_stages
+from satstore.storage.safe_pickles import read_arrays
 from satstore.verify import Verification
 
 

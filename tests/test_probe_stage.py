@@ -59,8 +59,8 @@ from satstore.run import Run
 from satstore.stages import probe_fit
 from satstore.stages.probe_fit import Fit, Fitted
 from satstore.stages.probe_table import begin, commit
-from satstore.store import AnalysisStore, LatentWriter
-from satstore.store.durable import open_store
+from satstore.storage.zarr import AnalysisStore, LatentWriter
+from satstore.storage.zarr.durable_store import open_store
 from satstore.system.memory import resident_bytes
 
 CLASSES = ["ant", "bee", "cat"]

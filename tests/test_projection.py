@@ -20,7 +20,7 @@ from satstore.pipeline import make_plan, run_experiments, run_stages
 from satstore.projecting import projected
 from satstore.run import Run
 from satstore.session import load_data, load_model
-from satstore.store import AnalysisStore
+from satstore.storage.zarr import AnalysisStore
 
 
 def test_deltas__are_those_of_the_experiments() -> None:

@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 from tiny import run_tiny
 
-from satstore.commits import CommitLog, Committed
 from satstore.errors import CorruptError
 from satstore.run import Run
-from satstore.store import AnalysisStore
+from satstore.storage.commit_log import CommitLog, Committed
+from satstore.storage.zarr import AnalysisStore
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_latents__that_are_committed_while_they_are_read_are_whole(
         log = Run(run.path).commits
         key = next(key for key in log.read(location.name).files if key.endswith("eval/zarr.json"))
         content = location.read(key) + b" "
-        from satstore.store.durable import open_store
+        from satstore.storage.zarr.durable_store import open_store
 
         store = open_store(location, log)
         store.write_object(key, content)

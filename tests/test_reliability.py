@@ -18,7 +18,7 @@ from satstore import training
 from satstore.analysis.spectrum import eigenvalues, intrinsic_dimension
 from satstore.errors import CorruptError, NumericsError
 from satstore.run import Run
-from satstore.store import AnalysisStore, open_latents
+from satstore.storage.zarr import AnalysisStore, open_latents
 from satstore.verify import Verification
 
 TESTS = Path(__file__).parent

@@ -13,10 +13,10 @@ import pytest
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import ConfigError, CorruptError, LockedError, NotFoundError, UnknownNameError
-from satstore.files import WRITER
 from satstore.logs import check_run_id, find_logs_dir, find_runs, list_runs, make_run, open_run
 from satstore.manifest import Manifest, StageRecord
 from satstore.run import Run
+from satstore.storage.files import WRITER
 
 CONFIG = ExperimentConfig(model="vgg5", dataset="Digits")
 

@@ -25,7 +25,7 @@ from satstore.pipeline import make_plan, make_runs, run_experiments, run_stages
 from satstore.registry import STAGES
 from satstore.run import Run
 from satstore.stages import extract
-from satstore.store import AnalysisStore, LatentWriter, layout
+from satstore.storage.zarr import AnalysisStore, LatentWriter, layout
 from satstore.verify import Verification
 
 DIGITS: dict[str, Any] = {**SMALL, "dataset": "FewDigits", "plugins": ["few_digits"], "resolution": 16}

@@ -28,7 +28,7 @@ from satstore.logs import make_run, open_run
 from satstore.pipeline import run_experiments
 from satstore.registry import MODELS
 from satstore.run import Run
-from satstore.store import AnalysisStore
+from satstore.storage.zarr import AnalysisStore
 from tui.curves import read_curves
 from tui.layers import View, describe_values, make_columns, make_curves, tabulate
 

@@ -13,15 +13,15 @@ import zarr
 from command_line import call, satstore
 from tiny import run_tiny
 
-from satstore.commits import CommitLog
-from satstore.files import Digest, write_file
-from satstore.location import Folder
 from satstore.logs import list_runs
 from satstore.manifest import Manifest
-from satstore.names import Key
 from satstore.pipeline import apply_stages
 from satstore.run import Run
-from satstore.store.durable import open_store
+from satstore.storage.commit_log import CommitLog
+from satstore.storage.files import Digest, write_file
+from satstore.storage.location import Folder
+from satstore.storage.safe_names import Key
+from satstore.storage.zarr.durable_store import open_store
 from satstore.verify import Finding, Verification
 
 LATENT = "latents.zarr/pool2/train/0/latent"

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from satstore.files import Digest
 from satstore.pipeline import run_experiments
 from satstore.registry import DATASETS, MODELS
 from satstore.run import Run
 from satstore.session import read_checkpoint
-from satstore.store import AnalysisStore, open_latents
+from satstore.storage.files import Digest
+from satstore.storage.zarr import AnalysisStore, open_latents
 
 CONFIG: dict[str, Any] = {
     "model": "TinyNet",

@@ -352,9 +352,9 @@ def report(
 ) -> None:
     """Write all that is known of a run into one HTML file, which needs no network."""
     from satstore.cli.output import output_file
-    from satstore.files import write_file
     from satstore.logs import find_runs
     from satstore.report import write_report
+    from satstore.storage.files import write_file
 
     path = output_file(out, Path("report.html"), (".html", ".htm"))
     write_file(path, write_report(find_runs(run, logs_dir)).encode())

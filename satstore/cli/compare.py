@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from satstore.cli.console import say
 from satstore.cli.output import output_file
 from satstore.cli.progress import Bar
-from satstore.commits import is_anything
 from satstore.config.experiment import pooling_key
 from satstore.config.naming import name_experiments
 from satstore.errors import ConfigError, NotFoundError
@@ -15,6 +14,7 @@ from satstore.events import Event
 from satstore.logs import open_run
 from satstore.manifest import drawn_layers
 from satstore.run import Run
+from satstore.storage.commit_log import is_anything
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,8 +117,8 @@ def check_samples(runs: list[Run], key: str, split: str) -> None:
 
 def write_table(found: "NDArray[np.float64]", rows: list[str], columns: list[str], path: Path) -> None:
     """Write the table as CSV: a row per layer of the first run, a column per layer of the second."""
-    from satstore.files import write_file
     from satstore.spreadsheets import write_rows
+    from satstore.storage.files import write_file
 
     cells = [["" if value != value else float(value) for value in row] for row in found]
     table: list[list[object]] = [["layer", *columns]]

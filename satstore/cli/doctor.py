@@ -194,7 +194,7 @@ def _try_writing(place: Path) -> str:
     """Return what keeps a folder from holding runs; nothing if it can."""
     from filelock import FileLock
 
-    from satstore.files import write_file
+    from satstore.storage.files import write_file
 
     try:
         with tempfile.TemporaryDirectory(prefix=".satstore-", dir=place) as name:

@@ -42,9 +42,9 @@ def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
     """Write a run's tables as CSV, in which no name is a formula, or as Parquet, and return their paths."""
     import io
 
-    from satstore.files import write_file
     from satstore.spreadsheets import without_formulas
-    from satstore.untrusted import check_folders
+    from satstore.storage.files import write_file
+    from satstore.storage.safe_files import check_folders
 
     names = [name.removesuffix(".csv") for name in run.manifest.files if name.endswith(".csv")]
     if not names:

@@ -34,7 +34,7 @@ from satstore.datasets.transforms import (
     Resize,
 )
 from satstore.errors import CorruptError
-from satstore.pickles import read_pickle
+from satstore.storage.safe_pickles import read_pickle
 
 logger = logging.getLogger(__name__)
 

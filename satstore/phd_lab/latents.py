@@ -18,13 +18,13 @@ from satstore.errors import CorruptError
 from satstore.manifest import DatasetRecord, LayerRecord, Manifest
 from satstore.phd_lab.tables import DEFAULT_POOLING
 from satstore.phd_lab.tree import dotted, reading
-from satstore.pickles import read_arrays
 from satstore.run import Run
-from satstore.store import LatentWriter, choose_shard_rows, digest_labels
-from satstore.store.latents import NO_SAMPLE_ID
-from satstore.store.records import describe_latents, describe_store
+from satstore.runs.latents_record import describe_latents, describe_store
+from satstore.storage.safe_files import read_content
+from satstore.storage.safe_pickles import read_arrays
+from satstore.storage.zarr import LatentWriter, choose_shard_rows, digest_labels
+from satstore.storage.zarr.latent_reader import NO_SAMPLE_ID
 from satstore.system.limits import check_disk
-from satstore.untrusted import read_content
 
 POINTER = "model_pointer.txt"
 SPLITS = ("train", "eval")

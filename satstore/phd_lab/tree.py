@@ -13,7 +13,7 @@ from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import LIST_KEYS
 from satstore.config.validation import describe_invalid
 from satstore.errors import CorruptError, reason_of
-from satstore.untrusted import read_content
+from satstore.storage.safe_files import read_content
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from satstore.errors import ConfigError, printable
-from satstore.files import write_file
+from satstore.storage.files import write_file
 from satstore.system.text import clean
 
 if TYPE_CHECKING:

@@ -9,9 +9,7 @@ from satstore.config.experiment import pooling_key
 from satstore.config.keys import split_latents_key
 from satstore.consent import remember_place
 from satstore.errors import ConfigError
-from satstore.location import Folder, join, locate
 from satstore.manifest import LATENTS, Manifest, checkpoint_name
-from satstore.names import as_key
 from satstore.run import Run
 from satstore.stages.latent_plan import (
     SPLITS,
@@ -38,6 +36,8 @@ from satstore.stages.stage import (
     StageParameters,
     poolings_of,
 )
+from satstore.storage.location import Folder, join, locate
+from satstore.storage.safe_names import as_key
 from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
 from satstore.system.signals import undisturbed
 
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from satstore.datasets.images import ImageData, ImageSplit
-    from satstore.store import LatentWriter
-    from satstore.store.layout import Shapes
+    from satstore.storage.zarr import LatentWriter
+    from satstore.storage.zarr.layout import Shapes
 
 
 class ExtractParameters(StageParameters):
@@ -122,7 +122,7 @@ def check_resources(
     from satstore import session
     from satstore.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
     from satstore.model_plan import plan_model
-    from satstore.store.layout import encode_layer
+    from satstore.storage.zarr.layout import encode_layer
     from satstore.system.limits import check_disk, check_memory
 
     plan = plan_model(run.config, len(data.classes), poolings_of(run, parameters))
@@ -191,8 +191,8 @@ def place(run: Run, latents_dir: str | None) -> None:
 
 def forget(run: Run, plans: Sequence[PoolingPlan], *, overwrite: bool) -> None:
     """Let go of what is to be written again, the manifest first."""
-    from satstore.store import discard
-    from satstore.store.layout import encode_layer
+    from satstore.storage.zarr import discard
+    from satstore.storage.zarr.layout import encode_layer
 
     def change(manifest: Manifest) -> None:
         for plan in plans:
@@ -309,8 +309,8 @@ def open_writer(
     memory_bytes: int,
 ) -> "LatentWriter":
     """Open a run's store for one split, with shards that fit the memory."""
-    from satstore.store import LatentWriter, choose_shard_rows
-    from satstore.store.records import describe_store
+    from satstore.runs.latents_record import describe_store
+    from satstore.storage.zarr import LatentWriter, choose_shard_rows
 
     epoch = split_latents_key(next(iter(shapes)))[1]
     return LatentWriter(
@@ -330,7 +330,7 @@ def open_writer(
 
 def commit(run: Run, plans: Sequence[PoolingPlan], data: "ImageData") -> None:
     """Commit whole layers to the manifest."""
-    from satstore.store.records import describe_latents
+    from satstore.runs.latents_record import describe_latents
 
     committed = run.commits.read(run.latents_location.name)
 

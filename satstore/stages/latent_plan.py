@@ -4,15 +4,15 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from satstore.commits import Damage, is_anything
 from satstore.config.keys import describe_latents_key, groups_of, split_latents_key
 from satstore.errors import ConfigError, NotFoundError
-from satstore.files import Digest
-from satstore.location import Location
 from satstore.manifest import LatentsRecord, checkpoint_name
-from satstore.names import Key, as_key
 from satstore.run import Run
 from satstore.stages.stage import latents_of, layers_of
+from satstore.storage.commit_log import Damage, is_anything
+from satstore.storage.files import Digest
+from satstore.storage.location import Location
+from satstore.storage.safe_names import Key, as_key
 
 SPLITS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
 
@@ -172,7 +172,7 @@ def is_hit(damages: Sequence[Damage], key: str, split: str, layer: str) -> bool:
     """Tell whether a layer of a split is among what damaged files belong to."""
     if not damages:
         return False
-    from satstore.store.layout import encode_layer
+    from satstore.storage.zarr.layout import encode_layer
 
     def concerns(path: str) -> bool:
         if not path.startswith(f"{key}/{split}/"):

@@ -16,7 +16,7 @@ from satstore.analysis.logistic.solver import Solution, solve
 from satstore.analysis.logistic.tile_threads import crew_of_threads
 from satstore.analysis.row_source import BlockRows, Rows
 from satstore.stages.probe_fit import Fit, Means, Splits
-from satstore.store import LatentArray
+from satstore.storage.zarr import LatentArray
 from satstore.system.cores import count_cores
 from satstore.system.limits import check_memory
 from satstore.system.memory import resident_bytes

@@ -10,16 +10,16 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from satstore.commits import is_anything
 from satstore.config.keys import split_latents_key
 from satstore.errors import ConfigError, CorruptError, NotFoundError, NumericsError, SatstoreError
 from satstore.manifest import split_probe_key
 from satstore.run import Run
+from satstore.storage.commit_log import is_anything
 from satstore.system.memory import forget_peak, peak_bytes
 
 if TYPE_CHECKING:
     from satstore.cluster import Cluster
-    from satstore.store import LatentSplit
+    from satstore.storage.zarr import LatentSplit
 
 Splits = Mapping[str, "LatentSplit"]
 """The latents of train and eval."""
@@ -189,7 +189,7 @@ def check_latents(run: Run, job: Fit, splits: Splits) -> None:
     NotFoundError, CorruptError
         If not; the message names the layer, the split and the remedy.
     """
-    from satstore.store.layout import encode_layer
+    from satstore.storage.zarr.layout import encode_layer
 
     location = run.latents_location
     committed = run.commits.read(location.name)

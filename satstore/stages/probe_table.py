@@ -58,7 +58,7 @@ def write_rows(run: Run, key: str, rows: Iterable[Mapping[str, Any]]) -> bytes:
 
 def begin(run: Run, key: str, layers: Collection[str], settings: ProbesRecord) -> None:
     """Let go of layers' old probes, and of all that had other settings; note the new settings."""
-    from satstore.store import AnalysisStore
+    from satstore.storage.zarr import AnalysisStore
 
     name = f"probe-{key}.csv"
     known = run.manifest.probes.get(key, settings)
@@ -84,7 +84,7 @@ def begin(run: Run, key: str, layers: Collection[str], settings: ProbesRecord) -
 
 def commit(run: Run, key: str, layer: str, fitted: Fitted) -> None:
     """Commit one layer: its arrays, then its rows; its accuracy in lists is the mean over its positions."""
-    from satstore.store import AnalysisStore
+    from satstore.storage.zarr import AnalysisStore
 
     if fitted.arrays:
         AnalysisStore(run.analysis_path, run.commits).write_probe(key, layer, fitted.arrays)

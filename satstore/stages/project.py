@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 from pydantic import Field
 
-from satstore.commits import is_anything
 from satstore.errors import ConfigError, NotFoundError
-from satstore.location import Folder
 from satstore.run import Run
 from satstore.stages.stage import Device, Exclude, Layers, Overwrite, Stage, StageParameters, layers_of
+from satstore.storage.commit_log import is_anything
+from satstore.storage.location import Folder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -186,7 +186,7 @@ def find_axes(run: Run, parameters: ProjectParameters) -> tuple[dict[str, "Axes"
         As :func:`project`.
     """
     from satstore.analysis.projection import decompose
-    from satstore.store import AnalysisStore
+    from satstore.storage.zarr import AnalysisStore
 
     config = run.config
     if config.conv_method == "flatten" and config.downsampling is not None:

@@ -21,10 +21,10 @@ from pydantic import (
 from satstore.config.experiment import DeviceName, Pooling, pooling_key
 from satstore.config.keys import latents_key
 from satstore.errors import ConfigError, NotFoundError
-from satstore.location import locate
 from satstore.manifest import checkpoint_name
 from satstore.registry import STAGES, suggest
 from satstore.run import Run
+from satstore.storage.location import locate
 
 
 class StageParameters(BaseModel):

@@ -6,8 +6,6 @@ from typing import Annotated
 from pydantic import Field
 
 from satstore.errors import ConfigError
-from satstore.files import refusals
-from satstore.location import Folder
 from satstore.manifest import CHECKPOINT, Manifest, Summary
 from satstore.run import Run
 from satstore.stages import extract, flops
@@ -25,6 +23,8 @@ from satstore.stages.stage import (
     list_epochs,
     record_parameters,
 )
+from satstore.storage.files import refusals
+from satstore.storage.location import Folder
 from satstore.system.signals import undisturbed
 
 

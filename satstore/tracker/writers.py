@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from satstore.errors import ConfigError, NotFoundError
-from satstore.files import write_file
 from satstore.registry import suggest
+from satstore.storage.files import write_file
 from satstore.tracker.pictures import Look, draw_embedding, draw_layers
 from satstore.tracker.statistics import STATS, Value
 

@@ -6,9 +6,9 @@ from contextlib import suppress
 from satstore.contents import find_table
 from satstore.errors import CorruptError
 from satstore.events import Event, Listener
-from satstore.files import Digest
-from satstore.location import Folder
 from satstore.run import Run
+from satstore.storage.files import Digest
+from satstore.storage.location import Folder
 from satstore.verify.finding import Finding, note
 
 

@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.commits import Damage, find_damage, is_under
 from satstore.config.keys import key_above, split_latents_key
 from satstore.errors import CorruptError, NotFoundError
-from satstore.files import Digest
-from satstore.location import Location
 from satstore.manifest import IMPORTED, checkpoint_name
-from satstore.names import Key, as_key
 from satstore.run import Run
-from satstore.store import StoredArray, digest_labels
-from satstore.store.check import Finiteness
-from satstore.store.latents import NO_SAMPLE_ID
+from satstore.storage.commit_log import Damage, find_damage, is_under
+from satstore.storage.files import Digest
+from satstore.storage.location import Location
+from satstore.storage.safe_names import Key, as_key
+from satstore.storage.zarr import StoredArray, digest_labels
+from satstore.storage.zarr.array_check import Finiteness
+from satstore.storage.zarr.latent_reader import NO_SAMPLE_ID
 from satstore.system.cores import count_cores
 from satstore.verify.finding import Finding, note
 

@@ -10,12 +10,12 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from satstore.commits import CommitLog
 from satstore.errors import CorruptError, NotFoundError
-from satstore.files import Digest
-from satstore.location import Folder
-from satstore.store import AnalysisStore, analysis
-from satstore.store.analysis import choose_chunks
+from satstore.storage.commit_log import CommitLog
+from satstore.storage.files import Digest
+from satstore.storage.location import Folder
+from satstore.storage.zarr import AnalysisStore, analysis
+from satstore.storage.zarr.analysis_store import choose_chunks
 
 LAYERS = {"layer1.0.conv1": 6, "conv0": 3, "label": 2}
 """Layer to features."""
@@ -315,7 +315,7 @@ def test_store__splits_large_arrays_into_chunks(
     store: AnalysisStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A covariance of 16,384 features has 2 GiB, which the codec does not take at once."""
-    monkeypatch.setattr("satstore.store.analysis.CHUNK_BYTES", 1000)
+    monkeypatch.setattr("satstore.storage.zarr.analysis_store.CHUNK_BYTES", 1000)
     generator = np.random.default_rng(0)
     moments = {"wide": (generator.normal(size=40), generator.normal(size=(40, 40)))}
     store.write_spectra("train", 0, 1, {"wide": np.ones(40)})

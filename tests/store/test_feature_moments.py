@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from satstore.store.moments import FeatureMoments
+from satstore.storage.zarr.stored_moments import FeatureMoments
 
 
 @pytest.mark.parametrize(("mean", "std"), [(0, 1), (100, 0.5), (30000, 64), (-3, 1e-3), (0, 1e-4)])

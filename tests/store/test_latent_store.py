@@ -27,11 +27,11 @@ from splits import (
     log_of,
 )
 
-from satstore.commits import CommitLog
 from satstore.errors import ConfigError, CorruptError, MemoryLimitError, NotFoundError, UnknownNameError
-from satstore.files import Digest, WriteError
-from satstore.store import choose_shard_rows, open_latents, plan_memory
-from satstore.store.layout import (
+from satstore.storage.commit_log import CommitLog
+from satstore.storage.files import Digest, WriteError
+from satstore.storage.zarr import choose_shard_rows, open_latents, plan_memory
+from satstore.storage.zarr.layout import (
     CHUNK_BYTES,
     ENCODING_BYTES,
     SHARD_BYTES,

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from splits import Split, check_whole, contents, interrupted, log_of
 from zarr.codecs import BloscCodec
 
-from satstore.location import Folder
-from satstore.store import LatentWriter, open_latents
-from satstore.store.encoding import encoded_ratio
-from satstore.store.precision import Extent, choose_precision
+from satstore.storage.location import Folder
+from satstore.storage.zarr import LatentWriter, open_latents
+from satstore.storage.zarr.compression_trial import encoded_ratio
+from satstore.storage.zarr.precision import Extent, choose_precision
 
 SHAPES: dict[str, dict[str, tuple[int, ...]]] = {"pool2": {"conv0": (4, 2, 2), "fc": (5,)}}
 CONV = ("pool2", "conv0")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import zarr
 
-from satstore.store.layout import create_array
-from satstore.store.shards import encode_shard, is_house_encoding, shard_key
+from satstore.storage.zarr.layout import create_array
+from satstore.storage.zarr.shard_codec import encode_shard, is_house_encoding, shard_key
 
 SHAPE = (3, 2, 2)
 

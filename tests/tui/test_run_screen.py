@@ -271,7 +271,7 @@ async def test_run_screen__maps_the_probes_of_every_position(logs: Path) -> None
         await press(pilot, "5", *["j"] * 5)
         await wait_for(pilot, lambda: screen.query_one(HeatMap)._values.shape == (4, 4))
         assert "features.18" in read_static(pilot, "#pixelwise-layer")
-        from satstore.store import AnalysisStore
+        from satstore.storage.zarr import AnalysisStore
 
         values = AnalysisStore(run_of(logs).analysis_path).probe("pixelwise", "features.18")["accuracy"]
         text = "\n".join(read_screen(pilot))

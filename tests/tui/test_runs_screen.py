@@ -26,9 +26,9 @@ from pilots import (
     wait_for_rows,
 )
 
-from satstore.files import write_file
 from satstore.manifest import STAGE_KEYS, Manifest
 from satstore.run import Run
+from satstore.storage.files import write_file
 from tui.reader import Reader
 from tui.screens.runs import RunsScreen, RunsTable
 from tui.widgets.columns import shorten

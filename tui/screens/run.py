@@ -15,9 +15,9 @@ from textual.widgets import Footer, TabbedContent
 
 from satstore.advice import advise_on
 from satstore.errors import SatstoreError
-from satstore.files import write_file
 from satstore.run import Run
 from satstore.spreadsheets import write_rows
+from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean
 from tui.curves import RunCurves, read_curves
 from tui.export import ExportScreen, export_plot

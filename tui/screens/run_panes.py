@@ -245,7 +245,7 @@ class PixelwisePane(RunPane):
             self.satstore.in_thread(lambda: self._read(data, layer, text), "map")
 
     def _read(self, data: RunCurves, layer: str, text: Text) -> None:
-        from satstore.store import AnalysisStore
+        from satstore.storage.zarr import AnalysisStore
 
         try:
             values = AnalysisStore(Run(data.path).analysis_path).probe("pixelwise", layer)["accuracy"]

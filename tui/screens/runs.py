@@ -13,10 +13,10 @@ from textual.reactive import reactive
 from textual.widgets import Button, Footer, Input
 
 from satstore.errors import ConfigError
-from satstore.files import write_file
 from satstore.jobs import Job
 from satstore.logs import find_logs_dir
 from satstore.spreadsheets import write_rows
+from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean, stage_name
 from tui.filters import Filter, parse_filter
 from tui.job_words import describe_job, find_job_of

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from satstore.commits import Committed
-from satstore.files import FORMAT_VERSION
 from satstore.manifest import LatentsRecord, Manifest
-from satstore.store.layout import encode_layer
+from satstore.storage.commit_log import Committed
+from satstore.storage.files import FORMAT_VERSION
+from satstore.storage.zarr.layout import encode_layer
 
 
 def describe_store(manifest: Manifest) -> dict[str, Any]:

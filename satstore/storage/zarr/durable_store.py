@@ -10,11 +10,11 @@ from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import LocalStore, ObjectStore
 
-from satstore.commits import CommitLog, is_under
 from satstore.errors import NotFoundError
-from satstore.files import Digest, is_partial, make_folder
-from satstore.location import ROOT, Bucket, Folder, Location
-from satstore.names import Key, as_group, as_key, is_key
+from satstore.storage.commit_log import CommitLog, is_under
+from satstore.storage.files import Digest, is_partial, make_folder
+from satstore.storage.location import ROOT, Bucket, Folder, Location
+from satstore.storage.safe_names import Key, as_group, as_key, is_key
 
 
 class DurableStore(Store):

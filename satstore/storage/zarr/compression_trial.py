@@ -8,14 +8,14 @@ import zarr
 from numpy.typing import NDArray
 from zarr.storage import MemoryStore
 
-from satstore.store.layout import (
+from satstore.storage.zarr.layout import (
     FLOAT16_BYTES,
     FLOAT16_MANTISSA_BITS,
     Array,
     choose_chunk_rows,
     create_array,
 )
-from satstore.store.precision import Extent, choose_precision
+from satstore.storage.zarr.precision import Extent, choose_precision
 
 
 def encoded_ratio(latents: NDArray[Any], mantissa_bits: int = FLOAT16_MANTISSA_BITS) -> float:

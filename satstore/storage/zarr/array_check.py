@@ -13,8 +13,8 @@ from zarr.core.buffer import Buffer, cpu
 from zarr.storage import MemoryStore
 
 from satstore.errors import CorruptError, reason_of
-from satstore.store.layout import Array, check_claims, objects_of
-from satstore.store.problems import has_non_finite
+from satstore.storage.zarr.layout import Array, check_claims, objects_of
+from satstore.storage.zarr.value_problems import has_non_finite
 
 
 class StoredArray:

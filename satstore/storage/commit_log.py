@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from satstore.errors import CorruptError
-from satstore.files import Digest, append_log
-from satstore.location import ROOT, Location
-from satstore.names import Key, as_group, as_key
-from satstore.untrusted import open_file
+from satstore.storage.files import Digest, append_log
+from satstore.storage.location import ROOT, Location
+from satstore.storage.safe_files import open_file
+from satstore.storage.safe_names import Key, as_group, as_key
 
 
 def is_metadata(key: str) -> bool:

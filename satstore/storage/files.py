@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Self
 
 from satstore.errors import SatstoreError
+from satstore.storage.safe_files import check_appendable, open_file, walk_files
 from satstore.system.limits import free_disk
-from satstore.untrusted import check_appendable, open_file, walk_files
 
 FORMAT_VERSION = 1
 """The version of all that satstore writes to disk: manifests and stores."""

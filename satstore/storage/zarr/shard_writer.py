@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.store.durable import DurableStore
-from satstore.store.layout import get_array
-from satstore.store.precision import FLOAT16, Extent, Float32s, Precision, choose_precision
-from satstore.store.shards import encode_shard, shard_key
-from satstore.store.targets import Target, create_latent, describe_precision
+from satstore.storage.zarr.durable_store import DurableStore
+from satstore.storage.zarr.latent_targets import Target, create_latent, describe_precision
+from satstore.storage.zarr.layout import get_array
+from satstore.storage.zarr.precision import FLOAT16, Extent, Float32s, Precision, choose_precision
+from satstore.storage.zarr.shard_codec import encode_shard, shard_key
 
 Look = Callable[[Target, int, NDArray[Any], NDArray[Any]], None]
 

@@ -16,9 +16,9 @@ from satstore.analysis.floats import Floats
 from satstore.analysis.row_source import BlockRows
 from satstore.config.keys import EPOCHS, latents_key
 from satstore.errors import NotFoundError, UnknownNameError
-from satstore.location import Location, locate
 from satstore.registry import suggest
-from satstore.store.layout import (
+from satstore.storage.location import Location, locate
+from satstore.storage.zarr.layout import (
     Array,
     check_axes,
     encode_layer,
@@ -27,7 +27,7 @@ from satstore.store.layout import (
     reading,
     reading_metadata,
 )
-from satstore.store.shards import ShardReader, open_shards
+from satstore.storage.zarr.shard_codec import ShardReader, open_shards
 
 NO_SAMPLE_ID = -1
 """In place of a sample id where none is known: of latents that other software extracted."""
@@ -274,7 +274,8 @@ def open_latents(place: Path | str) -> LatentStore:
     Parameters
     ----------
     place
-        A path, or a URL such as ``s3://bucket/prefix/latents.zarr``; see :func:`satstore.location.locate`.
+        A path, or a URL such as ``s3://bucket/prefix/latents.zarr``; see
+        :func:`satstore.storage.location.locate`.
 
     Raises
     ------

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.errors import CorruptError, reason_of
-from satstore.untrusted import open_file
+from satstore.storage.safe_files import open_file
 
 
 def read_arrays(path: Path) -> Iterator[NDArray[Any]]:

@@ -10,16 +10,16 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.commits import CommitLog, is_under
 from satstore.config.keys import groups_of
 from satstore.errors import ConfigError
-from satstore.location import Location
-from satstore.store.durable import open_store
-from satstore.store.layout import FLOAT16_MANTISSA_BITS, MAX_ENCODERS, Shapes, check_shards_fit
-from satstore.store.precision import Float32s
-from satstore.store.problems import Problem, find_problem
-from satstore.store.shard_writer import ShardWriter
-from satstore.store.targets import SplitOpener, Target, open_root_group
+from satstore.storage.commit_log import CommitLog, is_under
+from satstore.storage.location import Location
+from satstore.storage.zarr.durable_store import open_store
+from satstore.storage.zarr.latent_targets import SplitOpener, Target, open_root_group
+from satstore.storage.zarr.layout import FLOAT16_MANTISSA_BITS, MAX_ENCODERS, Shapes, check_shards_fit
+from satstore.storage.zarr.precision import Float32s
+from satstore.storage.zarr.shard_writer import ShardWriter
+from satstore.storage.zarr.value_problems import Problem, find_problem
 from satstore.system.cores import count_cores
 
 Key = tuple[str, str]
@@ -45,7 +45,7 @@ class LatentWriter:
     Rows are gathered in memory until the shards are full; then threads encode, write and commit them while
     the next are filled, and no more than these two. What goes wrong in it is raised by the next call. A layer
     is stored as float16, or as float32 where float16 would not keep the spread of all its features; see
-    :mod:`satstore.store.precision`.
+    :mod:`satstore.storage.zarr.precision`.
 
     Parameters
     ----------

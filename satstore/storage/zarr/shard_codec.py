@@ -17,8 +17,8 @@ from numcodecs import blosc
 from numpy.typing import NDArray
 
 from satstore.analysis.floats import Floats, widen
-from satstore.store.layout import Array
-from satstore.untrusted import check_folders, open_file
+from satstore.storage.safe_files import check_folders, open_file
+from satstore.storage.zarr.layout import Array
 
 CRC_BYTES = 4
 SHUFFLES = {"noshuffle": blosc.NOSHUFFLE, "shuffle": blosc.SHUFFLE, "bitshuffle": blosc.BITSHUFFLE}

@@ -8,11 +8,11 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from satstore.commits import Committed
 from satstore.config.keys import groups_of, split_latents_key
 from satstore.errors import CorruptError
-from satstore.store.durable import DurableStore, open_or_mend
-from satstore.store.layout import (
+from satstore.storage.commit_log import Committed
+from satstore.storage.zarr.durable_store import DurableStore, open_or_mend
+from satstore.storage.zarr.layout import (
     Array,
     Shapes,
     choose_chunk_rows,
@@ -20,9 +20,9 @@ from satstore.store.layout import (
     encode_layer,
     get_array,
 )
-from satstore.store.moments import FeatureMoments
-from satstore.store.precision import FLOAT16, FLOAT32, Extent, Precision
-from satstore.store.shards import is_house_encoding, shard_key
+from satstore.storage.zarr.precision import FLOAT16, FLOAT32, Extent, Precision
+from satstore.storage.zarr.shard_codec import is_house_encoding, shard_key
+from satstore.storage.zarr.stored_moments import FeatureMoments
 
 SPATIAL_AXES = ("z", "y", "x")
 

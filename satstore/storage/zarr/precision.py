@@ -13,8 +13,8 @@ import numpy as np
 from numcodecs import BitRound
 from numpy.typing import NDArray
 
-from satstore.store.layout import FLOAT32_MANTISSA_BITS
-from satstore.store.problems import has_non_finite
+from satstore.storage.zarr.layout import FLOAT32_MANTISSA_BITS
+from satstore.storage.zarr.value_problems import has_non_finite
 
 MAX_LOST_BITS = 2
 """Of the mantissa's bits, those that may be lost to what a feature's values have in common."""

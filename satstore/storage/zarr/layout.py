@@ -16,9 +16,9 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from satstore.errors import CorruptError, MemoryLimitError, NotFoundError, SatstoreError, reason_of
-from satstore.files import FORMAT_VERSION
-from satstore.location import Location
-from satstore.store.durable import open_store
+from satstore.storage.files import FORMAT_VERSION
+from satstore.storage.location import Location
+from satstore.storage.zarr.durable_store import open_store
 
 RESERVED_KEYS = frozenset({"label", "sample_id", "zarr.json"})
 

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
 
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnreachableError
-from satstore.files import Digest, WriteError, refusals, remove_partials, write_file
-from satstore.names import Key, is_key
+from satstore.storage.files import Digest, WriteError, refusals, remove_partials, write_file
+from satstore.storage.safe_files import check_folders, describe_kind, is_file, read_content, walk_files
+from satstore.storage.safe_names import Key, is_key
 from satstore.system.text import describe_size
-from satstore.untrusted import check_folders, describe_kind, is_file, read_content, walk_files
 
 BUCKET_SCHEMES = ("s3", "gs", "az")
 MAX_RETRIES = 6
@@ -29,7 +29,7 @@ ROOT = Key("")
 class Location(Protocol):
     """A place that holds a store: objects of bytes under keys such as ``pool4/train/label/c/0``.
 
-    Keys are those that :mod:`satstore.names` lets pass; objects of other names are not the store's.
+    Keys are those that :mod:`.safe_names` lets pass; objects of other names are not the store's.
     """
 
     @property
@@ -170,7 +170,7 @@ class Folder:
             raise CorruptError(f"{self.path / key} can't be read: {error.strerror or error}") from error
 
     def write(self, key: Key, *parts: bytes) -> None:
-        """Replace a file durably; see :func:`satstore.files.write_file`."""
+        """Replace a file durably; see :func:`satstore.storage.files.write_file`."""
         write_file(self.path_of(key, to_change=True), *parts)
 
     def delete(self, keys: Iterable[Key]) -> None:
@@ -201,7 +201,7 @@ class Folder:
         return n_bytes
 
     def remove_partials(self, writers: Collection[str]) -> None:
-        """Remove what killed writers left; see :func:`satstore.files.remove_partials`."""
+        """Remove what killed writers left; see :func:`satstore.storage.files.remove_partials`."""
         remove_partials(self.path_of(ROOT, to_change=True), writers)
 
 

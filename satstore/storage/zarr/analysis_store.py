@@ -8,12 +8,12 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from satstore.commits import CommitLog
 from satstore.errors import NotFoundError
-from satstore.files import FORMAT_VERSION
-from satstore.location import Folder
-from satstore.store.durable import open_or_mend, open_store
-from satstore.store.layout import (
+from satstore.storage.commit_log import CommitLog
+from satstore.storage.files import FORMAT_VERSION
+from satstore.storage.location import Folder
+from satstore.storage.zarr.durable_store import open_or_mend, open_store
+from satstore.storage.zarr.layout import (
     Array,
     check_axes,
     check_version,
@@ -41,7 +41,7 @@ CHUNK_BYTES = 64 * 2**20
 """Of an array's chunk, at most."""
 
 KINDS: Mapping[str, str] = {"confusion": "iu", "class_index": "iu"}
-"""What is whole numbers; see :func:`satstore.store.layout.check_axes`."""
+"""What is whole numbers; see :func:`satstore.storage.zarr.layout.check_axes`."""
 
 
 class AnalysisStore:

@@ -1,0 +1,1 @@
+"""Durable bytes: files, folders and buckets, the commit log; names, files and pickles from outside."""

@@ -1,0 +1,29 @@
+"""The disk format: stores of latents and of what was computed from them."""
+
+from satstore.storage.zarr.analysis_store import AnalysisStore
+from satstore.storage.zarr.array_check import StoredArray
+from satstore.storage.zarr.latent_reader import (
+    LatentArray,
+    LatentSplit,
+    LatentStore,
+    digest_labels,
+    open_latents,
+)
+from satstore.storage.zarr.latent_writer import LatentWriter, copy_split, describe_anew, discard
+from satstore.storage.zarr.layout import choose_shard_rows, plan_memory
+
+__all__ = [
+    "AnalysisStore",
+    "LatentArray",
+    "LatentSplit",
+    "LatentStore",
+    "LatentWriter",
+    "StoredArray",
+    "choose_shard_rows",
+    "copy_split",
+    "describe_anew",
+    "digest_labels",
+    "discard",
+    "open_latents",
+    "plan_memory",
+]
