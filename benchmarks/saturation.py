@@ -23,7 +23,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from satstore.capture import MomentRecorder, select_layers
+from satstore.capture.layers import select_layers
+from satstore.capture.recorders import MomentRecorder
 from satstore.registry import MODELS
 
 LAYOUTS = {"channels last": torch.channels_last, "contiguous": torch.contiguous_format}

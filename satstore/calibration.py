@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from satstore.capture import LatentRecorder, MomentRecorder
+from satstore.capture.recorders import LatentRecorder, MomentRecorder
 from satstore.config.experiment import ExperimentConfig, pooling_key
 from satstore.datasets.images import ImageData
 from satstore.registry import OPTIMIZERS

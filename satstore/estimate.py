@@ -129,7 +129,7 @@ def _batch_bytes(plan: ModelPlan, config: ExperimentConfig) -> int:
 def training_memory(plan: ModelPlan, config: ExperimentConfig, base_bytes: int) -> int:
     """Project the peak of training, in bytes, roughly: weights, gradients, optimizer, kept activations."""
     from satstore.analysis.moments import moments_bytes
-    from satstore.samples import count_features
+    from satstore.capture.layer_samples import count_features
 
     weights = FLOAT32_BYTES * plan.n_values + checkpoint_bytes(plan, config.optimizer)
     # Their gradients come and go while they are let go.

@@ -2,7 +2,7 @@
 
 import torch
 
-from satstore.capture import MomentRecorder
+from satstore.capture.recorders import MomentRecorder
 from satstore.datasets.images import make_loader
 from satstore.datasets.keeping import hold
 from satstore.run import Run

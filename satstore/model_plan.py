@@ -14,7 +14,7 @@ from satstore.config.experiment import ExperimentConfig, pooling_key
 if TYPE_CHECKING:
     from torch import nn
 
-    from satstore.capture import Layer
+    from satstore.capture.layers import Layer
 
 T = TypeVar("T")
 
@@ -95,7 +95,7 @@ def plan_model(config: ExperimentConfig, n_classes: int, poolings: tuple[str, ..
     """Build a config's model without memory and take its sizes."""
     import torch
 
-    from satstore.capture import describe_layers, select_layers
+    from satstore.capture.layers import describe_layers, select_layers
     from satstore.models.build import explaining_misfit
 
     def measure(device: str) -> "tuple[nn.Module, dict[str, nn.Module], _Flow, list[Layer]]":
@@ -141,7 +141,7 @@ def _count(value: Any) -> int:
 def _plan_layer(layer: "Layer", module: "nn.Module", poolings: tuple[str, ...]) -> PlannedLayer:
     import torch
 
-    from satstore.samples import pool_latent
+    from satstore.capture.layer_samples import pool_latent
 
     def shape(pooling: str) -> tuple[int, ...]:
         blank = torch.empty(1, *layer.output_shape, device="meta")

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from satstore.analysis.compiled_models import uncompiled
 from satstore.analysis.receptive_field.table import receptive_field
 from satstore.batches import Batches, explaining_forward, logits_of
-from satstore.capture import LatentRecorder, Layer, MomentRecorder, describe_layers, select_layers
+from satstore.capture.layers import Layer, describe_layers, select_layers
+from satstore.capture.recorders import LatentRecorder, MomentRecorder
 from satstore.config.experiment import pooling_key
 from satstore.config.grid import read_config
 from satstore.datasets.lost_workers import explaining_lost_workers

@@ -14,7 +14,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from satstore.capture import LatentRecorder, Layer, describe_layers, select_layers
+from satstore.capture.layers import Layer, describe_layers, select_layers
+from satstore.capture.recorders import LatentRecorder
 from satstore.config.experiment import ExperimentConfig
 from satstore.datasets.images import ImageData
 from satstore.datasets.keeping import skip_corrupt

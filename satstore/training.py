@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader
 
 from satstore.analysis.moments import moments_bytes
 from satstore.analysis.spectrum import eigenvalues
-from satstore.capture import Layer, MomentRecorder
+from satstore.capture.layer_samples import count_features
+from satstore.capture.layers import Layer
+from satstore.capture.recorders import MomentRecorder
 from satstore.config.experiment import ExperimentConfig
 from satstore.datasets.images import ImageSplit, make_loader
 from satstore.datasets.keeping import hold
@@ -23,7 +25,6 @@ from satstore.errors import MemoryLimitError, NumericsError
 from satstore.manifest import CHECKPOINT, Manifest, checkpoint_name
 from satstore.metrics import start_metrics
 from satstore.run import Run
-from satstore.samples import count_features
 from satstore.session import (
     Session,
     check_batches,

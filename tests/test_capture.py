@@ -10,15 +10,9 @@ from torch import nn
 from torch.nn import functional
 
 from satstore.analysis.spectrum import eigenvalues, intrinsic_dimension, saturation
-from satstore.capture import (
-    LatentRecorder,
-    Layer,
-    MomentRecorder,
-    NonFinite,
-    describe_layers,
-    select_layers,
-    to_samples,
-)
+from satstore.capture.layer_samples import to_samples
+from satstore.capture.layers import Layer, describe_layers, select_layers
+from satstore.capture.recorders import LatentRecorder, MomentRecorder, NonFinite
 from satstore.errors import ConfigError
 
 

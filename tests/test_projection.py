@@ -13,11 +13,11 @@ from tiny import CONFIG as TINY
 from torch import nn
 
 from satstore.analysis.projection import DELTAS, decompose, random_basis
-from satstore.capture import select_layers
+from satstore.capture.layers import select_layers
+from satstore.capture.projection_hook import projected
 from satstore.errors import ConfigError, NumericsError
 from satstore.evaluation import Evaluation
 from satstore.pipeline import make_plan, run_experiments, run_stages
-from satstore.projecting import projected
 from satstore.run import Run
 from satstore.session import load_data, load_model
 from satstore.storage.zarr import AnalysisStore

@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import nn
 
+from satstore.capture.layer_samples import pool_latent, to_samples
 from satstore.errors import ConfigError
-from satstore.samples import pool_latent, to_samples
 
 
 def sorted_rows(array):

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from satstore import session, training
 from satstore.analysis.spectrum import eigenvalues
-from satstore.capture import MomentRecorder
+from satstore.capture.recorders import MomentRecorder
 from satstore.config.grid import read_config
 from satstore.datasets import images
 from satstore.datasets.lost_workers import explaining_lost_workers

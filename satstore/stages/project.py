@@ -123,8 +123,8 @@ def project(run: Run, parameters: ProjectParameters) -> None:
     import torch
 
     from satstore import session
+    from satstore.capture.projection_hook import projected
     from satstore.evaluation import Evaluation
-    from satstore.projecting import projected
 
     todo = missing(run, parameters)
     axes, means = find_axes(run, parameters)

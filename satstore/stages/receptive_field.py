@@ -29,7 +29,7 @@ def pending(run: Run, parameters: ReceptiveFieldParameters) -> list[str]:
 def tabulate(run: Run, parameters: ReceptiveFieldParameters) -> None:
     """Write the table, of the layers that the config records, and note the border layer."""
     from satstore.analysis.receptive_field.table import receptive_field
-    from satstore.capture import select_layers
+    from satstore.capture.layers import select_layers
     from satstore.model_plan import build_blank, without_values
 
     config = run.config

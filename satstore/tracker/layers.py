@@ -10,8 +10,8 @@ from torch.nn.functional import interpolate
 from satstore.analysis.compiled_models import uncompiled
 from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.analysis.spectrum import Definition
+from satstore.capture.layer_samples import ConvMethod, batch_first_output, to_samples
 from satstore.errors import ConfigError
-from satstore.samples import ConvMethod, batch_first_output, to_samples
 
 TimeseriesMethod = Literal["last_timestep", "timestepwise"]
 InterpolationStrategy = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "area"]
@@ -81,7 +81,7 @@ class Sampler:
     Parameters
     ----------
     conv_method
-        Of maps; see :func:`satstore.samples.to_samples`.
+        Of maps; see :func:`satstore.capture.layer_samples.to_samples`.
     timeseries_method
         Of sequences: their last step, or all steps.
     definition

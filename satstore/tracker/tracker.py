@@ -18,9 +18,9 @@ from torch import nn
 from satstore.analysis.compiled_models import prepare_to_compile
 from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.analysis.spectrum import Definition
-from satstore.capture import Recorder, take_room
+from satstore.capture.layer_samples import ConvMethod
+from satstore.capture.recorders import Recorder, take_room
 from satstore.errors import ConfigError
-from satstore.samples import ConvMethod
 from satstore.tracker.layers import (
     InterpolationStrategy,
     Sampler,

@@ -5,11 +5,9 @@ when their context ends, and what they hand on shares no memory with the model.
 """
 
 import logging
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -18,39 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from satstore.analysis.compiled_models import called_when_compiled
-from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.analysis.moments import Moments, NonFiniteError
-from satstore.errors import ConfigError
-from satstore.samples import ConvMethod, Pooling, batch_first_output, pool_latent, to_samples
-
-__all__ = [
-    "LatentRecorder",
-    "Layer",
-    "MomentRecorder",
-    "NonFinite",
-    "Recorder",
-    "describe_layers",
-    "pool_latent",
-    "select_layers",
-    "take_room",
-    "to_samples",
-]
-
-Layers = Mapping[str, nn.Module]
+from satstore.capture.layer_samples import ConvMethod, Pooling, batch_first_output, pool_latent, to_samples
+from satstore.capture.layers import Layers, hooked
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of a model; `index` is its place in forward order, `output_shape` leaves the batch out."""
-
-    name: str
-    index: int
-    kind: str
-    n_features: int
-    output_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -63,90 +33,6 @@ class NonFinite:
     count: int
 
 
-def select_layers(
-    model: nn.Module, include: str | None = None, exclude: str | None = None
-) -> dict[str, nn.Module]:
-    """Find the layers to record: Conv, ConvTranspose, Linear and LSTM, under their PyTorch names.
-
-    Parameters
-    ----------
-    model
-        A model; the order of the result is that of its definition (`describe_layers` gives forward order).
-    include, exclude
-        Regular expressions, found anywhere in a name; `exclude` wins.
-
-    Raises
-    ------
-    ConfigError
-        A pattern is no regular expression, or no layer is left.
-    """
-    kept, dropped = (_compile(key, text) for key, text in (("include", include), ("exclude", exclude)))
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
-    layers: dict[str, nn.Module] = {
-        name: module
-        for name, module in found.items()
-        if (kept is None or kept.search(name)) and not (dropped is not None and dropped.search(name))
-    }
-    if not layers:
-        close = get_close_matches(include or "", found, n=3) or list(found)[:3]
-        names = f"its layers are called {', '.join(close)}, …" if close else "it has none"
-        raise ConfigError(
-            f"no layer of the model is left by include={include!r}, exclude={exclude!r}: {names}"
-        )
-    return layers
-
-
-def describe_layers(model: nn.Module, sample_input: Any, layers: Layers) -> list[Layer]:
-    """List the layers in the order in which one forward pass first calls them.
-
-    The pass runs in eval mode without gradients; modes, buffers and random states stay as they were.
-
-    Parameters
-    ----------
-    model
-        The model that the layers are part of.
-    sample_input
-        What it is called with, on its device.
-    layers
-        From `select_layers`. Those that the pass doesn't call are left out, with a warning in the log.
-
-    Raises
-    ------
-    ConfigError
-        If the pass calls none of them.
-    """
-    shapes: dict[str, tuple[int, ...]] = {}
-
-    def see(name: str, module: nn.Module, output: Any) -> None:
-        shapes.setdefault(name, tuple(batch_first_output(output, module).shape))
-
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(list(devices)), _hooked(layers, see):
-            model.eval()(sample_input)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-    if not shapes:
-        raise ConfigError(
-            f"the forward pass calls none of {', '.join(list(layers)[:3])}, …; a layer is recorded "
-            "when it is called as a module"
-        )
-    if missing := [name for name in layers if name not in shapes]:
-        _log.warning("left out, as the forward pass doesn't call them: %s", ", ".join(missing))
-    return [
-        Layer(
-            name=name,
-            index=index,
-            kind=type(layers[name]).__name__,
-            n_features=shape[1 if isinstance(layers[name], nn.modules.conv._ConvNd) else -1],
-            output_shape=shape[1:],
-        )
-        for index, (name, shape) in enumerate(shapes.items())
-    ]
-
-
 class Recorder:
     """A context in which every call of a layer reaches `_record`, under no_grad and while `enabled`."""
 
@@ -156,7 +42,7 @@ class Recorder:
         self._hooks = ExitStack()
 
     def __enter__(self) -> Self:
-        self._hooks.enter_context(_hooked(self._layers, self._see))
+        self._hooks.enter_context(hooked(self._layers, self._see))
         return self
 
     def __exit__(
@@ -327,20 +213,6 @@ def _on_cpu(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-@contextmanager
-def _hooked(layers: Layers, see: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
-    """Call `see` with name, module and output after every call of a layer."""
-    see = called_when_compiled(see)
-    with ExitStack() as stack:
-        for name, layer in layers.items():
-
-            def hook(module: nn.Module, _: Any, output: Any, name: str = name) -> None:
-                see(name, module, output)
-
-            stack.callback(layer.register_forward_hook(hook).remove)
-        yield
-
-
 def _share_memory(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
@@ -352,10 +224,3 @@ def _merged(parts: dict[torch.device, Moments]) -> Moments:
     for moments in parts.values():
         merged.merge(moments)
     return merged
-
-
-def _compile(key: str, pattern: str | None) -> re.Pattern[str] | None:
-    try:
-        return None if pattern is None else re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{key} is {pattern!r}, which is no regular expression: {error}") from error

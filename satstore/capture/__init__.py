@@ -1,0 +1,1 @@
+"""Hooks: which layers are recorded, their samples, moments, pooled latents, and projections in them."""
