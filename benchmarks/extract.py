@@ -25,7 +25,8 @@ from watched import run_watched
 
 from satstore import session
 from satstore.config.grid import read_config
-from satstore.datasets.images import ImageSplit, make_loader
+from satstore.datasets.image_data import ImageSplit
+from satstore.datasets.loaders import make_loader
 from satstore.manifest import CHECKPOINT
 from satstore.pipeline import make_runs
 from satstore.run import Run

@@ -23,7 +23,8 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from satstore.datasets.images import ImageSplit, PixelSource, make_loader
+from satstore.datasets.image_data import ImageSplit, PixelSource
+from satstore.datasets.loaders import make_loader
 from satstore.datasets.transforms import CIFAR_MEAN, CIFAR_STD, Normalize, RandomCrop, RandomFlip, Resize
 
 

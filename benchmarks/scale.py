@@ -23,7 +23,7 @@ from watched import run_watched
 
 from satstore import session
 from satstore.config.grid import read_config
-from satstore.datasets.images import make_loader
+from satstore.datasets.loaders import make_loader
 from satstore.manifest import CHECKPOINT
 from satstore.pipeline import make_runs
 from satstore.run import Run

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from satstore.capture.recorders import LatentRecorder, MomentRecorder
 from satstore.config.experiment import ExperimentConfig, pooling_key
-from satstore.datasets.images import ImageData
+from satstore.datasets.image_data import ImageData
 from satstore.registry import OPTIMIZERS
 from satstore.session import build_model, recorded_layers
 from satstore.storage.zarr.compression_trial import encoded_ratio, encoding_rates

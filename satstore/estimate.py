@@ -1,6 +1,6 @@
 """What an experiment will take, worked out before anything runs: bytes on disk, peak memory, time.
 
-All of it is arithmetic over a model's sizes (:mod:`satstore.model_plan`) and what was measured of this
+All of it is arithmetic over a model's sizes (:mod:`satstore.models.plan`) and what was measured of this
 machine (:mod:`satstore.calibration`).
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import MemoryLimitError
-from satstore.model_plan import ModelPlan
+from satstore.models.plan import ModelPlan
 from satstore.system.cores import count_cores
 from satstore.system.limits import loader_bytes
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
     from torch.utils.data import DataLoader
 
-    from satstore.datasets.images import ImageData
+    from satstore.datasets.image_data import ImageData
 
 
 class ModelFactory(Protocol):
@@ -28,7 +28,7 @@ class ModelFactory(Protocol):
 
 
 class DatasetFactory(Protocol):
-    """Makes a dataset, read as a whole or file by file; :func:`satstore.datasets.images.assemble` helps."""
+    """Make a dataset, read as a whole or file by file; :func:`.image_data.assemble` helps."""
 
     def __call__(
         self, *, resolution: int, data_dir: str | os.PathLike[str], augment: bool, seed: int

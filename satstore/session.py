@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from satstore.capture.layers import Layer, describe_layers, select_layers
 from satstore.capture.recorders import LatentRecorder
 from satstore.config.experiment import ExperimentConfig
-from satstore.datasets.images import ImageData
-from satstore.datasets.keeping import skip_corrupt
-from satstore.datasets.loaders import from_loaders, takes_loaders
+from satstore.datasets.corrupt_images import skip_corrupt
+from satstore.datasets.foreign_loaders import from_loaders, takes_loaders
+from satstore.datasets.image_data import ImageData
 from satstore.errors import ConfigError, CorruptError, DeviceError
 from satstore.manifest import DatasetRecord, LayerRecord, Manifest, checkpoint_name
 from satstore.models.build import build_model as build_model_of

@@ -18,8 +18,9 @@ from satstore.capture.layer_samples import count_features
 from satstore.capture.layers import Layer
 from satstore.capture.recorders import MomentRecorder
 from satstore.config.experiment import ExperimentConfig
-from satstore.datasets.images import ImageSplit, make_loader
-from satstore.datasets.keeping import hold
+from satstore.datasets.image_data import ImageSplit
+from satstore.datasets.in_memory import hold
+from satstore.datasets.loaders import make_loader
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import MemoryLimitError, NumericsError
 from satstore.manifest import CHECKPOINT, Manifest, checkpoint_name

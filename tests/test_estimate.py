@@ -16,7 +16,7 @@ from satstore.config.grid import read_config
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
 from satstore.estimate import Counts, store_bytes
 from satstore.logs import open_run
-from satstore.model_plan import plan_model
+from satstore.models.plan import plan_model
 from satstore.pipeline import run_experiments
 from satstore.run import Run
 from satstore.system.limits import available_memory, check_disk, check_memory, free_disk

@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from satstore.cli.app import add_stages
-from satstore.datasets.loaders import from_loaders, takes_loaders
+from satstore.datasets.foreign_loaders import from_loaders, takes_loaders
 from satstore.errors import ConfigError, UnknownNameError
 from satstore.metrics import start_metrics
 from satstore.optimizers import make_optimizer

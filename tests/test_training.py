@@ -20,7 +20,7 @@ from satstore import session, training
 from satstore.analysis.spectrum import eigenvalues
 from satstore.capture.recorders import MomentRecorder
 from satstore.config.grid import read_config
-from satstore.datasets import images
+from satstore.datasets import loaders
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, CorruptError, DeviceError, MemoryLimitError, NumericsError
 from satstore.events import Event
@@ -456,7 +456,7 @@ def test_stage__says_what_to_lower_where_a_loader_process_was_killed(
     shutil.copytree(trained.path, tmp_path / "res" / trained.experiment)
     monkeypatch.setattr(Dying, "words", words)
     monkeypatch.setattr(training, "make_loader", make_dying)
-    monkeypatch.setattr(images, "make_loader", make_dying)
+    monkeypatch.setattr(loaders, "make_loader", make_dying)
     with pytest.raises(MemoryLimitError, match="a process that reads batches died") as raised:
         run_experiments({**FEW, "epoch": 2}, "res", [stage], logs_dir=tmp_path, overwrite=True)
     assert str(raised.value).endswith(

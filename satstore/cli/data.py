@@ -45,11 +45,11 @@ def check_dataset(
     CorruptError
         If images can't be decoded.
     """
+    from satstore.datasets.corrupt_images import find_corrupt
     from satstore.datasets.downloads import without_downloads
+    from satstore.datasets.foreign_loaders import from_loaders, takes_loaders
+    from satstore.datasets.image_data import ImageData
     from satstore.datasets.image_folder import FileSource
-    from satstore.datasets.images import ImageData
-    from satstore.datasets.keeping import find_corrupt
-    from satstore.datasets.loaders import from_loaders, takes_loaders
     from satstore.registry import DATASETS
 
     place = data_dir or ExperimentConfig().data_dir

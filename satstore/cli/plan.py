@@ -31,7 +31,7 @@ from satstore.estimate import (
     stored_ratios,
 )
 from satstore.logs import find_logs_dir, find_runs
-from satstore.model_plan import ModelPlan, plan_model
+from satstore.models.plan import ModelPlan, plan_model
 from satstore.registry import DATASETS
 from satstore.run import Run
 from satstore.system.limits import available_memory, free_disk
@@ -39,7 +39,7 @@ from satstore.system.memory import resident_bytes
 from satstore.system.text import describe_duration, describe_size
 
 if TYPE_CHECKING:
-    from satstore.datasets.images import ImageData
+    from satstore.datasets.image_data import ImageData
 
 
 @dataclass(frozen=True)

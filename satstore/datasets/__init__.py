@@ -1,7 +1,7 @@
 """Datasets: a file per source, a row per name.
 
 ``DATASETS[name](resolution=32, data_dir="tmp", augment=True, seed=0)`` returns an
-:class:`~satstore.datasets.images.ImageData`. This module holds only the rows and imports nothing slow.
+:class:`~satstore.datasets.image_data.ImageData`. This module holds only the rows and imports nothing slow.
 """
 
 from satstore.registry import Entry

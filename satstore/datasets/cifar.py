@@ -21,7 +21,7 @@ import torch
 import torchvision.datasets
 
 from satstore.datasets.downloads import Files, locate_or_download
-from satstore.datasets.images import ImageData, ImageSplit, PixelSource, assemble
+from satstore.datasets.image_data import ImageData, ImageSplit, PixelSource, assemble
 from satstore.datasets.placement import Canvas, check_room, place_randomly
 from satstore.datasets.transforms import (
     CIFAR_MEAN,

@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from satstore.datasets.images import ImageData, ImageSplit, PixelSource, assemble
+from satstore.datasets.image_data import ImageData, ImageSplit, PixelSource, assemble
 from satstore.datasets.transforms import CIFAR_MEAN, CIFAR_STD, Normalize, RandomCrop, Resize, ToRGB
 
 N_EVAL = 360

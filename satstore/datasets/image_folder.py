@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from satstore.datasets.images import ImageData, ImageSplit, Update, assemble
+from satstore.datasets.image_data import ImageData, ImageSplit, Update, assemble
 from satstore.datasets.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -21,7 +21,7 @@ import torchvision.datasets
 from numpy.typing import NDArray
 
 from satstore.datasets.downloads import Files, locate_or_download
-from satstore.datasets.images import ImageData, ImageSplit, PixelSource, assemble
+from satstore.datasets.image_data import ImageData, ImageSplit, PixelSource, assemble
 from satstore.datasets.placement import Canvas, place_randomly
 from satstore.datasets.transforms import (
     CIFAR_MEAN,

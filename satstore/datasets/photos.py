@@ -14,8 +14,8 @@ from pathlib import Path
 
 import torchvision.datasets
 
+from satstore.datasets.image_data import ImageData, ImageSplit, assemble
 from satstore.datasets.image_folder import FileSource, find_splits, read_split
-from satstore.datasets.images import ImageData, ImageSplit, assemble
 from satstore.datasets.transforms import (
     CIFAR_MEAN,
     CIFAR_STD,

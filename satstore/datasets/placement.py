@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from satstore.datasets.images import ImageData, ImageSource, ImageSplit, Update, fingerprint
+from satstore.datasets.image_data import ImageData, ImageSource, ImageSplit, Update, fingerprint
 from satstore.datasets.transforms import Transform
 from satstore.errors import ConfigError
 

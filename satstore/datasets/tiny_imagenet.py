@@ -9,8 +9,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from satstore.datasets.image_data import ImageData, ImageSplit, assemble
 from satstore.datasets.image_folder import FileSource, class_names, list_images, read_split
-from satstore.datasets.images import ImageData, ImageSplit, assemble
 from satstore.datasets.transforms import CIFAR_MEAN, CIFAR_STD, Normalize, RandomCrop, RandomFlip, Resize
 from satstore.errors import CorruptError, NotFoundError
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from satstore.datasets.images import ImageData, ImageSplit
+    from satstore.datasets.image_data import ImageData, ImageSplit
     from satstore.storage.zarr import LatentWriter
     from satstore.storage.zarr.layout import Shapes
 
@@ -121,7 +121,7 @@ def check_resources(
     """
     from satstore import session
     from satstore.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
-    from satstore.model_plan import plan_model
+    from satstore.models.plan import plan_model
     from satstore.storage.zarr.layout import encode_layer
     from satstore.system.limits import check_disk, check_memory
 
@@ -252,7 +252,7 @@ def write_split(
     from torch.utils.data import Subset
 
     from satstore import session
-    from satstore.datasets.images import make_loader
+    from satstore.datasets.loaders import make_loader
     from satstore.datasets.lost_workers import explaining_lost_workers
     from satstore.system.limits import beside_gpu, loader_bytes
 

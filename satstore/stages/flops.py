@@ -67,7 +67,7 @@ def describe_costs(
     import torch
 
     from satstore.analysis.flops import Costs, count_costs
-    from satstore.model_plan import build_blank, without_values
+    from satstore.models.plan import build_blank, without_values
 
     def measure(device: str) -> Costs:
         model = build_blank(config, n_classes, device)

@@ -30,7 +30,7 @@ def tabulate(run: Run, parameters: ReceptiveFieldParameters) -> None:
     """Write the table, of the layers that the config records, and note the border layer."""
     from satstore.analysis.receptive_field.table import receptive_field
     from satstore.capture.layers import select_layers
-    from satstore.model_plan import build_blank, without_values
+    from satstore.models.plan import build_blank, without_values
 
     config = run.config
 

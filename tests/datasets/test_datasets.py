@@ -35,10 +35,12 @@ from small_data import (
 from torchvision.datasets import CIFAR10, CIFAR100
 
 from satstore.datasets import mnist
+from satstore.datasets.corrupt_images import skip_corrupt
 from satstore.datasets.downloads import locate_or_download, without_downloads
+from satstore.datasets.image_data import ImageData, ImageSplit, PixelSource, fingerprint
 from satstore.datasets.image_folder import decode, image_folder
-from satstore.datasets.images import ImageData, ImageSplit, PixelSource, fingerprint, make_loader
-from satstore.datasets.keeping import hold, skip_corrupt
+from satstore.datasets.in_memory import hold
+from satstore.datasets.loaders import make_loader
 from satstore.datasets.transforms import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -450,7 +452,7 @@ def test_hold__gives_the_same_images_from_memory(data_dir: Path, monkeypatch: py
     assert held.fingerprint == fingerprint(held.classes, held.train_plain, held.eval)
     for one, other in ((data.train_plain, held.train_plain), (data.eval, held.eval)):
         assert torch.equal(everything(one)[0], everything(other)[0])
-    monkeypatch.setattr("satstore.datasets.keeping.available_memory", lambda: 4 * 3 * 24 * 24 * 24 - 1)
+    monkeypatch.setattr("satstore.datasets.in_memory.available_memory", lambda: 4 * 3 * 24 * 24 * 24 - 1)
     assert hold(data) is data, "24 images need a quarter of what is free, and one byte"
 
 

@@ -16,11 +16,11 @@ from torch import nn
 
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, UnknownNameError
-from satstore.model_plan import plan_model
 from satstore.models import ROWS
 from satstore.models.build import build_model, resolution_step, smallest_resolution, takes
 from satstore.models.catalogue import ALIASES
 from satstore.models.details import inspect_model
+from satstore.models.plan import plan_model
 from satstore.pipeline import run_experiments
 from satstore.registry import MODELS
 

@@ -1,28 +1,22 @@
-"""What every dataset returns: an :class:`ImageData` of two :class:`ImageSplit`, and the loader over a split.
+"""What every dataset returns: an :class:`ImageData` of two :class:`ImageSplit`.
 
 A split is a source of uint8 images, their labels, and the transforms of a batch. A new dataset is a source
 (or one around another: it sees the indices) and a choice of transforms, put together by :func:`assemble`.
 """
 
 import hashlib
-import multiprocessing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import Dataset
 
 from satstore.datasets.transforms import Transform
-from satstore.errors import SatstoreError
-from satstore.system.process_group import ALONE, Ranks
-from satstore.system.signals import deaf_children, follow_main_process
 
 Batch = tuple[Tensor, Tensor]
 Update = Callable[[bytes | memoryview], None]
@@ -202,97 +196,3 @@ def fingerprint(classes: Sequence[str], *splits: ImageSplit) -> str:
         digest.update(split.sample_ids.astype("<i8").data)
         split.source.identify(digest.update)
     return digest.hexdigest()
-
-
-def make_loader(
-    split: Dataset[Batch],
-    batch_size: int,
-    *,
-    shuffle: bool,
-    generator: torch.Generator | None = None,
-    workers: int = 0,
-    pin_memory: bool = False,
-    ranks: Ranks = ALONE,
-) -> DataLoader[Batch]:
-    """Return a loader over a split, its last batch as small as it falls out.
-
-    The order of a shuffled epoch and the seeds of its workers are drawn from ``generator`` when the epoch
-    starts. The same generator state, number of workers and, without workers, global RNG state give the same
-    batches bit for bit.
-
-    Parameters
-    ----------
-    split
-        An :class:`ImageSplit`, or a ``Subset`` of one.
-    generator
-        By default torch's global generator.
-    workers
-        Processes that read ahead; 0 reads in this process. They start anew each epoch, which is what makes
-        an epoch repeatable, and share the pixels of in-memory datasets through ``/dev/shm``. Such datasets
-        gain nothing from them at 32 px: 50,000 augmented images take 0.3 s in this process, 1.1 s with two.
-    pin_memory
-        Copy batches to page-locked memory; without effect where there is no CUDA device.
-    ranks
-        Give this rank's share of every batch: together, they are the batches of a single process.
-    """
-    context = None
-    if workers:
-        # Not fork, which copies locks that threads (OpenMP, CUDA, zarr) hold; not spawn, which imports torch
-        # in every worker: a wait of 4.5 s for each epoch's first batch (2 workers, 2 cores). The fork server
-        # imports it once: 3.2 s in the first epoch, 0.05 s in the others, as with fork.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__])
-        with deaf_children():
-            forkserver.ensure_running()
-    order: Sampler[int] = RandomSampler(split, generator=generator) if shuffle else SequentialSampler(split)  # type: ignore[arg-type]
-    batches = BatchSampler(order, batch_size, drop_last=False)
-    return _Loader(
-        split,
-        batch_sampler=_Shares(batches, ranks),
-        generator=generator,
-        num_workers=workers,
-        collate_fn=_as_is,
-        multiprocessing_context=context,
-        worker_init_fn=partial(_begin_worker, ranks.rank) if workers else None,
-        pin_memory=pin_memory and torch.cuda.is_available(),
-    )
-
-
-class _Shares(Sampler[list[int]]):
-    """A rank's share of every batch."""
-
-    def __init__(self, batches: BatchSampler, ranks: Ranks) -> None:
-        self._batches, self._ranks = batches, ranks
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self._batches:
-            yield list(self._ranks.share(batch))
-
-
-def _begin_worker(rank: int, number: int) -> None:
-    """Set a loader's worker up; those of other ranks would draw the same augmentations for other images."""
-    follow_main_process(number)
-    if rank:
-        torch.manual_seed(torch.initial_seed() + (rank << 32))
-
-
-def _as_is(batch: Any) -> Any:
-    """Pass on what ``__getitems__`` made; a module's function, so that workers can unpickle it."""
-    return batch
-
-
-class _Loader(DataLoader[Batch]):
-    """A DataLoader whose workers' errors keep to one line; torch puts the traceback into their text."""
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator does for a loop
-        try:
-            yield from super().__iter__()
-        except SatstoreError as error:
-            if not self.num_workers:
-                raise
-            last = str(error).strip().splitlines()[-1]
-            kind = f"{type(error).__module__}.{type(error).__qualname__}: "
-            raise type(error)(last.removeprefix(kind)) from error
