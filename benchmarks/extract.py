@@ -27,9 +27,9 @@ from satstore import session
 from satstore.config.grid import read_config
 from satstore.datasets.image_data import ImageSplit
 from satstore.datasets.loaders import make_loader
-from satstore.manifest import CHECKPOINT
 from satstore.pipeline import make_runs
-from satstore.run import Run
+from satstore.runs.manifest import CHECKPOINT
+from satstore.runs.run import Run
 from satstore.stages import extract
 from satstore.storage.files import Digest
 

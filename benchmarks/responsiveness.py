@@ -23,8 +23,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from satstore.events import read_events
-from satstore.run import Run
+from satstore.runs.events import read_events
+from satstore.runs.run import Run
 
 CONFIG: dict[str, Any] = {
     "model": "vgg11_XS",

@@ -24,9 +24,9 @@ from watched import run_watched
 from satstore import session
 from satstore.config.grid import read_config
 from satstore.datasets.loaders import make_loader
-from satstore.manifest import CHECKPOINT
 from satstore.pipeline import make_runs
-from satstore.run import Run
+from satstore.runs.manifest import CHECKPOINT
+from satstore.runs.run import Run
 from satstore.storage.zarr.compression_trial import encoded_ratio
 
 MEASURED = {"smallest": "fc", "largest": "layer3.1.conv2", "slowest": "conv1"}

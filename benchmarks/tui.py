@@ -24,9 +24,9 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
 from satstore.config.experiment import ExperimentConfig  # noqa: E402
-from satstore.logs import make_run  # noqa: E402
-from satstore.manifest import LayerRecord, Manifest, ProbesRecord, StageRecord  # noqa: E402
-from satstore.run import Run  # noqa: E402
+from satstore.runs.logs_folder import make_run  # noqa: E402
+from satstore.runs.manifest import LayerRecord, Manifest, ProbesRecord, StageRecord  # noqa: E402
+from satstore.runs.run import Run  # noqa: E402
 from satstore.storage.zarr import AnalysisStore  # noqa: E402
 
 N_LAYERS = 100

@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from satstore.config.experiment import ExperimentConfig
     from satstore.config.grid import read_config
     from satstore.errors import SatstoreError
-    from satstore.logs import find_runs, list_runs, open_run
     from satstore.pipeline import apply_stages, run_experiments
     from satstore.recording import record
-    from satstore.run import Run
+    from satstore.runs.logs_folder import find_runs, list_runs, open_run
+    from satstore.runs.run import Run
     from satstore.storage.zarr import open_latents
     from satstore.tracker import SaturationTracker
 
 _MODULES = {
     "ExperimentConfig": "satstore.config.experiment",
     "LogisticProbe": "satstore.analysis.logistic.estimator",
-    "Run": "satstore.run",
+    "Run": "satstore.runs.run",
     "SaturationTracker": "satstore.tracker",
     "SatstoreError": "satstore.errors",
     "advise_on": "satstore.advice",
     "apply_stages": "satstore.pipeline",
-    "find_runs": "satstore.logs",
-    "list_runs": "satstore.logs",
+    "find_runs": "satstore.runs.logs_folder",
+    "list_runs": "satstore.runs.logs_folder",
     "open_latents": "satstore.storage.zarr",
-    "open_run": "satstore.logs",
+    "open_run": "satstore.runs.logs_folder",
     "read_config": "satstore.config.experiment",
     "receptive_field": "satstore.analysis.receptive_field.table",
     "record": "satstore.recording",

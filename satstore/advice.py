@@ -4,8 +4,8 @@ import math
 
 from satstore.analysis.advice import Advice, Evidence, advise
 from satstore.analysis.tail import LEAST_GAIN, TAIL_SHARE
-from satstore.manifest import drawn_layers, split_probe_key
-from satstore.run import Run
+from satstore.runs.manifest import drawn_layers, split_probe_key
+from satstore.runs.run import Run
 
 
 def advise_on(run: Run, least_gain: float = LEAST_GAIN, tail_share: float = TAIL_SHARE) -> Advice:

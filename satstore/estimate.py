@@ -178,7 +178,7 @@ def stored_ratios(
 
     The newest run that has each pooling counts; empty where there is none.
     """
-    from satstore.logs import list_runs
+    from satstore.runs.logs_folder import list_runs
     from satstore.storage.zarr.layout import encode_layer
 
     found: dict[tuple[str, str], float] = {}

@@ -5,7 +5,7 @@ import torch
 from satstore.capture.recorders import MomentRecorder
 from satstore.datasets.in_memory import hold
 from satstore.datasets.loaders import make_loader
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.session import Session, check_data, choose_workers, load_data, load_weights, read_checkpoint
 from satstore.training import Pass, run_pass
 

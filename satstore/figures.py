@@ -5,9 +5,9 @@ from pathlib import Path
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import find_config, list_configs, read_config
-from satstore.logs import check_run_id, find_logs_dir
 from satstore.plots import Panel
-from satstore.run import Run
+from satstore.runs.logs_folder import check_run_id, find_logs_dir
+from satstore.runs.run import Run
 
 
 def find_panels(name: str, run_id: str, logs_dir: str | Path | None = None) -> list[Panel]:

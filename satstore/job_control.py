@@ -18,7 +18,7 @@ import psutil
 
 from satstore.errors import LockedError, SatstoreError
 from satstore.jobs import START_S, Job, find_job, job_numbers, jobs_dir, last_line, list_jobs
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.storage.files import WriteError, is_partial, write_file
 from satstore.storage.safe_files import check_folders, walk_files
 from satstore.system.signals import import_environment

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 
 from satstore.errors import reason_of
-from satstore.events import Event, EventLog
 from satstore.job_control import claim_job
+from satstore.runs.events import Event, EventLog
 from satstore.supervisor import write_json
 
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import DeviceError, SatstoreError, StageError, reason_of
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.system.process_group import Ranks
 from satstore.system.signals import deaf_children, follow_main_process
 

@@ -11,10 +11,11 @@ from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import read_config
 from satstore.config.validation import describe_invalid
 from satstore.errors import ConfigError, MemoryLimitError, MissingStageError, SatstoreError, StageError
-from satstore.events import Listener
-from satstore.logs import check_run_id, find_logs_dir, make_run
 from satstore.registry import STAGES, stand_in
-from satstore.run import Run
+from satstore.runs.events import Listener
+from satstore.runs.logs_folder import check_run_id, find_logs_dir, make_run
+from satstore.runs.repair import record_call
+from satstore.runs.run import Run
 from satstore.stages.stage import Stage, StageParameters, record_parameters
 from satstore.system.signals import told_to_stop
 
@@ -78,7 +79,7 @@ def _perform(run: Run, stage: Stage, parameters: StageParameters) -> None:
     if stage.needs_model and run.is_recorded:
         raise ConfigError(
             f"{run.name} was recorded of a model and data that are in your own program, which {stage.name} "
-            f"needs; give there: {run.recording()}"
+            f"needs; give there: {record_call(run)}"
         )
     with run.stage(stage.key, record_parameters(parameters)):
         stage.function(run, parameters)

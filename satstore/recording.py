@@ -26,14 +26,14 @@ from satstore.config.grid import read_config
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, NumericsError, SatstoreError
 from satstore.estimate import TYPICAL_RATIO, latent_bytes
-from satstore.events import Listener
-from satstore.logs import find_logs_dir, make_run
-from satstore.manifest import CHECKPOINT, RECORDED, DatasetRecord, Manifest
 from satstore.metrics import start_metrics
 from satstore.pipeline import make_plan, raise_first, run_stages
 from satstore.registry import stand_in
-from satstore.run import Run
+from satstore.runs.events import Listener
 from satstore.runs.latents_record import describe_latents, describe_store
+from satstore.runs.logs_folder import find_logs_dir, make_run
+from satstore.runs.manifest import CHECKPOINT, RECORDED, DatasetRecord, Manifest
+from satstore.runs.run import Run
 from satstore.session import choose_device, note_layers
 from satstore.stages.receptive_field import write_fields
 from satstore.stages.stage import DEFAULT_MEMORY_LIMIT

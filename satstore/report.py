@@ -20,7 +20,7 @@ from satstore.plots import (
     plot_training,
     save_figure,
 )
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.system.text import FAILED, MARKS, UNKNOWN, counted, describe_costs, describe_number, stage_name
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from satstore.datasets.corrupt_images import skip_corrupt
 from satstore.datasets.foreign_loaders import from_loaders, takes_loaders
 from satstore.datasets.image_data import ImageData
 from satstore.errors import ConfigError, CorruptError, DeviceError
-from satstore.manifest import DatasetRecord, LayerRecord, Manifest, checkpoint_name
 from satstore.models.build import build_model as build_model_of
 from satstore.models.build import explaining_misfit
 from satstore.optimizers import make_optimizer
 from satstore.registry import DATASETS, MODELS
-from satstore.run import Run
+from satstore.runs.manifest import DatasetRecord, LayerRecord, Manifest, checkpoint_name
+from satstore.runs.run import Run
 from satstore.storage.zarr import digest_labels
 from satstore.system.cores import count_cores
 from satstore.system.limits import loader_bytes

@@ -23,9 +23,9 @@ from satstore.datasets.in_memory import hold
 from satstore.datasets.loaders import make_loader
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import MemoryLimitError, NumericsError
-from satstore.manifest import CHECKPOINT, Manifest, checkpoint_name
 from satstore.metrics import start_metrics
-from satstore.run import Run
+from satstore.runs.manifest import CHECKPOINT, Manifest, checkpoint_name
+from satstore.runs.run import Run
 from satstore.session import (
     Session,
     check_batches,

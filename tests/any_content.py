@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 from satstore import advise_on, plots
 from satstore.config.keys import split_latents_key
 from satstore.errors import SatstoreError
-from satstore.run import Run
+from satstore.runs.repair import extract_command, probe_command
+from satstore.runs.run import Run
+from satstore.runs.verify import Verification
 from satstore.storage.files import Digest
 from satstore.storage.zarr import AnalysisStore, LatentSplit
-from satstore.verify import Verification
 from tui.curves import read_curves
 from tui.layers import (
     View,
@@ -438,9 +439,9 @@ def read_states(path: Path) -> None:
     assert run.manifest.size_bytes >= 0
     try_all(*(partial(run.check_file, name) for name in run.manifest.files))
     for key in [*run.manifest.latents, *run.manifest.re_extractable]:
-        run.extraction(key)
+        extract_command(run, key)
     for key in run.manifest.probes:
-        run.probing(key)
+        probe_command(run, key)
 
 
 def read_tables(path: Path) -> None:

@@ -21,7 +21,7 @@ from sleeper import start_sleeping
 
 from satstore.job_control import cancel_job
 from satstore.jobs import Job, list_jobs
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.system.memory import resident_bytes
 
 # A busy machine makes any example slow; that is no failure.

@@ -18,8 +18,8 @@ from faults import Before, Disk, Tree, digest, lay_out
 from tiny import results, run_tiny
 
 from satstore.errors import SatstoreError
-from satstore.run import Run
-from satstore.verify import Verification
+from satstore.runs.run import Run
+from satstore.runs.verify import Verification
 
 
 @dataclass

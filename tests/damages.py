@@ -8,10 +8,10 @@ from typing import Any
 from tiny import results
 
 from satstore.errors import SatstoreError
-from satstore.run import Run
+from satstore.runs.run import Run
+from satstore.runs.verify import Verification
 from satstore.stages.probe import ProbeParameters, make_fit
 from satstore.stages.probe_fit import check_latents
-from satstore.verify import Verification
 
 IGNORED = {".lock", "events.jsonl"}
 """Files that no number comes from: nothing is said of them."""

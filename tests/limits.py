@@ -12,8 +12,8 @@ import numpy as np
 from wide import IMAGE_BYTES
 
 from satstore.config.experiment import ExperimentConfig
-from satstore.logs import make_run
-from satstore.manifest import DatasetRecord, LatentsRecord, LayerRecord, Manifest
+from satstore.runs.logs_folder import make_run
+from satstore.runs.manifest import DatasetRecord, LatentsRecord, LayerRecord, Manifest
 from satstore.storage.zarr import LatentWriter
 
 MIB = 2**20

@@ -20,7 +20,7 @@ import pytest
 from command_line import HANGS_S, satstore
 from tiny import run_tiny
 
-from satstore.run import Run
+from satstore.runs.run import Run
 from tui.reader import Reader
 
 MEMORY = ("--memory-limit", "2GiB")

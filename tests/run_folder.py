@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tiny import results, run_tiny
 
-from satstore.disk import remove_latents
 from satstore.errors import SatstoreError
-from satstore.logs import list_runs
-from satstore.run import Run
-from satstore.verify import Verification
+from satstore.runs.disk_usage import remove_latents
+from satstore.runs.logs_folder import list_runs
+from satstore.runs.run import Run
+from satstore.runs.verify import Verification
 
 STAGES = ("train", "extract", "saturation", "probe")
 LOSABLE = ("latents.zarr/pool2/train/*/latent/c/**/*", "latents.zarr/pool2/eval/label/c/*", "saturation.csv")

@@ -14,8 +14,8 @@ from small_data import write_folder
 from satstore import registry
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import read_config
-from satstore.logs import make_run
-from satstore.run import Run
+from satstore.runs.logs_folder import make_run
+from satstore.runs.run import Run
 
 SLOW = ("torch", "torchvision", "dask", "sklearn", "matplotlib", "zarr", "pandas", "numpy", "scipy", "xarray")
 LIGHT = (

@@ -12,7 +12,7 @@ from tiny import run_tiny
 from satstore import plots
 from satstore.cli import compare
 from satstore.errors import ConfigError
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.storage.zarr.latent_reader import LatentSplit
 
 

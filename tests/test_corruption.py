@@ -13,7 +13,7 @@ from damages import DAMAGES, check_damage, flip, one_of_each_kind, truncate
 from tiny import results, run_tiny
 
 from satstore.errors import SatstoreError
-from satstore.run import Run
+from satstore.runs.run import Run
 
 
 @pytest.fixture(scope="module")

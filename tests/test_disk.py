@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from command_line import call, satstore
 
-from satstore.disk import measure
 from satstore.errors import NotFoundError
-from satstore.manifest import Manifest
 from satstore.pipeline import make_plan, run_stages
 from satstore.registry import STAGES
-from satstore.run import Run
+from satstore.runs.disk_usage import measure
+from satstore.runs.manifest import Manifest
+from satstore.runs.run import Run
 from satstore.stages.latent_plan import plan_latents
 from satstore.system.text import describe_size
 

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 import satstore
 from satstore import session
 from satstore.errors import CorruptError, NotFoundError
-from satstore.run import Run
+from satstore.runs.run import Run
 
 
 def test_latents__are_a_forward_pass_in_eval_mode_and_dataset_order(demo_run: Run) -> None:

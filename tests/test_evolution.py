@@ -21,18 +21,19 @@ from torch import nn
 from satstore import session
 from satstore.cli.look import describe_layers, print_layers
 from satstore.config.grid import read_config
-from satstore.disk import check_removable, measure
 from satstore.errors import ConfigError, NotFoundError
-from satstore.logs import make_run
-from satstore.manifest import probe_key, split_probe_key
 from satstore.pipeline import make_plan, run_experiments, run_stages
 from satstore.plots import plot_evolution, plot_layers
 from satstore.registry import MODELS
-from satstore.run import Run
+from satstore.runs.disk_usage import check_removable, measure
+from satstore.runs.logs_folder import make_run
+from satstore.runs.manifest import probe_key, split_probe_key
+from satstore.runs.repair import extract_command, probe_command
+from satstore.runs.run import Run
+from satstore.runs.verify import Verification
 from satstore.stages import extract, probe
 from satstore.stages.probe import ProbeParameters
 from satstore.storage.zarr import AnalysisStore, LatentWriter, open_latents
-from satstore.verify import Verification
 
 CONFIG = {
     **SMALL,
@@ -312,7 +313,10 @@ def test_probe__epochs_and_prefixes_have_tables_of_their_own(run: Run) -> None:
     found = start(run, "probe", epoch=[1], layers="classifier.6", prefix="P-x", C=0.1)
     assert found.manifest.probes.keys() - before == {"P-x-epoch1-pool4"}
     assert found.probe_evolution("pool4", "P-x")["epoch"].tolist() == [1]
-    assert found.probing("P-x-epoch1-pool4") == f"satstore probe --run {run.name} -d 4 --epoch 2 --prefix P-x"
+    assert (
+        probe_command(found, "P-x-epoch1-pool4")
+        == f"satstore probe --run {run.name} -d 4 --epoch 2 --prefix P-x"
+    )
 
 
 @pytest.mark.parametrize("latents", ["pool4", "epochs/0/pool4", "epochs/12/pixelwise"])
@@ -458,9 +462,9 @@ def test_command__that_verify_names_repairs_an_epoch(
 
 def test_extraction__is_one_command_for_epochs_of_the_same_poolings(run: Run) -> None:
     base = f"satstore extract --run {run.name}"
-    assert run.extraction() == base
-    assert run.extraction("pool4", "full") == f"{base} -d 4 -d full --epoch 3"
-    assert run.extraction("pool4", "epochs/0/pool4", "epochs/0/pool2") == (
+    assert extract_command(run) == base
+    assert extract_command(run, "pool4", "full") == f"{base} -d 4 -d full --epoch 3"
+    assert extract_command(run, "pool4", "epochs/0/pool4", "epochs/0/pool2") == (
         f"{base} -d 4 --epoch 3; {base} -d 4 -d 2 --epoch 1"
     )
 

@@ -25,7 +25,7 @@ from satstore.metrics import start_metrics
 from satstore.optimizers import make_optimizer
 from satstore.pipeline import run_experiments
 from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, stand_in
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.session import load_data, load_model
 from satstore.stages.stage import stage
 

@@ -18,13 +18,13 @@ from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.config.experiment import pooling_key
 from satstore.config.grid import list_configs, read_config
 from satstore.figures import find_figure
-from satstore.logs import make_run
-from satstore.manifest import LayerRecord, Manifest, ProbesRecord, StageRecord, drawn_layers
 from satstore.models.build import build_model
 from satstore.plots import Panel, plot_paper_figure, plot_relative, tabulate_relative
 from satstore.plots.paper import drop_repeated
 from satstore.published import ACCURACY, CURVES
-from satstore.run import Run
+from satstore.runs.logs_folder import make_run
+from satstore.runs.manifest import LayerRecord, Manifest, ProbesRecord, StageRecord, drawn_layers
+from satstore.runs.run import Run
 
 FIGURES = sorted(name for name in list_configs() if "/" in name)
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from satstore.errors import CorruptError, SatstoreError
-from satstore.events import Event, EventLog, read_events
+from satstore.runs.events import Event, EventLog, read_events
 from satstore.storage.commit_log import CommitLog, Committed
 from satstore.storage.files import Digest, WriteError, append_file, write_file
 from satstore.storage.location import Folder

@@ -12,7 +12,7 @@ from torch import nn
 from satstore.analysis.flops import count_costs
 from satstore.models.torchvision import build
 from satstore.pipeline import run_experiments
-from satstore.run import Run
+from satstore.runs.run import Run
 
 
 def test_count_costs__of_every_kind_of_layer_is_counted_by_hand() -> None:

@@ -16,12 +16,12 @@ from tiny import run_tiny
 
 from satstore.config.grid import read_config
 from satstore.errors import SatstoreError
-from satstore.events import read_events
-from satstore.manifest import read_manifest
-from satstore.run import Run
+from satstore.runs.events import read_events
+from satstore.runs.manifest import read_manifest
+from satstore.runs.run import Run
+from satstore.runs.verify import Verification
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.zarr import AnalysisStore, open_latents
-from satstore.verify import Verification
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

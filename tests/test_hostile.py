@@ -25,12 +25,12 @@ from tiny import register as register_tiny
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import LIST_KEYS, read_config
-from satstore.disk import remove_latents
 from satstore.errors import ConfigError, CorruptError, SatstoreError
-from satstore.logs import make_run
-from satstore.manifest import Manifest, read_manifest
 from satstore.registry import load_plugins
-from satstore.run import Run
+from satstore.runs.disk_usage import remove_latents
+from satstore.runs.logs_folder import make_run
+from satstore.runs.manifest import Manifest, read_manifest
+from satstore.runs.run import Run
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.files import Digest
 from satstore.storage.safe_names import as_key

@@ -15,9 +15,9 @@ from tiny import results
 
 from satstore import cluster
 from satstore.cli.command import ended_by_signals
-from satstore.logs import open_run
 from satstore.pipeline import run_experiments
-from satstore.run import Run
+from satstore.runs.logs_folder import open_run
+from satstore.runs.run import Run
 
 SPREAD = ("--workers", "2")
 STAGES = ("train", "extract", "probe")
@@ -230,7 +230,7 @@ import signal
 from pathlib import Path
 from satstore.cli.command import ended_by_signals
 from satstore.config.experiment import ExperimentConfig
-from satstore.logs import make_run
+from satstore.runs.logs_folder import make_run
 run = make_run(Path("logs"), "res", ExperimentConfig())
 try:
     with ended_by_signals(), run.stage("train", {}):

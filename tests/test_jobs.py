@@ -22,11 +22,11 @@ from sleeper import wait_until
 from satstore import job_control, job_record
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import LockedError, NotFoundError, SatstoreError
-from satstore.events import Event, Kind, read_events
 from satstore.job_control import cancel_job, claim_job, start_job
 from satstore.job_record import JobRecord
 from satstore.jobs import Job, find_job, jobs_dir, list_jobs, read_job
-from satstore.logs import list_runs, make_run
+from satstore.runs.events import Event, Kind, read_events
+from satstore.runs.logs_folder import list_runs, make_run
 from satstore.storage.files import WriteError
 from satstore.system.usage import UsageMeter, has_gpu
 from tui.reader import Reader

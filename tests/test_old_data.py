@@ -13,8 +13,8 @@ import pytest
 from command_line import satstore
 
 from satstore.errors import CorruptError
-from satstore.logs import open_run
-from satstore.run import Run
+from satstore.runs.logs_folder import open_run
+from satstore.runs.run import Run
 from satstore.storage.files import FORMAT_VERSION
 from satstore.storage.zarr import open_latents
 from tui.curves import read_curves

@@ -7,7 +7,7 @@ from command_line import call
 from tiny import run_tiny
 
 from satstore.cli.output import output_file
-from satstore.run import Run
+from satstore.runs.run import Run
 
 COMMANDS = {
     "plot": (["plot", "RUN"], "layers.png", ".svg"),

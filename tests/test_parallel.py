@@ -18,7 +18,7 @@ from satstore.config.grid import read_config
 from satstore.errors import ConfigError, DeviceError
 from satstore.parallel import count_ranks
 from satstore.pipeline import run_experiments
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.storage.zarr import AnalysisStore
 from satstore.system.process_group import Ranks
 

@@ -13,14 +13,14 @@ from command_line import call
 from phd_lab_logs import LAYERS, STEM, write_tree
 
 from satstore.errors import ConfigError, CorruptError, NotFoundError
-from satstore.logs import list_runs
 from satstore.models.build import build_model
 from satstore.phd_lab import import_logs
 from satstore.phd_lab.tables import name_table
 from satstore.pipeline import make_plan, run_stages
 from satstore.plots import plot_evolution, plot_layers
+from satstore.runs.logs_folder import list_runs
+from satstore.runs.verify import Verification
 from satstore.session import load_model
-from satstore.verify import Verification
 
 
 def test_import__reads_a_tree_into_a_run_like_any_other(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from phd_lab_logs import N_IMAGES, SHAPES, STEM, write_latents, write_tree
 from sklearn.linear_model import LogisticRegression
 
 from satstore.errors import ConfigError, CorruptError, NotFoundError
-from satstore.logs import list_runs
 from satstore.phd_lab import import_logs
 from satstore.pipeline import make_plan, run_stages
+from satstore.runs.logs_folder import list_runs
+from satstore.runs.verify import Verification
 from satstore.storage.safe_pickles import read_arrays
-from satstore.verify import Verification
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_import__what_float16_would_ruin_is_float32(theirs: Path, tmp_path: Path
 
 
 def test_import__packed_with_its_latents_opens_elsewhere(theirs: Path, tmp_path: Path) -> None:
-    from satstore.transfer import pack_run, unpack_run
+    from satstore.runs.archive import pack_run, unpack_run
 
     [run] = import_logs(theirs, tmp_path / "ours", latents=True)
     packed = pack_run(run, tmp_path / "run.zip", with_latents=True)

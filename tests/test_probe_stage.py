@@ -43,8 +43,11 @@ from satstore.errors import (
     NotFoundError,
     UnknownNameError,
 )
-from satstore.logs import make_run, open_run
-from satstore.manifest import (
+from satstore.pipeline import make_plan, run_stages
+from satstore.plots import plot_layers
+from satstore.registry import STAGES
+from satstore.runs.logs_folder import make_run, open_run
+from satstore.runs.manifest import (
     DatasetRecord,
     LatentsRecord,
     LayerRecord,
@@ -52,10 +55,7 @@ from satstore.manifest import (
     ProbesRecord,
     split_probe_key,
 )
-from satstore.pipeline import make_plan, run_stages
-from satstore.plots import plot_layers
-from satstore.registry import STAGES
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.stages import probe_fit
 from satstore.stages.probe_fit import Fit, Fitted
 from satstore.stages.probe_table import begin, commit

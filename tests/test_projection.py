@@ -18,7 +18,7 @@ from satstore.capture.projection_hook import projected
 from satstore.errors import ConfigError, NumericsError
 from satstore.evaluation import Evaluation
 from satstore.pipeline import make_plan, run_experiments, run_stages
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.session import load_data, load_model
 from satstore.storage.zarr import AnalysisStore
 

@@ -16,15 +16,15 @@ from any_content import ALL_READERS, DRAWN, READERS, SLOW_READERS, commit_file, 
 from command_line import satstore
 from tiny import run_tiny
 
-from satstore.contents import NUMBER, TEXT, find_table
 from satstore.errors import CorruptError, NotFoundError
-from satstore.events import read_events
 from satstore.plots import plot_epoch, plot_layers, save_figure, tabulate_relative
 from satstore.plots.paper import Panel
-from satstore.run import Run
+from satstore.runs.events import read_events
+from satstore.runs.file_formats import NUMBER, TEXT, find_table
+from satstore.runs.run import Run
+from satstore.runs.verify import Verification
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.zarr import AnalysisStore
-from satstore.verify import Verification
 from tui.curves import read_curves
 
 

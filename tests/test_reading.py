@@ -12,7 +12,7 @@ import pytest
 from tiny import run_tiny
 
 from satstore.errors import CorruptError
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.storage.commit_log import CommitLog, Committed
 from satstore.storage.zarr import AnalysisStore
 

@@ -24,7 +24,7 @@ import satstore
 from satstore.analysis.spectrum import eigenvalues
 from satstore.errors import ConfigError, MemoryLimitError, MissingStageError
 from satstore.pipeline import make_plan, run_stages
-from satstore.verify import Verification
+from satstore.runs.verify import Verification
 
 
 class MyNet(nn.Module):

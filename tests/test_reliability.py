@@ -17,9 +17,9 @@ from tiny import CONFIG, results, run_tiny
 from satstore import training
 from satstore.analysis.spectrum import eigenvalues, intrinsic_dimension
 from satstore.errors import CorruptError, NumericsError
-from satstore.run import Run
+from satstore.runs.run import Run
+from satstore.runs.verify import Verification
 from satstore.storage.zarr import AnalysisStore, open_latents
-from satstore.verify import Verification
 
 TESTS = Path(__file__).parent
 

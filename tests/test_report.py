@@ -11,9 +11,9 @@ from command_line import call
 from tiny import run_tiny
 
 from satstore.config.experiment import ExperimentConfig
-from satstore.logs import make_run
 from satstore.report import write_report
-from satstore.run import Run
+from satstore.runs.logs_folder import make_run
+from satstore.runs.run import Run
 
 
 class Page(HTMLParser):

@@ -13,9 +13,9 @@ import pytest
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import ConfigError, CorruptError, LockedError, NotFoundError, UnknownNameError
-from satstore.logs import check_run_id, find_logs_dir, find_runs, list_runs, make_run, open_run
-from satstore.manifest import Manifest, StageRecord
-from satstore.run import Run
+from satstore.runs.logs_folder import check_run_id, find_logs_dir, find_runs, list_runs, make_run, open_run
+from satstore.runs.manifest import Manifest, StageRecord
+from satstore.runs.run import Run
 from satstore.storage.files import WRITER
 
 CONFIG = ExperimentConfig(model="vgg5", dataset="Digits")
@@ -60,7 +60,7 @@ NEW = {"a.csv": b"a\n2\n", "b.csv": b"b\n2\n"}
 
 def cut_off(run: Run, step: str, kind: type[BaseException], n_times: int, patch: pytest.MonkeyPatch) -> None:
     """Commit twice, the second time until some step, at which something is raised so many times."""
-    import satstore.run as module
+    import satstore.runs.run as module
 
     run.commit(OLD)
     done: list[str] = []
@@ -132,7 +132,7 @@ def test_read_file__refuses_what_was_not_committed(run: Run) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from satstore.run import Run
+from satstore.runs.run import Run
 with Run(Path(sys.argv[1])).lock():
     print("held", flush=True)
     sys.stdin.read()

@@ -20,13 +20,13 @@ from satstore import session
 from satstore.cli.look import print_layers
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, CorruptError, MemoryLimitError, MissingStageError, SatstoreError
-from satstore.logs import open_run
 from satstore.pipeline import make_plan, make_runs, run_experiments, run_stages
 from satstore.registry import STAGES
-from satstore.run import Run
+from satstore.runs.logs_folder import open_run
+from satstore.runs.run import Run
+from satstore.runs.verify import Verification
 from satstore.stages import extract
 from satstore.storage.zarr import AnalysisStore, LatentWriter, layout
-from satstore.verify import Verification
 
 DIGITS: dict[str, Any] = {**SMALL, "dataset": "FewDigits", "plugins": ["few_digits"], "resolution": 16}
 """800 digits to train on, 200 to evaluate."""

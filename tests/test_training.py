@@ -23,11 +23,11 @@ from satstore.config.grid import read_config
 from satstore.datasets import loaders
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, CorruptError, DeviceError, MemoryLimitError, NumericsError
-from satstore.events import Event
-from satstore.logs import make_run, open_run
 from satstore.pipeline import run_experiments
 from satstore.registry import MODELS
-from satstore.run import Run
+from satstore.runs.events import Event
+from satstore.runs.logs_folder import make_run, open_run
+from satstore.runs.run import Run
 from satstore.storage.zarr import AnalysisStore
 from tui.curves import read_curves
 from tui.layers import View, describe_values, make_columns, make_curves, tabulate

@@ -13,10 +13,10 @@ from damages import delete, flip, truncate
 from tiny import results, run_tiny
 
 from satstore.errors import ConfigError, CorruptError, DiskSpaceError, NotFoundError
-from satstore.logs import list_runs
-from satstore.run import Run
-from satstore.transfer import pack_run, unpack_run
-from satstore.verify import Verification
+from satstore.runs.archive import pack_run, unpack_run
+from satstore.runs.logs_folder import list_runs
+from satstore.runs.run import Run
+from satstore.runs.verify import Verification
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +177,6 @@ def test_import__refuses_what_is_no_whole_run(run: Run, packed: Path, tmp_path: 
 def test_import__refuses_more_than_there_is_room_for(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("satstore.transfer.free_disk", lambda _: 1000)
+    monkeypatch.setattr("satstore.runs.archive.free_disk", lambda _: 1000)
     with pytest.raises(DiskSpaceError, match=r"holds .* KiB, 1 KiB are free"):
         unpack_run(packed, tmp_path / "logs")

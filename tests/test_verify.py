@@ -13,16 +13,16 @@ import zarr
 from command_line import call, satstore
 from tiny import run_tiny
 
-from satstore.logs import list_runs
-from satstore.manifest import Manifest
 from satstore.pipeline import apply_stages
-from satstore.run import Run
+from satstore.runs.logs_folder import list_runs
+from satstore.runs.manifest import Manifest
+from satstore.runs.run import Run
+from satstore.runs.verify import Finding, Verification
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.files import Digest, write_file
 from satstore.storage.location import Folder
 from satstore.storage.safe_names import Key
 from satstore.storage.zarr.durable_store import open_store
-from satstore.verify import Finding, Verification
 
 LATENT = "latents.zarr/pool2/train/0/latent"
 SHARD = f"{LATENT}/c/0/0/0/0"

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from satstore.pipeline import run_experiments
 from satstore.registry import DATASETS, MODELS
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.session import read_checkpoint
 from satstore.storage.files import Digest
 from satstore.storage.zarr import AnalysisStore, open_latents

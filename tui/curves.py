@@ -12,8 +12,8 @@ from satstore.analysis.spectrum import dimension_table
 from satstore.analysis.tail import find_tail
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import SatstoreError
-from satstore.manifest import LayerRecord, drawn_layers, split_probe_key
-from satstore.run import Run
+from satstore.runs.manifest import LayerRecord, drawn_layers, split_probe_key
+from satstore.runs.run import Run
 
 Float64 = NDArray[np.float64]
 Failed = dict[str, frozenset[tuple[int, int]]]

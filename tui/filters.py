@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from fnmatch import translate
 
 from satstore.errors import ConfigError
-from satstore.manifest import STAGE_KEYS, StageStatus
 from satstore.registry import suggest
+from satstore.runs.manifest import STAGE_KEYS, StageStatus
 from tui.reader import Experiment
 
 Test = Callable[[Experiment], bool]

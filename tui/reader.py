@@ -14,10 +14,10 @@ from pydantic import ValidationError
 
 from satstore.config.validation import describe_invalid
 from satstore.errors import NotFoundError, printable
-from satstore.events import read_events
 from satstore.jobs import Job, list_jobs
-from satstore.manifest import StageStatus, drawn_layers
-from satstore.run import Run
+from satstore.runs.events import read_events
+from satstore.runs.manifest import StageStatus, drawn_layers
+from satstore.runs.run import Run
 from satstore.system.text import stage_name
 from satstore.system.usage import Usage, UsageMeter
 

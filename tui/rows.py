@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.text import Text
 
-from satstore.manifest import STAGE_KEYS, StageStatus
+from satstore.runs.manifest import STAGE_KEYS, StageStatus
 from satstore.system.text import MARKS, clean, counted, describe_age, describe_size
 from tui.colors import SATURATION
 from tui.reader import Experiment

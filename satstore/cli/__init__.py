@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cyclopts import CycloptsError
     from pydantic import ValidationError
 
-    from satstore.run import Run
+    from satstore.runs.run import Run
 
 
 def main(tokens: list[str] | None = None) -> None:
@@ -105,8 +105,8 @@ def _with_stages(words: list[str]) -> list[str]:
     What is wrong with the config or the run, the command says itself.
     """
     from satstore.config.grid import read_config
-    from satstore.logs import find_runs
     from satstore.registry import STAGES
+    from satstore.runs.logs_folder import find_runs
 
     if not words or words[0].startswith("-") or (words[0] in app and words[0] != "run"):
         return words

@@ -145,7 +145,7 @@ def demo(
     """Train a small VGG on handwritten digits, probe its layers and show what they do, in a minute or two."""
     if detach:
         from satstore.cli.work import detach as start
-        from satstore.logs import check_run_id, find_logs_dir
+        from satstore.runs.logs_folder import check_run_id, find_logs_dir
 
         check_run_id(run_id)
         start(find_logs_dir(logs_dir))
@@ -352,8 +352,8 @@ def report(
 ) -> None:
     """Write all that is known of a run into one HTML file, which needs no network."""
     from satstore.cli.output import output_file
-    from satstore.logs import find_runs
     from satstore.report import write_report
+    from satstore.runs.logs_folder import find_runs
     from satstore.storage.files import write_file
 
     path = output_file(out, Path("report.html"), (".html", ".htm"))

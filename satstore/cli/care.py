@@ -10,10 +10,11 @@ from rich.table import Table
 
 from satstore.cli.console import SafeConsole, make_console, say
 from satstore.cli.progress import Bar
-from satstore.disk import DiskUsage, check_removable, latents_bytes, measure, remove_latents
 from satstore.errors import ConfigError, CorruptError
-from satstore.logs import find_logs_dir, find_runs, list_runs
-from satstore.run import Run
+from satstore.runs.disk_usage import DiskUsage, check_removable, latents_bytes, measure, remove_latents
+from satstore.runs.logs_folder import find_logs_dir, find_runs, list_runs
+from satstore.runs.repair import extract_command
+from satstore.runs.run import Run
 from satstore.system.text import describe_size
 
 
@@ -43,7 +44,7 @@ def verify_experiments(name: str, logs_dir: Path | None, as_json: bool) -> None:
 
 def verify(run: Run, bar: Bar, as_json: bool) -> dict[str, Any]:
     """Check one experiment, print findings as they come unless JSON is wanted, and return a report."""
-    from satstore.verify import Verification
+    from satstore.runs.verify import Verification
 
     verification = Verification(run, bar.listen)
     findings = []
@@ -94,7 +95,7 @@ def clean_experiments(name: str, logs_dir: Path | None, yes: bool) -> None:
         say("nothing was removed")
         return
     freed_bytes = sum(remove_latents(run) for run in runs)
-    again = "\n".join(f"  {run.extraction(*run.manifest.re_extractable)}" for run in runs)
+    again = "\n".join(f"  {extract_command(run, *run.manifest.re_extractable)}" for run in runs)
     say(f"freed {describe_size(freed_bytes)}; to write them again:\n{again}")
 
 

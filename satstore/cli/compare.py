@@ -10,10 +10,11 @@ from satstore.cli.progress import Bar
 from satstore.config.experiment import pooling_key
 from satstore.config.naming import name_experiments
 from satstore.errors import ConfigError, NotFoundError
-from satstore.events import Event
-from satstore.logs import open_run
-from satstore.manifest import drawn_layers
-from satstore.run import Run
+from satstore.runs.events import Event
+from satstore.runs.logs_folder import open_run
+from satstore.runs.manifest import drawn_layers
+from satstore.runs.repair import extract_command
+from satstore.runs.run import Run
 from satstore.storage.commit_log import is_anything
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def check_samples(runs: list[Run], key: str, split: str) -> None:
                 "layers on the same images; take runs of one dataset"
             )
     for run in runs:
-        remedy = f"write it again with: {run.extraction(key, overwrite=True)}"
+        remedy = f"write it again with: {extract_command(run, key, overwrite=True)}"
         location = run.latents_location
         run.commits.read(location.name).check(location, f"{key}/{split}", remedy, is_anything)
 

@@ -8,7 +8,7 @@ Shell = Literal["bash", "zsh", "fish", "powershell"]
 
 def name_runs(context: Any) -> list[str]:
     """Return the run ids of the logs folder, and what names single experiments of those that have several."""
-    from satstore.logs import find_logs_dir
+    from satstore.runs.logs_folder import find_logs_dir
 
     given = context.get("--logs-dir")
     found: dict[str, list[str]] = {}

@@ -19,7 +19,7 @@ from satstore.datasets.preparation import (
     unpack,
 )
 from satstore.errors import CorruptError, NotFoundError
-from satstore.events import Event
+from satstore.runs.events import Event
 
 
 class Counting:

@@ -13,7 +13,7 @@ from satstore.cli.work import describe
 from satstore.config.grid import read_config
 from satstore.job_record import record_job
 from satstore.pipeline import Outcome, make_plan, make_runs, run_stages
-from satstore.run import Run
+from satstore.runs.run import Run
 
 
 def run_demo(run_id: str, device: str | None, logs_dir: Path | None) -> None:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from satstore.cli.console import say
 from satstore.errors import reason_of
-from satstore.logs import find_logs_dir
+from satstore.runs.logs_folder import find_logs_dir
 from satstore.system.cores import count_cores
 from satstore.system.limits import available_memory, free_disk, nearest_folder
 from satstore.system.text import counted, describe_size

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from satstore.cli.console import say
 from satstore.cli.output import output_file, output_folder
 from satstore.errors import ConfigError, NotFoundError
-from satstore.logs import find_logs_dir, find_runs, open_run
-from satstore.run import Run
+from satstore.runs.logs_folder import find_logs_dir, find_runs, open_run
+from satstore.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

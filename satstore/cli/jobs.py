@@ -13,7 +13,7 @@ from satstore.cli.console import make_console, say
 from satstore.errors import printable
 from satstore.job_control import cancel_job
 from satstore.jobs import Job, find_job, list_jobs, read_job, tail
-from satstore.logs import find_logs_dir
+from satstore.runs.logs_folder import find_logs_dir
 from satstore.system.text import clean, describe_age
 from satstore.system.usage import Usage, UsageMeter
 from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory

@@ -13,9 +13,10 @@ from rich.table import Table
 from satstore.cli.console import SafeConsole, make_console, say
 from satstore.config.grid import list_configs, read_content
 from satstore.errors import ConfigError, CorruptError
-from satstore.logs import find_logs_dir, list_runs, open_run
 from satstore.registry import REGISTRIES, STAGES
-from satstore.run import Run
+from satstore.runs.logs_folder import find_logs_dir, list_runs, open_run
+from satstore.runs.repair import extract_command
+from satstore.runs.run import Run
 from satstore.system.text import (
     FAILED,
     MARKS,
@@ -128,7 +129,7 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
         console.print(f"border layer at {config.resolution} px: {border} (strict: {strict})")
     if manifest.re_extractable:
         size = describe_size(sum(record.size_bytes for record in manifest.re_extractable.values()))
-        again = run.extraction(*manifest.re_extractable)
+        again = extract_command(run, *manifest.re_extractable)
         console.print(f"latents of {size} were removed; write them again with: {again}")
     for warning in manifest.warnings:
         console.print(f"warning: {warning}")

@@ -30,10 +30,10 @@ from satstore.estimate import (
     store_bytes,
     stored_ratios,
 )
-from satstore.logs import find_logs_dir, find_runs
 from satstore.models.plan import ModelPlan, plan_model
 from satstore.registry import DATASETS
-from satstore.run import Run
+from satstore.runs.logs_folder import find_logs_dir, find_runs
+from satstore.runs.run import Run
 from satstore.system.limits import available_memory, free_disk
 from satstore.system.memory import resident_bytes
 from satstore.system.text import describe_duration, describe_size

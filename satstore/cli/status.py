@@ -9,8 +9,8 @@ from rich.text import Text
 
 from satstore.cli.console import make_console
 from satstore.errors import UnknownNameError
-from satstore.logs import find_logs_dir
 from satstore.registry import suggest
+from satstore.runs.logs_folder import find_logs_dir
 from satstore.spreadsheets import write_rows
 from satstore.system.text import clean
 from tui.filters import Filter

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from satstore.cli.console import say
 from satstore.errors import ConfigError, NotFoundError, UnknownNameError
-from satstore.logs import find_logs_dir
 from satstore.registry import suggest
+from satstore.runs.logs_folder import find_logs_dir
 
 
 def open_app(logs_dir: Path | None, read_only: bool, theme: str | None) -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 from satstore.cli.console import say
 from satstore.cli.output import output_file, output_folder
 from satstore.errors import ConfigError, CorruptError, NotFoundError, reason_of
-from satstore.logs import find_logs_dir, find_runs
-from satstore.run import Run
+from satstore.runs.logs_folder import find_logs_dir, find_runs
+from satstore.runs.repair import extract_command
+from satstore.runs.run import Run
 
 if TYPE_CHECKING:
     from satstore.cli.app import To
@@ -23,7 +24,7 @@ def export_runs(name: str, to: "To", out: Path | None, latents: bool, logs_dir: 
     NotFoundError
         If an experiment has no table, or Parquet has no writer here.
     """
-    from satstore.transfer import pack_run
+    from satstore.runs.archive import pack_run
 
     if latents and to != "zip":
         raise ConfigError(f"--latents go into a zip file; --to {to} writes tables")
@@ -95,10 +96,10 @@ def import_runs(path: Path, run_id: str | None, latents: bool, logs_dir: Path | 
         raise ConfigError(
             f"--latents is for a folder of phd-lab's logs; {path} brings the latents packed in it"
         )
-    from satstore.transfer import unpack_run
+    from satstore.runs.archive import unpack_run
 
     run = unpack_run(path, find_logs_dir(logs_dir), run_id)
     say(f"{run.name}")
     if run.manifest.re_extractable:
-        again = run.extraction(*run.manifest.re_extractable)
+        again = extract_command(run, *run.manifest.re_extractable)
         say(f"its latents did not travel; write them again with: {again}")

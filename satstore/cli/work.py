@@ -17,9 +17,9 @@ from satstore.config.grid import read_config
 from satstore.errors import ConfigError, SatstoreError
 from satstore.job_control import start_job
 from satstore.job_record import record_job
-from satstore.logs import check_run_id, find_logs_dir, find_runs
 from satstore.pipeline import Outcome, make_runs, run_stages
-from satstore.run import Run
+from satstore.runs.logs_folder import check_run_id, find_logs_dir, find_runs
+from satstore.runs.run import Run
 from satstore.stages.stage import StageParameters
 
 if TYPE_CHECKING:

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import ConfigError, NotFoundError
-from satstore.events import Listener
-from satstore.logs import check_run_id, make_run
-from satstore.manifest import CHECKPOINT, IMPORTED, LayerRecord, Manifest, ProbesRecord, StageRecord
 from satstore.phd_lab.latents import Pickles, convert, find_folders, read_folder
 from satstore.phd_lab.tables import (
     describe_layers,
@@ -22,7 +19,10 @@ from satstore.phd_lab.tables import (
 )
 from satstore.phd_lab.tree import Original, find_originals, read_config, read_table, reading
 from satstore.phd_lab.weights import pack_weights, read_weights
-from satstore.run import Run
+from satstore.runs.events import Listener
+from satstore.runs.logs_folder import check_run_id, make_run
+from satstore.runs.manifest import CHECKPOINT, IMPORTED, LayerRecord, Manifest, ProbesRecord, StageRecord
+from satstore.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.errors import CorruptError
-from satstore.manifest import DatasetRecord, LayerRecord, Manifest
 from satstore.phd_lab.tables import DEFAULT_POOLING
 from satstore.phd_lab.tree import dotted, reading
-from satstore.run import Run
 from satstore.runs.latents_record import describe_latents, describe_store
+from satstore.runs.manifest import DatasetRecord, LayerRecord, Manifest
+from satstore.runs.run import Run
 from satstore.storage.safe_files import read_content
 from satstore.storage.safe_pickles import read_arrays
 from satstore.storage.zarr import LatentWriter, choose_shard_rows, digest_labels

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import CorruptError
-from satstore.manifest import LayerRecord
 from satstore.phd_lab.tree import NAME, Original, dotted, read_table, reading
+from satstore.runs.manifest import LayerRecord
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from satstore.errors import NotFoundError
-from satstore.manifest import split_probe_key
 from satstore.plots.layers import shown_layers
 from satstore.plots.style import MODEL, break_text, finish_axes, legend_beside, with_plain_names
-from satstore.run import Run
+from satstore.runs.manifest import split_probe_key
+from satstore.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd

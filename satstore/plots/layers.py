@@ -11,7 +11,6 @@ from matplotlib.ticker import MaxNLocator
 from satstore.colors import PROBES, RUNS, SATURATION
 from satstore.config.naming import name_experiments
 from satstore.errors import NotFoundError
-from satstore.manifest import drawn_layers, split_probe_key
 from satstore.plots.style import (
     MARKERS,
     MODEL,
@@ -23,7 +22,8 @@ from satstore.plots.style import (
     name_places,
     with_plain_names,
 )
-from satstore.run import Run
+from satstore.runs.manifest import drawn_layers, split_probe_key
+from satstore.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -26,7 +26,7 @@ from satstore.plots.style import (
     tidy_axes,
     with_plain_names,
 )
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.system.text import clean
 
 Quantity = Literal["saturation", "intrinsic_dimension"]

@@ -14,7 +14,7 @@ from satstore.plots.layers import draw_layers, model_accuracy, shown_layers
 from satstore.plots.pixelwise import N_COLUMNS, PIXELWISE, draw_maps, pixelwise_maps
 from satstore.plots.style import MODEL, NOTE, break_text, legend_below, with_plain_names
 from satstore.published import ACCURACY, CURVES
-from satstore.run import Run
+from satstore.runs.run import Run
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from satstore.errors import NotFoundError
 from satstore.plots.layers import model_accuracy, shown_layers
 from satstore.plots.style import WIDEST, break_name, break_text, with_plain_names
-from satstore.run import Run
+from satstore.runs.repair import probe_command
+from satstore.runs.run import Run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -81,7 +82,7 @@ def plot_pixelwise(run: Run, all_layers: bool = False) -> Figure:
     if not maps:
         raise NotFoundError(
             f"{run.name} has no pixelwise probes yet; run: satstore extract --run {run.name} -d pixelwise, "
-            f"then: {run.probing(PIXELWISE)}"
+            f"then: {probe_command(run, PIXELWISE)}"
         )
     n_rows = -(-len(maps) // N_COLUMNS)
     width = 1.6 + 1.35 * min(N_COLUMNS, max(3, len(maps)))

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from satstore.manifest import LatentsRecord, Manifest
+from satstore.runs.manifest import LatentsRecord, Manifest
 from satstore.storage.commit_log import Committed
 from satstore.storage.files import FORMAT_VERSION
 from satstore.storage.zarr.layout import encode_layer

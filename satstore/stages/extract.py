@@ -7,10 +7,10 @@ from pydantic import Field
 
 from satstore.config.experiment import pooling_key
 from satstore.config.keys import split_latents_key
-from satstore.consent import remember_place
 from satstore.errors import ConfigError
-from satstore.manifest import LATENTS, Manifest, checkpoint_name
-from satstore.run import Run
+from satstore.runs.consent import remember_place
+from satstore.runs.manifest import LATENTS, Manifest, checkpoint_name
+from satstore.runs.run import Run
 from satstore.stages.latent_plan import (
     SPLITS,
     PoolingPlan,

@@ -5,7 +5,7 @@ from typing import Any
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import ConfigError, SatstoreError, reason_of
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.stages.stage import Overwrite, Stage, StageParameters
 
 FILE = "computational_info.json"

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from satstore.config.keys import describe_latents_key, groups_of, split_latents_key
 from satstore.errors import ConfigError, NotFoundError
-from satstore.manifest import LatentsRecord, checkpoint_name
-from satstore.run import Run
+from satstore.runs.manifest import LatentsRecord, checkpoint_name
+from satstore.runs.run import Run
 from satstore.stages.stage import latents_of, layers_of
 from satstore.storage.commit_log import Damage, is_anything
 from satstore.storage.files import Digest

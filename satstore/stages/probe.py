@@ -9,8 +9,8 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from satstore.config.experiment import DeviceName
 from satstore.errors import ConfigError, SatstoreError
-from satstore.manifest import EPOCH_PART, IMPORTED, ProbesRecord, probe_key, split_probe_key
-from satstore.run import Run
+from satstore.runs.manifest import EPOCH_PART, IMPORTED, ProbesRecord, probe_key, split_probe_key
+from satstore.runs.run import Run
 from satstore.stages.latent_plan import layers_at
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from satstore.config.keys import split_latents_key
 from satstore.errors import ConfigError, CorruptError, NotFoundError, NumericsError, SatstoreError
-from satstore.manifest import split_probe_key
-from satstore.run import Run
+from satstore.runs.manifest import split_probe_key
+from satstore.runs.repair import extract_command
+from satstore.runs.run import Run
 from satstore.storage.commit_log import is_anything
 from satstore.system.memory import forget_peak, peak_bytes
 
@@ -173,11 +174,6 @@ def n_features_of(job: Fit, latents: "LatentSplit") -> int:
 # What may be wrong with the latents
 
 
-def extract_command(run: Run, key: str) -> str:
-    """Return the command that writes some latents again."""
-    return run.extraction(key, overwrite=True)
-
-
 def check_latents(run: Run, job: Fit, splits: Splits) -> None:
     """Check that a layer's latents are there, as they were written, one for each label.
 
@@ -193,12 +189,12 @@ def check_latents(run: Run, job: Fit, splits: Splits) -> None:
 
     location = run.latents_location
     committed = run.commits.read(location.name)
-    remedy = f"write it again with: {extract_command(run, job.latents)}"
+    remedy = f"write it again with: {extract_command(run, job.latents, overwrite=True)}"
     for split, latents in splits.items():
         if job.layer not in latents:
             raise NotFoundError(
                 f"{run.name} has no {split} latents of layer {job.layer} at {job.latents}; "
-                f"write them with: {extract_command(run, job.latents)}"
+                f"write them with: {extract_command(run, job.latents, overwrite=True)}"
             )
         for part in (encode_layer(job.layer), "label", "sample_id"):
             committed.check(location, f"{job.latents}/{split}/{part}", remedy, is_anything)
@@ -207,7 +203,7 @@ def check_latents(run: Run, job: Fit, splits: Splits) -> None:
             raise CorruptError(
                 f"{run.name}: layer {job.layer} at {job.latents} has {array.shape[0]} {split} samples, but "
                 f"there are {len(latents.labels)} labels; write them again with: "
-                f"{extract_command(run, job.latents)}"
+                f"{extract_command(run, job.latents, overwrite=True)}"
             )
 
 
@@ -244,7 +240,7 @@ def warn_of_classes(run: Run, key: str) -> None:
             raise CorruptError(
                 f"{run.name}: the {split} labels at {key} hold {strange[0]}, expected 0 to "
                 f"{len(names) - 1}, the indices of its classes; write them again with: "
-                f"{extract_command(run, key)}"
+                f"{extract_command(run, key, overwrite=True)}"
             )
     for split, other, effect in (
         ("eval", "train", "their samples count as wrong"),

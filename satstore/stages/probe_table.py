@@ -6,8 +6,8 @@ import io
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from satstore.manifest import Manifest, ProbesRecord, split_probe_key
-from satstore.run import Run
+from satstore.runs.manifest import Manifest, ProbesRecord, split_probe_key
+from satstore.runs.run import Run
 from satstore.stages.probe_fit import Fitted
 
 COLUMNS = (

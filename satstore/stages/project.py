@@ -7,7 +7,8 @@ from cyclopts import Parameter
 from pydantic import Field
 
 from satstore.errors import ConfigError, NotFoundError
-from satstore.run import Run
+from satstore.runs.repair import damage_remedy
+from satstore.runs.run import Run
 from satstore.stages.stage import Device, Exclude, Layers, Overwrite, Stage, StageParameters, layers_of
 from satstore.storage.commit_log import is_anything
 from satstore.storage.location import Folder
@@ -194,7 +195,7 @@ def find_axes(run: Run, parameters: ProjectParameters) -> tuple[dict[str, "Axes"
             f"{run.name} has covariances of flattened maps at {config.downsampling} positions per axis, "
             "which say nothing of the others; train with downsampling null, or conv_method channelwise"
         )
-    remedy = run.remedy("metrics.csv")
+    remedy = damage_remedy(run, "metrics.csv")
     run.commits.read(run.analysis_path.name).check(Folder(run.analysis_path), "spectra", remedy, is_anything)
     store, axes, means = AnalysisStore(run.analysis_path), {}, {}
     kinds = {record.layer: record.kind for record in run.manifest.layers}

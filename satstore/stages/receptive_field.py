@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from satstore.manifest import Manifest
-from satstore.run import Run
+from satstore.runs.manifest import Manifest
+from satstore.runs.run import Run
 from satstore.stages.stage import Overwrite, Stage, StageParameters
 
 if TYPE_CHECKING:

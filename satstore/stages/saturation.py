@@ -6,8 +6,8 @@ from cyclopts import Parameter
 from pydantic import Field
 
 from satstore.errors import CorruptError, NotFoundError
-from satstore.manifest import Manifest
-from satstore.run import Run
+from satstore.runs.manifest import Manifest
+from satstore.runs.run import Run
 from satstore.stages.stage import DeviceOfNeeds, Overwrite, Stage, StageParameters
 
 if TYPE_CHECKING:

@@ -21,9 +21,9 @@ from pydantic import (
 from satstore.config.experiment import DeviceName, Pooling, pooling_key
 from satstore.config.keys import latents_key
 from satstore.errors import ConfigError, NotFoundError
-from satstore.manifest import checkpoint_name
 from satstore.registry import STAGES, suggest
-from satstore.run import Run
+from satstore.runs.manifest import checkpoint_name
+from satstore.runs.run import Run
 from satstore.storage.location import locate
 
 

@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from satstore.errors import ConfigError
-from satstore.manifest import CHECKPOINT, Manifest, Summary
-from satstore.run import Run
+from satstore.runs.manifest import CHECKPOINT, Manifest, Summary
+from satstore.runs.run import Run
 from satstore.stages import extract, flops
 from satstore.stages.stage import (
     DEFAULT_MEMORY_LIMIT,

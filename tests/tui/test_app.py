@@ -37,8 +37,8 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import HelpPanel, Input
 
-from satstore.manifest import LayerRecord, Manifest, StageStatus
-from satstore.run import Run
+from satstore.runs.manifest import LayerRecord, Manifest, StageStatus
+from satstore.runs.run import Run
 from tui.app import SatstoreApp
 from tui.screens.jobs import JobsScreen
 from tui.screens.new_job import NewJobScreen

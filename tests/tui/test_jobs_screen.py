@@ -23,7 +23,7 @@ from pilots import (
 from textual.pilot import Pilot
 
 from satstore.jobs import Job, find_job, jobs_dir
-from satstore.manifest import Manifest, StageRecord
+from satstore.runs.manifest import Manifest, StageRecord
 from tui.app import SatstoreApp
 from tui.reader import Reader
 from tui.screens.jobs import JobsScreen, JobsTable

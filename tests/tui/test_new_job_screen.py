@@ -28,8 +28,8 @@ from textual.widgets.select import InvalidSelectValueError
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.jobs import list_jobs
-from satstore.logs import make_run
 from satstore.registry import STAGES
+from satstore.runs.logs_folder import make_run
 from tui.app import SatstoreApp
 from tui.screens.jobs import JobsScreen
 from tui.screens.new_job import NewJobScreen

@@ -33,8 +33,8 @@ from textual.pilot import Pilot
 from textual.widgets import Log, Static, TabbedContent
 from textual_plot import PlotWidget
 
-from satstore.manifest import Manifest
-from satstore.run import Run
+from satstore.runs.manifest import Manifest
+from satstore.runs.run import Run
 from tui.app import SatstoreApp
 from tui.curves import DELTAS, RunCurves, decimate, read_curves
 from tui.job_words import describe_job

@@ -26,8 +26,8 @@ from pilots import (
     wait_for_rows,
 )
 
-from satstore.manifest import STAGE_KEYS, Manifest
-from satstore.run import Run
+from satstore.runs.manifest import STAGE_KEYS, Manifest
+from satstore.runs.run import Run
 from satstore.storage.files import write_file
 from tui.reader import Reader
 from tui.screens.runs import RunsScreen, RunsTable

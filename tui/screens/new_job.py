@@ -18,8 +18,8 @@ from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import list_configs, read_config
 from satstore.config.naming import name_experiments
 from satstore.errors import ConfigError, SatstoreError
-from satstore.logs import check_run_id, find_runs
 from satstore.registry import STAGES
+from satstore.runs.logs_folder import check_run_id, find_runs
 from satstore.stages.flags import Entry, check_texts, describe_entries, flag_words, stage_model
 from satstore.stages.stage import StageParameters
 from satstore.system.text import clean, counted

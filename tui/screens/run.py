@@ -15,7 +15,7 @@ from textual.widgets import Footer, TabbedContent
 
 from satstore.advice import advise_on
 from satstore.errors import SatstoreError
-from satstore.run import Run
+from satstore.runs.run import Run
 from satstore.spreadsheets import write_rows
 from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean

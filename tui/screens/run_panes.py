@@ -13,7 +13,7 @@ from textual.message import Message
 from textual.widgets import TabPane
 
 from satstore.errors import NotFoundError
-from satstore.run import Run
+from satstore.runs.run import Run
 from tui.colors import BORDER, CURSOR, SATURATION
 from tui.curves import RunCurves
 from tui.layers import (

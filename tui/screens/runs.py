@@ -14,7 +14,7 @@ from textual.widgets import Button, Footer, Input
 
 from satstore.errors import ConfigError
 from satstore.jobs import Job
-from satstore.logs import find_logs_dir
+from satstore.runs.logs_folder import find_logs_dir
 from satstore.spreadsheets import write_rows
 from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean, stage_name

@@ -10,13 +10,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from satstore.config.experiment import ExperimentConfig
-from satstore.consent import remember_plugins
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
-from satstore.events import Listener
-from satstore.lock import WriteLock
-from satstore.manifest import FileRecord, Manifest, describe_manifest
 from satstore.registry import suggest
-from satstore.run import Run
+from satstore.runs.consent import remember_plugins
+from satstore.runs.events import Listener
+from satstore.runs.lock import WriteLock
+from satstore.runs.manifest import FileRecord, Manifest, describe_manifest
+from satstore.runs.run import Run
 from satstore.storage.files import Digest, make_folder, write_file
 from satstore.storage.safe_files import check_folders
 

@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
-from satstore.contents import find_table
 from satstore.errors import CorruptError
-from satstore.events import Event, Listener
-from satstore.run import Run
+from satstore.runs.events import Event, Listener
+from satstore.runs.file_formats import find_table
+from satstore.runs.repair import repair_command
+from satstore.runs.run import Run
+from satstore.runs.verify.finding import Finding, note
 from satstore.storage.files import Digest
 from satstore.storage.location import Folder
-from satstore.verify.finding import Finding, note
 
 
 class Verification:
@@ -37,7 +38,7 @@ class Verification:
 
     def findings(self) -> Iterator[Finding]:
         """Read everything, and yield what is found on the way."""
-        from satstore.verify.stores import AnalysisCheck, LatentsCheck
+        from satstore.runs.verify.stores import AnalysisCheck, LatentsCheck
 
         run = self.run
         run.reload()
@@ -79,7 +80,7 @@ class Verification:
             if name == "config.json":
                 yield Finding(f'{name} {what}; restore it, manifest.json holds the same under "config"')
             else:
-                yield Finding(f"{name} {what}", self.run.repair(name))
+                yield Finding(f"{name} {what}", repair_command(self.run, name))
         else:
             yield from self._check_content(name)
         self._advance(record.size_bytes)

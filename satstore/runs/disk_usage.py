@@ -8,8 +8,9 @@ from urllib.parse import unquote
 
 from satstore.config.keys import EPOCHS, split_latents_key
 from satstore.errors import CorruptError, NotFoundError, SatstoreError
-from satstore.manifest import LATENTS, Manifest, checkpoint_name
-from satstore.run import Run
+from satstore.runs.manifest import LATENTS, Manifest, checkpoint_name
+from satstore.runs.repair import record_call
+from satstore.runs.run import Run
 from satstore.storage.location import Folder, Location
 from satstore.storage.safe_names import as_key
 
@@ -120,7 +121,7 @@ def check_removable(run: Run) -> None:
     if run.is_recorded:
         raise NotFoundError(
             f"{run.name} was recorded of a model and data that are in your own program: its latents could "
-            f"not be extracted again, so they stay; to make it anew: {run.recording()}"
+            f"not be extracted again, so they stay; to make it anew: {record_call(run)}"
         )
     for epoch in dict.fromkeys([None, *(split_latents_key(key)[1] for key in run.manifest.latents)]):
         name = checkpoint_name(epoch)

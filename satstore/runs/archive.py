@@ -11,16 +11,16 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from satstore.errors import ConfigError, CorruptError, DiskSpaceError, NotFoundError, SatstoreError
-from satstore.logs import check_run_id
-from satstore.manifest import LATENTS, Manifest
-from satstore.run import Run
+from satstore.runs.logs_folder import check_run_id
+from satstore.runs.manifest import LATENTS, Manifest
+from satstore.runs.run import Run
+from satstore.runs.verify import Verification
 from satstore.storage.files import Digest, make_folder, refusals, sync_folder, write_file
 from satstore.storage.location import Folder
 from satstore.storage.safe_files import check_folders, is_file, open_file
 from satstore.storage.safe_names import is_key
 from satstore.system.limits import free_disk
 from satstore.system.text import describe_size
-from satstore.verify import Verification
 
 KEPT = ("manifest.json", "commits.jsonl", "events.jsonl")
 """What of a run folder travels besides what the manifest and the commit log name."""

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 
 from satstore.config.keys import key_above, split_latents_key
 from satstore.errors import CorruptError, NotFoundError
-from satstore.manifest import IMPORTED, checkpoint_name
-from satstore.run import Run
+from satstore.runs.manifest import IMPORTED, checkpoint_name
+from satstore.runs.repair import extract_command, probe_command, repair_command
+from satstore.runs.run import Run
+from satstore.runs.verify.finding import Finding, note
 from satstore.storage.commit_log import Damage, find_damage, is_under
 from satstore.storage.files import Digest
 from satstore.storage.location import Location
@@ -21,7 +23,6 @@ from satstore.storage.zarr import StoredArray, digest_labels
 from satstore.storage.zarr.array_check import Finiteness
 from satstore.storage.zarr.latent_reader import NO_SAMPLE_ID
 from satstore.system.cores import count_cores
-from satstore.verify.finding import Finding, note
 
 KEPT = frozenset({"label", "sample_id", "mean", "std"})
 """The small arrays whose values are compared with others'."""
@@ -218,11 +219,11 @@ class LatentsCheck(StoreCheck):
 
     def repair(self, key: str) -> str:
         """Return the command that repairs what lies under a key."""
-        return self.run.extraction(*self._poolings(key))
+        return extract_command(self.run, *self._poolings(key))
 
     def _replace(self, key: str) -> str:
         """Return the command that writes anew what lies under a key."""
-        return self.run.extraction(*self._poolings(key), overwrite=True)
+        return extract_command(self.run, *self._poolings(key), overwrite=True)
 
     def _poolings(self, key: str) -> list[str]:
         pooling = key_above(key)
@@ -241,7 +242,7 @@ class LatentsCheck(StoreCheck):
             if record.layers:  # a split may be left out
                 wanted = {split: n for split, n in wanted.items() if record.layers.get(split)}
             rows = {split: self._n_rows(f"{pooling}/{split}") for split in wanted}
-            again = self.run.extraction(pooling, overwrite=True)
+            again = extract_command(self.run, pooling, overwrite=True)
             if rows != wanted:
                 yield Finding(f"{pooling} has {rows} rows in the commit log, {wanted} in the manifest", again)
             elif self.committed.digest(pooling) != record.digest:
@@ -358,8 +359,8 @@ class AnalysisCheck(StoreCheck):
         known = list(self.run.manifest.probes)
         if kind == "probes" and known:
             keys = [pooling] if pooling in known else known
-            return "; ".join(f"{self.run.probing(key)} --overwrite" for key in keys)
-        return self.run.repair("metrics.csv")
+            return "; ".join(f"{probe_command(self.run, key)} --overwrite" for key in keys)
+        return repair_command(self.run, "metrics.csv")
 
     def check_whole(self) -> Iterator[Finding]:
         """Check that every layer has its spectra, and every row of a probe table its probe."""

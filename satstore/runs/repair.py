@@ -1,0 +1,109 @@
+"""The commands that repair or complete a run, for messages to quote."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol
+
+from satstore.config.experiment import pooling_flag
+from satstore.config.keys import split_latents_key
+from satstore.runs.manifest import (
+    Manifest,
+    split_probe_key,
+)
+
+if TYPE_CHECKING:
+    pass
+
+
+MAKERS: Mapping[str, str] = {
+    "saturation.csv": "saturation",
+    "receptive_field.csv": "receptive-field",
+    "projection.csv": "project",
+    "computational_info.json": "flops",
+}
+"""The stages that make the files of a run folder; tables of probes and what training writes are not here."""
+
+
+class NamedRun(Protocol):
+    """What a command needs to know of a run."""
+
+    manifest: Manifest
+
+    @property
+    def run_id(self) -> str:
+        """The run id that the experiment is under."""
+
+    @property
+    def name(self) -> str:
+        """Run id and experiment, as commands take them."""
+
+    @property
+    def last_epoch(self) -> int:
+        """The last epoch that was trained, counted from 0; -1 before the first."""
+
+    @property
+    def is_recorded(self) -> bool:
+        """Whether ``satstore.record`` made it."""
+
+
+def damage_remedy(run: NamedRun, name: str) -> str:
+    """Return what to do about a file of the run folder that is damaged, for who reads it.
+
+    Of what only training makes, that is to look first: to train again takes all that came of it along.
+    """
+    if name.startswith("probe-") or name in MAKERS:
+        return f"restore it, or make it again with: {repair_command(run, name)}"
+    return f"restore it from a copy; satstore verify {run.name} says what is damaged, and what to do"
+
+
+def repair_command(run: NamedRun, name: str) -> str:
+    """Return the command that makes a file of the run folder again."""
+    if name.startswith("probe-"):
+        command = probe_command(run, name.removeprefix("probe-").removesuffix(".csv"))
+    else:
+        command = f"satstore {MAKERS.get(name, 'train')} --run {run.name}"
+    return f"{command} --overwrite"
+
+
+def probe_command(run: NamedRun, key: str) -> str:
+    """Return the command that fits the probes of a table (``pool4``), or what is missing of them."""
+    table = split_probe_key(key)
+    named = f" --prefix {table.prefix}" if table.prefix else ""
+    flags = f" -d {pooling_flag(table.pooling)}{_epoch_flags(run, table.epoch)}"
+    return f"satstore probe --run {run.name}{flags}{named}"
+
+
+def record_call(run: NamedRun) -> str:
+    """Return the call that makes a recorded run again, in the program of its user's."""
+    return f"satstore.record(…, {run.run_id!r}, overwrite=True)"
+
+
+def extract_command(run: NamedRun, *keys: str, overwrite: bool = False) -> str:
+    """Return the command that writes some latents, or what is missing of them; or commands, after ``;``.
+
+    Parameters
+    ----------
+    *keys
+        Such as ``pool4``, or ``epochs/5/pool4`` of an earlier epoch.
+    overwrite
+        Also what is there.
+    """
+    if run.is_recorded:
+        return record_call(run)
+    poolings: dict[int | None, str] = {}
+    for pooling, epoch in map(split_latents_key, keys):
+        poolings[epoch] = f"{poolings.get(epoch, '')} -d {pooling_flag(pooling)}"
+    epochs: dict[str, list[int | None]] = {}
+    for epoch, flags in poolings.items():
+        epochs.setdefault(flags, []).append(epoch)
+    command = f"satstore extract --run {run.name}"
+    last = " --overwrite" if overwrite else ""
+    commands = "; ".join(f"{command}{f}{_epoch_flags(run, *e)}" for f, e in epochs.items()) or command
+    return commands + last
+
+
+def _epoch_flags(run: NamedRun, *epochs: int | None) -> str:
+    """Return the flags that name epochs, None for the last; none where that is the default."""
+    is_last = all(epoch is None for epoch in epochs)
+    if run.last_epoch < 0 or (is_last and not run.manifest.config.get("latent_epochs")):
+        return ""
+    return "".join(f" --epoch {(run.last_epoch if epoch is None else epoch) + 1}" for epoch in epochs)

@@ -1,0 +1,227 @@
+"""Runs: one experiment's folder, read and written.
+
+Files are replaced together with the manifest, all or nothing, under a lock; stages are marked as they go.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from satstore.runs.events import Event
+from satstore.runs.manifest import (
+    LATENTS,
+    FileRecord,
+    Manifest,
+    StageRecord,
+    StageStatus,
+    describe_manifest,
+)
+from satstore.runs.tables import RunResults
+from satstore.storage.files import Digest, refusals, remove_partials, sync_folder, write_file
+from satstore.storage.safe_files import check_folders, is_file
+from satstore.system.signals import told_to_stop
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Run(RunResults):
+    """One experiment's folder; what it takes and has is described at :class:`.folder.RunFolder`.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    listener
+        Called with every event that the run emits.
+    config
+        The config that the run is opened with, where it is not the manifest's.
+    """
+
+    def plot(self) -> "Figure":
+        """Draw saturation and probe accuracy over the layers; see :func:`satstore.plots.plot_layers`."""
+        from satstore.plots import plot_layers
+
+        return plot_layers(self)
+
+    # Writing
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the experiment for writing, and mend first what a crash left half done.
+
+        Raises
+        ------
+        LockedError
+            At once, if another process holds it; the message names it.
+        CorruptError
+            If the run's folder is a link: it is worked on where it lies.
+        """
+        check_folders(self.path.parent.parent, self.path / "manifest.json")
+        with self._lock.hold(self.name) as dead:
+            self._recover(dead)
+            self.damage_seen = {}
+            try:
+                yield
+            finally:
+                self.damage_seen = None
+
+    def commit(
+        self, files: Mapping[str, bytes] | None = None, change: Callable[[Manifest], None] | None = None
+    ) -> None:
+        """Replace files and change the manifest, all or nothing.
+
+        The files are written beside their old versions; the manifest, written next, is the commit; then they
+        are renamed. A crash before the manifest leaves the old state; one after it, the next lock mends.
+
+        Parameters
+        ----------
+        files
+            Name to content.
+        change
+            Changes a copy of the manifest in place.
+        """
+        try:
+            self._commit(files or {}, change)
+        except KeyboardInterrupt:  # who is stopped has the time that a crash has not
+            self._finish_commit()
+            raise
+
+    def _commit(self, files: Mapping[str, bytes], change: Callable[[Manifest], None] | None) -> None:
+        manifest = self.manifest.model_copy(deep=True)
+        for name, content in files.items():
+            write_file(self.path_of(f"{name}.new"), content)
+            manifest.files[name] = FileRecord.of(Digest.of(content))
+        if change is not None:
+            change(manifest)
+        write_file(self.path / "manifest.json", describe_manifest(manifest))
+        self.manifest = manifest
+        for name in files:
+            with refusals(self.path / name, 0):
+                self.path_of(f"{name}.new").replace(self.path_of(name))
+        sync_folder(self.path)
+
+    def _finish_commit(self) -> None:
+        """Finish or undo a commit that was cut off: renames that are left, and files never committed."""
+        self.reload()
+        for staged in filter(is_file, self.path.glob("*.new")):
+            name = staged.name.removesuffix(".new")
+            record = self.manifest.files.get(name)
+            with refusals(self.path / name, 0):
+                if record and Digest.of_file(staged) == record.digest:
+                    staged.replace(self.path / name)
+                else:
+                    staged.unlink()
+
+    def _recover(self, dead: Collection[str]) -> None:
+        """Mend what a crash left: half a commit, stages that ran, temporary files of writers that died."""
+        self._finish_commit()
+        if any(record.status == "running" for record in self.manifest.stages.values()):
+            self.commit(change=_end_stages)
+        if dead:
+            remove_partials(self.path, dead)
+        if dead and self.manifest.latents_path != LATENTS and self.has_named_place():
+            self.latents_location.remove_partials(dead)
+
+    def emit(self, stage: str, kind: Any, text: str = "", **fields: Any) -> None:
+        """Tell those who watch what happens; see :class:`satstore.runs.events.Event`.
+
+        Raises
+        ------
+        KeyboardInterrupt
+            With progress, if this process was told to stop: a library that was being imported swallowed it.
+        """
+        if kind == "progress" and told_to_stop.is_set():
+            raise KeyboardInterrupt
+        self.events.emit(Event(stage, kind, text, **fields))
+
+    @contextmanager
+    def stage(self, stage: str, parameters: Mapping[str, Any]) -> Iterator[None]:
+        """Mark a stage as running, then done, failed or cancelled, in manifest and events.
+
+        The lock must be held.
+
+        One that was done stays so where another start of it fails before it committed anything.
+        """
+        started = time.time()
+        before, content = self.manifest.stages.get(stage), self._content()
+
+        def mark(status: StageStatus, error: str | None = None) -> None:
+            record = StageRecord(
+                status=status,
+                started=started,
+                ended=None if status == "running" else time.time(),
+                error=error,
+                parameters=dict(parameters),
+            )
+            self.commit(change=lambda manifest: manifest.stages.__setitem__(stage, record))
+
+        mark("running")
+        self.emit(stage, "started")
+        try:
+            yield
+        except BaseException as error:
+            is_stopped = isinstance(error, KeyboardInterrupt) or told_to_stop.is_set()
+            text = "stopped" if is_stopped else str(error) or type(error).__name__
+            end: Literal["failed", "cancelled"] = "cancelled" if is_stopped else "failed"
+            if before is not None and before.status == "done" and self._content() == content:
+                self.commit(change=lambda manifest: manifest.stages.__setitem__(stage, before))
+            else:
+                mark(end, text)
+            self.emit(stage, end, text)
+            raise
+        mark("done")
+        self.emit(stage, "done")
+
+    def mark_cancelled(self) -> None:
+        """Mark what ran as cancelled, where its process was killed before it could say so.
+
+        Raises
+        ------
+        LockedError
+            If a process goes on with the experiment.
+        """
+        self.reload()
+        ran = [stage for stage, record in self.manifest.stages.items() if record.status == "running"]
+
+        def change(manifest: Manifest) -> None:
+            for record in map(manifest.stages.__getitem__, ran):
+                record.status, record.error, record.ended = "cancelled", "stopped", time.time()
+
+        with self.lock():
+            if ran and all(self.manifest.stages[stage].status == "failed" for stage in ran):
+                self.commit(change=change)
+
+    def _content(self) -> tuple[Any, int]:
+        """Return what tells whether anything was committed: all but how stages went."""
+        return self.manifest.model_dump(exclude={"stages", "warnings"}), self.commits.size_bytes
+
+    def settle(self, stage: str) -> None:
+        """Mark a stage as done that has nothing left to do: its last start was killed just before that."""
+
+        def change(manifest: Manifest) -> None:
+            record = manifest.stages[stage]
+            record.status, record.error, record.ended = "done", None, time.time()
+
+        if self.was_cut_off(stage):
+            self.commit(change=change)
+
+    def was_cut_off(self, stage: str) -> bool:
+        """Tell, of a stage that no process is in, whether its last start came to no good end."""
+        record = self.manifest.stages.get(stage)
+        return record is not None and record.status != "done"
+
+    def warn(self, stage: str, text: str) -> None:
+        """Record a warning in the manifest and tell those who watch."""
+        line = f"{stage}: {text}"
+        if line not in self.manifest.warnings:  # what is done again may have the same to say
+            self.commit(change=lambda manifest: manifest.warnings.append(line))
+        self.emit(stage, "warning", text)
+
+
+def _end_stages(manifest: Manifest) -> None:
+    """Mark stages that ran as failed: who takes the lock knows that their process is gone."""
+    for record in manifest.stages.values():
+        if record.status == "running":
+            record.status = "failed"

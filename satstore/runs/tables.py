@@ -1,0 +1,332 @@
+"""Results of a run: tables, spectra, saturation, latents and what probes classify."""
+
+import io
+import json
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from satstore.config.experiment import pooling_flag
+from satstore.config.keys import latents_key
+from satstore.config.validation import describe_invalid
+from satstore.errors import CorruptError, NotFoundError, UnknownNameError, printable
+from satstore.registry import suggest
+from satstore.runs.file_formats import CostsFile, find_table, read_cells
+from satstore.runs.folder import RunFolder, reading_anew
+from satstore.runs.manifest import (
+    split_probe_key,
+)
+from satstore.runs.repair import damage_remedy, extract_command, probe_command
+from satstore.storage.commit_log import is_anything, is_metadata
+from satstore.storage.location import Folder
+from satstore.system.text import printable_content
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from satstore.analysis.spectrum import Definition
+    from satstore.storage.zarr import LatentSplit
+
+
+class RunResults(RunFolder):
+    """A run folder, and the results in it."""
+
+    @reading_anew
+    def table(self, name: str) -> "pd.DataFrame":
+        """Return a table of the run, such as ``"metrics"``, ``"saturation"`` or ``"probe-pool4"``.
+
+        Raises
+        ------
+        NotFoundError
+            If the run has no such table (yet).
+        CorruptError
+            If the file isn't what was committed, or no such table; see :mod:`satstore.runs.file_formats`.
+        """
+        import pandas as pd
+
+        file = f"{name}.csv"
+        content = self.read_file(file)
+        with self._reading(file):
+            if find_table(name) is not None:
+                read_cells(name, content)
+            # Layers of an nn.Sequential are called 0 and 1.0, which are no numbers, and one may be called NA.
+            text = io.StringIO(printable(content.decode("utf-8-sig"), "\n\t\r"))
+            return pd.read_csv(text, converters={"layer": str}, low_memory=False)
+
+    @reading_anew
+    def rows(self, name: str) -> list[dict[str, str]]:
+        """Return a table's rows as text, to the last digit and without pandas; none if it isn't there.
+
+        Raises
+        ------
+        CorruptError
+            As :meth:`table`.
+        """
+        file = f"{name}.csv"
+        if not self.has_file(file):
+            return []
+        content = self.read_file(file)
+        with self._reading(file):
+            columns, rows = read_cells(name, content)
+        return [dict(zip(columns, cells, strict=False)) for cells in rows]
+
+    @reading_anew
+    def costs(self) -> dict[str, Any] | None:
+        """Return what ``satstore flops`` counted, see docs/store-format.md; None if it did not yet.
+
+        Raises
+        ------
+        CorruptError
+            If the file isn't what was committed, or holds no such counts.
+        """
+        name = "computational_info.json"
+        if not self.has_file(name):
+            return None
+        content = self.read_file(name)
+        with self._reading(name):
+            try:
+                CostsFile.model_validate_json(content)
+            except ValidationError as error:
+                raise ValueError(f"has {describe_invalid(error)}") from error
+            found: dict[str, Any] = printable_content(json.loads(content))
+        return found
+
+    @reading_anew
+    def latents(self, pooling: str, split: str, epoch: int | None = None) -> "LatentSplit":
+        """Return the latents of one pooling (``pool4``) and split (``train``, ``eval``): layer to array.
+
+        Parameters
+        ----------
+        epoch
+            After which the weights were those that the latents are of, counted from 0; by default the last.
+
+        Raises
+        ------
+        NotFoundError
+            If they aren't there.
+        CorruptError
+            If what is there isn't what was committed.
+        """
+        from satstore.storage.zarr import open_latents
+
+        key = latents_key(pooling, None if epoch == self.last_epoch else epoch)
+        command = extract_command(self, key)
+        if key in self.manifest.re_extractable:
+            raise NotFoundError(
+                f"the latents {key!r} of {self.name} were removed; write them again with: {command}"
+            )
+        if key not in self.manifest.latents:
+            stored = ", ".join(self.manifest.latents) or "none"
+            raise NotFoundError(
+                f"{self.name} has no latents {key!r} (stored: {stored}); write them with: {command}"
+            )
+        remedy = f"write it again with: {command}"
+        location = self.latents_location
+        self.commits.read(location.name).check(location, f"{key}/{split}", remedy)
+        found = open_latents(self.latents_path).split(key, split)
+        layers = self.manifest.latents[key].layers
+        return found.only(layers.get(split, {})) if layers else found
+
+    @reading_anew
+    def spectra(self, split: str, layers: Collection[str] | None = None) -> "dict[str, NDArray[np.float64]]":
+        """Return each layer's eigenvalues (epoch, eigenvalue), descending; NaN where the layer failed.
+
+        Parameters
+        ----------
+        split
+            ``train`` or ``eval``.
+        layers
+            Those to read; by default all.
+
+        Raises
+        ------
+        CorruptError
+            If what is stored isn't what was committed.
+        """
+        from satstore.storage.zarr import AnalysisStore
+
+        # Other than the latents' shards, these are small: what is read is what was written, to the last bit.
+        self.commits.read(self.analysis_path.name).check(
+            Folder(self.analysis_path),
+            f"spectra/{split}",
+            damage_remedy(self, "metrics.csv"),
+            is_of_eigenvalues,
+        )
+        n_epochs = self.manifest.summary.epochs_done
+        found = AnalysisStore(self.analysis_path).spectra(split, layers)
+        return {layer: eigenvalues[:n_epochs] for layer, eigenvalues in found.items()}
+
+    def saturation(
+        self, delta: float | None = None, definition: "Definition" = "exact", split: str | None = None
+    ) -> "pd.DataFrame":
+        """Return saturation and intrinsic dimension at any delta, from the stored spectra.
+
+        Parameters
+        ----------
+        delta
+            Share of the variance to explain, in (0, 1]; the config's by default.
+        definition
+            ``exact`` or ``delve``; see :func:`satstore.analysis.spectrum.intrinsic_dimension`.
+        split
+            ``train``, ``eval``, or None for both.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row per epoch, split and layer, layers in forward order.
+
+        Raises
+        ------
+        NotFoundError
+            If no spectra are there yet.
+        """
+        from satstore.analysis.spectrum import tabulate_saturation
+
+        if split not in (None, "train", "eval"):
+            raise UnknownNameError(f"no split named {split!r}; known are train, eval")
+        spectra = {name: self.spectra(name) for name in (("train", "eval") if split is None else (split,))}
+        if not any(spectra.values()):
+            why = "was imported without spectra" if self.is_imported else "has no spectra yet; train it first"
+            raise NotFoundError(f"{self.name} {why}")
+        stored = {layer for found in spectra.values() for layer in found}
+        if not stored & set(self.layers):
+            found = ", ".join(sorted(stored)[:4])
+            raise CorruptError(
+                f"{self.analysis_path} has spectra of {found}, and of no layer that the manifest names; "
+                f"{damage_remedy(self, 'metrics.csv')}"
+            )
+        delta = self.config.delta if delta is None else delta
+        return tabulate_saturation(spectra, self.layers, delta, definition)
+
+    def probe_tables(self) -> list[str]:
+        """Return the names of the tables of probes on the last epoch's latents, as they were fitted."""
+        return [key for key in self.manifest.probes if split_probe_key(key).epoch is None]
+
+    def probe_evolution(self, pooling: str = "pool4", prefix: str = "") -> "pd.DataFrame":
+        """Return the probes of every epoch that has some, the last one's included.
+
+        Parameters
+        ----------
+        pooling
+            Such as ``"pool4"``.
+        prefix
+            The one that the probes were fitted with.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row per epoch (counted from 0) and layer, layers in forward order: ``epoch``, and the columns of
+            ``probe-pool4.csv``.
+
+        Raises
+        ------
+        NotFoundError
+            If no probes are there yet.
+        CorruptError
+            If a table isn't what was committed.
+        """
+        import pandas as pd
+
+        tables = {}
+        for key in self.manifest.probes:
+            table = split_probe_key(key)
+            if (table.pooling, table.prefix) == (pooling, prefix) and self.has_file(f"probe-{key}.csv"):
+                tables[self.last_epoch if table.epoch is None else table.epoch] = f"probe-{key}"
+        if not tables:
+            raise NotFoundError(
+                f"{self.name} has no probes at {pooling!r} yet; fit them with: "
+                f"satstore probe --run {self.name} -d {pooling_flag(pooling)}"
+            )
+        found = [self.table(tables[epoch]).assign(epoch=epoch) for epoch in sorted(tables)]
+        rows = pd.concat(found, ignore_index=True)
+        return rows[["epoch", *(column for column in rows if column != "epoch")]]
+
+    @reading_anew
+    def confusion(self, layer: str, table: str | None = None) -> "pd.DataFrame":
+        """Return how a layer's probe classifies the eval split.
+
+        Parameters
+        ----------
+        layer
+            The layer's PyTorch name.
+        table
+            The pooling, such as ``"pool4"``, or ``"P-pool4"`` for probes fitted with the prefix P, or
+            ``"epoch5-pool4"`` for those of an earlier epoch; by default the first of the last epoch's.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Samples of each true class (rows) by predicted class (columns), over the classes of the train
+            split; of probes of each position, their sum.
+
+        Raises
+        ------
+        UnknownNameError
+            If the run has no such layer.
+        NotFoundError
+            If the layer has no probe there.
+        CorruptError
+            If what is stored isn't what was committed.
+        """
+        import numpy as np
+        import pandas as pd
+
+        from satstore.storage.zarr import AnalysisStore
+
+        key = table or next(iter(self.probe_tables()), "pool4")
+        self._check_probe(layer, key)
+        remedy = f"fit it again with: {probe_command(self, key)} --overwrite"
+        self.commits.read(self.analysis_path.name).check(
+            Folder(self.analysis_path), f"probes/{key}", remedy, is_anything
+        )
+        arrays = AnalysisStore(self.analysis_path).probe(key, layer)
+        if "confusion" not in arrays:
+            raise NotFoundError(
+                f"{self.name} has no confusion of layer {layer} at {key}: matrices of that many classes and "
+                "positions are not kept; the table says how accurate the probes are"
+            )
+        n_classes = arrays["confusion"].shape[-1]
+        classes = self.manifest.dataset.classes if self.manifest.dataset else []
+        places = arrays.get("class_index", np.arange(n_classes))
+        if not np.isin(places, np.arange(len(classes))).all():
+            raise CorruptError(
+                f"{self.analysis_path}/probes/{key} has a probe of layer {layer} for classes up to "
+                f"{max(places)}; expected some of the {len(classes)} that the manifest names; {remedy}"
+            )
+        names = [classes[place] for place in places]
+        counts = arrays["confusion"].reshape(-1, n_classes, n_classes).sum(axis=0)
+        return pd.DataFrame(
+            counts, pd.Index(names, name="true_class"), pd.Index(names, name="predicted_class")
+        )
+
+    def class_accuracy(self, layer: str, table: str | None = None) -> "pd.Series[float]":
+        """Return the share of each class's eval samples that a layer's probe gets right; see `confusion`.
+
+        NaN for a class that the eval split lacks. Classes that the train split lacks are not in it.
+        """
+        counts = self.confusion(layer, table)
+        accuracy: pd.Series[float] = counts.to_numpy().diagonal() / counts.sum(axis=1)
+        return accuracy.rename("accuracy")
+
+    def _check_probe(self, layer: str, key: str) -> None:
+        if layer not in self.layers:
+            raise UnknownNameError(f"{self.name} has no layer {layer!r}{suggest(layer, self.layers)}")
+        tables = self.manifest.summary.probe_accuracy
+        if layer not in tables.get(key, {}):
+            fitted = ", ".join(tables) or "none"
+            raise NotFoundError(
+                f"{self.name} has no probe of layer {layer} at {key!r} (tables fitted: {fitted}); "
+                f"fit it with: {probe_command(self, key)}"
+            )
+        if tables[key][layer] is None:
+            raise NotFoundError(
+                f"{self.name}: layer {layer} at {key} allows no probe; its row in probe-{key}.csv says why"
+            )
+
+
+def is_of_eigenvalues(key: str) -> bool:
+    """Tell whether a file of the analysis store is read for its eigenvalues."""
+    return is_metadata(key) or "/eigenvalues/" in key
