@@ -16,8 +16,8 @@ from pathlib import Path
 from PIL import Image
 from textual.pilot import Pilot
 
-from satstore.job_control import cancel_job, start_job
-from satstore.jobs import list_jobs
+from satstore.jobs.job import list_jobs
+from satstore.jobs.start import cancel_job, start_job
 from tui.app import SatstoreApp
 from tui.screens.run import TABS
 

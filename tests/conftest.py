@@ -19,8 +19,8 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from sleeper import start_sleeping
 
-from satstore.job_control import cancel_job
-from satstore.jobs import Job, list_jobs
+from satstore.jobs.job import Job, list_jobs
+from satstore.jobs.start import cancel_job
 from satstore.runs.run import Run
 from satstore.system.memory import resident_bytes
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from command_line import HANGS_S
 
-from satstore.job_control import start_job
-from satstore.jobs import Job, read_job
+from satstore.jobs.job import Job, read_job
+from satstore.jobs.start import start_job
 
 PLUGIN = '''
 import select, signal

@@ -22,8 +22,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from satstore.cli.app import app
-from satstore.job_control import cancel_job
-from satstore.jobs import list_jobs
+from satstore.jobs.job import list_jobs
+from satstore.jobs.start import cancel_job
 from satstore.pipeline import run_experiments
 from satstore.registry import MODELS
 

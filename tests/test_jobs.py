@@ -19,12 +19,13 @@ import pytest
 from command_line import HANGS_S, satstore, satstore_until_ctrl_c
 from sleeper import wait_until
 
-from satstore import job_control, job_record
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import LockedError, NotFoundError, SatstoreError
-from satstore.job_control import cancel_job, claim_job, start_job
-from satstore.job_record import JobRecord
-from satstore.jobs import Job, find_job, jobs_dir, list_jobs, read_job
+from satstore.jobs import record as record_module
+from satstore.jobs import start as start_module
+from satstore.jobs.job import Job, find_job, jobs_dir, list_jobs, read_job
+from satstore.jobs.record import JobRecord
+from satstore.jobs.start import cancel_job, claim_job, start_job
 from satstore.runs.events import Event, Kind, read_events
 from satstore.runs.logs_folder import list_runs, make_run
 from satstore.storage.files import WriteError
@@ -64,7 +65,7 @@ def test_job_record__tells_rate_and_what_is_left_by_the_clock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = 100.0
-    monkeypatch.setattr(job_record, "time", SimpleNamespace(monotonic=lambda: now_s))
+    monkeypatch.setattr(record_module, "time", SimpleNamespace(monotonic=lambda: now_s))
     record = JobRecord(tmp_path, owns_log=False)
     record.run = "res/e"
 
@@ -238,7 +239,7 @@ def test_claim__gives_each_its_own_number(tmp_path: Path) -> None:
 
 
 def test_claim__removes_the_oldest_that_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job_control, "N_KEPT", 3)
+    monkeypatch.setattr(start_module, "N_KEPT", 3)
     for number in range(1, 7):
         path = make_folder(tmp_path, number)
         if number != 2:  # which still runs
@@ -260,8 +261,8 @@ def test_start__ends_a_supervisor_that_does_not_begin(
         started.append(subprocess.Popen(*words, **options))
         return started[-1]
 
-    monkeypatch.setattr(job_control, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": popen}))
-    monkeypatch.setattr(job_control, "START_S", 0.0)
+    monkeypatch.setattr(start_module, "subprocess", SimpleNamespace(**vars(subprocess) | {"Popen": popen}))
+    monkeypatch.setattr(start_module, "START_S", 0.0)
     with pytest.raises(SatstoreError, match=r"could not be started: its process did not begin within 0 s"):
         start_job(["ls"], tmp_path / "logs")
     assert [process.returncode for process in started] == [-signal.SIGKILL]

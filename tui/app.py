@@ -13,8 +13,8 @@ from textual.widgets import Input
 from textual.worker import Worker, WorkerState
 
 from satstore.errors import SatstoreError
-from satstore.job_control import cancel_job, start_job
-from satstore.jobs import Job
+from satstore.jobs.job import Job
+from satstore.jobs.start import cancel_job, start_job
 from satstore.system.text import clean
 from satstore.system.usage import Usage
 from tui.messages import SnapshotTaken, UsageMeasured

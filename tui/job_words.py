@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from satstore.jobs import Job, Progress
+from satstore.jobs.job import Job, Progress
 from satstore.system.text import describe_duration, describe_size, stage_name
 from satstore.system.usage import Usage
 

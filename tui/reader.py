@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from satstore.config.validation import describe_invalid
 from satstore.errors import NotFoundError, printable
-from satstore.jobs import Job, list_jobs
+from satstore.jobs.job import Job, list_jobs
 from satstore.runs.events import read_events
 from satstore.runs.manifest import StageStatus, drawn_layers
 from satstore.runs.run import Run

@@ -11,7 +11,7 @@ from satstore.cli.look import print_layers
 from satstore.cli.progress import Bar
 from satstore.cli.work import describe
 from satstore.config.grid import read_config
-from satstore.job_record import record_job
+from satstore.jobs.record import record_job
 from satstore.pipeline import Outcome, make_plan, make_runs, run_stages
 from satstore.runs.run import Run
 

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from satstore.cli.console import make_console, say
 from satstore.errors import printable
-from satstore.job_control import cancel_job
-from satstore.jobs import Job, find_job, list_jobs, read_job, tail
+from satstore.jobs.job import Job, find_job, list_jobs, read_job, tail
+from satstore.jobs.start import cancel_job
 from satstore.runs.logs_folder import find_logs_dir
 from satstore.system.text import clean, describe_age
 from satstore.system.usage import Usage, UsageMeter

@@ -9,7 +9,7 @@ from typing import Self
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from satstore.cli.console import SafeConsole, say
-from satstore.job_record import JobRecord
+from satstore.jobs.record import JobRecord
 from satstore.runs.events import Event
 from satstore.system.text import clean, stage_name
 

@@ -15,8 +15,8 @@ from satstore.cli.progress import Bar
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, SatstoreError
-from satstore.job_control import start_job
-from satstore.job_record import record_job
+from satstore.jobs.record import record_job
+from satstore.jobs.start import start_job
 from satstore.pipeline import Outcome, make_runs, run_stages
 from satstore.runs.logs_folder import check_run_id, find_logs_dir, find_runs
 from satstore.runs.run import Run

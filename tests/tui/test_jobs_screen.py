@@ -22,7 +22,7 @@ from pilots import (
 )
 from textual.pilot import Pilot
 
-from satstore.jobs import Job, find_job, jobs_dir
+from satstore.jobs.job import Job, find_job, jobs_dir
 from satstore.runs.manifest import Manifest, StageRecord
 from tui.app import SatstoreApp
 from tui.reader import Reader

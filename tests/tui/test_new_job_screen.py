@@ -27,7 +27,7 @@ from textual.widgets import Button, Checkbox, Input, Select, Static
 from textual.widgets.select import InvalidSelectValueError
 
 from satstore.config.experiment import ExperimentConfig
-from satstore.jobs import list_jobs
+from satstore.jobs.job import list_jobs
 from satstore.registry import STAGES
 from satstore.runs.logs_folder import make_run
 from tui.app import SatstoreApp

@@ -11,7 +11,7 @@ from textual.containers import Horizontal
 from textual.reactive import reactive
 from textual.widgets import Footer
 
-from satstore.jobs import Job, JobState
+from satstore.jobs.job import Job, JobState
 from satstore.system.text import clean, counted, describe_age
 from satstore.system.usage import Usage, has_gpu
 from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Log
 
-from satstore.jobs import Job
+from satstore.jobs.job import Job
 from satstore.runs.events import parse_event
 from satstore.system.text import clean, stage_name
 from tui.job_words import describe_job

@@ -13,7 +13,7 @@ from textual.reactive import reactive
 from textual.widgets import Button, Footer, Input
 
 from satstore.errors import ConfigError
-from satstore.jobs import Job
+from satstore.jobs.job import Job
 from satstore.runs.logs_folder import find_logs_dir
 from satstore.spreadsheets import write_rows
 from satstore.storage.files import write_file

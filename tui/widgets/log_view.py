@@ -6,7 +6,7 @@ from typing import ClassVar
 from textual.binding import Binding, BindingType
 from textual.widgets import Log
 
-from satstore.jobs import tail
+from satstore.jobs.job import tail
 from satstore.system.text import clean
 
 POLL_S = 0.2

@@ -1,4 +1,4 @@
-"""``python -m satstore.supervisor FOLDER`` starts a job's command, waits, and writes down how it ended.
+"""``python -m satstore.jobs.supervisor FOLDER`` starts a job's command, waits, and writes down how it ended.
 
 A process of its own, because only a parent is told a child's exit code. It must outlive the terminal and the
 connection that it was started from, and stay small while the job runs for days.

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 
 from satstore.errors import reason_of
-from satstore.job_control import claim_job
+from satstore.jobs.start import claim_job
+from satstore.jobs.supervisor import write_json
 from satstore.runs.events import Event, EventLog
-from satstore.supervisor import write_json
 
 
 class JobRecord:

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from satstore.errors import LockedError, SatstoreError
-from satstore.jobs import START_S, Job, find_job, job_numbers, jobs_dir, last_line, list_jobs
+from satstore.jobs.job import START_S, Job, find_job, job_numbers, jobs_dir, last_line, list_jobs
 from satstore.runs.run import Run
 from satstore.storage.files import WriteError, is_partial, write_file
 from satstore.storage.safe_files import check_folders, walk_files
@@ -50,7 +50,7 @@ def start_job(words: Sequence[str], logs_dir: Path, cwd: Path | None = None) -> 
     path = claim_job(words, logs_dir, cwd or Path.cwd(), detached=True)
     with (path / "log.txt").open("ab") as log:
         supervisor = subprocess.Popen(
-            [sys.executable, "-P", "-m", "satstore.supervisor", str(path.absolute())],
+            [sys.executable, "-P", "-m", "satstore.jobs.supervisor", str(path.absolute())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
