@@ -220,8 +220,8 @@ async def time_tables(logs_dir: Path, n_repeats: int) -> None:
     from textual.app import App
     from textual.widgets import DataTable
 
-    from tui.reader import Reader
-    from tui.rows import COLUMNS, describe_row
+    from satstore.reports.listing.columns import COLUMNS, describe_row
+    from satstore.reports.listing.reader import Reader
     from tui.widgets.table import Table
 
     experiments = list(Reader(logs_dir).poll().experiments)

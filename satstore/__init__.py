@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from satstore.advice import advise_on
     from satstore.analysis.logistic.estimator import LogisticProbe
     from satstore.analysis.receptive_field.table import receptive_field
     from satstore.config.experiment import ExperimentConfig
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
     from satstore.errors import SatstoreError
     from satstore.pipeline import apply_stages, run_experiments
     from satstore.recording import record
+    from satstore.reports.evidence import advise_on
     from satstore.runs.logs_folder import find_runs, list_runs, open_run
     from satstore.runs.run import Run
     from satstore.storage.zarr import open_latents
@@ -28,7 +28,7 @@ _MODULES = {
     "Run": "satstore.runs.run",
     "SaturationTracker": "satstore.tracker",
     "SatstoreError": "satstore.errors",
-    "advise_on": "satstore.advice",
+    "advise_on": "satstore.reports.evidence",
     "apply_stages": "satstore.pipeline",
     "find_runs": "satstore.runs.logs_folder",
     "list_runs": "satstore.runs.logs_folder",

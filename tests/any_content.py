@@ -17,9 +17,12 @@ import zarr
 from command_line import satstore
 from matplotlib.figure import Figure
 
-from satstore import advise_on, plots
+from satstore import advise_on
 from satstore.config.keys import split_latents_key
 from satstore.errors import SatstoreError
+from satstore.reports import plots
+from satstore.reports.listing.columns import SORT_KEYS, describe_row, sort_experiments
+from satstore.reports.listing.reader import Reader
 from satstore.runs.repair import extract_command, probe_command
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
@@ -36,8 +39,6 @@ from tui.layers import (
     tabulate,
     training_curves,
 )
-from tui.reader import Reader
-from tui.rows import SORT_KEYS, describe_row, sort_experiments
 
 # Changing a run folder; what is changed counts as committed.
 

@@ -20,8 +20,8 @@ import pytest
 from command_line import HANGS_S, satstore
 from tiny import run_tiny
 
+from satstore.reports.listing.reader import Reader
 from satstore.runs.run import Run
-from tui.reader import Reader
 
 MEMORY = ("--memory-limit", "2GiB")
 

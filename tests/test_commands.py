@@ -296,8 +296,8 @@ def blocks_of(page: str) -> list[str]:
 
 
 def test_readme__its_python_names_what_there_is() -> None:
-    import satstore.figures
-    import satstore.plots
+    import satstore.reports.figures
+    import satstore.reports.plots
 
     chains = re.findall(r"\bsatstore((?:\.\w+)+)", "\n".join(blocks_of("README.md")))
     assert len(set(chains)) > 8

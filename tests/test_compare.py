@@ -9,9 +9,9 @@ from command_line import call
 from matplotlib.figure import Figure
 from tiny import run_tiny
 
-from satstore import plots
 from satstore.cli import compare
 from satstore.errors import ConfigError
+from satstore.reports import plots
 from satstore.runs.run import Run
 from satstore.storage.zarr.latent_reader import LatentSplit
 

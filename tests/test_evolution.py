@@ -23,8 +23,8 @@ from satstore.cli.look import describe_layers, print_layers
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, NotFoundError
 from satstore.pipeline import make_plan, run_experiments, run_stages
-from satstore.plots import plot_evolution, plot_layers
 from satstore.registry import MODELS
+from satstore.reports.plots import plot_evolution, plot_layers
 from satstore.runs.disk_usage import check_removable, measure
 from satstore.runs.logs_folder import make_run
 from satstore.runs.manifest import probe_key, split_probe_key

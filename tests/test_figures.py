@@ -17,11 +17,11 @@ from matplotlib.figure import Figure
 from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.config.experiment import pooling_key
 from satstore.config.grid import list_configs, read_config
-from satstore.figures import find_figure
 from satstore.models.build import build_model
-from satstore.plots import Panel, plot_paper_figure, plot_relative, tabulate_relative
-from satstore.plots.paper import drop_repeated
-from satstore.published import ACCURACY, CURVES
+from satstore.reports.figures import find_figure
+from satstore.reports.plots import Panel, plot_paper_figure, plot_relative, tabulate_relative
+from satstore.reports.plots.paper_figures import drop_repeated
+from satstore.reports.published import ACCURACY, CURVES
 from satstore.runs.logs_folder import make_run
 from satstore.runs.manifest import LayerRecord, Manifest, ProbesRecord, StageRecord, drawn_layers
 from satstore.runs.run import Run

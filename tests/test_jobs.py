@@ -26,11 +26,11 @@ from satstore.jobs import start as start_module
 from satstore.jobs.job import Job, find_job, jobs_dir, list_jobs, read_job
 from satstore.jobs.record import JobRecord
 from satstore.jobs.start import cancel_job, claim_job, start_job
+from satstore.reports.listing.reader import Reader
 from satstore.runs.events import Event, Kind, read_events
 from satstore.runs.logs_folder import list_runs, make_run
 from satstore.storage.files import WriteError
 from satstore.system.usage import UsageMeter, has_gpu
-from tui.reader import Reader
 
 
 def is_asleep(job: Job) -> bool:

@@ -15,7 +15,7 @@ from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, NotFoundError
 from satstore.pipeline import make_plan, run_stages
-from satstore.plots import (
+from satstore.reports.plots import (
     plot_comparison,
     plot_epoch,
     plot_evolution,
@@ -26,7 +26,7 @@ from satstore.plots import (
     plot_training,
     save_figure,
 )
-from satstore.plots.style import break_name
+from satstore.reports.plots.style import break_name
 from satstore.runs.logs_folder import make_run
 from satstore.runs.manifest import LayerRecord, Manifest, ProbesRecord, drawn_layers
 from satstore.runs.run import Run

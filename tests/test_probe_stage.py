@@ -44,8 +44,8 @@ from satstore.errors import (
     UnknownNameError,
 )
 from satstore.pipeline import make_plan, run_stages
-from satstore.plots import plot_layers
 from satstore.registry import STAGES
+from satstore.reports.plots import plot_layers
 from satstore.runs.logs_folder import make_run, open_run
 from satstore.runs.manifest import (
     DatasetRecord,

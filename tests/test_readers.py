@@ -17,8 +17,8 @@ from command_line import satstore
 from tiny import run_tiny
 
 from satstore.errors import CorruptError, NotFoundError
-from satstore.plots import plot_epoch, plot_layers, save_figure, tabulate_relative
-from satstore.plots.paper import Panel
+from satstore.reports.plots import plot_epoch, plot_layers, save_figure, tabulate_relative
+from satstore.reports.plots.paper_figures import Panel
 from satstore.runs.events import read_events
 from satstore.runs.file_formats import NUMBER, TEXT, find_table
 from satstore.runs.run import Run

@@ -11,7 +11,7 @@ from command_line import call
 from tiny import run_tiny
 
 from satstore.config.experiment import ExperimentConfig
-from satstore.report import write_report
+from satstore.reports.html import write_report
 from satstore.runs.logs_folder import make_run
 from satstore.runs.run import Run
 

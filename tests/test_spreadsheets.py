@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from satstore.spreadsheets import as_text_cell, without_formulas, write_rows
+from satstore.reports.spreadsheets import as_text_cell, without_formulas, write_rows
 
 
 @pytest.mark.parametrize(

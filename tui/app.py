@@ -15,10 +15,10 @@ from textual.worker import Worker, WorkerState
 from satstore.errors import SatstoreError
 from satstore.jobs.job import Job
 from satstore.jobs.start import cancel_job, start_job
+from satstore.reports.listing.reader import ReaderThread, Snapshot
 from satstore.system.text import clean
 from satstore.system.usage import Usage
 from tui.messages import SnapshotTaken, UsageMeasured
-from tui.reader import ReaderThread, Snapshot
 from tui.screens.base import STARTS, AppScreen
 from tui.screens.jobs import JobsScreen
 from tui.screens.modals import ConfirmScreen, ErrorScreen

@@ -1,10 +1,10 @@
 """The colours of the terminal app: those of the figures, on a dark ground, and of what only it draws."""
 
-from satstore.colors import PROBES as PROBES
-from satstore.colors import RUNS as OF_RUNS
-from satstore.colors import SATURATION as SATURATION_EVAL
-from satstore.colors import SATURATION_LIGHT as SATURATION
-from satstore.colors import TRAIN as TRAIN
+from satstore.reports.colors import PROBES as PROBES
+from satstore.reports.colors import RUNS as OF_RUNS
+from satstore.reports.colors import SATURATION as SATURATION_EVAL
+from satstore.reports.colors import SATURATION_LIGHT as SATURATION
+from satstore.reports.colors import TRAIN as TRAIN
 
 __all__ = [
     "BORDER",

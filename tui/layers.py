@@ -9,10 +9,10 @@ from itertools import cycle
 import numpy as np
 from rich.text import Text
 
+from satstore.reports.listing.table_layout import Column
 from satstore.system.text import FAILED, UNKNOWN, clean
 from tui.colors import BORDER, CURSOR, MARKERS, MODEL, PROBES, SATURATION, SATURATION_EVAL, TAIL, TRAIN
 from tui.curves import RunCurves
-from tui.widgets.columns import Column
 from tui.widgets.curve_plot import Curve, Rule
 
 SPLITS = (("train", "saturation", SATURATION, "●"), ("eval", "saturation, eval", SATURATION_EVAL, "○"))

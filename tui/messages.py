@@ -2,8 +2,8 @@
 
 from textual.message import Message
 
+from satstore.reports.listing.reader import Snapshot
 from satstore.system.usage import Usage
-from tui.reader import Snapshot
 
 
 class SnapshotTaken(Message):

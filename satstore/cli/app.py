@@ -209,7 +209,7 @@ def status(
 ) -> None:
     """Print the table that the terminal app starts with, and what runs."""
     from satstore.cli.status import show_status
-    from tui.filters import parse_filter
+    from satstore.reports.listing.filters import parse_filter
 
     show_status(logs_dir, watch, parse_filter(filter or ""), (sort, reverse), csv)
 
@@ -352,7 +352,7 @@ def report(
 ) -> None:
     """Write all that is known of a run into one HTML file, which needs no network."""
     from satstore.cli.output import output_file
-    from satstore.report import write_report
+    from satstore.reports.html import write_report
     from satstore.runs.logs_folder import find_runs
     from satstore.storage.files import write_file
 

@@ -41,8 +41,8 @@ def compare_cka(
         If they have no latents at one pooling.
     """
     from satstore.analysis.cka import linear_cka
-    from satstore.plots import plot_cka, save_figure
-    from satstore.plots.style import SUFFIXES
+    from satstore.reports.plots import plot_cka, save_figure
+    from satstore.reports.plots.style import SUFFIXES
 
     path = output_file(out, Path("cka.png"), SUFFIXES)
     runs = [open_run(name, logs_dir) for name in names]
@@ -118,7 +118,7 @@ def check_samples(runs: list[Run], key: str, split: str) -> None:
 
 def write_table(found: "NDArray[np.float64]", rows: list[str], columns: list[str], path: Path) -> None:
     """Write the table as CSV: a row per layer of the first run, a column per layer of the second."""
-    from satstore.spreadsheets import write_rows
+    from satstore.reports.spreadsheets import write_rows
     from satstore.storage.files import write_file
 
     cells = [["" if value != value else float(value) for value in row] for row in found]

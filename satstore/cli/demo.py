@@ -34,7 +34,7 @@ def run_demo(run_id: str, device: str | None, logs_dir: Path | None) -> None:
 
 def show_demo(run: Run, outcomes: list[Outcome], logs_dir: Path | None) -> None:
     """Draw the demo's figure, and print what it found and what to try next."""
-    from satstore.plots import plot_layers, save_figure
+    from satstore.reports.plots import plot_layers, save_figure
 
     run.reload()
     figure = run.path / "layers.png"

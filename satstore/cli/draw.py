@@ -38,8 +38,8 @@ def plot_experiments(names: Sequence[str], logs_dir: Path | None, out: Path | No
     ConfigError
         If options exclude each other, or there is no such epoch or delta.
     """
-    from satstore.plots import plot_comparison, save_figure
-    from satstore.plots.style import SUFFIXES
+    from satstore.reports.plots import plot_comparison, save_figure
+    from satstore.reports.plots.style import SUFFIXES
 
     check_options(names, o)
     runs = [open_run(name, logs_dir) for name in names]
@@ -95,7 +95,7 @@ def check_options(names: Sequence[str], o: PlotOptions) -> None:
 
 def draw(run: Run, kind: str, o: PlotOptions) -> "Figure":
     """Draw one experiment."""
-    from satstore import plots
+    from satstore.reports import plots
 
     epoch = find_epoch(run, o.epoch)
     kinds: dict[str, Callable[[], Figure]] = {
@@ -132,8 +132,8 @@ def find_epoch(run: Run, text: str | None) -> int | None:
 
 def plot_epochs(run: Run, out: Path | None, o: PlotOptions) -> Path:
     """Draw a quantity of every layer after one epoch, or a picture per epoch into a folder."""
-    from satstore.plots import plot_epoch, save_figure
-    from satstore.plots.style import SUFFIXES
+    from satstore.reports.plots import plot_epoch, save_figure
+    from satstore.reports.plots.style import SUFFIXES
 
     assert o.quantity is not None
     if o.epoch != "all":
@@ -163,9 +163,9 @@ def draw_figure(
     NotFoundError
         If there is no such config, or no such run id.
     """
-    from satstore.figures import find_panels
-    from satstore.plots import plot_paper_figure, plot_relative, save_figure, tabulate_relative
-    from satstore.plots.style import SUFFIXES
+    from satstore.reports.figures import find_panels
+    from satstore.reports.plots import plot_paper_figure, plot_relative, save_figure, tabulate_relative
+    from satstore.reports.plots.style import SUFFIXES
 
     panels = find_panels(name, run_id, logs_dir)
     if all(panel.run is None for panel in panels):

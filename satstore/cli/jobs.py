@@ -13,10 +13,10 @@ from satstore.cli.console import make_console, say
 from satstore.errors import printable
 from satstore.jobs.job import Job, find_job, list_jobs, read_job, tail
 from satstore.jobs.start import cancel_job
+from satstore.reports.listing.job_text import describe_cpu, describe_gpu, describe_job, describe_memory
 from satstore.runs.logs_folder import find_logs_dir
 from satstore.system.text import clean, describe_age
 from satstore.system.usage import Usage, UsageMeter
-from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory
 
 POLL_S = 0.2
 PIECE_BYTES = 2**20

@@ -148,7 +148,7 @@ def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Map
     for key, value in thresholds.items():
         if not 0 <= value < math.inf:
             raise ConfigError(f"--{key.replace('_', '-')} {value:g}: expected a number from 0 on")
-    from satstore.advice import advise_on
+    from satstore.reports.evidence import advise_on
 
     run = open_run(name, logs_dir)
     advice = advise_on(run, **thresholds)

@@ -10,13 +10,7 @@ from rich.text import Text
 from satstore.cli.console import make_console
 from satstore.errors import UnknownNameError
 from satstore.registry import suggest
-from satstore.runs.logs_folder import find_logs_dir
-from satstore.spreadsheets import write_rows
-from satstore.system.text import clean
-from tui.filters import Filter
-from tui.job_words import describe_job
-from tui.reader import Experiment, Reader, Snapshot
-from tui.rows import (
+from satstore.reports.listing.columns import (
     COLUMNS,
     SORT_KEYS,
     describe_counts,
@@ -24,7 +18,13 @@ from tui.rows import (
     describe_row,
     sort_experiments,
 )
-from tui.widgets.columns import as_cell
+from satstore.reports.listing.filters import Filter
+from satstore.reports.listing.job_text import describe_job
+from satstore.reports.listing.reader import Experiment, Reader, Snapshot
+from satstore.reports.listing.table_layout import as_cell
+from satstore.reports.spreadsheets import write_rows
+from satstore.runs.logs_folder import find_logs_dir
+from satstore.system.text import clean
 
 WATCH_S = 1.0
 

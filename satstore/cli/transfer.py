@@ -43,7 +43,7 @@ def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
     """Write a run's tables as CSV, in which no name is a formula, or as Parquet, and return their paths."""
     import io
 
-    from satstore.spreadsheets import without_formulas
+    from satstore.reports.spreadsheets import without_formulas
     from satstore.storage.files import write_file
     from satstore.storage.safe_files import check_folders
 

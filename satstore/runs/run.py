@@ -40,8 +40,8 @@ class Run(RunResults):
     """
 
     def plot(self) -> "Figure":
-        """Draw saturation and probe accuracy over the layers; see :func:`satstore.plots.plot_layers`."""
-        from satstore.plots import plot_layers
+        """Draw saturation and probe accuracy over the layers; see :func:`.plots.plot_layers`."""
+        from satstore.reports.plots import plot_layers
 
         return plot_layers(self)
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from satstore.colors import SATURATION
-from satstore.plots.style import WIDEST, name_places, save_figure, tidy_axes
+from satstore.reports.colors import SATURATION
+from satstore.reports.plots.style import WIDEST, name_places, save_figure, tidy_axes
 
 if TYPE_CHECKING:
     from pathlib import Path

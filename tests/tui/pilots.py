@@ -24,11 +24,11 @@ from textual.widgets import Static
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import SatstoreError
 from satstore.registry import STAGES
+from satstore.reports.listing.columns import describe_problem, describe_row
 from satstore.runs.logs_folder import make_run
 from satstore.runs.manifest import Manifest, StageRecord, StageStatus
 from satstore.runs.run import Run
 from tui.app import SatstoreApp
-from tui.rows import describe_problem, describe_row
 from tui.screens.runs import RunsTable
 
 S = TypeVar("S", bound=Screen[Any])

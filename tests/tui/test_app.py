@@ -252,7 +252,8 @@ def test_picture__of_the_runs(
     now = make_some(fixed_logs).manifest.created + 160
     stages: dict[str, StageStatus] = {"train": "done", "saturation": "done"}
     give_layers(make(fixed_logs, "deep", 60, 0.77, stages, age_s=3.5 * DAY_S, epoch=60))
-    monkeypatch.setattr("tui.rows.time", SimpleNamespace(time=lambda: now))  # ages are in the picture
+    # Ages are in the picture.
+    monkeypatch.setattr("satstore.reports.listing.columns.time", SimpleNamespace(time=lambda: now))
 
     async def wait(pilot: object) -> None:
         await wait_for_rows(pilot, 4)  # type: ignore[arg-type]

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from satstore.errors import ConfigError
-from tui.filters import parse_filter
-from tui.reader import Experiment
-from tui.rows import describe_counts
+from satstore.reports.listing.columns import describe_counts
+from satstore.reports.listing.filters import parse_filter
+from satstore.reports.listing.reader import Experiment
 
 RESNET = Experiment(
     Path("logs/mine/resnet18-Cifar10-r32-abc123"),

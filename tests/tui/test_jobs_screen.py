@@ -23,9 +23,9 @@ from pilots import (
 from textual.pilot import Pilot
 
 from satstore.jobs.job import Job, find_job, jobs_dir
+from satstore.reports.listing.reader import Reader
 from satstore.runs.manifest import Manifest, StageRecord
 from tui.app import SatstoreApp
-from tui.reader import Reader
 from tui.screens.jobs import JobsScreen, JobsTable
 from tui.screens.modals import ConfirmScreen, ErrorScreen
 from tui.screens.runs import RunsScreen

@@ -33,11 +33,11 @@ from textual.pilot import Pilot
 from textual.widgets import Log, Static, TabbedContent
 from textual_plot import PlotWidget
 
+from satstore.reports.listing.job_text import describe_job
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
 from tui.app import SatstoreApp
 from tui.curves import DELTAS, RunCurves, decimate, read_curves
-from tui.job_words import describe_job
 from tui.layers import View, make_rules, tabulate
 from tui.screens.compare import CompareScreen
 from tui.screens.jobs import JobsScreen

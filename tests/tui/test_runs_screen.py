@@ -26,12 +26,12 @@ from pilots import (
     wait_for_rows,
 )
 
+from satstore.reports.listing.reader import Reader
+from satstore.reports.listing.table_layout import shorten
 from satstore.runs.manifest import STAGE_KEYS, Manifest
 from satstore.runs.run import Run
 from satstore.storage.files import write_file
-from tui.reader import Reader
 from tui.screens.runs import RunsScreen, RunsTable
-from tui.widgets.columns import shorten
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -313,7 +313,9 @@ def test_reader__reads_only_what_changed(tmp_path: Path, monkeypatch: pytest.Mon
     first = reader.poll()
     assert [experiment.path for experiment in first.experiments] == [run.path for run in runs]
     opened: list[Path] = []
-    monkeypatch.setattr("tui.reader.Run", lambda path: (opened.append(path), Run(path))[1])
+    monkeypatch.setattr(
+        "satstore.reports.listing.reader.Run", lambda path: (opened.append(path), Run(path))[1]
+    )
     assert reader.poll() is first
     assert not opened
     runs[1].commit(change=lambda manifest: setattr(manifest.summary, "epochs_done", 5))
@@ -333,7 +335,7 @@ def test_reader__goes_on_after_what_nobody_foresaw(tmp_path: Path, monkeypatch: 
         raise RecursionError("too deep")
 
     with monkeypatch.context() as patch:
-        patch.setattr("tui.reader.list_jobs", fail)
+        patch.setattr("satstore.reports.listing.reader.list_jobs", fail)
         found = reader.poll()
         assert found.problem == "can't be read: RecursionError: too deep"
         assert found.experiments == first.experiments

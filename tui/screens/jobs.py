@@ -12,12 +12,12 @@ from textual.reactive import reactive
 from textual.widgets import Footer
 
 from satstore.jobs.job import Job, JobState
+from satstore.reports.listing.job_text import describe_cpu, describe_gpu, describe_job, describe_memory
+from satstore.reports.listing.reader import Snapshot
+from satstore.reports.listing.table_layout import Cell, Column
 from satstore.system.text import clean, counted, describe_age
 from satstore.system.usage import Usage, has_gpu
-from tui.job_words import describe_cpu, describe_gpu, describe_job, describe_memory
-from tui.reader import Snapshot
 from tui.screens.base import AppScreen
-from tui.widgets.columns import Cell, Column
 from tui.widgets.log_view import LogView
 from tui.widgets.plain import Static
 from tui.widgets.table import Table

@@ -13,18 +13,18 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Footer, TabbedContent
 
-from satstore.advice import advise_on
 from satstore.errors import SatstoreError
+from satstore.reports.evidence import advise_on
+from satstore.reports.listing.columns import STYLES
+from satstore.reports.listing.job_text import find_job_of
+from satstore.reports.listing.reader import Experiment, Snapshot
+from satstore.reports.spreadsheets import write_rows
 from satstore.runs.run import Run
-from satstore.spreadsheets import write_rows
 from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean
 from tui.curves import RunCurves, read_curves
 from tui.export import ExportScreen, export_plot
-from tui.job_words import find_job_of
 from tui.layers import View, as_json, tabulate
-from tui.reader import Experiment, Snapshot
-from tui.rows import STYLES
 from tui.screens.base import AppScreen
 from tui.screens.run_panes import (
     RUN_HELP,

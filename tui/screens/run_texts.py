@@ -10,9 +10,9 @@ from textual.containers import VerticalScroll
 from textual.widgets import Log
 
 from satstore.jobs.job import Job
+from satstore.reports.listing.job_text import describe_job
 from satstore.runs.events import parse_event
 from satstore.system.text import clean, stage_name
-from tui.job_words import describe_job
 from tui.screens.run_panes import RunPane
 from tui.widgets.log_view import LogView
 from tui.widgets.plain import Static

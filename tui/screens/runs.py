@@ -14,14 +14,7 @@ from textual.widgets import Button, Footer, Input
 
 from satstore.errors import ConfigError
 from satstore.jobs.job import Job
-from satstore.runs.logs_folder import find_logs_dir
-from satstore.spreadsheets import write_rows
-from satstore.storage.files import write_file
-from satstore.system.text import MARKS, clean, stage_name
-from tui.filters import Filter, parse_filter
-from tui.job_words import describe_job, find_job_of
-from tui.reader import Experiment, Snapshot
-from tui.rows import (
+from satstore.reports.listing.columns import (
     COLUMNS,
     SORT_KEYS,
     STYLES,
@@ -31,6 +24,13 @@ from tui.rows import (
     describe_row,
     sort_experiments,
 )
+from satstore.reports.listing.filters import Filter, parse_filter
+from satstore.reports.listing.job_text import describe_job, find_job_of
+from satstore.reports.listing.reader import Experiment, Snapshot
+from satstore.reports.spreadsheets import write_rows
+from satstore.runs.logs_folder import find_logs_dir
+from satstore.storage.files import write_file
+from satstore.system.text import MARKS, clean, stage_name
 from tui.screens.base import AppScreen
 from tui.widgets.plain import Static
 from tui.widgets.table import Table

@@ -15,7 +15,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from tui.widgets.columns import Column, cut, fit
+from satstore.reports.listing.table_layout import Column, cut, fit
 
 T = TypeVar("T")
 

@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.text import Text
 
+from satstore.reports.colors import SATURATION_LIGHT
+from satstore.reports.listing.reader import Experiment
+from satstore.reports.listing.table_layout import Cell, Column, plain
 from satstore.runs.manifest import STAGE_KEYS, StageStatus
 from satstore.system.text import MARKS, clean, counted, describe_age, describe_size
-from tui.colors import SATURATION
-from tui.reader import Experiment
-from tui.widgets.columns import Cell, Column, plain
 
 STYLES: Mapping[StageStatus, str] = {
     "done": "green",
@@ -77,7 +77,7 @@ COLUMNS: tuple[Column[Experiment], ...] = (
     Column(
         "saturation",
         "saturation",
-        lambda e: ((draw_spark(e.saturation), SATURATION),),
+        lambda e: ((draw_spark(e.saturation), SATURATION_LIGHT),),
         SPARK_WIDTH,
         SPARK_WIDTH,
         rank=8,

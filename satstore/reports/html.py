@@ -9,9 +9,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from satstore.advice import advise_on
 from satstore.errors import NotFoundError, printable
-from satstore.plots import (
+from satstore.reports.evidence import advise_on
+from satstore.reports.plots import (
     plot_evolution,
     plot_layers,
     plot_pixelwise,

@@ -10,8 +10,8 @@ from fnmatch import translate
 
 from satstore.errors import ConfigError
 from satstore.registry import suggest
+from satstore.reports.listing.reader import Experiment
 from satstore.runs.manifest import STAGE_KEYS, StageStatus
-from tui.reader import Experiment
 
 Test = Callable[[Experiment], bool]
 

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from satstore.errors import NotFoundError
-from satstore.plots.layers import shown_layers
-from satstore.plots.style import MODEL, break_text, finish_axes, legend_beside, with_plain_names
+from satstore.reports.plots.layer_curves import shown_layers
+from satstore.reports.plots.style import MODEL, break_text, finish_axes, legend_beside, with_plain_names
 from satstore.runs.manifest import split_probe_key
 from satstore.runs.run import Run
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from satstore.colors import PROBES, RUNS, SATURATION
 from satstore.config.naming import name_experiments
 from satstore.errors import NotFoundError
-from satstore.plots.style import (
+from satstore.reports.colors import PROBES, RUNS, SATURATION
+from satstore.reports.plots.style import (
     MARKERS,
     MODEL,
     RUN_MARKERS,

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from satstore.errors import NotFoundError
-from satstore.plots.layers import model_accuracy, shown_layers
-from satstore.plots.style import WIDEST, break_name, break_text, with_plain_names
+from satstore.reports.plots.layer_curves import model_accuracy, shown_layers
+from satstore.reports.plots.style import WIDEST, break_name, break_text, with_plain_names
 from satstore.runs.repair import probe_command
 from satstore.runs.run import Run
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from satstore.colors import PROBES, SATURATION
 from satstore.config.experiment import ExperimentConfig, pooling_key
 from satstore.config.naming import KEYS, describe_value, name_experiments, varied_keys
-from satstore.plots.layers import draw_layers, model_accuracy, shown_layers
-from satstore.plots.pixelwise import N_COLUMNS, PIXELWISE, draw_maps, pixelwise_maps
-from satstore.plots.style import MODEL, NOTE, break_text, legend_below, with_plain_names
-from satstore.published import ACCURACY, CURVES
+from satstore.reports.colors import PROBES, SATURATION
+from satstore.reports.plots.layer_curves import draw_layers, model_accuracy, shown_layers
+from satstore.reports.plots.pixelwise_plot import N_COLUMNS, PIXELWISE, draw_maps, pixelwise_maps
+from satstore.reports.plots.style import MODEL, NOTE, break_text, legend_below, with_plain_names
+from satstore.reports.published import ACCURACY, CURVES
 from satstore.runs.run import Run
 
 if TYPE_CHECKING:

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import find_config, list_configs, read_config
-from satstore.plots import Panel
+from satstore.reports.plots import Panel
 from satstore.runs.logs_folder import check_run_id, find_logs_dir
 from satstore.runs.run import Run
 
 
 def find_panels(name: str, run_id: str, logs_dir: str | Path | None = None) -> list[Panel]:
-    """Return a figure's panels, for :func:`satstore.plots.plot_paper_figure`.
+    """Return a figure's panels, for :func:`satstore.reports.plots.plot_paper_figure`.
 
     Parameters
     ----------

@@ -1,0 +1,1 @@
+"""The lists of runs and jobs that the command line and the terminal app show."""
