@@ -23,7 +23,6 @@ from pydantic import ByteSize, TypeAdapter
 from tiny_digits import CLASSES, write_tiny_digits
 from watched import run_watched
 
-from satstore import session
 from satstore.config.grid import read_config
 from satstore.datasets.image_data import ImageSplit
 from satstore.datasets.loaders import make_loader
@@ -32,6 +31,7 @@ from satstore.runs.manifest import CHECKPOINT
 from satstore.runs.run import Run
 from satstore.stages import extract
 from satstore.storage.files import Digest
+from satstore.training import devices, provenance, run_model, session, session_data
 
 
 def make_run(options: argparse.Namespace, folder: Path) -> Run:
@@ -47,11 +47,11 @@ def make_run(options: argparse.Namespace, folder: Path) -> Run:
         "workers": options.workers,
     }
     [run] = make_runs(read_config(config), "bench", folder)
-    data = session.load_data(run.config)
-    state = session.Session(run.config, data, session.choose_device(options.device))
-    layers = session.recorded_layers(state.model, run.config)
+    data = session_data.load_data(run.config)
+    state = session.Session(run.config, data, devices.choose_device(options.device))
+    layers = run_model.recorded_layers(state.model, run.config)
     with run.lock():
-        session.describe_run(run, state, data, layers)
+        provenance.describe_run(run, state, data, layers)
         buffer = io.BytesIO()
         torch.save(state.state(), buffer)
         trained = run.manifest.summary.model_copy(update={"epochs_done": run.config.epoch})
@@ -61,7 +61,7 @@ def make_run(options: argparse.Namespace, folder: Path) -> Run:
 
 
 def bare_pass(run: Run, model: torch.nn.Module, images: ImageSplit, options: argparse.Namespace) -> float:
-    workers = session.choose_workers(run.config, in_memory=False, memory_limit=2 * 2**30)
+    workers = session_data.choose_workers(run.config, in_memory=False, memory_limit=2 * 2**30)
     loader = make_loader(images, options.batch, shuffle=False, workers=workers, pin_memory=True)
     device = next(model.parameters()).device
     model.eval()
@@ -87,9 +87,9 @@ def extraction(run: Run, model: torch.nn.Module, images: ImageSplit, options: ar
 def measure(options: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         run = make_run(options, Path(folder))
-        data = session.load_data(run.config)
-        device = session.choose_device(options.device)
-        model = session.load_model(run, len(data.classes), device)
+        data = session_data.load_data(run.config)
+        device = devices.choose_device(options.device)
+        model = run_model.load_model(run, len(data.classes), device)
         images = data.train_plain
         bare_pass(run, model, images, options)  # starts the fork server and warms the page cache
         rates: dict[str, list[float]] = {"bare": [], "extract": []}

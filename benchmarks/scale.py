@@ -21,13 +21,13 @@ from tiny_digits import CLASSES, write_tiny_digits
 from torch.nn import functional
 from watched import run_watched
 
-from satstore import session
 from satstore.config.grid import read_config
 from satstore.datasets.loaders import make_loader
 from satstore.pipeline import make_runs
 from satstore.runs.manifest import CHECKPOINT
 from satstore.runs.run import Run
 from satstore.storage.zarr.compression_trial import encoded_ratio
+from satstore.training import devices, provenance, run_model, session, session_data
 
 MEASURED = {"smallest": "fc", "largest": "layer3.1.conv2", "slowest": "conv1"}
 
@@ -50,11 +50,11 @@ def make_run(options: argparse.Namespace) -> Run:
     [run] = make_runs(read_config(config), f"scale{options.train}", options.folder / "logs")
     if run.has_file(CHECKPOINT):
         return run
-    data = session.load_data(run.config)
-    state = session.Session(run.config, data, session.choose_device(options.device))
+    data = session_data.load_data(run.config)
+    state = session.Session(run.config, data, devices.choose_device(options.device))
     train_briefly(state, data.train_plain, options.steps)
     with run.lock():
-        session.describe_run(run, state, data, session.recorded_layers(state.model, run.config))
+        provenance.describe_run(run, state, data, run_model.recorded_layers(state.model, run.config))
         content = io.BytesIO()
         torch.save(state.state(), content)
         trained = run.manifest.summary.model_copy(update={"epochs_done": run.config.epoch})

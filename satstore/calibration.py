@@ -14,8 +14,8 @@ from satstore.capture.recorders import LatentRecorder, MomentRecorder
 from satstore.config.experiment import ExperimentConfig, pooling_key
 from satstore.datasets.image_data import ImageData
 from satstore.registry import OPTIMIZERS
-from satstore.session import build_model, recorded_layers
 from satstore.storage.zarr.compression_trial import encoded_ratio, encoding_rates
+from satstore.training.run_model import build_model, recorded_layers
 
 BUDGET_S = 1.5
 """Seconds that timing one kind of pass takes, about; a batch that needs longer is timed in part."""

@@ -313,6 +313,6 @@ def measure_base() -> Base:
     from satstore.system.memory import resident_bytes
 
     probe = resident_bytes()
-    import satstore.training  # noqa: F401
+    import satstore.training.loop  # noqa: F401
 
     return Base(probe, resident_bytes())

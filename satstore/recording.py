@@ -26,7 +26,6 @@ from satstore.config.grid import read_config
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, NumericsError, SatstoreError
 from satstore.estimate import TYPICAL_RATIO, latent_bytes
-from satstore.metrics import start_metrics
 from satstore.pipeline import make_plan, raise_first, run_stages
 from satstore.registry import stand_in
 from satstore.runs.events import Listener
@@ -34,7 +33,6 @@ from satstore.runs.latents_record import describe_latents, describe_store
 from satstore.runs.logs_folder import find_logs_dir, make_run
 from satstore.runs.manifest import CHECKPOINT, RECORDED, DatasetRecord, Manifest
 from satstore.runs.run import Run
-from satstore.session import choose_device, note_layers
 from satstore.stages.receptive_field import write_fields
 from satstore.stages.stage import DEFAULT_MEMORY_LIMIT
 from satstore.stages.train import forget
@@ -51,7 +49,10 @@ from satstore.storage.zarr.layout import FLOAT16_MANTISSA_BITS, Shapes
 from satstore.system.limits import check_disk
 from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
 from satstore.system.process_group import ALONE
-from satstore.training import check_moments, make_recorder, take_spectra
+from satstore.training.devices import choose_device
+from satstore.training.epoch_spectra import check_moments, make_recorder, take_spectra
+from satstore.training.metrics import start_metrics
+from satstore.training.provenance import note_layers
 
 UNKNOWN_LENGTH = 2**20
 """Samples for which shards are sized where a loader doesn't say how many it has."""

@@ -272,8 +272,10 @@ def load_plugins(modules: Iterable[str]) -> None:
 
 MODELS = Registry("model", "satstore.models:ROWS", "satstore.models", "satstore.models:ABSENT")
 DATASETS = Registry("dataset", "satstore.datasets:ROWS", "satstore.datasets", "satstore.datasets:ABSENT")
-OPTIMIZERS = Registry("optimizer", "satstore.optimizers:ROWS", "satstore.optimizers")
-METRICS = Registry("metric", "satstore.metrics:ROWS", "satstore.metrics", "satstore.metrics:ABSENT")
+OPTIMIZERS = Registry("optimizer", "satstore.training.optimizers:ROWS", "satstore.optimizers")
+METRICS = Registry(
+    "metric", "satstore.training.metrics:ROWS", "satstore.metrics", "satstore.training.metrics:ABSENT"
+)
 STAGES = Registry("stage", "satstore.stages:ROWS", "satstore.stages")
 
 REGISTRIES: Mapping[str, Registry] = {

@@ -17,7 +17,7 @@ from satstore.config.grid import list_configs, read_config, read_content
 from satstore.models.build import build_model
 from satstore.registry import STAGES
 from satstore.runs.run import Run
-from satstore.session import load_data
+from satstore.training.session_data import load_data
 
 C10, SRP = "Cifar10", "Cifar10SmallRandomPositioning"
 FOUR = "iNaturalist ImageNet ResizediNaturalist ResizedImageNet"

@@ -12,14 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 import satstore
-from satstore import session
 from satstore.errors import CorruptError, NotFoundError
 from satstore.runs.run import Run
+from satstore.training import run_model, session_data
 
 
 def test_latents__are_a_forward_pass_in_eval_mode_and_dataset_order(demo_run: Run) -> None:
-    data = session.load_data(demo_run.config)
-    model = session.load_model(demo_run, 10, torch.device("cpu")).eval()
+    data = session_data.load_data(demo_run.config)
+    model = run_model.load_model(demo_run, 10, torch.device("cpu")).eval()
     outputs: dict[str, torch.Tensor] = {}
     for name in demo_run.layers:
         hook = lambda _m, _i, output, name=name: outputs.update({name: output.detach().clone()})  # noqa: E731

@@ -18,7 +18,6 @@ from rich.console import Console
 from tiny import CONFIG as TINY
 from torch import nn
 
-from satstore import session
 from satstore.cli.look import describe_layers, print_layers
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, NotFoundError
@@ -34,6 +33,7 @@ from satstore.runs.verify import Verification
 from satstore.stages import extract, probe
 from satstore.stages.probe import ProbeParameters
 from satstore.storage.zarr import AnalysisStore, LatentWriter, open_latents
+from satstore.training import session_data
 
 CONFIG = {
     **SMALL,
@@ -176,7 +176,7 @@ def test_train__epochs_that_are_past_and_were_not_kept_are_refused(run: Run) -> 
 def test_extract__latents_of_an_epoch_are_those_of_its_weights(evolved: Run) -> None:
     """Against a plain forward hook in a model that has the kept weights."""
     model: nn.Module = MODELS[CONFIG["model"]](num_classes=3)
-    data = session.load_data(evolved.config)
+    data = session_data.load_data(evolved.config)
     stored = {epoch: evolved.latents("pool4", "eval", epoch) for epoch in (None, 0, 1, 2)}
     for epoch, name in ((0, "checkpoint-epoch0.pt"), (1, "checkpoint-epoch1.pt"), (2, "checkpoint.pt")):
         model.load_state_dict(weights_of(evolved, name))

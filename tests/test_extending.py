@@ -21,13 +21,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from satstore.cli.app import add_stages
 from satstore.datasets.foreign_loaders import from_loaders, takes_loaders
 from satstore.errors import ConfigError, UnknownNameError
-from satstore.metrics import start_metrics
-from satstore.optimizers import make_optimizer
 from satstore.pipeline import run_experiments
 from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, stand_in
 from satstore.runs.run import Run
-from satstore.session import load_data, load_model
 from satstore.stages.stage import stage
+from satstore.training.metrics import start_metrics
+from satstore.training.optimizers import make_optimizer
+from satstore.training.run_model import load_model
+from satstore.training.session_data import load_data
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,14 +13,14 @@ import pytest
 import torch
 from command_line import HANGS_S, satstore
 
-from satstore import session
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, DeviceError
-from satstore.parallel import count_ranks
 from satstore.pipeline import run_experiments
 from satstore.runs.run import Run
 from satstore.storage.zarr import AnalysisStore
 from satstore.system.process_group import Ranks
+from satstore.training import session_data
+from satstore.training.distributed import count_ranks
 
 # Without batch norm, of which torch has no synchronised kind for the CPU: what one process computes is then
 # what several compute together.
@@ -213,13 +213,13 @@ def test_ranks__shares_are_the_whole_in_order() -> None:
 
 def test_check_batches__refuses_one_that_leaves_a_rank_one_image() -> None:
     [config] = read_config({"dataset": "Digits", "batch_size": 717})
-    data = session.load_data(config)
-    session.check_batches(config, data, Ranks(0, 1))
+    data = session_data.load_data(config)
+    session_data.check_batches(config, data, Ranks(0, 1))
     with pytest.raises(
         ConfigError,
         match="batch_size 717 leaves a batch of one of 1437 training images for one of 2 ranks",
     ):
-        session.check_batches(config, data, Ranks(0, 2))
+        session_data.check_batches(config, data, Ranks(0, 2))
 
 
 @pytest.mark.long

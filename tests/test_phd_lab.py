@@ -20,7 +20,7 @@ from satstore.pipeline import make_plan, run_stages
 from satstore.reports.plots import plot_evolution, plot_layers
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.verify import Verification
-from satstore.session import load_model
+from satstore.training.run_model import load_model
 
 
 def test_import__reads_a_tree_into_a_run_like_any_other(tmp_path: Path) -> None:

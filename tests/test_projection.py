@@ -16,11 +16,12 @@ from satstore.analysis.projection import DELTAS, decompose, random_basis
 from satstore.capture.layers import select_layers
 from satstore.capture.projection_hook import projected
 from satstore.errors import ConfigError, NumericsError
-from satstore.evaluation import Evaluation
 from satstore.pipeline import make_plan, run_experiments, run_stages
 from satstore.runs.run import Run
-from satstore.session import load_data, load_model
 from satstore.storage.zarr import AnalysisStore
+from satstore.training.evaluation import Evaluation
+from satstore.training.run_model import load_model
+from satstore.training.session_data import load_data
 
 
 def test_deltas__are_those_of_the_experiments() -> None:

@@ -16,7 +16,6 @@ from held import PEAKS, Held
 from rich.console import Console
 from small_data import write_folder
 
-from satstore import session
 from satstore.cli.look import print_layers
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, CorruptError, MemoryLimitError, MissingStageError, SatstoreError
@@ -27,6 +26,7 @@ from satstore.runs.run import Run
 from satstore.runs.verify import Verification
 from satstore.stages import extract
 from satstore.storage.zarr import AnalysisStore, LatentWriter, layout
+from satstore.training import run_model, session_data
 
 DIGITS: dict[str, Any] = {**SMALL, "dataset": "FewDigits", "plugins": ["few_digits"], "resolution": 16}
 """800 digits to train on, 200 to evaluate."""
@@ -186,14 +186,14 @@ def test_extract__killed_for_good_goes_on_and_keeps_to_the_memory_limit(tmp_path
 def test_extract__what_float16_would_ruin_is_float32_beside_layers_that_are_not(
     trained: Run, monkeypatch: pytest.MonkeyPatch, bits: int
 ) -> None:
-    load = session.load_model
+    load = run_model.load_model
 
     def load_shifted(*arguments: Any) -> Any:
         model = load(*arguments)
         dict(model.named_modules())["features.4"].bias.data += 1e4
         return model
 
-    monkeypatch.setattr(session, "load_model", load_shifted)
+    monkeypatch.setattr(run_model, "load_model", load_shifted)
     monkeypatch.setattr(layout, "SHARD_BYTES", 2**19)
     run = start(trained, "extract", overwrite=True, mantissa_bits=bits)
     latents = run.latents("pool4", "train")
@@ -201,7 +201,7 @@ def test_extract__what_float16_would_ruin_is_float32_beside_layers_that_are_not(
     shifted = latents["features.4"]
     assert shifted.array.dtype == np.float32
     assert len(list((run.path / "latents.zarr/pool4/train/features.4/latent/c").iterdir())) > 1
-    data = session.load_data(run.config, run.manifest.dataset)
+    data = session_data.load_data(run.config, run.manifest.dataset)
     model = load_shifted(run, len(data.classes), torch.device("cpu"), None)
     outputs: list[torch.Tensor] = []
     dict(model.named_modules())["features.4"].register_forward_hook(lambda *parts: outputs.append(parts[2]))
@@ -409,14 +409,14 @@ def test_run_stages__an_unforeseen_error_does_not_stop_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = make_runs(read_config({**DIGITS, "model": ["vgg6_S", "vgg5_S"]}), "res", tmp_path)
-    build = session.build_model
+    build = run_model.build_model
 
     def fail_once(config: Any, *rest: Any) -> Any:
         if config.model == "vgg6_S":
             raise RuntimeError("cuDNN says no")
         return build(config, *rest)
 
-    monkeypatch.setattr(session, "build_model", fail_once)
+    monkeypatch.setattr(run_model, "build_model", fail_once)
     outcomes = run_stages(runs, make_plan(["train"], {"latents": False}), with_needs=True)
     assert [outcome.result for outcome in outcomes] == ["failed", "done"]
     assert f"{runs[0].name}: train failed: RuntimeError: cuDNN says no" in str(outcomes[0].error)

@@ -16,7 +16,6 @@ from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
 from torch.utils.data import DataLoader
 
-from satstore import session, training
 from satstore.analysis.spectrum import eigenvalues
 from satstore.capture.recorders import MomentRecorder
 from satstore.config.grid import read_config
@@ -29,6 +28,7 @@ from satstore.runs.events import Event
 from satstore.runs.logs_folder import make_run, open_run
 from satstore.runs.run import Run
 from satstore.storage.zarr import AnalysisStore
+from satstore.training import devices, loop, run_model, session, session_data
 from tui.curves import read_curves
 from tui.layers import View, describe_values, make_columns, make_curves, tabulate
 
@@ -58,8 +58,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_train__metrics_are_those_of_the_whole_split(trained: Run) -> None:
     config = trained.config
-    data = session.load_data(config)
-    model = session.load_model(trained, 10, torch.device("cpu")).eval()
+    data = session_data.load_data(config)
+    model = run_model.load_model(trained, 10, torch.device("cpu")).eval()
     with torch.no_grad():
         logits = model(data.eval.__getitems__(range(len(data.eval)))[0])
     row = trained.table("metrics").iloc[-1]
@@ -72,8 +72,8 @@ def test_train__metrics_are_those_of_the_whole_split(trained: Run) -> None:
 
 
 def test_train__eval_spectra_are_numpys_on_the_concatenated_activations(trained: Run) -> None:
-    data = session.load_data(trained.config)
-    model = session.load_model(trained, 10, torch.device("cpu")).eval()
+    data = session_data.load_data(trained.config)
+    model = run_model.load_model(trained, 10, torch.device("cpu")).eval()
     seen: dict[str, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -281,11 +281,11 @@ def test_train__checkpoint_of_another_model_is_refused(trained: Run, tmp_path: P
     run = make_run(tmp_path, "res", trained.config.model_copy(update={"model": "vgg6"}))
     run.commit({"checkpoint.pt": trained.read_file("checkpoint.pt")})
     with pytest.raises(CorruptError, match=r"checkpoint\.pt is of another model than vgg6: size mismatch"):
-        training.train(run, torch.device("cpu"))
+        loop.train(run, torch.device("cpu"))
 
     (run.path / "checkpoint.pt").write_bytes(b"PK\x03\x04 something else")
     with pytest.raises(CorruptError, match=r"checkpoint\.pt is not what was committed"):
-        training.train(run, torch.device("cpu"))
+        loop.train(run, torch.device("cpu"))
 
 
 def test_train__a_checkpoint_that_would_run_code_is_refused(trained: Run, tmp_path: Path) -> None:
@@ -298,7 +298,7 @@ def test_train__a_checkpoint_that_would_run_code_is_refused(trained: Run, tmp_pa
     run = make_run(tmp_path, "res", trained.config)
     run.commit({"checkpoint.pt": content.getvalue()})
     with pytest.raises(CorruptError, match="holds more than tensors"):
-        session.load_model(run, 10, torch.device("cpu"))
+        run_model.load_model(run, 10, torch.device("cpu"))
     assert not (tmp_path / "ran").exists()
 
 
@@ -308,7 +308,7 @@ def test_train__other_data_under_the_same_name_is_refused(trained: Run, tmp_path
     other = trained.manifest.dataset.model_copy(update={"fingerprint": "0" * 64})
     run.commit(change=lambda manifest: setattr(manifest, "dataset", other))
     with pytest.raises(CorruptError, match="was trained on other data than FewDigits"):
-        training.train(run, torch.device("cpu"))
+        loop.train(run, torch.device("cpu"))
 
 
 def test_train__batch_of_one_is_refused(tmp_path: Path) -> None:
@@ -319,7 +319,7 @@ def test_train__batch_of_one_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "meta", "cuda:x"])
 def test_choose_device__refuses_what_is_not_there(name: str) -> None:
     with pytest.raises(DeviceError, match=name):
-        session.choose_device(name)
+        devices.choose_device(name)
 
 
 @pytest.mark.gpu
@@ -347,9 +347,9 @@ def test_train__works_on_a_gpu(tmp_path: Path) -> None:
 )
 def test_spectra__of_the_same_weights_are_those_that_were_stored(trained: Run, name: str) -> None:
     device = torch.device(name)
-    data = session.load_data(trained.config)
-    model = session.load_model(trained, 10, device).eval()
-    layers = session.recorded_layers(model, trained.config)
+    data = session_data.load_data(trained.config)
+    model = run_model.load_model(trained, 10, device).eval()
+    layers = run_model.recorded_layers(model, trained.config)
     with (
         MomentRecorder({layer.name: module for layer, module in layers.items()}) as recorder,
         torch.no_grad(),
@@ -385,8 +385,8 @@ def test_train__records_convs_as_the_config_says(method: str, features: int, tmp
     [run] = run_experiments({**config, "model": "vgg7_S"}, "res", ["train"], logs_dir=tmp_path, latents=False)
     spectra = AnalysisStore(run.analysis_path).spectra("eval")
     assert spectra["features.0"].shape == (1, features)
-    data = session.load_data(run.config)
-    model = session.load_model(run, 10, torch.device("cpu")).eval()
+    data = session_data.load_data(run.config)
+    model = run_model.load_model(run, 10, torch.device("cpu")).eval()
     with torch.no_grad():
         maps = model.features[0](data.eval.__getitems__(range(len(data.eval)))[0])
     pooled = torch.nn.functional.adaptive_avg_pool2d(maps, 2).flatten(2).double()
@@ -423,9 +423,9 @@ def test_choose_workers__leaves_half_of_a_memory_limit(
 ) -> None:
     monkeypatch.setattr(session, "count_cores", lambda: 16)
     [config] = read_config({"dataset": "Digits"})
-    assert session.choose_workers(config, False, limit) == expected
-    assert session.choose_workers(config, True, limit) == 0
-    assert session.choose_workers(config.model_copy(update={"workers": 5}), False, limit) == 5
+    assert session_data.choose_workers(config, False, limit) == expected
+    assert session_data.choose_workers(config, True, limit) == 0
+    assert session_data.choose_workers(config.model_copy(update={"workers": 5}), False, limit) == 5
 
 
 class Dying(DataLoader[Any]):
@@ -455,7 +455,7 @@ def test_stage__says_what_to_lower_where_a_loader_process_was_killed(
 
     shutil.copytree(trained.path, tmp_path / "res" / trained.experiment)
     monkeypatch.setattr(Dying, "words", words)
-    monkeypatch.setattr(training, "make_loader", make_dying)
+    monkeypatch.setattr(loop, "make_loader", make_dying)
     monkeypatch.setattr(loaders, "make_loader", make_dying)
     with pytest.raises(MemoryLimitError, match="a process that reads batches died") as raised:
         run_experiments({**FEW, "epoch": 2}, "res", [stage], logs_dir=tmp_path, overwrite=True)

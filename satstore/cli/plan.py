@@ -148,7 +148,8 @@ def _load_none(**_: Any) -> NoReturn:
 def answer(config: ExperimentConfig, question: Question, base: Base) -> Answer:
     """Work out one experiment."""
     from satstore import calibration
-    from satstore.session import choose_device, choose_workers
+    from satstore.training.devices import choose_device
+    from satstore.training.session_data import choose_workers
 
     device = choose_device(question.device or config.device)
     before = resident_bytes()
@@ -182,7 +183,7 @@ def load_counted(config: ExperimentConfig) -> "ImageData":
     NotFoundError
         If it isn't here.
     """
-    from satstore.session import load_data
+    from satstore.training.session_data import load_data
 
     try:
         return load_data(config)

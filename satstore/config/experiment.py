@@ -33,7 +33,7 @@ def _check_device(name: str) -> str:
 
 
 DeviceName = Annotated[str, AfterValidator(_check_device)]
-"""A device as it is named; whether it is there, :func:`satstore.session.choose_device` says."""
+"""A device as it is named; whether it is there, :func:`satstore.training.devices.choose_device` says."""
 
 PathText = Annotated[str, AfterValidator(_check_path)]
 

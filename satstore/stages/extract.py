@@ -88,18 +88,18 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     if not plans:
         return
     with undisturbed():
-        from satstore import session
+        from satstore.training import devices, provenance, run_model, session_data
 
     place(run, parameters.latents_dir)
-    device = session.choose_device(parameters.device or run.config.device)
-    data = session.load_data(run.config, run.manifest.dataset)
-    session.check_data(run, data)
+    device = devices.choose_device(parameters.device or run.config.device)
+    data = session_data.load_data(run.config, run.manifest.dataset)
+    provenance.check_data(run, data)
     if run.manifest.dataset is None or not run.manifest.dataset.fingerprint:  # imported
-        session.adopt(run, data, device)
+        provenance.adopt(run, data, device)
     if not parameters.force:
         check_resources(run, plans, data, parameters)
     for epoch, of_epoch in group_by_epoch(plans).items():
-        model = session.load_model(run, len(data.classes), device, epoch)
+        model = run_model.load_model(run, len(data.classes), device, epoch)
         forget(run, of_epoch, overwrite=parameters.overwrite)
         for bits, group in group_by_rounding(of_epoch).items():
             for split, images in (("train", data.train_plain), ("eval", data.eval)):
@@ -119,11 +119,11 @@ def check_resources(
     DiskSpaceError, MemoryLimitError
         Naming what is needed and what is there.
     """
-    from satstore import session
     from satstore.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
     from satstore.models.plan import plan_model
     from satstore.storage.zarr.layout import encode_layer
     from satstore.system.limits import check_disk, check_memory
+    from satstore.training import session_data
 
     plan = plan_model(run.config, len(data.classes), poolings_of(run, parameters))
     n_samples = {"train": len(data.train), "eval": len(data.eval)}
@@ -145,7 +145,7 @@ def check_resources(
         )
         check_disk(location.path, needed_bytes - written, what)
     n_most = max(n_samples.values())
-    n_loaders = session.choose_workers(run.config, data.in_memory, parameters.memory_limit)
+    n_loaders = session_data.choose_workers(run.config, data.in_memory, parameters.memory_limit)
     limit, held_bytes = parameters.memory_limit, resident_bytes()
     needed = extraction_memory(plan, run.config, n_most, limit, held_bytes, n_loaders)
     check_memory(needed, None, what)  # the limit bounds the shards, and refuses those that it can't hold
@@ -251,10 +251,10 @@ def write_split(
     import torch
     from torch.utils.data import Subset
 
-    from satstore import session
     from satstore.datasets.loaders import make_loader
     from satstore.datasets.lost_workers import explaining_lost_workers
     from satstore.system.limits import beside_gpu, loader_bytes
+    from satstore.training import run_model, session_data
 
     size, device = run.config.batch_size, next(model.parameters()).device
     modules = dict(model.named_modules())
@@ -263,7 +263,7 @@ def write_split(
     epoch = split_latents_key(next(iter(wanted)))[1]
     text = split if epoch is None else f"{split}, epoch {epoch + 1}"
     with (
-        session.recording(model, layers, keys) as recorder,
+        run_model.recording(model, layers, keys) as recorder,
         torch.inference_mode(),
         explaining_lost_workers("lower the config's workers, or its batch_size"),
     ):
@@ -273,7 +273,7 @@ def write_split(
             parts = {keys[pooling_key(str(pooling))]: part for pooling, part in recorder.pop().items()}
             return {key: {layer: part[layer].numpy() for layer in wanted[key]} for key, part in parts.items()}
 
-        workers = session.choose_workers(run.config, images.source.in_memory, memory_limit)
+        workers = session_data.choose_workers(run.config, images.source.in_memory, memory_limit)
         batch, _ = images.__getitems__(range(min(size, len(images))))
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             forward(batch)  # loads what the GPU needs

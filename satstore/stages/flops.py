@@ -39,7 +39,7 @@ def write(run: Run, parameters: FlopsParameters) -> None:
     if dataset is not None:
         n_train, n_eval, n_classes = dataset.n_train, dataset.n_eval, len(dataset.classes)
     else:
-        from satstore.session import load_data
+        from satstore.training.session_data import load_data
 
         data = load_data(run.config)
         n_train, n_eval, n_classes = len(data.train), len(data.eval), len(data.classes)

@@ -208,12 +208,12 @@ def choose_device(parameters: ProbeParameters) -> str | None:
     # Without a driver there is no GPU: that spares the seconds that torch takes to load.
     if asked == "cpu" or (asked is None and (spread or not any(Path(p).exists() for p in GPU_DRIVERS))):
         return None
-    from satstore import session
+    from satstore.training import devices
 
-    device = session.choose_device(asked)
+    device = devices.choose_device(asked)
     if device.type == "cpu":
         return None
-    session.wake(device)
+    devices.wake(device)
     return str(device)
 
 

@@ -123,13 +123,13 @@ def project(run: Run, parameters: ProjectParameters) -> None:
     import pandas as pd
     import torch
 
-    from satstore import session
     from satstore.capture.projection_hook import projected
-    from satstore.evaluation import Evaluation
+    from satstore.training import devices
+    from satstore.training.evaluation import Evaluation
 
     todo = missing(run, parameters)
     axes, means = find_axes(run, parameters)
-    evaluation = Evaluation(run, session.choose_device(parameters.device or run.config.device))
+    evaluation = Evaluation(run, devices.choose_device(parameters.device or run.config.device))
     modules = dict(evaluation.model.named_modules())
     table = None if parameters.overwrite and not parameters.delta else read_table(run)
     for done, key in enumerate(todo, start=1):

@@ -79,20 +79,20 @@ def writes_latents(run: Run, parameters: TrainParameters) -> bool:
 def train(run: Run, parameters: TrainParameters) -> None:
     """Train to the last epoch, then write the latents."""
     with undisturbed():
-        from satstore import parallel, session, training
+        from satstore.training import devices, distributed, loop
 
-    device = session.choose_device(parameters.device or run.config.device)
+    device = devices.choose_device(parameters.device or run.config.device)
     if parameters.overwrite:
         forget(run)
     if parameters.latents_dir is not None or writes_latents(run, parameters):
         extract.place(run, parameters.latents_dir)
     if not is_trained(run):
         note_epochs(run)
-        n_ranks = parallel.count_ranks(run.config, device)
+        n_ranks = distributed.count_ranks(run.config, device)
         if n_ranks > 1:
-            parallel.train_together(run, device, n_ranks, force=parameters.force)
+            distributed.train_together(run, device, n_ranks, force=parameters.force)
         else:
-            training.train(run, device, force=parameters.force)
+            loop.train(run, device, force=parameters.force)
     count_costs(run)
     warn_of_epochs(run)
     latents = extract.STAGE.adapt(parameters, check=False)

@@ -6,8 +6,12 @@ from satstore.capture.recorders import MomentRecorder
 from satstore.datasets.in_memory import hold
 from satstore.datasets.loaders import make_loader
 from satstore.runs.run import Run
-from satstore.session import Session, check_data, choose_workers, load_data, load_weights, read_checkpoint
-from satstore.training import Pass, run_pass
+from satstore.training.checkpoint import read_checkpoint
+from satstore.training.loop import Pass, run_pass
+from satstore.training.provenance import check_data
+from satstore.training.run_model import load_weights
+from satstore.training.session import Session
+from satstore.training.session_data import choose_workers, load_data
 
 
 class Evaluation:

@@ -59,9 +59,9 @@ def train_together(run: Run, device: torch.device, n_ranks: int, *, force: bool 
     StageError
         If another process failed; with its message.
     SatstoreError
-        As :func:`satstore.training.train`.
+        As :func:`satstore.training.loop.train`.
     """
-    from satstore.training import train
+    from satstore.training.loop import train
 
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="satstore-") as folder:
@@ -132,7 +132,7 @@ def _follow(
     """Train along with the main process, and tell it what went wrong."""
     follow_main_process()
     from satstore.registry import load_plugins
-    from satstore.training import train
+    from satstore.training.loop import train
 
     try:
         settings = ExperimentConfig.model_validate_json(config)

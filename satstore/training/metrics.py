@@ -135,21 +135,21 @@ def _at_least_one(n_samples: int, column: str) -> int:
 ROWS = (
     Entry(
         "Accuracy",
-        "satstore.metrics:TopAccuracy",
+        "satstore.training.metrics:TopAccuracy",
         {"column": "accuracy", "n_guesses": 1},
         family="classification",
         description="fraction of samples classified correctly",
     ),
     Entry(
         "Top5Accuracy",
-        "satstore.metrics:TopAccuracy",
+        "satstore.training.metrics:TopAccuracy",
         {"column": "top5_accuracy", "n_guesses": 5},
         family="classification",
         description="fraction of samples whose class is among the five likeliest, or all if there are fewer",
     ),
     Entry(
         "MCC",
-        "satstore.metrics:MCC",
+        "satstore.training.metrics:MCC",
         family="classification",
         description="Matthews correlation coefficient of several classes",
     ),

@@ -1,0 +1,39 @@
+"""Checkpoints of runs, read back."""
+
+import io
+import pickle
+import warnings
+from typing import Any
+
+import torch
+
+from satstore.errors import CorruptError
+from satstore.runs.manifest import checkpoint_name
+from satstore.runs.run import Run
+
+
+def read_checkpoint(run: Run, epoch: int | None = None) -> dict[str, Any]:
+    """Return the state of a run's checkpoint, checked against the manifest's digest.
+
+    Of an earlier epoch, the weights were kept: ``model`` alone.
+
+    Raises
+    ------
+    CorruptError
+        If it isn't what was committed, or holds more than tensors, numbers, strings, lists and dicts.
+    """
+    name = checkpoint_name(epoch)
+    content = run.read_file(name)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about the file, the error says
+            # Random states stay on the CPU whatever the device.
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's advice, to trust the file, is none to give
+        raise CorruptError(
+            f"{run.path / name} holds more than tensors, numbers, strings, lists and dicts: satstore did not "
+            "write it, and does not load it; restore it from a copy, or train under another run id"
+        ) from error
+    except Exception as error:  # torch raises zipfile's and its own errors here
+        raise CorruptError(f"{run.path / name} can't be loaded: {error}") from error
+    return state
