@@ -25,8 +25,8 @@ from satstore.config.experiment import pooling_key
 from satstore.config.grid import read_config
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, NumericsError, SatstoreError
-from satstore.estimate import TYPICAL_RATIO, latent_bytes
 from satstore.pipeline import make_plan, raise_first, run_stages
+from satstore.planning.estimate import TYPICAL_RATIO, latent_bytes
 from satstore.registry import stand_in
 from satstore.runs.events import Listener
 from satstore.runs.latents_record import describe_latents, describe_store

@@ -14,9 +14,9 @@ from tiny import CONFIG, run_tiny
 
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
-from satstore.estimate import Counts, store_bytes
 from satstore.models.plan import plan_model
 from satstore.pipeline import run_experiments
+from satstore.planning.estimate import Counts, store_bytes
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
 from satstore.system.limits import available_memory, check_disk, check_memory, free_disk

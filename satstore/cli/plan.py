@@ -13,7 +13,8 @@ from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import find_config, read_config, read_content
 from satstore.config.naming import name_experiments
 from satstore.errors import ConfigError, NotFoundError
-from satstore.estimate import (
+from satstore.models.plan import ModelPlan, plan_model
+from satstore.planning.estimate import (
     PASSES,
     TYPICAL_RATIO,
     Base,
@@ -30,7 +31,6 @@ from satstore.estimate import (
     store_bytes,
     stored_ratios,
 )
-from satstore.models.plan import ModelPlan, plan_model
 from satstore.registry import DATASETS
 from satstore.runs.logs_folder import find_logs_dir, find_runs
 from satstore.runs.run import Run
@@ -147,7 +147,7 @@ def _load_none(**_: Any) -> NoReturn:
 
 def answer(config: ExperimentConfig, question: Question, base: Base) -> Answer:
     """Work out one experiment."""
-    from satstore import calibration
+    from satstore.planning import calibration
     from satstore.training.devices import choose_device
     from satstore.training.session_data import choose_workers
 

@@ -119,8 +119,8 @@ def check_resources(
     DiskSpaceError, MemoryLimitError
         Naming what is needed and what is there.
     """
-    from satstore.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
     from satstore.models.plan import plan_model
+    from satstore.planning.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
     from satstore.storage.zarr.layout import encode_layer
     from satstore.system.limits import check_disk, check_memory
     from satstore.training import session_data

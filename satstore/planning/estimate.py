@@ -1,7 +1,7 @@
 """What an experiment will take, worked out before anything runs: bytes on disk, peak memory, time.
 
 All of it is arithmetic over a model's sizes (:mod:`satstore.models.plan`) and what was measured of this
-machine (:mod:`satstore.calibration`).
+machine (:mod:`satstore.planning.calibration`).
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from satstore.system.cores import count_cores
 from satstore.system.limits import loader_bytes
 
 if TYPE_CHECKING:
-    from satstore.calibration import Rates
+    from satstore.planning.calibration import Rates
 
 FLOAT16_BYTES, FLOAT32_BYTES, FLOAT64_BYTES = 2, 4, 8
 

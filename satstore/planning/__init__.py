@@ -1,0 +1,1 @@
+"""What an experiment will take of the machine: time, memory, disk, before it starts."""
