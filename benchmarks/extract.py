@@ -26,10 +26,10 @@ from watched import run_watched
 from satstore.config.grid import read_config
 from satstore.datasets.image_data import ImageSplit
 from satstore.datasets.loaders import make_loader
-from satstore.pipeline import make_runs
 from satstore.runs.manifest import CHECKPOINT
 from satstore.runs.run import Run
-from satstore.stages import extract
+from satstore.stages.extract.write import write_split
+from satstore.stages.pipeline import make_runs
 from satstore.storage.files import Digest
 from satstore.training import devices, provenance, run_model, session, session_data
 
@@ -77,7 +77,7 @@ def bare_pass(run: Run, model: torch.nn.Module, images: ImageSplit, options: arg
 def extraction(run: Run, model: torch.nn.Module, images: ImageSplit, options: argparse.Namespace) -> float:
     started = time.perf_counter()
     with run.lock():
-        extract.write_split(run, model, images, "train", {"pool4": run.layers}, 10, options.memory_limit)
+        write_split(run, model, images, "train", {"pool4": run.layers}, 10, options.memory_limit)
     duration_s = time.perf_counter() - started
     run.commits.remove(run.latents_path.name)
     shutil.rmtree(run.latents_path)

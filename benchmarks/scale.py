@@ -23,9 +23,9 @@ from watched import run_watched
 
 from satstore.config.grid import read_config
 from satstore.datasets.loaders import make_loader
-from satstore.pipeline import make_runs
 from satstore.runs.manifest import CHECKPOINT
 from satstore.runs.run import Run
+from satstore.stages.pipeline import make_runs
 from satstore.storage.zarr.compression_trial import encoded_ratio
 from satstore.training import devices, provenance, run_model, session, session_data
 

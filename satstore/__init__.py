@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from satstore.config.experiment import ExperimentConfig
     from satstore.config.grid import read_config
     from satstore.errors import SatstoreError
-    from satstore.pipeline import apply_stages, run_experiments
-    from satstore.recording import record
     from satstore.reports.evidence import advise_on
     from satstore.runs.logs_folder import find_runs, list_runs, open_run
     from satstore.runs.run import Run
+    from satstore.stages.pipeline import apply_stages, run_experiments
+    from satstore.stages.record.record import record
     from satstore.storage.zarr import open_latents
     from satstore.tracker import SaturationTracker
 
@@ -29,15 +29,15 @@ _MODULES = {
     "SaturationTracker": "satstore.tracker",
     "SatstoreError": "satstore.errors",
     "advise_on": "satstore.reports.evidence",
-    "apply_stages": "satstore.pipeline",
+    "apply_stages": "satstore.stages.pipeline",
     "find_runs": "satstore.runs.logs_folder",
     "list_runs": "satstore.runs.logs_folder",
     "open_latents": "satstore.storage.zarr",
     "open_run": "satstore.runs.logs_folder",
     "read_config": "satstore.config.experiment",
     "receptive_field": "satstore.analysis.receptive_field.table",
-    "record": "satstore.recording",
-    "run_experiments": "satstore.pipeline",
+    "record": "satstore.stages.record.record",
+    "run_experiments": "satstore.stages.pipeline",
 }
 
 __all__ = [

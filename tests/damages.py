@@ -10,8 +10,8 @@ from tiny import results
 from satstore.errors import SatstoreError
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
-from satstore.stages.probe import ProbeParameters, make_fit
-from satstore.stages.probe_fit import check_latents
+from satstore.stages.probe.fit import check_latents
+from satstore.stages.probe.stage import ProbeParameters, make_fit
 
 IGNORED = {".lock", "events.jsonl"}
 """Files that no number comes from: nothing is said of them."""

@@ -10,9 +10,9 @@ from typing import Any
 from tiny import CONFIG, tiny_images
 from torch import Tensor, nn
 
-from satstore.pipeline import apply_stages, run_experiments
 from satstore.registry import DATASETS, MODELS
 from satstore.runs.manifest import Manifest, StageRecord
+from satstore.stages.pipeline import apply_stages, run_experiments
 
 MODEL = r"=M[/a] $\frac{ :heart:"
 DATASET = r"@D[/b] $\frac{ :heart: <b>"

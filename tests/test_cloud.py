@@ -26,9 +26,9 @@ from zarr.storage import ObjectStore
 
 import satstore
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnreachableError
-from satstore.pipeline import make_plan, run_experiments, run_stages
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
+from satstore.stages.pipeline import make_plan, run_experiments, run_stages
 from satstore.storage.location import Bucket, Folder, Location, locate
 from satstore.storage.zarr import LatentWriter, layout
 from satstore.storage.zarr.durable_store import open_store

@@ -24,8 +24,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from satstore.cli.app import app
 from satstore.jobs.job import list_jobs
 from satstore.jobs.start import cancel_job
-from satstore.pipeline import run_experiments
 from satstore.registry import MODELS
+from satstore.stages.pipeline import run_experiments
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -13,12 +13,12 @@ import pytest
 from command_line import call, satstore
 
 from satstore.errors import NotFoundError
-from satstore.pipeline import make_plan, run_stages
 from satstore.registry import STAGES
 from satstore.runs.disk_usage import measure
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
-from satstore.stages.latent_plan import plan_latents
+from satstore.stages.extract.plan import plan_latents
+from satstore.stages.pipeline import make_plan, run_stages
 from satstore.system.text import describe_size
 
 

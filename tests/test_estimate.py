@@ -15,10 +15,10 @@ from tiny import CONFIG, run_tiny
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
 from satstore.models.plan import plan_model
-from satstore.pipeline import run_experiments
 from satstore.planning.estimate import Counts, store_bytes
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
+from satstore.stages.pipeline import run_experiments
 from satstore.system.limits import available_memory, check_disk, check_memory, free_disk
 from satstore.system.memory import resident_bytes
 from satstore.system.text import describe_duration, describe_size

@@ -21,7 +21,6 @@ from torch import nn
 from satstore.cli.look import describe_layers, print_layers
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, NotFoundError
-from satstore.pipeline import make_plan, run_experiments, run_stages
 from satstore.registry import MODELS
 from satstore.reports.plots import plot_evolution, plot_layers
 from satstore.runs.disk_usage import check_removable, measure
@@ -30,8 +29,10 @@ from satstore.runs.manifest import probe_key, split_probe_key
 from satstore.runs.repair import extract_command, probe_command
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
-from satstore.stages import extract, probe
-from satstore.stages.probe import ProbeParameters
+from satstore.stages.extract import stage as extract_stage
+from satstore.stages.pipeline import make_plan, run_experiments, run_stages
+from satstore.stages.probe import stage as probe_stage
+from satstore.stages.probe.stage import ProbeParameters
 from satstore.storage.zarr import AnalysisStore, LatentWriter, open_latents
 from satstore.training import session_data
 
@@ -242,7 +243,7 @@ def test_extract__killed_goes_on_and_ends_bit_equal(run: Run, monkeypatch: pytes
     killed = Run(run.path)
     assert any(killed.manifest.latents["pool4"].layers["eval"].values()), "the last epoch is done"
     assert not any(killed.manifest.latents["epochs/0/pool4"].layers.values())
-    assert extract.pending(killed, extract.ExtractParameters()) == [
+    assert extract_stage.pending(killed, extract_stage.ExtractParameters()) == [
         "pool4 of epoch 1 train",
         "pool4 of epoch 1 eval",
     ]
@@ -266,7 +267,9 @@ def test_extract__what_is_of_other_weights_is_written_again(run: Run) -> None:
         again.latents("pool4", "train")["features.0"].numpy(),
     )
     assert list(Verification(again).findings()) == []
-    assert probe.pending(again, ProbeParameters()) == [f"{layer} at epoch0-pool4" for layer in run.layers]
+    assert probe_stage.pending(again, ProbeParameters()) == [
+        f"{layer} at epoch0-pool4" for layer in run.layers
+    ]
 
 
 # Probes

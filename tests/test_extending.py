@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from satstore.cli.app import add_stages
 from satstore.datasets.foreign_loaders import from_loaders, takes_loaders
 from satstore.errors import ConfigError, UnknownNameError
-from satstore.pipeline import run_experiments
 from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, stand_in
 from satstore.runs.run import Run
+from satstore.stages.pipeline import run_experiments
 from satstore.stages.stage import stage
 from satstore.training.metrics import start_metrics
 from satstore.training.optimizers import make_optimizer
@@ -358,7 +358,8 @@ def test_registries__are_all_named() -> None:
 LAB = '''
 from typing import Annotated
 from pydantic import Field
-from satstore.stages.stage import Overwrite, StageParameters, stage
+from satstore.stages.stage import stage
+from satstore.stages.parameters import Overwrite, StageParameters
 
 class Parameters(StageParameters):
     order: Annotated[float, Field(gt=0, description="order of the norm")] = 2.0

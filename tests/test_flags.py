@@ -7,9 +7,9 @@ from command_line import call
 
 from satstore.cli.app import app
 from satstore.errors import ConfigError
-from satstore.pipeline import make_plan
 from satstore.registry import STAGES
-from satstore.stages.flags import check_texts, describe_entries, flag_words, stage_model
+from satstore.stages.forms import check_texts, describe_entries, flag_words, stage_model
+from satstore.stages.pipeline import make_plan
 
 EXAMPLES: dict[str, str] = {
     "device": "cpu",

@@ -11,8 +11,8 @@ from torch import nn
 
 from satstore.analysis.flops import count_costs
 from satstore.models.torchvision import build
-from satstore.pipeline import run_experiments
 from satstore.runs.run import Run
+from satstore.stages.pipeline import run_experiments
 
 
 def test_count_costs__of_every_kind_of_layer_is_counted_by_hand() -> None:

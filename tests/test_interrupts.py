@@ -13,11 +13,11 @@ from command_line import HANGS_S, satstore
 from held import CONFIG, Held
 from tiny import results
 
-from satstore import cluster
 from satstore.cli.command import ended_by_signals
-from satstore.pipeline import run_experiments
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
+from satstore.stages.pipeline import run_experiments
+from satstore.stages.probe import dask_backend
 
 SPREAD = ("--workers", "2")
 STAGES = ("train", "extract", "probe")
@@ -179,7 +179,7 @@ def test_ctrl_c__while_a_cluster_starts_closes_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(distributed, "LocalCluster", PressedMeanwhile)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with pytest.raises(KeyboardInterrupt), ended_by_signals(), cluster.start_cluster(1):
+        with pytest.raises(KeyboardInterrupt), ended_by_signals(), dask_backend.start_cluster(1):
             pytest.fail("it was not heard")
     finally:
         for number, handler in before.items():  # a process that was told to stop is deaf from then on

@@ -15,8 +15,8 @@ from command_line import HANGS_S, satstore
 
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, DeviceError
-from satstore.pipeline import run_experiments
 from satstore.runs.run import Run
+from satstore.stages.pipeline import run_experiments
 from satstore.storage.zarr import AnalysisStore
 from satstore.system.process_group import Ranks
 from satstore.training import session_data

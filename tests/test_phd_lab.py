@@ -16,10 +16,10 @@ from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.models.build import build_model
 from satstore.phd_lab import import_logs
 from satstore.phd_lab.tables import name_table
-from satstore.pipeline import make_plan, run_stages
 from satstore.reports.plots import plot_evolution, plot_layers
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.verify import Verification
+from satstore.stages.pipeline import make_plan, run_stages
 from satstore.training.run_model import load_model
 
 

@@ -16,9 +16,9 @@ from sklearn.linear_model import LogisticRegression
 
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.phd_lab import import_logs
-from satstore.pipeline import make_plan, run_stages
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.verify import Verification
+from satstore.stages.pipeline import make_plan, run_stages
 from satstore.storage.safe_pickles import read_arrays
 
 

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, NotFoundError
-from satstore.pipeline import make_plan, run_stages
 from satstore.reports.plots import (
     plot_comparison,
     plot_epoch,
@@ -30,6 +29,7 @@ from satstore.reports.plots.style import break_name
 from satstore.runs.logs_folder import make_run
 from satstore.runs.manifest import LayerRecord, Manifest, ProbesRecord, drawn_layers
 from satstore.runs.run import Run
+from satstore.stages.pipeline import make_plan, run_stages
 
 LAYERS = ["conv1", "layer1.0.conv1", "layer1.0.downsample.0", "fc1", "fc2"]
 KINDS = ["Conv2d", "Conv2d", "Conv2d", "Linear", "Linear"]

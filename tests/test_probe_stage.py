@@ -31,7 +31,6 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from satstore.analysis.logistic.evaluation import EvaluationQuery
 from satstore.cli.look import describe_layers, print_layers
-from satstore.cluster import Cluster, ClusterEngine, LatentSource, join_cluster, start_cluster
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import (
     ClusterError,
@@ -43,7 +42,6 @@ from satstore.errors import (
     NotFoundError,
     UnknownNameError,
 )
-from satstore.pipeline import make_plan, run_stages
 from satstore.registry import STAGES
 from satstore.reports.plots import plot_layers
 from satstore.runs.logs_folder import make_run, open_run
@@ -56,9 +54,17 @@ from satstore.runs.manifest import (
     split_probe_key,
 )
 from satstore.runs.run import Run
-from satstore.stages import probe_fit
-from satstore.stages.probe_fit import Fit, Fitted
-from satstore.stages.probe_table import begin, commit
+from satstore.stages.pipeline import make_plan, run_stages
+from satstore.stages.probe import fit as probe_fit
+from satstore.stages.probe.dask_backend import (
+    Cluster,
+    ClusterEngine,
+    LatentSource,
+    join_cluster,
+    start_cluster,
+)
+from satstore.stages.probe.fit import Fit, Fitted
+from satstore.stages.probe.table import begin, commit
 from satstore.storage.zarr import AnalysisStore, LatentWriter
 from satstore.storage.zarr.durable_store import open_store
 from satstore.system.memory import resident_bytes
@@ -254,7 +260,7 @@ def test_probe__a_cluster_that_is_there_fits_the_same(run: Run, processes: bool)
 
 
 def test_probe__a_scheduler_that_does_not_answer_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("satstore.cluster.CONNECT_S", 1)
+    monkeypatch.setattr("satstore.stages.probe.dask_backend.CONNECT_S", 1)
     with pytest.raises(ClusterError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9 within 1 s"):
         start(run, scheduler="tcp://127.0.0.1:9")
     assert pending(run) == [f"{layer} at pool4" for layer in run.layers]

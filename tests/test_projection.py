@@ -16,8 +16,8 @@ from satstore.analysis.projection import DELTAS, decompose, random_basis
 from satstore.capture.layers import select_layers
 from satstore.capture.projection_hook import projected
 from satstore.errors import ConfigError, NumericsError
-from satstore.pipeline import make_plan, run_experiments, run_stages
 from satstore.runs.run import Run
+from satstore.stages.pipeline import make_plan, run_experiments, run_stages
 from satstore.storage.zarr import AnalysisStore
 from satstore.training.evaluation import Evaluation
 from satstore.training.run_model import load_model

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import satstore
 from satstore.analysis.spectrum import eigenvalues
 from satstore.errors import ConfigError, MemoryLimitError, MissingStageError
-from satstore.pipeline import make_plan, run_stages
 from satstore.runs.verify import Verification
+from satstore.stages.pipeline import make_plan, run_stages
 
 
 class MyNet(nn.Module):
@@ -301,7 +301,7 @@ def test_record__of_no_known_length_ends_within_any_shard(
     model: MyNet, shard_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 2 ** (shard_rows - 1).bit_length()
-    monkeypatch.setattr("satstore.recording.UNKNOWN_LENGTH", size)
+    monkeypatch.setattr("satstore.stages.record.writer.UNKNOWN_LENGTH", size)
     run = satstore.record(model, DataLoader(Stream(), shard_rows), "a", pooling=["1"], logs_dir=tmp_path)
     array = run.latents("pool1", "train")["conv"].array
     assert (array.shape[0], array.shards[0]) == (11, size)

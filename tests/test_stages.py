@@ -19,12 +19,12 @@ from small_data import write_folder
 from satstore.cli.look import print_layers
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, CorruptError, MemoryLimitError, MissingStageError, SatstoreError
-from satstore.pipeline import make_plan, make_runs, run_experiments, run_stages
 from satstore.registry import STAGES
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
-from satstore.stages import extract
+from satstore.stages.extract import stage as extract_stage
+from satstore.stages.pipeline import make_plan, make_runs, run_experiments, run_stages
 from satstore.storage.zarr import AnalysisStore, LatentWriter, layout
 from satstore.training import run_model, session_data
 
@@ -272,7 +272,7 @@ def test_extract__mends_only_what_is_bad(trained: Run, monkeypatch: pytest.Monke
     assert len(forwarded) == (0 if how in ("metadata", "label") else 2 * len(bad)), (
         "batches of 128, shards of 256"
     )
-    assert extract.pending(mended, extract.ExtractParameters()) == []
+    assert extract_stage.pending(mended, extract_stage.ExtractParameters()) == []
 
 
 def test_extract__adds_layers_and_splits_to_what_is_there(trained: Run) -> None:
@@ -301,7 +301,7 @@ def test_extract__refuses_layers_and_roundings_that_are_not_there(trained: Run) 
         start(trained, "extract", mantissa_bits=5)
     rounded = start(trained, "extract", mantissa_bits=5, overwrite=True)
     assert rounded.manifest.latents["pool4"].mantissa_bits == 5
-    assert extract.pending(rounded, extract.ExtractParameters()) == [], "what is stored will do"
+    assert extract_stage.pending(rounded, extract_stage.ExtractParameters()) == [], "what is stored will do"
     bits = rounded.latents("pool4", "train")["features.0"].numpy().view(np.uint16)
     assert not (bits & 0b11111).any()
 
@@ -499,7 +499,7 @@ def test_layers__filter_is_kept_everywhere(tmp_path: Path) -> None:
     assert run.layers
     assert all(layer.startswith("features.") and layer != "features.0" for layer in run.layers)
     assert list(run.latents("pool4", "train")) == run.layers == list(run.table("probe-pool4")["layer"])
-    assert extract.pending(run, extract.ExtractParameters()) == []
+    assert extract_stage.pending(run, extract_stage.ExtractParameters()) == []
 
 
 def test_receptive_field__needs_no_training_and_notes_the_border_layer(tmp_path: Path) -> None:

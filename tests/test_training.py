@@ -22,11 +22,11 @@ from satstore.config.grid import read_config
 from satstore.datasets import loaders
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, CorruptError, DeviceError, MemoryLimitError, NumericsError
-from satstore.pipeline import run_experiments
 from satstore.registry import MODELS
 from satstore.runs.events import Event
 from satstore.runs.logs_folder import make_run, open_run
 from satstore.runs.run import Run
+from satstore.stages.pipeline import run_experiments
 from satstore.storage.zarr import AnalysisStore
 from satstore.training import devices, loop, run_model, session, session_data
 from tui.curves import read_curves

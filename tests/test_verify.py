@@ -13,11 +13,11 @@ import zarr
 from command_line import call, satstore
 from tiny import run_tiny
 
-from satstore.pipeline import apply_stages
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
 from satstore.runs.verify import Finding, Verification
+from satstore.stages.pipeline import apply_stages
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.files import Digest, write_file
 from satstore.storage.location import Folder

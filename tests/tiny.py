@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from satstore.pipeline import run_experiments
 from satstore.registry import DATASETS, MODELS
 from satstore.runs.run import Run
+from satstore.stages.pipeline import run_experiments
 from satstore.storage.files import Digest
 from satstore.storage.zarr import AnalysisStore, open_latents
 from satstore.training.checkpoint import read_checkpoint

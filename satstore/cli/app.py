@@ -11,7 +11,7 @@ from satstore.cli.completion import Shell, name_configs, name_figures, name_runs
 from satstore.cli.console import say
 from satstore.errors import ConfigError
 from satstore.registry import STAGES
-from satstore.stages.stage import DEFAULT_MEMORY_LIMIT, Device, MemoryLimit, Poolings, join_parameters
+from satstore.stages.parameters import DEFAULT_MEMORY_LIMIT, Device, MemoryLimit, Poolings, join_parameters
 
 app = App(
     name="satstore",
@@ -100,7 +100,7 @@ def add_run(names: list[str]) -> None:
         parameters: Any = None,
     ) -> None:
         from satstore.cli.work import work
-        from satstore.pipeline import make_plan
+        from satstore.stages.pipeline import make_plan
 
         given = dict(parameters or model())
         if stages and given["latents"] is None:

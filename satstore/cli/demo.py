@@ -12,8 +12,8 @@ from satstore.cli.progress import Bar
 from satstore.cli.work import describe
 from satstore.config.grid import read_config
 from satstore.jobs.record import record_job
-from satstore.pipeline import Outcome, make_plan, make_runs, run_stages
 from satstore.runs.run import Run
+from satstore.stages.pipeline import Outcome, make_plan, make_runs, run_stages
 
 
 def run_demo(run_id: str, device: str | None, logs_dir: Path | None) -> None:

@@ -17,10 +17,10 @@ from satstore.config.grid import read_config
 from satstore.errors import ConfigError, SatstoreError
 from satstore.jobs.record import record_job
 from satstore.jobs.start import start_job
-from satstore.pipeline import Outcome, make_runs, run_stages
 from satstore.runs.logs_folder import check_run_id, find_logs_dir, find_runs
 from satstore.runs.run import Run
-from satstore.stages.stage import StageParameters
+from satstore.stages.parameters import StageParameters
+from satstore.stages.pipeline import Outcome, make_runs, run_stages
 
 if TYPE_CHECKING:
     from satstore.cli.app import Target

@@ -4,9 +4,9 @@ from satstore.registry import Entry
 
 ROWS = (
     Entry("train", "satstore.stages.train:STAGE"),
-    Entry("extract", "satstore.stages.extract:STAGE"),
+    Entry("extract", "satstore.stages.extract.stage:STAGE"),
     Entry("saturation", "satstore.stages.saturation:STAGE"),
-    Entry("probe", "satstore.stages.probe:STAGE"),
+    Entry("probe", "satstore.stages.probe.stage:STAGE"),
     Entry("receptive-field", "satstore.stages.receptive_field:STAGE"),
     Entry("project", "satstore.stages.project:STAGE"),
     Entry("flops", "satstore.stages.flops:STAGE"),

@@ -6,7 +6,8 @@ from typing import Any
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import ConfigError, SatstoreError, reason_of
 from satstore.runs.run import Run
-from satstore.stages.stage import Overwrite, Stage, StageParameters
+from satstore.stages.parameters import Overwrite, StageParameters
+from satstore.stages.stage import Stage
 
 FILE = "computational_info.json"
 

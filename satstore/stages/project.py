@@ -9,7 +9,9 @@ from pydantic import Field
 from satstore.errors import ConfigError, NotFoundError
 from satstore.runs.repair import damage_remedy
 from satstore.runs.run import Run
-from satstore.stages.stage import Device, Exclude, Layers, Overwrite, Stage, StageParameters, layers_of
+from satstore.stages.parameters import Device, Exclude, Layers, Overwrite, StageParameters
+from satstore.stages.selection import layers_of
+from satstore.stages.stage import Stage
 from satstore.storage.commit_log import is_anything
 from satstore.storage.location import Folder
 

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING
 
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
-from satstore.stages.stage import Overwrite, Stage, StageParameters
+from satstore.stages.parameters import Overwrite, StageParameters
+from satstore.stages.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -8,7 +8,8 @@ from pydantic import Field
 from satstore.errors import CorruptError, NotFoundError
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
-from satstore.stages.stage import DeviceOfNeeds, Overwrite, Stage, StageParameters
+from satstore.stages.parameters import DeviceOfNeeds, Overwrite, StageParameters
+from satstore.stages.stage import Stage
 
 if TYPE_CHECKING:
     import pandas as pd

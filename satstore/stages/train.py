@@ -8,8 +8,9 @@ from pydantic import Field
 from satstore.errors import ConfigError
 from satstore.runs.manifest import CHECKPOINT, Manifest, Summary
 from satstore.runs.run import Run
-from satstore.stages import extract, flops
-from satstore.stages.stage import (
+from satstore.stages import flops
+from satstore.stages.extract import stage as extract_stage
+from satstore.stages.parameters import (
     DEFAULT_MEMORY_LIMIT,
     Device,
     Force,
@@ -17,12 +18,11 @@ from satstore.stages.stage import (
     MemoryLimit,
     Overwrite,
     Poolings,
-    Stage,
     StageParameters,
-    check_kept,
-    list_epochs,
     record_parameters,
 )
+from satstore.stages.selection import check_kept, list_epochs
+from satstore.stages.stage import Stage
 from satstore.storage.files import refusals
 from satstore.storage.location import Folder
 from satstore.system.signals import undisturbed
@@ -65,15 +65,15 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
         return ["what it cost"]
     if not writes_latents(run, parameters):
         return []
-    missing = extract.pending(run, extract.STAGE.adapt(parameters, check=False))
-    if not missing and run.was_cut_off(STAGE.key) and run.was_cut_off(extract.STAGE.key):
+    missing = extract_stage.pending(run, extract_stage.STAGE.adapt(parameters, check=False))
+    if not missing and run.was_cut_off(STAGE.key) and run.was_cut_off(extract_stage.STAGE.key):
         return ["that the latents are whole"]  # killed between the last of them and saying so
     return missing
 
 
 def writes_latents(run: Run, parameters: TrainParameters) -> bool:
     """Tell whether the latents are part of what was asked for."""
-    return extract.STAGE.name in run.config.stages if parameters.latents is None else parameters.latents
+    return extract_stage.STAGE.name in run.config.stages if parameters.latents is None else parameters.latents
 
 
 def train(run: Run, parameters: TrainParameters) -> None:
@@ -85,7 +85,7 @@ def train(run: Run, parameters: TrainParameters) -> None:
     if parameters.overwrite:
         forget(run)
     if parameters.latents_dir is not None or writes_latents(run, parameters):
-        extract.place(run, parameters.latents_dir)
+        extract_stage.place(run, parameters.latents_dir)
     if not is_trained(run):
         note_epochs(run)
         n_ranks = distributed.count_ranks(run.config, device)
@@ -95,13 +95,13 @@ def train(run: Run, parameters: TrainParameters) -> None:
             loop.train(run, device, force=parameters.force)
     count_costs(run)
     warn_of_epochs(run)
-    latents = extract.STAGE.adapt(parameters, check=False)
+    latents = extract_stage.STAGE.adapt(parameters, check=False)
     if not writes_latents(run, parameters):
         return
-    if extract.pending(run, latents):
-        with run.stage(extract.STAGE.key, record_parameters(latents)):
-            extract.extract(run, latents)
-    run.settle(extract.STAGE.key)
+    if extract_stage.pending(run, latents):
+        with run.stage(extract_stage.STAGE.key, record_parameters(latents)):
+            extract_stage.extract(run, latents)
+    run.settle(extract_stage.STAGE.key)
 
 
 def count_costs(run: Run) -> None:

@@ -21,8 +21,8 @@ from satstore.models.build import build_model, resolution_step, smallest_resolut
 from satstore.models.catalogue import ALIASES
 from satstore.models.details import inspect_model
 from satstore.models.plan import plan_model
-from satstore.pipeline import run_experiments
 from satstore.registry import MODELS
+from satstore.stages.pipeline import run_experiments
 
 NAMES = set(
     """

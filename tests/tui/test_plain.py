@@ -20,7 +20,7 @@ from pilots import (
 from textual.pilot import Pilot
 from textual.widgets import Checkbox, Select, Tooltip
 
-from satstore.stages.flags import Entry
+from satstore.stages.forms import Entry
 from tui.screens import new_job
 from tui.screens.compare import CompareScreen
 from tui.screens.jobs import JobsScreen

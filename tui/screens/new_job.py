@@ -20,8 +20,8 @@ from satstore.config.naming import name_experiments
 from satstore.errors import ConfigError, SatstoreError
 from satstore.registry import STAGES
 from satstore.runs.logs_folder import check_run_id, find_runs
-from satstore.stages.flags import Entry, check_texts, describe_entries, flag_words, stage_model
-from satstore.stages.stage import StageParameters
+from satstore.stages.forms import Entry, check_texts, describe_entries, flag_words, stage_model
+from satstore.stages.parameters import StageParameters
 from satstore.system.text import clean, counted
 from tui.export import run_command
 from tui.screens.base import AppScreen

@@ -11,8 +11,8 @@ from satstore.config.experiment import DeviceName
 from satstore.errors import ConfigError, SatstoreError
 from satstore.runs.manifest import EPOCH_PART, IMPORTED, ProbesRecord, probe_key, split_probe_key
 from satstore.runs.run import Run
-from satstore.stages.latent_plan import layers_at
-from satstore.stages.stage import (
+from satstore.stages.extract.plan import layers_at
+from satstore.stages.parameters import (
     DEFAULT_MEMORY_LIMIT,
     Epochs,
     Exclude,
@@ -21,14 +21,13 @@ from satstore.stages.stage import (
     MemoryLimit,
     Overwrite,
     Poolings,
-    Stage,
     StageParameters,
-    latents_of,
-    layers_of,
 )
+from satstore.stages.selection import latents_of, layers_of
+from satstore.stages.stage import Stage
 
 if TYPE_CHECKING:
-    from satstore.stages.probe_fit import Fit
+    from satstore.stages.probe.fit import Fit
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 """What is there on a machine that has a GPU: of Linux, and of Linux under Windows."""
@@ -112,7 +111,7 @@ def pending_layers(run: Run, key: str, parameters: ProbeParameters) -> list[str]
     CorruptError
         If the table is lost.
     """
-    from satstore.stages.probe_table import latents_digest
+    from satstore.stages.probe.table import latents_digest
 
     wanted = layers_at(run, split_probe_key(key).latents, layers_of(run, parameters))
     known = run.manifest.probes.get(key)
@@ -147,8 +146,8 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
     SatstoreError
         The first error that kept a layer from being fitted, after all others were.
     """
-    from satstore.stages.probe_fit import Fitted, Means, fit_all, warn_of_classes
-    from satstore.stages.probe_table import begin, commit
+    from satstore.stages.probe.fit import Fitted, Means, fit_all, warn_of_classes
+    from satstore.stages.probe.table import begin, commit
     from satstore.system.limits import beside_gpu
 
     device = choose_device(parameters)
@@ -179,8 +178,8 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
 
 def make_fit(run: Run, key: str, layer: str, parameters: ProbeParameters) -> "Fit":
     """Say what is to be fitted of a layer."""
-    from satstore.stages.probe_fit import Fit
-    from satstore.stages.probe_table import latents_digest
+    from satstore.stages.probe.fit import Fit
+    from satstore.stages.probe.table import latents_digest
 
     place = run.latents_path
     return Fit(

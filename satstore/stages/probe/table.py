@@ -8,7 +8,7 @@ from typing import Any
 
 from satstore.runs.manifest import Manifest, ProbesRecord, split_probe_key
 from satstore.runs.run import Run
-from satstore.stages.probe_fit import Fitted
+from satstore.stages.probe.fit import Fitted
 
 COLUMNS = (
     "layer",

@@ -15,14 +15,14 @@ from satstore.analysis.logistic.preconditioner import Problem
 from satstore.analysis.logistic.solver import Solution, solve
 from satstore.analysis.logistic.tile_threads import crew_of_threads
 from satstore.analysis.row_source import BlockRows, Rows
-from satstore.stages.probe_fit import Fit, Means, Splits
+from satstore.stages.probe.fit import Fit, Means, Splits
 from satstore.storage.zarr import LatentArray
 from satstore.system.cores import count_cores
 from satstore.system.limits import check_memory
 from satstore.system.memory import resident_bytes
 
 if TYPE_CHECKING:
-    from satstore.cluster import Cluster
+    from satstore.stages.probe.dask_backend import Cluster
 
 TOP = 5
 # Confusion matrices of all positions are kept up to here; a table of accuracies says the rest.
@@ -102,7 +102,7 @@ def make_engines(
         if not means.force:
             # What this process holds; the workers' tiles are no more than those of a thread each.
             refuse_too_much(job, resident_bytes() + fit_bytes(problem, 1), means)
-        from satstore.cluster import ClusterEngine, LatentSource
+        from satstore.stages.probe.dask_backend import ClusterEngine, LatentSource
 
         yield {
             split: ClusterEngine(

@@ -8,7 +8,7 @@ from satstore.config.keys import describe_latents_key, groups_of, split_latents_
 from satstore.errors import ConfigError, NotFoundError
 from satstore.runs.manifest import LatentsRecord, checkpoint_name
 from satstore.runs.run import Run
-from satstore.stages.stage import latents_of, layers_of
+from satstore.stages.selection import latents_of, layers_of
 from satstore.storage.commit_log import Damage, is_anything
 from satstore.storage.files import Digest
 from satstore.storage.location import Location

@@ -19,7 +19,7 @@ from satstore.storage.commit_log import is_anything
 from satstore.system.memory import forget_peak, peak_bytes
 
 if TYPE_CHECKING:
-    from satstore.cluster import Cluster
+    from satstore.stages.probe.dask_backend import Cluster
     from satstore.storage.zarr import LatentSplit
 
 Splits = Mapping[str, "LatentSplit"]
@@ -105,7 +105,7 @@ def fit_all(todo: list[Fit], means: Means) -> Iterator[tuple[Fit, Fitted | Satst
         for job in todo:
             yield job, try_fit(job, means, None, peaks)
         return
-    from satstore.cluster import join_cluster, start_cluster
+    from satstore.stages.probe.dask_backend import join_cluster, start_cluster
 
     opened = join_cluster(means.scheduler) if means.scheduler else start_cluster(means.workers)
     # Two layers at a time: while one takes a step, the workers pass over the rows of the other. On Ctrl-C,
@@ -146,7 +146,9 @@ def fit(job: Fit, means: Means, cluster: "Cluster | None", peak: Callable[[], in
     ClusterError
         If the cluster lost what it was computing.
     """
-    from satstore.stages import probe_engines  # takes seconds to load, which are no layer's
+    from satstore.stages.probe import (
+        backends as probe_backends,  # takes seconds to load, which are no layer's
+    )
 
     started = time.perf_counter()
     run = Run(job.path)
@@ -155,7 +157,7 @@ def fit(job: Fit, means: Means, cluster: "Cluster | None", peak: Callable[[], in
     row: dict[str, Any] = {"layer": job.layer, "n_features": n_features_of(job, splits["train"])}
     try:
         check_train_labels(run, splits["train"])
-        found, arrays = probe_engines.fit_layer(job, splits, means, cluster)
+        found, arrays = probe_backends.fit_layer(job, splits, means, cluster)
     except (NumericsError, ConfigError) as error:
         return Fitted(({**row, "converged": False, "error": str(error)},))
     costs = {

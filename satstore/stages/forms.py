@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from satstore.config.validation import describe_invalid_item
 from satstore.registry import STAGES
-from satstore.stages.stage import join_parameters
+from satstore.stages.parameters import join_parameters
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,9 @@
-"""Recording a trained model of one's own: its latents and spectra, without a config."""
+"""Writes what one pass over each loader yields into a run."""
 
 import io
 import platform
-import re
-import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,25 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from satstore.analysis.compiled_models import uncompiled
-from satstore.analysis.receptive_field.table import receptive_field
-from satstore.batches import Batches, explaining_forward, logits_of
 from satstore.capture.layers import Layer, describe_layers, select_layers
 from satstore.capture.recorders import LatentRecorder, MomentRecorder
 from satstore.config.experiment import pooling_key
-from satstore.config.grid import read_config
-from satstore.datasets.lost_workers import explaining_lost_workers
-from satstore.errors import ConfigError, NumericsError, SatstoreError
-from satstore.pipeline import make_plan, raise_first, run_stages
+from satstore.errors import ConfigError, NumericsError
 from satstore.planning.estimate import TYPICAL_RATIO, latent_bytes
-from satstore.registry import stand_in
-from satstore.runs.events import Listener
 from satstore.runs.latents_record import describe_latents, describe_store
-from satstore.runs.logs_folder import find_logs_dir, make_run
 from satstore.runs.manifest import CHECKPOINT, RECORDED, DatasetRecord, Manifest
 from satstore.runs.run import Run
-from satstore.stages.receptive_field import write_fields
-from satstore.stages.stage import DEFAULT_MEMORY_LIMIT
+from satstore.stages.record.batches import Batches, explaining_forward, logits_of
 from satstore.stages.train import forget
 from satstore.storage.location import Folder
 from satstore.storage.zarr import (
@@ -49,7 +34,6 @@ from satstore.storage.zarr.layout import FLOAT16_MANTISSA_BITS, Shapes
 from satstore.system.limits import check_disk
 from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
 from satstore.system.process_group import ALONE
-from satstore.training.devices import choose_device
 from satstore.training.epoch_spectra import check_moments, make_recorder, take_spectra
 from satstore.training.metrics import start_metrics
 from satstore.training.provenance import note_layers
@@ -58,160 +42,8 @@ UNKNOWN_LENGTH = 2**20
 """Samples for which shards are sized where a loader doesn't say how many it has."""
 
 
-@explaining_lost_workers("give the loader fewer num_workers, or a smaller batch_size")
-def record(
-    model: nn.Module,
-    loader: Iterable[Any],
-    run: str,
-    eval_loader: Iterable[Any] | None = None,
-    *,
-    classes: Sequence[str] | None = None,
-    pooling: Collection[str] = ("4",),
-    layers: str | None = None,
-    exclude_layers: str | None = None,
-    device: str | None = None,
-    memory_limit: int = DEFAULT_MEMORY_LIMIT,
-    overwrite: bool = False,
-    force: bool = False,
-    logs_dir: str | Path | None = None,
-    listener: Listener | None = None,
-) -> Run:
-    """Store latents and spectra of a trained model, as a run that probes, plots and the terminal app take.
-
-    Each loader is passed over once, as it was built: its order, batches, workers and dtype are taken as they
-    come, and what a batch holds is what is stored. The model is in evaluation mode meanwhile; it gets back
-    its modes and its device. Go on with ``satstore probe --run RUN``, or with :func:`satstore.apply_stages`.
-    An attempt that fails leaves no run behind.
-
-    Parameters
-    ----------
-    model
-        Maps inputs (batch, …) to logits (batch, class), or to a tuple of which they are the first tensor, or
-        to a mapping or object that calls them ``logits``. Without them, or with others than one for each
-        class, no accuracy is noted.
-    loader, eval_loader
-        Yield (inputs, labels, …): what probes are fitted on, and what they are tested on. Labels are class
-        indices, or one-hot rows. Without the second, the first is both, and accuracies are those of the fit.
-    run
-        The run id.
-    classes
-        Their names; by default the numbers from 0 to the largest label.
-    pooling, layers, exclude_layers
-        As the config's keys of these names.
-    device
-        Where the model is evaluated; by default where it is.
-    memory_limit
-        Bytes that this may take beside what the process holds before.
-    overwrite
-        Replace what was recorded under this run id of a model of this name, and all that was made of it.
-    force
-        Begin also where disk or memory are not expected to suffice.
-    logs_dir
-        By default SATSTORE_LOGS_DIR, else ``./logs``.
-
-    Returns
-    -------
-    Run
-        With its latents, spectra and saturation. A sample's id is its place in the loader's order.
-
-    Raises
-    ------
-    ConfigError
-        If a batch can't be taken, or the run has such an experiment already.
-    MemoryLimitError, DiskSpaceError
-        If memory or disk can't suffice.
-    NumericsError
-        If the loss is not finite.
-
-    Examples
-    --------
-    >>> run = satstore.record(model, train_loader, "mine", test_loader)  # doctest: +SKIP
-    """
-    model = uncompiled(model)
-    target = choose_device(device) if device is not None else _device_of(model)
-    train = Batches(loader, "loader")
-    kind = re.sub(r"\W+", "_", type(model).__name__)
-    owners = {
-        name: SimpleNamespace(**{key: record}) for name, key in (("models", kind), ("datasets", RECORDED))
-    }
-    with stand_in(owners):
-        [config] = read_config(
-            {
-                "model": kind,
-                "dataset": RECORDED,
-                "resolution": int(train.first.shape[-1]),
-                "batch_size": len(train.first),
-                "epoch": 1,
-                "augment": False,
-                "pooling": list(pooling),
-                "layers": layers,
-                "exclude_layers": exclude_layers,
-                "device": device,
-                "stages": ["train", "extract", "saturation"],
-            }
-        )
-        logs = find_logs_dir(logs_dir, config)
-        is_new = not (logs / run / config.experiment / CHECKPOINT).exists()
-        if not is_new and not overwrite:
-            raise ConfigError(
-                f"{run}/{config.experiment} is there already; record under another run id, or with "
-                "overwrite=True"
-            )
-        found = make_run(logs, run, config, listener)
-        try:
-            with _lent(model, target):
-                recording = _Recording(found, model, train, target, memory_limit)
-                recording.plan(force=force)
-                with found.lock():
-                    is_new = True  # from here on, nothing is left of what was there
-                    with found.stage("train", {}), found.stage("extract", {"pooling": list(pooling)}):
-                        recording.write(eval_loader, classes)
-            raise_first(run_stages([found], make_plan(["saturation"], {}), with_needs=False))
-        except BaseException:
-            if is_new:
-                _remove(found)
-            raise
-    found.reload()
-    if train.first.ndim == 4 and train.first.shape[-1] == train.first.shape[-2]:
-        with found.lock():
-            _record_fields(found, model, train.first.shape[1])
-    return found
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    parameter = next(model.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
-
-
-@contextmanager
-def _lent(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let a model be evaluated on a device without gradients; it gets back its modes and its device."""
-    modes = {module: module.training for module in model.modules()}
-    before = _device_of(model)
-    model.eval()
-    if device != before:
-        model.to(device)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        if device != before:
-            model.to(before)
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _remove(run: Run) -> None:
-    """Remove a run of which nothing is whole, and the folder of its run id if that is empty."""
-    with suppress(SatstoreError):  # why there is no run says more
-        run.writable_latents().remove()
-    shutil.rmtree(run.path, ignore_errors=True)
-    with suppress(OSError):  # holds other experiments
-        run.path.parent.rmdir()
-
-
 @dataclass
-class _Passed:
+class Passed:
     """What a pass over a loader gave: labels in their order, and metrics where there were logits.
 
     Attributes
@@ -231,7 +63,7 @@ class _Passed:
         return np.arange(len(self.batches.labels))
 
 
-class _Recording:
+class Recording:
     """Writes what one pass over each loader yields into a run."""
 
     def __init__(
@@ -279,7 +111,7 @@ class _Recording:
         self._begin()
         config = run.config
         analysis = AnalysisStore(run.analysis_path, log)
-        passed: dict[str, _Passed] = {}
+        passed: dict[str, Passed] = {}
         with make_recorder(self._modules, config, ALONE) as moments:
             for split in ("train", "eval"):
                 if split == "train" or eval_loader is not None:
@@ -324,7 +156,7 @@ class _Recording:
             "raise memory_limit",
         )
 
-    def _pass(self, batches: Batches, split: str, moments: MomentRecorder) -> _Passed:
+    def _pass(self, batches: Batches, split: str, moments: MomentRecorder) -> Passed:
         """Pass once over a loader: moments, latents, labels and metrics together."""
         run = self._run
         metrics = start_metrics(run.config.metrics)
@@ -354,13 +186,13 @@ class _Recording:
         if batches.is_one_hot:
             run.warn("extract", f"labels of split {split} came one-hot; the place of the 1 is the class")
         if n_outputs is None:
-            return _Passed(batches, float("nan"), {}, None)
+            return Passed(batches, float("nan"), {}, None)
         of_batches = torch.stack(losses)
         if not bool(torch.isfinite(of_batches).all()):
             first = int(torch.nonzero(~torch.isfinite(of_batches))[0])
             raise NumericsError(f"the {split} loss is {float(of_batches[first])} in batch {first}")
         values = {metric.column: metric.compute() for metric in metrics}
-        return _Passed(batches, float(of_batches.sum()) / n_done, values, n_outputs)
+        return Passed(batches, float(of_batches.sum()) / n_done, values, n_outputs)
 
     def _open_writer(self, split: str, n_expected: int | None) -> LatentWriter:
         run = self._run
@@ -378,7 +210,7 @@ class _Recording:
             self._room_bytes,
         )
 
-    def _commit(self, passed: Mapping[str, _Passed], classes: Sequence[str] | None) -> None:
+    def _commit(self, passed: Mapping[str, Passed], classes: Sequence[str] | None) -> None:
         """Commit what is known once all samples came: classes, metrics, latents."""
         import pandas as pd
 
@@ -456,14 +288,3 @@ def _explain_no_accuracy(n_outputs: Collection[int | None], n_classes: int, *, i
     found = next((f"{n} values" for n in n_outputs if n is not None), "no logits for all labels")
     remedy = "" if is_given else "; if they are logits, name all their classes (classes=)"
     return f"no accuracy: the model returns {found}, the labels are of {n_classes} classes{remedy}"
-
-
-def _record_fields(run: Run, model: nn.Module, n_channels: int) -> None:
-    """Tabulate receptive fields, of a model that can be traced."""
-    try:
-        table = receptive_field(model, run.config.resolution, n_channels)
-    except ConfigError as error:
-        run.warn("receptive-field", str(error))
-        return
-    with run.stage("receptive_field", {}):
-        write_fields(run, table[table["layer"].isin(run.layers)])

@@ -16,7 +16,8 @@ from satstore.runs.events import Listener
 from satstore.runs.logs_folder import check_run_id, find_logs_dir, make_run
 from satstore.runs.repair import record_call
 from satstore.runs.run import Run
-from satstore.stages.stage import Stage, StageParameters, record_parameters
+from satstore.stages.parameters import StageParameters, record_parameters
+from satstore.stages.stage import Stage
 from satstore.system.signals import told_to_stop
 
 

@@ -1,0 +1,1 @@
+"""The stage that stores latents: planned, then written."""

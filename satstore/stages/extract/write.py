@@ -1,0 +1,141 @@
+"""Writes the latents of a split, a checkpoint's at some poolings, and commits what came of it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import Subset
+
+from satstore.config.experiment import pooling_key
+from satstore.config.keys import split_latents_key
+from satstore.datasets.image_data import ImageData, ImageSplit
+from satstore.datasets.loaders import make_loader
+from satstore.datasets.lost_workers import explaining_lost_workers
+from satstore.runs.latents_record import describe_latents, describe_store
+from satstore.runs.manifest import Manifest, checkpoint_name
+from satstore.runs.run import Run
+from satstore.stages.extract.plan import (
+    SPLITS,
+    PoolingPlan,
+)
+from satstore.storage.zarr import LatentWriter, choose_shard_rows
+from satstore.storage.zarr.layout import Shapes
+from satstore.system.limits import beside_gpu, loader_bytes
+from satstore.system.memory import forget_peak, peak_bytes
+from satstore.training import run_model, session_data
+
+
+def write_split(
+    run: Run,
+    model: nn.Module,
+    images: ImageSplit,
+    split: str,
+    wanted: Mapping[str, Sequence[str]],
+    mantissa_bits: int,
+    memory_limit: int,
+) -> None:
+    """Write one split's latents: of each key (of one epoch) the layers wanted, the rows that are missing."""
+    size, device = run.config.batch_size, next(model.parameters()).device
+    modules = dict(model.named_modules())
+    layers = {name: modules[name] for name in run.layers if any(name in part for part in wanted.values())}
+    keys = {split_latents_key(key)[0]: key for key in wanted}
+    epoch = split_latents_key(next(iter(wanted)))[1]
+    text = split if epoch is None else f"{split}, epoch {epoch + 1}"
+    with (
+        run_model.recording(model, layers, keys) as recorder,
+        torch.inference_mode(),
+        explaining_lost_workers("lower the config's workers, or its batch_size"),
+    ):
+
+        def forward(batch: torch.Tensor) -> dict[str, dict[str, Any]]:
+            model(batch.to(device, non_blocking=True, memory_format=torch.channels_last))
+            parts = {keys[pooling_key(str(pooling))]: part for pooling, part in recorder.pop().items()}
+            return {key: {layer: part[layer].numpy() for layer in wanted[key]} for key, part in parts.items()}
+
+        workers = session_data.choose_workers(run.config, images.source.in_memory, memory_limit)
+        batch, _ = images.__getitems__(range(min(size, len(images))))
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            forward(batch)  # loads what the GPU needs
+            memory_limit = beside_gpu(memory_limit)
+        forget_peak()
+        first = forward(batch)
+        shapes = {key: {layer: a.shape[1:] for layer, a in part.items()} for key, part in first.items()}
+        room_bytes = memory_limit - peak_bytes() - loader_bytes(workers)
+        with open_writer(run, shapes, images, split, mantissa_bits, room_bytes) as writer:
+            starts = batch_starts(writer.missing, size)
+            rows = [row for start in starts for row in range(start, min(start + size, len(images)))]
+            # torch's Subset hands whole batches on to the split, which is all that the loader asks for.
+            loader = make_loader(Subset(images, rows), size, shuffle=False, workers=workers, pin_memory=True)
+            progress = Progress(run, len(rows))
+            for start, (batch, labels) in zip(starts, loader, strict=True):
+                writer.append(forward(batch), start)
+                progress.advance(len(labels), text)
+    for problem in writer.problems:
+        run.warn("extract", problem.describe(split))
+
+
+def batch_starts(missing: Sequence[tuple[int, int]], size: int) -> list[int]:
+    """Return where the batches begin that hold missing rows: those of an undisturbed pass, bit for bit."""
+    return sorted({b * size for start, stop in missing for b in range(start // size, (stop - 1) // size + 1)})
+
+
+def open_writer(
+    run: Run,
+    shapes: Shapes,
+    images: ImageSplit,
+    split: str,
+    mantissa_bits: int,
+    memory_bytes: int,
+) -> LatentWriter:
+    """Open a run's store for one split, with shards that fit the memory."""
+    epoch = split_latents_key(next(iter(shapes)))[1]
+    return LatentWriter(
+        run.writable_latents(),
+        run.commits,
+        describe_store(run.manifest),
+        {"checkpoint_sha256": run.manifest.files[checkpoint_name(epoch)].sha256},
+        shapes,
+        split,
+        images.labels,
+        images.sample_ids,
+        choose_shard_rows(shapes, len(images), memory_bytes),
+        mantissa_bits,
+        memory_bytes,
+    )
+
+
+def commit(run: Run, plans: Sequence[PoolingPlan], data: ImageData) -> None:
+    """Commit whole layers to the manifest."""
+    committed = run.commits.read(run.latents_location.name)
+
+    def change(manifest: Manifest) -> None:
+        for plan in plans:
+            old = manifest.latents.get(plan.key)
+            layers: dict[str, list[str]] = {}
+            for split in SPLITS:
+                known = {*(old.layers.get(split, ()) if old else ()), *plan.missing.get(split, ())}
+                layers[split] = [layer for layer in run.layers if layer in known]
+            manifest.latents[plan.key] = describe_latents(
+                committed,
+                plan.key,
+                layers,
+                checkpoint_sha256=manifest.files[checkpoint_name(plan.epoch)].sha256,
+                mantissa_bits=plan.mantissa_bits,
+                n_samples={"train": len(data.train), "eval": len(data.eval)},
+            )
+            manifest.re_extractable.pop(plan.key, None)
+
+    run.commit(change=change)
+
+
+class Progress:
+    """Reports how far the pass over a split is, in samples."""
+
+    def __init__(self, run: Run, total: int) -> None:
+        self._run, self._total, self._done = run, total, 0
+
+    def advance(self, n_samples: int, text: str) -> None:
+        """Count samples."""
+        self._done += n_samples
+        self._run.emit("extract", "progress", text, done=self._done, total=self._total)

@@ -1,0 +1,1 @@
+"""The stage that fits probes: which layers, where, and the table."""
