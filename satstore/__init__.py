@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from satstore.analysis.logistic.estimator import LogisticProbe
     from satstore.analysis.receptive_field.table import receptive_field
+    from satstore.compat.delve import SaturationTracker
     from satstore.config.experiment import ExperimentConfig
     from satstore.config.grid import read_config
     from satstore.errors import SatstoreError
@@ -20,13 +21,12 @@ if TYPE_CHECKING:
     from satstore.stages.pipeline import apply_stages, run_experiments
     from satstore.stages.record.record import record
     from satstore.storage.zarr import open_latents
-    from satstore.tracker import SaturationTracker
 
 _MODULES = {
     "ExperimentConfig": "satstore.config.experiment",
     "LogisticProbe": "satstore.analysis.logistic.estimator",
     "Run": "satstore.runs.run",
-    "SaturationTracker": "satstore.tracker",
+    "SaturationTracker": "satstore.compat.delve",
     "SatstoreError": "satstore.errors",
     "advise_on": "satstore.reports.evidence",
     "apply_stages": "satstore.stages.pipeline",

@@ -12,10 +12,10 @@ import torch
 from command_line import call
 from phd_lab_logs import LAYERS, STEM, write_tree
 
+from satstore.compat.phd_lab import import_logs
+from satstore.compat.phd_lab.tables import name_table
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.models.build import build_model
-from satstore.phd_lab import import_logs
-from satstore.phd_lab.tables import name_table
 from satstore.reports.plots import plot_evolution, plot_layers
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.verify import Verification

@@ -14,8 +14,8 @@ from command_line import call
 from phd_lab_logs import N_IMAGES, SHAPES, STEM, write_latents, write_tree
 from sklearn.linear_model import LogisticRegression
 
+from satstore.compat.phd_lab import import_logs
 from satstore.errors import ConfigError, CorruptError, NotFoundError
-from satstore.phd_lab import import_logs
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.verify import Verification
 from satstore.stages.pipeline import make_plan, run_stages
@@ -150,7 +150,7 @@ def test_import__without_weights_can_be_probed_all_the_same(theirs: Path, tmp_pa
 def test_import__that_was_killed_goes_on(
     theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import satstore.phd_lab.latents as module
+    import satstore.compat.phd_lab.latents as module
 
     [whole] = import_logs(theirs, tmp_path / "whole", latents=True)
     count, original = 0, module.convert_layer

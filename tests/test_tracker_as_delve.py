@@ -15,8 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from satstore.errors import NotFoundError
-from satstore.tracker import (
+from satstore.compat.delve import (
     AbstractWriter,
     CheckLayerSat,
     CSVandPlottingWriter,
@@ -26,7 +25,8 @@ from satstore.tracker import (
     SaturationTracker,
     TensorBoardWriter,
 )
-from satstore.tracker.writers import WRITERS
+from satstore.compat.delve.writers import WRITERS
+from satstore.errors import NotFoundError
 
 STATS = ["lsat", "idim", "det", "trc", "dtrc"]
 

@@ -83,7 +83,7 @@ def import_runs(path: Path, run_id: str | None, latents: bool, logs_dir: Path | 
     """
     if path.is_dir():
         from satstore.cli.progress import Bar
-        from satstore.phd_lab import import_logs
+        from satstore.compat.phd_lab import import_logs
 
         with Bar() as bar:
             runs = import_logs(path, find_logs_dir(logs_dir), run_id, latents=latents, listener=bar.listen)

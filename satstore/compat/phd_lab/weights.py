@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from satstore.compat.phd_lab.tree import Original
 from satstore.errors import CorruptError, reason_of
-from satstore.phd_lab.tree import Original
 
 
 def read_weights(original: Original) -> dict[str, Any] | None:

@@ -6,6 +6,6 @@ and saturation, ``NAME_config.json``, ``NAME.pt``, tables of probes and of recep
 are in percent but for the probes', layers have ``-`` where PyTorch has ``.``, and saturation is delve's.
 """
 
-from satstore.phd_lab.importing import import_logs
+from satstore.compat.phd_lab.importing import import_logs
 
 __all__ = ["import_logs"]

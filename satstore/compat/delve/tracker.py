@@ -20,16 +20,16 @@ from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.analysis.spectrum import Definition
 from satstore.capture.layer_samples import ConvMethod
 from satstore.capture.recorders import Recorder, take_room
-from satstore.errors import ConfigError
-from satstore.tracker.layers import (
+from satstore.compat.delve.layers import (
     InterpolationStrategy,
     Sampler,
     TimeseriesMethod,
     find_layers,
     name_layers,
 )
-from satstore.tracker.statistics import STATS, TrackedLayer, Value, choose_stats
-from satstore.tracker.writers import NPYWriter, PrintWriter, add_epoch, make_writers, resume
+from satstore.compat.delve.statistics import STATS, TrackedLayer, Value, choose_stats
+from satstore.compat.delve.writers import NPYWriter, PrintWriter, add_epoch, make_writers, resume
+from satstore.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class SaturationTracker(Recorder):
     include_conv
         Whether to record convolutions.
     conv_method, timeseries_method
-        How their outputs become samples; see :class:`satstore.tracker.layers.Sampler`.
+        How their outputs become samples; see :class:`satstore.compat.delve.layers.Sampler`.
     sat_threshold
         Delta: the share of the variance.
     nosave

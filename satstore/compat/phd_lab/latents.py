@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from satstore.compat.phd_lab.tables import DEFAULT_POOLING
+from satstore.compat.phd_lab.tree import dotted, reading
 from satstore.errors import CorruptError
-from satstore.phd_lab.tables import DEFAULT_POOLING
-from satstore.phd_lab.tree import dotted, reading
 from satstore.runs.latents_record import describe_latents, describe_store
 from satstore.runs.manifest import DatasetRecord, LayerRecord, Manifest
 from satstore.runs.run import Run

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satstore.config.experiment import ExperimentConfig
-from satstore.errors import ConfigError, NotFoundError
-from satstore.phd_lab.latents import Pickles, convert, find_folders, read_folder
-from satstore.phd_lab.tables import (
+from satstore.compat.phd_lab.latents import Pickles, convert, find_folders, read_folder
+from satstore.compat.phd_lab.tables import (
     describe_layers,
     metrics_table,
     read_fields,
@@ -17,8 +15,10 @@ from satstore.phd_lab.tables import (
     read_projections,
     saturation_table,
 )
-from satstore.phd_lab.tree import Original, find_originals, read_config, read_table, reading
-from satstore.phd_lab.weights import pack_weights, read_weights
+from satstore.compat.phd_lab.tree import Original, find_originals, read_config, read_table, reading
+from satstore.compat.phd_lab.weights import pack_weights, read_weights
+from satstore.config.experiment import ExperimentConfig
+from satstore.errors import ConfigError, NotFoundError
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import check_run_id, make_run
 from satstore.runs.manifest import CHECKPOINT, IMPORTED, LayerRecord, Manifest, ProbesRecord, StageRecord

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from satstore.compat.delve.pictures import Look, draw_embedding, draw_layers
+from satstore.compat.delve.statistics import STATS, Value
 from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import suggest
 from satstore.storage.files import write_file
-from satstore.tracker.pictures import Look, draw_embedding, draw_layers
-from satstore.tracker.statistics import STATS, Value
 
 _log = logging.getLogger(__name__)
 

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from satstore.compat.phd_lab.tree import NAME, Original, dotted, read_table, reading
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import CorruptError
-from satstore.phd_lab.tree import NAME, Original, dotted, read_table, reading
 from satstore.runs.manifest import LayerRecord
 
 if TYPE_CHECKING:

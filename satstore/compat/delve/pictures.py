@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from satstore.tracker.statistics import Array
+    from satstore.compat.delve.statistics import Array
 
 
 @dataclass(frozen=True)

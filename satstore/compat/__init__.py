@@ -1,0 +1,1 @@
+"""Interfaces and formats of other tools: delve's tracker, phd-lab's logs."""
