@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from satstore.config.grid import read_config
     from satstore.errors import SatstoreError
     from satstore.reports.evidence import advise_on
+    from satstore.reports.plots import plot_layers
     from satstore.runs.logs_folder import find_runs, list_runs, open_run
     from satstore.runs.run import Run
     from satstore.stages.pipeline import apply_stages, run_experiments
@@ -34,7 +35,8 @@ _MODULES = {
     "list_runs": "satstore.runs.logs_folder",
     "open_latents": "satstore.storage.zarr",
     "open_run": "satstore.runs.logs_folder",
-    "read_config": "satstore.config.experiment",
+    "plot_layers": "satstore.reports.plots",
+    "read_config": "satstore.config.grid",
     "receptive_field": "satstore.analysis.receptive_field.table",
     "record": "satstore.stages.record.record",
     "run_experiments": "satstore.stages.pipeline",
@@ -53,6 +55,7 @@ __all__ = [
     "list_runs",
     "open_latents",
     "open_run",
+    "plot_layers",
     "read_config",
     "receptive_field",
     "record",

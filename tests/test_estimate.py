@@ -178,7 +178,7 @@ def test_estimate__of_a_run_is_that_of_its_config(config: Path, logs: Path) -> N
 
 
 def test_estimate__says_what_is_missing(tmp_path: Path) -> None:
-    from satstore.cli.plan import Question, load_counted, read_configs
+    from satstore.cli.estimate import Question, load_counted, read_configs
 
     [config] = read_config({"dataset": f"ImageFolder:{tmp_path}/none"})
     with pytest.raises(NotFoundError, match="--samples N --classes K"):

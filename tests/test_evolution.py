@@ -18,7 +18,7 @@ from rich.console import Console
 from tiny import CONFIG as TINY
 from torch import nn
 
-from satstore.cli.look import describe_layers, print_layers
+from satstore.cli.show import describe_layers, print_layers
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import MODELS

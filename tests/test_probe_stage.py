@@ -30,7 +30,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from satstore.analysis.logistic.evaluation import EvaluationQuery
-from satstore.cli.look import describe_layers, print_layers
+from satstore.cli.show import describe_layers, print_layers
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import (
     ClusterError,

@@ -64,7 +64,7 @@ def add_stage(name: str) -> None:
     stage = STAGES[name]
 
     def command(*, target: Target = Target(), parameters: Any = None) -> None:
-        from satstore.cli.work import work
+        from satstore.cli.run_stages import work
 
         work(target, lambda _: {name: parameters or stage.parameters()})
 
@@ -99,7 +99,7 @@ def add_run(names: list[str]) -> None:
         ] = None,
         parameters: Any = None,
     ) -> None:
-        from satstore.cli.work import work
+        from satstore.cli.run_stages import work
         from satstore.stages.pipeline import make_plan
 
         given = dict(parameters or model())
@@ -144,7 +144,7 @@ def demo(
 ) -> None:
     """Train a small VGG on handwritten digits, probe its layers and show what they do, in a minute or two."""
     if detach:
-        from satstore.cli.work import detach as start
+        from satstore.cli.run_stages import detach as start
         from satstore.runs.logs_folder import check_run_id, find_logs_dir
 
         check_run_id(run_id)
@@ -180,7 +180,7 @@ def estimate(
     logs_dir: LogsDir = None,
 ) -> None:
     """Say what a config will take before anything runs: latents, disk, memory and time, layer by layer."""
-    from satstore.cli.plan import Question, estimate
+    from satstore.cli.estimate import Question, estimate
 
     counts = (samples, eval_samples, classes)
     question = Question(pooling, *counts, device, memory_limit, workers, calibrate, logs_dir)
@@ -192,7 +192,7 @@ def ls(
     *, json: Annotated[bool, Parameter(negative="", help="print JSON")] = False, logs_dir: LogsDir = None
 ) -> None:
     """List the experiments of the logs folder."""
-    from satstore.cli.look import list_experiments
+    from satstore.cli.show import list_experiments
 
     list_experiments(logs_dir, json)
 
@@ -274,7 +274,7 @@ def show(
     logs_dir: LogsDir = None,
 ) -> None:
     """Show what is known of an experiment, layer by layer, and what it means."""
-    from satstore.cli.look import show_advice, show_experiment
+    from satstore.cli.show import show_advice, show_experiment
 
     if advice:
         thresholds = {"least_gain": least_gain, "tail_share": tail_share}
@@ -315,7 +315,7 @@ def plot(
     logs_dir: LogsDir = None,
 ) -> None:
     """Draw saturation and probe accuracy over the layers, of one run or several, or what else is known."""
-    from satstore.cli.draw import PlotOptions, plot_experiments
+    from satstore.cli.plot import PlotOptions, plot_experiments
 
     options = PlotOptions(kind, quantity, all_layers, evolution, by_depth, delta, epoch)
     say(plot_experiments((run, *others), logs_dir, out, options))
@@ -338,7 +338,7 @@ def figure(
     logs_dir: LogsDir = None,
 ) -> None:
     """Draw a figure or table of the paper, or of any config, and say which commands fill what is missing."""
-    from satstore.cli.draw import draw_figure
+    from satstore.cli.plot import draw_figure
 
     draw_figure(name, run, out, format, published, logs_dir)
 
@@ -398,7 +398,7 @@ def verify(
     logs_dir: LogsDir = None,
 ) -> None:
     """Read all that is stored of an experiment, and name what is damaged and the command that repairs it."""
-    from satstore.cli.care import verify_experiments
+    from satstore.cli.maintain import verify_experiments
 
     verify_experiments(run, logs_dir, json)
 
@@ -416,7 +416,7 @@ def clean(
     """Free the disk of what can be made again."""
     from cyclopts import CycloptsError
 
-    from satstore.cli.care import clean_experiments
+    from satstore.cli.maintain import clean_experiments
 
     if not latents:
         raise CycloptsError(msg="say what to remove; what can be made again are: --latents")
@@ -476,7 +476,7 @@ def du(
     logs_dir: LogsDir = None,
 ) -> None:
     """Show what experiments take on disk; those of a run id by pooling, split and layer."""
-    from satstore.cli.care import show_usage
+    from satstore.cli.maintain import show_usage
 
     show_usage(run, logs_dir, json)
 
@@ -492,7 +492,7 @@ def list_names(
     json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
 ) -> None:
     """List the names that configs can use."""
-    from satstore.cli.look import list_entries
+    from satstore.cli.show import list_entries
 
     list_entries(what, details, json)
 
@@ -556,7 +556,7 @@ def check(
     json: Annotated[bool, Parameter(negative="", help="print JSON")] = False,
 ) -> None:
     """Say what there is of a dataset, and read every image of it."""
-    from satstore.cli.data import check_dataset
+    from satstore.cli.datasets import check_dataset
 
     check_dataset(name, data_dir, resolution, download, json)
 
@@ -569,7 +569,7 @@ def split(
     seed: Seed = 0,
 ) -> None:
     """Move the images of class folders into train/ and val/."""
-    from satstore.cli.data import split_folder
+    from satstore.cli.datasets import split_folder
 
     split_folder(folder, val, seed)
 
@@ -585,7 +585,7 @@ def prepare(
     seed: Seed = 0,
 ) -> None:
     """Sort a dataset's archive into class folders."""
-    from satstore.cli.data import prepare_dataset
+    from satstore.cli.datasets import prepare_dataset
 
     prepare_dataset(what, path, val, seed)
 
@@ -602,7 +602,7 @@ def tui(
     logs_dir: LogsDir = None,
 ) -> None:
     """Open the terminal app on the logs folder: runs, their curves, and jobs, live."""
-    from satstore.cli.terminal import open_app, serve_app
+    from satstore.cli.tui import open_app, serve_app
 
     if serve:
         serve_app(logs_dir, read_only, theme, port)

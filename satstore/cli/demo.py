@@ -7,9 +7,9 @@ from pathlib import Path
 from satstore.cli import command
 from satstore.cli.command import ended_by_signals
 from satstore.cli.console import make_console
-from satstore.cli.look import print_layers
 from satstore.cli.progress import Bar
-from satstore.cli.work import describe
+from satstore.cli.run_stages import describe
+from satstore.cli.show import print_layers
 from satstore.config.grid import read_config
 from satstore.jobs.record import record_job
 from satstore.runs.run import Run

@@ -40,10 +40,10 @@ class Run(RunResults):
     """
 
     def plot(self) -> "Figure":
-        """Draw saturation and probe accuracy over the layers; see :func:`.plots.plot_layers`."""
-        from satstore.reports.plots import plot_layers
+        """Draw saturation and probe accuracy over the layers; see :func:`satstore.plot_layers`."""
+        import satstore
 
-        return plot_layers(self)
+        return satstore.plot_layers(self)
 
     # Writing
 

@@ -1,6 +1,6 @@
 """Saturation of any model in any training loop: a callback that stands in for delve's.
 
-``from satstore.compat.delve import …`` has what ``from delve import …`` and ``from delve.writers import …`` have.
+``from satstore.compat.delve import …`` has the names of ``delve`` and of ``delve.writers``.
 What is written is what delve writes: columns such as ``train-saturation_features-0`` in ``;``-separated CSV
 files. In what satstore differs, docs/moving-from-phd-lab.md says.
 """
