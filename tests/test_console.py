@@ -60,8 +60,8 @@ def test_command__prints_the_marks_themselves_in_utf_8(logs: Path, monkeypatch: 
 
 
 def test_twins__are_of_all_marks_that_commands_print() -> None:
-    folder = Path(satstore.cli.__file__).parent
-    sources = [*folder.glob("*.py"), folder.parent / "system" / "text.py", folder.parent / "advice.py"]
+    root = Path(satstore.cli.__file__).parents[1]
+    sources = [*root.glob("cli/*.py"), root / "system" / "text.py", root / "reports" / "evidence.py"]
     marks = {mark for path in sources for mark in re.findall(r"[^\x00-\x7f]", path.read_text())}
     assert marks - console.TWINS.keys() <= {"\ufffd"}, "what stands for a character that is none"
     assert all(twin.isascii() for twin in console.TWINS.values())

@@ -41,7 +41,7 @@ def test_wheel__holds_both_packages_and_the_configs(tmp_path: Path) -> None:
     assert not [name for name in names if name.startswith(("tests", "benchmarks", "docs"))]
 
     # What is installed finds its configs without the checkout.
-    code = "import satstore.config.experiment as c; print(c.__file__); print(c.list_configs()['demo'])"
+    code = "import satstore.config.grid as c; print(c.__file__); print(c.list_configs()['demo'])"
     found = subprocess.run(
         [
             sys.executable,
@@ -54,7 +54,8 @@ def test_wheel__holds_both_packages_and_the_configs(tmp_path: Path) -> None:
         check=True,
         cwd=tmp_path,
     ).stdout.splitlines()
-    assert found == [f"{tmp_path}/site/satstore/config.py", f"{tmp_path}/site/satstore/configs/demo.json"]
+    folder = f"{tmp_path}/site/satstore"
+    assert found == [f"{folder}/config/grid.py", f"{folder}/configs/demo.json"]
 
 
 def test_public_names__all_load() -> None:

@@ -14,7 +14,7 @@ from satstore.errors import CorruptError, NotFoundError
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.files import Digest
 from satstore.storage.location import Folder
-from satstore.storage.zarr import AnalysisStore, analysis
+from satstore.storage.zarr import AnalysisStore, analysis_store
 from satstore.storage.zarr.analysis_store import choose_chunks
 
 LAYERS = {"layer1.0.conv1": 6, "conv0": 3, "label": 2}
@@ -372,8 +372,8 @@ def test_moments__of_a_layer_stay_where_the_next_ones_can_not_be_written(
             raise OSError("no room")
         put(group, name, *_)
 
-    put = analysis._put
-    monkeypatch.setattr(analysis, "_put", refuse_the_second)
+    put = analysis_store._put
+    monkeypatch.setattr(analysis_store, "_put", refuse_the_second)
     with pytest.raises(OSError, match="no room"):
         store.write_moments("train", moments)
     committed = log_of(store.path.parent).read(store.path.name)
