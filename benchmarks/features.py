@@ -21,6 +21,7 @@ from tiny_digits import split_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
+from satstore.config.keys import LatentsKey
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.files import FORMAT_VERSION
 from satstore.storage.location import Folder
@@ -108,7 +109,7 @@ def write_features(
     path: Path, split: str, parts: Iterable[np.ndarray], labels: np.ndarray, mantissa_bits: int = 10
 ) -> None:
     """Write features, that come part by part, as satstore's extract does."""
-    shapes = {"pool4": {LAYER: (256, 4, 4)}}
+    shapes = {LatentsKey("4"): {LAYER: (256, 4, 4)}}
     attributes = {
         "format_version": FORMAT_VERSION,
         "layers": [LAYER],
@@ -128,7 +129,7 @@ def write_features(
     ) as writer:
         start = 0
         for part in parts:
-            writer.append({"pool4": {LAYER: part}}, start)
+            writer.append({LatentsKey("4"): {LAYER: part}}, start)
             start += len(part)
 
 

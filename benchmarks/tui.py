@@ -24,6 +24,7 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
 from satstore.config.experiment import ExperimentConfig  # noqa: E402
+from satstore.config.keys import LatentsKey, ProbeKey  # noqa: E402
 from satstore.runs.logs_folder import make_run  # noqa: E402
 from satstore.runs.manifest import LayerRecord, Manifest, ProbesRecord, StageRecord  # noqa: E402
 from satstore.runs.run import Run  # noqa: E402
@@ -48,7 +49,7 @@ def fill(logs_dir: Path, n_runs: int) -> None:
         manifest.summary.epochs_done, manifest.summary.test_accuracy = 30, 0.93
         manifest.summary.saturation = dict.fromkeys(names, 0.5)
         manifest.summary.intrinsic_dimension = dict.fromkeys(names, 256)
-        manifest.summary.probe_accuracy = {"pool4": dict.fromkeys(names, 0.9)}
+        manifest.summary.probe_accuracy = {ProbeKey(LatentsKey("4")): dict.fromkeys(names, 0.9)}
         for stage in ("train", "extract", "saturation", "probe"):
             manifest.stages[stage] = StageRecord(status="done", started=1.0, ended=2.0)
 
@@ -79,7 +80,7 @@ def make_deep_run(logs_dir: Path) -> Run:
             for i, name in enumerate(names)
         ]
         manifest.summary.epochs_done, manifest.summary.test_accuracy = N_EPOCHS, 0.9
-        manifest.probes["pool4"] = ProbesRecord(C=1, tol=1e-4, max_iter=1000)
+        manifest.probes[ProbeKey(LatentsKey("4"))] = ProbesRecord(C=1, tol=1e-4, max_iter=1000)
 
     run.commit({"probe-pool4.csv": table.encode()}, change)
     return run

@@ -18,7 +18,7 @@ from command_line import satstore
 from matplotlib.figure import Figure
 
 from satstore import advise_on
-from satstore.config.keys import split_latents_key
+from satstore.config.keys import LatentsKey
 from satstore.errors import SatstoreError
 from satstore.reports import plots
 from satstore.reports.listing.columns import SORT_KEYS, describe_row, sort_experiments
@@ -467,11 +467,10 @@ def read_spectra(path: Path) -> None:
 def read_latents(path: Path) -> None:
     """Read all latents, in all ways."""
     run = Run(path)
-    for key in {*run.manifest.latents, "pool2"}:
+    for key in {*run.manifest.latents, LatentsKey("2")}:
         for split in ("train", "eval"):
             with suppress(SatstoreError):
-                pooling, epoch = split_latents_key(key)
-                found = run.latents(pooling, split, epoch)
+                found = run.latents(key.group, split, key.epoch)
                 try_all(*(partial(getattr, found, name) for name in ("labels", "sample_ids")))
                 try_all(*(partial(read_layer, found, layer) for layer in found))
 
@@ -490,7 +489,7 @@ def read_layer(found: LatentSplit, layer: str) -> None:
 def read_probes(path: Path) -> None:
     """Read probes and their tables."""
     run = Run(path)
-    for key in {*run.manifest.probes, "pool2", "pixelwise"}:
+    for key in {*map(str, run.manifest.probes), "pool2", "pixelwise"}:
         try_all(partial(run.probe_evolution, key))
         for layer in {*run.layers, "0"}:
             try_all(partial(run.confusion, layer, key), partial(run.class_accuracy, layer, key))

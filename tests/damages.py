@@ -7,6 +7,7 @@ from typing import Any
 
 from tiny import results
 
+from satstore.config.keys import ProbeKey
 from satstore.errors import SatstoreError
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
@@ -97,9 +98,9 @@ def differs(folder: Path, expected: dict[str, Any]) -> bool:
     try:
         run = Run(folder)
         for key in run.manifest.latents:
-            splits = {split: run.latents(key, split) for split in ("train", "eval")}
+            splits = {split: run.latents(key.group, split, key.epoch) for split in ("train", "eval")}
             for layer in run.layers:
-                check_latents(run, make_fit(run, key, layer, ProbeParameters()), splits)
+                check_latents(run, make_fit(run, ProbeKey(key), layer, ProbeParameters()), splits)
         for table in run.probe_tables():
             for layer in run.layers:
                 run.confusion(layer, table)

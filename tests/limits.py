@@ -12,6 +12,7 @@ import numpy as np
 from wide import IMAGE_BYTES
 
 from satstore.config.experiment import ExperimentConfig
+from satstore.config.keys import LatentsKey
 from satstore.runs.logs_folder import make_run
 from satstore.runs.manifest import DatasetRecord, LatentsRecord, LayerRecord, Manifest
 from satstore.storage.zarr import LatentWriter
@@ -40,7 +41,7 @@ def write_latents(folder: Path, n_bytes: int) -> Path:
             run.commits,
             {"format_version": 1, "layers": ["fc"], "classes": CLASSES},
             source,
-            {"pool4": {"fc": (N_FEATURES,)}},
+            {LatentsKey("4"): {"fc": (N_FEATURES,)}},
             split,
             labels,
             np.arange(n),
@@ -48,9 +49,8 @@ def write_latents(folder: Path, n_bytes: int) -> Path:
         ) as writer:
             for start in range(0, n, BLOCK):
                 codes = labels[start : start + BLOCK]
-                writer.append(
-                    {"pool4": {"fc": centres[codes] + noise[start // BLOCK % 2][: len(codes)]}}, start
-                )
+                values = centres[codes] + noise[start // BLOCK % 2][: len(codes)]
+                writer.append({LatentsKey("4"): {"fc": values}}, start)
 
     def change(manifest: Manifest) -> None:
         manifest.summary.epochs_done = 1
@@ -60,7 +60,7 @@ def write_latents(folder: Path, n_bytes: int) -> Path:
         manifest.layers = [
             LayerRecord(layer="fc", index=0, kind="Linear", n_features=N_FEATURES, output_shape=[N_FEATURES])
         ]
-        manifest.latents["pool4"] = LatentsRecord(
+        manifest.latents[LatentsKey("4")] = LatentsRecord(
             **source, digest="d", size_bytes=1, n_train=counts["train"], n_eval=counts["eval"]
         )
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from satstore.config.keys import LatentsKey
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.location import Folder
 from satstore.storage.zarr import LatentWriter
@@ -68,7 +69,7 @@ class Split:
             log_of(root),
             attributes,
             source,
-            self.shapes,
+            {LatentsKey.parse(pooling): layers for pooling, layers in self.shapes.items()},
             split,
             self.labels,
             self.sample_ids,
@@ -79,7 +80,7 @@ class Split:
     def append(self, writer: LatentWriter, start: int, stop: int) -> None:
         rows = slice(start, stop)
         batch = {
-            pooling: {layer: values[rows] for layer, values in layers.items()}
+            LatentsKey.parse(pooling): {layer: values[rows] for layer, values in layers.items()}
             for pooling, layers in self.latents.items()
         }
         writer.append(batch, start)

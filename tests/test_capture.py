@@ -225,7 +225,7 @@ def test_moment_recorder__records_only_while_enabled_and_forgets_at_begin(model,
 
 
 @pytest.mark.parametrize(
-    "kind", [lambda layers: MomentRecorder(layers), lambda layers: LatentRecorder(layers, (1,))]
+    "kind", [lambda layers: MomentRecorder(layers), lambda layers: LatentRecorder(layers, ["1"])]
 )
 def test_recorders__leave_no_hooks_and_no_trace_in_the_output(model, layers, digits, kind):
     model.eval()
@@ -278,9 +278,9 @@ def test_moment_recorder__counts_every_call_of_a_layer_and_latents_keep_the_last
     images = torch.rand(7, 3)
     layers = select_layers(model)
     assert record(model, layers, [images]).results()["0"].count == 14
-    with LatentRecorder(layers, (1,)) as recorder:
+    with LatentRecorder(layers, ["1"]) as recorder:
         output = model(images)
-    assert torch.equal(recorder.pop()[1]["0"], output)
+    assert torch.equal(recorder.pop()["1"]["0"], output)
 
 
 @pytest.mark.parametrize("method", ["mean", "max", "median", "flatten"])
@@ -307,11 +307,11 @@ def test_moment_recorder__under_autocast_records_what_the_layer_gave(model, laye
 def test_latent_recorder__pools_all_layers_in_one_pass(model, layers, digits):
     model.eval()
     outputs = outputs_of(model, layers, digits[:20])
-    with LatentRecorder(layers, (1, 4, "full")) as recorder, torch.no_grad():
+    with LatentRecorder(layers, ["1", "4", "full"]) as recorder, torch.no_grad():
         model(digits[:20])
         popped = recorder.pop()
-        assert recorder.pop() == {1: {}, 4: {}, "full": {}}
-    assert list(popped) == [1, 4, "full"]
+        assert recorder.pop() == {"1": {}, "4": {}, "full": {}}
+    assert list(popped) == ["1", "4", "full"]
     for pooling, latents in popped.items():
         assert list(latents) == ["first", "second", "classifier"]
         for name, output in outputs.items():
@@ -319,15 +319,15 @@ def test_latent_recorder__pools_all_layers_in_one_pass(model, layers, digits):
             expected = (
                 output
                 if pooling == "full" or output.ndim == 2
-                else functional.adaptive_avg_pool2d(output, pooling)
+                else functional.adaptive_avg_pool2d(output, int(pooling))
             )
             assert torch.equal(latents[name], expected)
 
 
 def test_latent_recorder__holds_no_graph_and_no_full_maps(model, layers, digits):
-    with LatentRecorder(layers, (2,)) as recorder:
+    with LatentRecorder(layers, ["2"]) as recorder:
         model(digits[:20])
-    for latent in recorder.pop()[2].values():
+    for latent in recorder.pop()["2"].values():
         assert not latent.requires_grad
         assert latent.untyped_storage().nbytes() == latent.numel() * 4
 
@@ -335,7 +335,7 @@ def test_latent_recorder__holds_no_graph_and_no_full_maps(model, layers, digits)
 def test_latent_recorder__pixelwise_has_features_last_and_leaves_linears_out(model, layers, digits):
     model.eval()
     outputs = outputs_of(model, layers, digits[:20])
-    with LatentRecorder(layers, ("pixelwise",)) as recorder, torch.no_grad():
+    with LatentRecorder(layers, ["pixelwise"]) as recorder, torch.no_grad():
         model(digits[:20])
     latents = recorder.pop()["pixelwise"]
     assert list(latents) == ["first", "second"]
@@ -348,10 +348,10 @@ def test_latent_recorder__pixelwise_has_features_last_and_leaves_linears_out(mod
 def test_latent_recorder__keeps_the_precision_of_what_float16_can_not_hold(value):
     layer = nn.Linear(2, 2)
     nn.init.zeros_(layer.weight)
-    with LatentRecorder({"fc": layer, "other": nn.Identity()}, (1,)) as recorder, torch.no_grad():
+    with LatentRecorder({"fc": layer, "other": nn.Identity()}, ["1"]) as recorder, torch.no_grad():
         layer.bias.copy_(torch.tensor([value, 1.0]))
         layer(torch.zeros(3, 2))
-    latent = recorder.pop()[1]["fc"]
+    latent = recorder.pop()["1"]["fc"]
     assert latent.dtype == torch.float32
     np.testing.assert_array_equal(latent[:, 0], np.float32(value))
 

@@ -14,6 +14,7 @@ from small_data import write_folder
 from satstore import registry
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import read_config
+from satstore.config.keys import LatentsKey
 from satstore.runs.logs_folder import make_run
 from satstore.runs.run import Run
 
@@ -323,7 +324,7 @@ def test_run__takes_a_grid_and_poolings_from_the_command_line(tmp_path: Path) ->
     assert len(runs) == 2, "delta is no part of what an experiment is"
     for run in runs:
         assert sorted(run.table("saturation")["delta"].unique()) == [0.9, 0.99]
-        assert list(run.manifest.latents) == ["pool2"]
+        assert list(run.manifest.latents) == [LatentsKey("2")]
 
 
 @pytest.mark.long
@@ -361,7 +362,7 @@ def test_run__ends_with_a_table_and_one_failed_experiment_does_not_stop_the_othe
     assert "train: found done" in found.stderr
     assert satstore("train", "--run", run.name, "--latents", "--logs-dir", tmp_path).returncode == 0
     run.reload()
-    assert list(run.manifest.latents) == ["pool4"]
+    assert list(run.manifest.latents) == [LatentsKey("4")]
 
 
 PLUGIN = """

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from tiny import run_tiny
 
 from satstore.cli import compare
+from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError
 from satstore.reports import plots
 from satstore.runs.run import Run
@@ -69,4 +70,4 @@ def test_compare__refuses_runs_of_other_images(runs: list[Run], monkeypatch: pyt
     ids = iter((np.arange(20), np.arange(20)[::-1]))
     monkeypatch.setattr(LatentSplit, "sample_ids", property(lambda _: next(ids)))
     with pytest.raises(ConfigError, match="have other sample ids: CKA compares layers on the same images"):
-        compare.check_samples(runs, "pool2", "eval")
+        compare.check_samples(runs, LatentsKey("2"), "eval")

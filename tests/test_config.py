@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from satstore.config.experiment import NOT_TRAINING, ExperimentConfig, pooling_key
+from satstore.config.experiment import NOT_TRAINING, ExperimentConfig
 from satstore.config.grid import LIST_KEYS, find_config, list_configs, read_config
+from satstore.config.keys import LatentsKey
 from satstore.config.schema import config_schema
 from satstore.errors import ConfigError, NotFoundError, UnknownNameError
 
@@ -219,7 +220,7 @@ def test_read_config__accepts_a_byte_order_mark(tmp_path: Path) -> None:
 def test_read_config__takes_poolings_as_numbers_and_as_text() -> None:
     [config] = read_config({"pooling": [4, "2", "full"]})
     assert config.pooling == ("4", "2", "full")
-    assert [pooling_key(p) for p in config.pooling] == ["pool4", "pool2", "full"]
+    assert [LatentsKey(p).group for p in config.pooling] == ["pool4", "pool2", "full"]
 
 
 def test_data_dir__is_the_cache_dir_else_the_environments(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from command_line import call, satstore
 
+from satstore.config.keys import LatentsKey
 from satstore.errors import NotFoundError
 from satstore.registry import STAGES
 from satstore.runs.disk_usage import measure
@@ -48,11 +49,11 @@ def test_measure__counts_every_byte_once(demo_run: Run) -> None:
     assert sum(usage.latents.values()) == disk_bytes(demo_run.latents_path)
     assert usage.analysis_bytes == disk_bytes(demo_run.analysis_path)
     for split in ("train", "eval"):
-        layers = [layer for pooling, part, layer in usage.latents if (pooling, part) == ("pool4", split)]
+        layers = [layer for key, part, layer in usage.latents if (key, part) == (LatentsKey("4"), split)]
         assert layers == ["", *demo_run.layers], "forward order"
         for layer in demo_run.layers:
             stored = disk_bytes(demo_run.latents_path / "pool4" / split / layer)
-            assert usage.latents["pool4", split, layer] == stored
+            assert usage.latents[LatentsKey("4"), split, layer] == stored
 
 
 def test_measure__knows_layers_of_odd_names(run: Run) -> None:
@@ -107,7 +108,7 @@ def test_du__imports_nothing_slow(demo_logs: Path) -> None:
 
 
 def test_clean__frees_the_disk_and_extract_brings_the_same_bits_back(run: Run) -> None:
-    before, record = contents(run.latents_path), run.manifest.latents["pool4"]
+    before, record = contents(run.latents_path), run.manifest.latents[LatentsKey("4")]
     logs = run.path.parents[1]
     result = satstore("clean", "demo", "--latents", "--yes", "--logs-dir", logs)
     assert result.returncode == 0, result.stderr
@@ -118,7 +119,7 @@ def test_clean__frees_the_disk_and_extract_brings_the_same_bits_back(run: Run) -
     cleaned = Run(run.path)
     assert not cleaned.latents_path.exists()
     assert cleaned.manifest.latents == {}
-    assert cleaned.manifest.re_extractable == {"pool4": record}
+    assert cleaned.manifest.re_extractable == {LatentsKey("4"): record}
     assert cleaned.status("extract") == "missing"
     assert not cleaned.commits.read("latents.zarr").files
     assert cleaned.table("probe-pool4").equals(run.table("probe-pool4"))
@@ -133,14 +134,14 @@ def test_clean__frees_the_disk_and_extract_brings_the_same_bits_back(run: Run) -
     assert [(o.stage, o.result) for o in outcomes] == [("extract", "done"), ("probe", "skipped")]
     again = Run(run.path)
     assert contents(again.latents_path) == before
-    assert (again.manifest.latents, again.manifest.re_extractable) == ({"pool4": record}, {})
+    assert (again.manifest.latents, again.manifest.re_extractable) == ({LatentsKey("4"): record}, {})
 
 
 def test_clean__is_undone_with_the_mantissa_bits_that_were_stored(run: Run) -> None:
-    record = run.manifest.latents["pool4"].model_copy(update={"mantissa_bits": 5})
+    record = run.manifest.latents[LatentsKey("4")].model_copy(update={"mantissa_bits": 5})
 
     def remove(manifest: Manifest) -> None:
-        manifest.latents, manifest.re_extractable = {}, {"pool4": record}
+        manifest.latents, manifest.re_extractable = {}, {LatentsKey("4"): record}
 
     with run.lock():
         run.commit(change=remove)
@@ -159,7 +160,7 @@ def test_clean__stopped_halfway_can_be_done_again(run: Run, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(Folder, "remove", stop)
         assert call(*words)[0] == 130
-    assert Run(run.path).manifest.re_extractable.keys() == {"pool4"}
+    assert Run(run.path).manifest.re_extractable.keys() == {LatentsKey("4")}
     assert not run.commits.read("latents.zarr").files
     assert call(*words)[0] == 0
     assert not run.latents_path.exists()
@@ -202,7 +203,7 @@ def test_clean__keeps_what_could_not_be_extracted_again(run: Run) -> None:
     run.commit(change=forget)
     code, _, err = call(*words)
     assert (code, "could not be extracted again" in err) == (1, True)
-    assert Run(run.path).manifest.latents.keys() == {"pool4"}
+    assert Run(run.path).manifest.latents.keys() == {LatentsKey("4")}
     assert run.latents_path.exists()
 
 

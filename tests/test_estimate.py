@@ -13,6 +13,7 @@ from small_data import write_folder
 from tiny import CONFIG, run_tiny
 
 from satstore.config.grid import read_config
+from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
 from satstore.models.plan import plan_model
 from satstore.planning.estimate import Counts, store_bytes
@@ -103,7 +104,7 @@ def test_estimate__of_the_disk_is_within_20_percent_of_what_is_stored(
     extracted = satstore("extract", "--run", "res", "--logs-dir", logs)
     assert extracted.returncode == 0, extracted.stderr
     run.reload()
-    assert before["disk_bytes"] == pytest.approx(run.manifest.latents["pool4"].size_bytes, rel=0.2)
+    assert before["disk_bytes"] == pytest.approx(run.manifest.latents[LatentsKey("4")].size_bytes, rel=0.2)
 
     shapes = {layer["layer"]: tuple(layer["latents"]["pool4"]["shape"]) for layer in before["layers"]}
     assert shapes == {name: array.shape[1:] for name, array in run.latents("pool4", "eval").items()}
@@ -111,7 +112,7 @@ def test_estimate__of_the_disk_is_within_20_percent_of_what_is_stored(
     # What was stored is the better measure from now on, and names its run.
     [after] = ask("--config", config, "--no-calibrate", "--logs-dir", logs)
     assert after["compression"] == run.name
-    assert after["disk_bytes"] == pytest.approx(run.manifest.latents["pool4"].size_bytes, rel=0.1)
+    assert after["disk_bytes"] == pytest.approx(run.manifest.latents[LatentsKey("4")].size_bytes, rel=0.1)
 
 
 @pytest.mark.long
@@ -194,8 +195,8 @@ def test_plan__counts_every_pooling_and_lists_multiply() -> None:
     small, large = read_config({"model": "vgg5", "resolution": [32, 64]})
     for config, side in ((small, 32), (large, 64)):
         plan = plan_model(config, 10, ("2", "full"))
-        assert plan.shapes["full"]["features.0"] == (64, side, side)
-        assert plan.shapes["pool2"]["features.0"] == (64, 2, 2)
+        assert plan.shapes[LatentsKey("full")]["features.0"] == (64, side, side)
+        assert plan.shapes[LatentsKey("2")]["features.0"] == (64, 2, 2)
     counts = Counts(100, 20, 2)
     assert counts.n_outputs == 1
     ratios = {(key, layer): 0.5 for key, part in plan.shapes.items() for layer in part}
@@ -238,7 +239,7 @@ def test_extract__refuses_a_full_disk_unless_forced(tmp_path: Path) -> None:
         run_tiny(tmp_path, stages=["train", "extract"])
     assert not run.latents_path.exists()
     run_experiments(CONFIG, "res", ["extract"], logs_dir=tmp_path, force=True)
-    assert Run(run.path).manifest.latents.keys() == {"pool2"}
+    assert Run(run.path).manifest.latents.keys() == {LatentsKey("2")}
 
 
 def test_words__take_a_unit_that_fits() -> None:

@@ -20,12 +20,12 @@ from torch import nn
 
 from satstore.cli.show import describe_layers, print_layers
 from satstore.config.grid import read_config
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import MODELS
 from satstore.reports.plots import plot_evolution, plot_layers
 from satstore.runs.disk_usage import check_removable, measure
 from satstore.runs.logs_folder import make_run
-from satstore.runs.manifest import probe_key, split_probe_key
 from satstore.runs.repair import extract_command, probe_command
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
@@ -45,7 +45,7 @@ CONFIG = {
     "layers": r"features\.[04]|classifier\.6",
     "latent_epochs": [1, 0, 1],
 }
-EPOCHS = {"epochs/0/pool4", "epochs/1/pool4", "pool4"}
+EPOCHS = {LatentsKey("4"), LatentsKey("4", 0), LatentsKey("4", 1)}
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_train__overwrite_forgets_what_was_kept_and_follows_the_new_config(run: 
     again = make_run(run.path.parents[1], run.run_id, config)
     again = start(again, "train", overwrite=True, pooling=["1"])
     assert sorted(path.name for path in run.path.glob("*.pt")) == ["checkpoint-epoch1.pt", "checkpoint.pt"]
-    assert again.manifest.latents.keys() == {"pool1", "epochs/1/pool1"}
+    assert again.manifest.latents.keys() == {LatentsKey("1"), LatentsKey("1", 1)}
     assert again.read_file("checkpoint-epoch1.pt") == run.read_file("checkpoint-epoch1.pt")
     for content in (again.manifest.config, json.loads(again.read_file("config.json"))):
         assert content["latent_epochs"] == [1]
@@ -145,7 +145,7 @@ def test_train__stopped_early_warns_of_epochs_that_it_did_not_come_to(tmp_path: 
     assert run.manifest.summary.epochs_done == 1
     assert run.manifest.warnings == ["train: no latents of epoch 3: training stopped early, after epoch 1"]
     assert [path.name for path in run.path.glob("*.pt")] == ["checkpoint.pt"], "epoch 0 is the last"
-    assert run.manifest.latents.keys() == {"pool4"}
+    assert run.manifest.latents.keys() == {LatentsKey("4")}
     assert len(run.latents("pool4", "eval", epoch=0).labels) == 20
     with pytest.raises(ConfigError, match=r"no epoch 3 of .*: its epochs are counted from 1 to 1$"):
         start(run, "extract", epoch=[2])
@@ -198,9 +198,9 @@ def test_extract__latents_of_an_epoch_are_those_of_its_weights(evolved: Run) -> 
 
 def test_extract__each_record_has_its_own_checkpoint(evolved: Run) -> None:
     names = {
-        "pool4": "checkpoint.pt",
-        "epochs/0/pool4": "checkpoint-epoch0.pt",
-        "epochs/1/pool4": "checkpoint-epoch1.pt",
+        LatentsKey("4"): "checkpoint.pt",
+        LatentsKey("4", 0): "checkpoint-epoch0.pt",
+        LatentsKey("4", 1): "checkpoint-epoch1.pt",
     }
     assert evolved.manifest.latents.keys() == names.keys()
     for key, record in evolved.manifest.latents.items():
@@ -209,7 +209,7 @@ def test_extract__each_record_has_its_own_checkpoint(evolved: Run) -> None:
 
 def test_extract__writes_the_epochs_asked_for(run: Run) -> None:
     found = start(run, "extract", epoch=[1, 2], pooling=["1"], layers="features.0")
-    assert found.manifest.latents.keys() - EPOCHS == {"epochs/1/pool1", "pool1"}
+    assert found.manifest.latents.keys() - EPOCHS == {LatentsKey("1", 1), LatentsKey("1")}
     with pytest.raises(
         NotFoundError, match=r"no latents 'epochs/0/pool1' .* extract --run \S+ -d 1 --epoch 1$"
     ):
@@ -241,8 +241,8 @@ def test_extract__killed_goes_on_and_ends_bit_equal(run: Run, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):  # in the second epoch of three: 5 batches each
         start(run, "extract", overwrite=True)
     killed = Run(run.path)
-    assert any(killed.manifest.latents["pool4"].layers["eval"].values()), "the last epoch is done"
-    assert not any(killed.manifest.latents["epochs/0/pool4"].layers.values())
+    assert any(killed.manifest.latents[LatentsKey("4")].layers["eval"].values()), "the last epoch is done"
+    assert not any(killed.manifest.latents[LatentsKey("4", 0)].layers.values())
     assert extract_stage.pending(killed, extract_stage.ExtractParameters()) == [
         "pool4 of epoch 1 train",
         "pool4 of epoch 1 eval",
@@ -314,18 +314,12 @@ def test_probe_evolution__takes_tables_with_a_layer_that_has_no_probe(run: Run) 
 def test_probe__epochs_and_prefixes_have_tables_of_their_own(run: Run) -> None:
     before = run.manifest.probes.keys()
     found = start(run, "probe", epoch=[1], layers="classifier.6", prefix="P-x", C=0.1)
-    assert found.manifest.probes.keys() - before == {"P-x-epoch1-pool4"}
+    assert found.manifest.probes.keys() - before == {ProbeKey(LatentsKey("4", 1), "P-x")}
     assert found.probe_evolution("pool4", "P-x")["epoch"].tolist() == [1]
     assert (
-        probe_command(found, "P-x-epoch1-pool4")
+        probe_command(found, ProbeKey(LatentsKey("4", 1), "P-x"))
         == f"satstore probe --run {run.name} -d 4 --epoch 2 --prefix P-x"
     )
-
-
-@pytest.mark.parametrize("latents", ["pool4", "epochs/0/pool4", "epochs/12/pixelwise"])
-@pytest.mark.parametrize("prefix", ["", "P", "a-b.c+d-", "epoch", "epoch05", "pool4"])
-def test_split_probe_key__gives_back_what_a_table_is_of(latents: str, prefix: str) -> None:
-    assert split_probe_key(probe_key(latents, prefix)) == (latents, prefix)
 
 
 @pytest.mark.parametrize("prefix", ["epoch5", "P-epoch0"])
@@ -466,8 +460,8 @@ def test_command__that_verify_names_repairs_an_epoch(
 def test_extraction__is_one_command_for_epochs_of_the_same_poolings(run: Run) -> None:
     base = f"satstore extract --run {run.name}"
     assert extract_command(run) == base
-    assert extract_command(run, "pool4", "full") == f"{base} -d 4 -d full --epoch 3"
-    assert extract_command(run, "pool4", "epochs/0/pool4", "epochs/0/pool2") == (
+    assert extract_command(run, LatentsKey("4"), LatentsKey("full")) == f"{base} -d 4 -d full --epoch 3"
+    assert extract_command(run, LatentsKey("4"), LatentsKey("4", 0), LatentsKey("2", 0)) == (
         f"{base} -d 4 --epoch 3; {base} -d 4 -d 2 --epoch 1"
     )
 
@@ -477,12 +471,12 @@ def test_extraction__is_one_command_for_epochs_of_the_same_poolings(run: Run) ->
 
 def test_du_and_clean__count_and_remove_the_epochs(run: Run) -> None:
     usage, record = measure(run), run.manifest.latents
-    assert usage.poolings.keys() - {""} == EPOCHS
+    assert usage.by_key.keys() - {None} == EPOCHS
     assert usage.checkpoint_bytes == sum(path.stat().st_size for path in run.path.glob("*.pt"))
     assert usage.total_bytes == sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())
-    for key, size_bytes in usage.poolings.items():
+    for key, size_bytes in usage.by_key.items():
         if key:
-            files = (run.latents_path / key).rglob("*")  # type: ignore[operator]
+            files = (run.latents_path / str(key)).rglob("*")  # type: ignore[operator]
             assert size_bytes == sum(path.stat().st_size for path in files if path.is_file())
     code, out, _ = call_on(run, "clean", run.name, "--latents", "--yes")
     assert code == 0

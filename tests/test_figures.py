@@ -15,8 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from satstore.analysis.layer_types import LAYER_TYPES
-from satstore.config.experiment import pooling_key
 from satstore.config.grid import list_configs, read_config
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.models.build import build_model
 from satstore.reports.figures import find_figure
 from satstore.reports.plots import Panel, plot_paper_figure, plot_relative, tabulate_relative
@@ -68,7 +68,7 @@ def fill(run: Run, accuracy: float = 0.85) -> Run:
                 ]
                 table = pd.concat(maps)
             content = table.assign(converged=True).to_csv(index=False)
-            files[f"probe-{pooling_key(pooling)}.csv"] = content.encode()
+            files[ProbeKey(LatentsKey(pooling)).file] = content.encode()
     has_fields = "receptive-field" in config.stages
     if has_fields:
         files["receptive_field.csv"] = b"layer,receptive_field_min,receptive_field_max\n"
@@ -83,7 +83,7 @@ def fill(run: Run, accuracy: float = 0.85) -> Run:
             manifest.summary.border_layer = drawn_layers(records)[len(records) // 2]
         if "probe" in config.stages:
             for pooling in config.pooling:
-                manifest.probes[pooling_key(pooling)] = ProbesRecord(C=1, tol=1e-4, max_iter=9)
+                manifest.probes[ProbeKey(LatentsKey(pooling))] = ProbesRecord(C=1, tol=1e-4, max_iter=9)
 
     run.commit(files, change)
     return Run(run.path, config=config)
@@ -125,8 +125,9 @@ def test_figure__draws_a_panel_per_experiment_with_all_that_its_config_has(name:
         saturation = [run.manifest.summary.saturation[layer] for layer in layers]
         assert list(lines["saturation"].get_ydata()) == saturation
         for pooling in config.pooling if "probe" in config.stages else ():
-            accuracy = run.table(f"probe-{pooling_key(pooling)}").groupby("layer")["eval_accuracy"].mean()
-            y = np.asarray(lines[f"probe accuracy ({pooling_key(pooling)})"].get_ydata(), dtype=float)
+            key = ProbeKey(LatentsKey(pooling))
+            accuracy = run.table(key.table).groupby("layer")["eval_accuracy"].mean()
+            y = np.asarray(lines[f"probe accuracy ({key})"].get_ydata(), dtype=float)
             np.testing.assert_allclose(y, accuracy.reindex(layers))
         reached = run.manifest.summary.test_accuracy
         [legend] = axes.get_legend().get_texts()

@@ -85,7 +85,7 @@ def read_all(run: Run) -> None:
         found.saturation()
     for key in list(found.manifest.latents):
         with suppress(SatstoreError):
-            found.latents(key, "train")
+            found.latents(key.group, "train", key.epoch)
     list(Verification(found).findings())
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from command_line import satstore
 
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import CorruptError
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
@@ -63,7 +64,7 @@ def test_version_1__has_the_results_that_it_had(run: Run) -> None:
     assert summary.test_accuracy == pytest.approx(0.8805555555555555)
     assert summary.saturation == {"features.0": 0.1875, "classifier.2": 0.703125, "classifier.6": 0.8}
     probes = run.table("probe-pool1").set_index("layer")["eval_accuracy"]
-    assert probes.to_dict() == pytest.approx(summary.probe_accuracy["pool1"])
+    assert probes.to_dict() == pytest.approx(summary.probe_accuracy[ProbeKey(LatentsKey("1"))])
     table = run.saturation(0.9, split="train").query("epoch == 1")
     assert list(table["intrinsic_dimension"]) == [2, 9, 5]
     assert not read_curves(run.path).problems
@@ -79,8 +80,9 @@ def test_version_1__is_sound_and_can_be_worked_on(run: Run) -> None:
     done = satstore("probe", "--run", "v1", "--prefix", "again", "--logs-dir", logs)
     assert done.returncode == 0, done.stderr
     again = Run(run.path).manifest.summary.probe_accuracy
-    for layer, accuracy in again["pool1"].items():
-        assert again["again-pool1"][layer] == pytest.approx(accuracy, abs=0.01)
+    key = LatentsKey("1")
+    for layer, accuracy in again[ProbeKey(key)].items():
+        assert again[ProbeKey(key, "again")][layer] == pytest.approx(accuracy, abs=0.01)
 
 
 def test_newer_versions__are_refused_by_name(run: Run) -> None:

@@ -14,6 +14,7 @@ from phd_lab_logs import LAYERS, STEM, write_tree
 
 from satstore.compat.phd_lab import import_logs
 from satstore.compat.phd_lab.tables import name_table
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.models.build import build_model
 from satstore.reports.plots import plot_evolution, plot_layers
@@ -108,7 +109,9 @@ def test_import__reads_pixelwise_probes_by_position(tmp_path: Path) -> None:
     assert found[["layer", "y", "x"]].to_numpy().tolist() == [
         ["features.0", y, x] for y in (0, 1) for x in (0, 1)
     ]
-    assert run.manifest.summary.probe_accuracy["pixelwise"]["features.0"] == pytest.approx(0.25)
+    assert run.manifest.summary.probe_accuracy[ProbeKey(LatentsKey("pixelwise"))][
+        "features.0"
+    ] == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +119,7 @@ def test_import__reads_pixelwise_probes_by_position(tmp_path: Path) -> None:
     [(None, "pool4"), ("4x4", "pool4"), ("2x2", "pool2"), ("pixelwise", "pixelwise"), ("foo", "foo-pool4")],
 )
 def test_name_table__is_by_the_prefix(prefix: str | None, key: str) -> None:
-    assert name_table(prefix) == key
+    assert str(name_table(prefix)) == key
 
 
 class Evil:
@@ -160,7 +163,7 @@ def test_import__weights_can_be_extracted_from_and_probed(tmp_path: Path) -> Non
     outcomes = run_stages([run], plan, with_needs=False)
     assert [outcome.error for outcome in outcomes] == [None, None]
     run.reload()
-    assert set(run.manifest.summary.probe_accuracy) == {"pool1", "pool2", "pool4"}
+    assert set(map(str, run.manifest.summary.probe_accuracy)) == {"pool1", "pool2", "pool4"}
     assert run.manifest.layers[0].output_shape == [64, 32, 32]
     assert any("is taken to be of the Digits that is here" in line for line in run.manifest.warnings)
     assert [f for f in Verification(run).findings() if f.is_wrong] == []

@@ -15,6 +15,7 @@ from phd_lab_logs import N_IMAGES, SHAPES, STEM, write_latents, write_tree
 from sklearn.linear_model import LogisticRegression
 
 from satstore.compat.phd_lab import import_logs
+from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.verify import Verification
@@ -43,7 +44,7 @@ def test_import__converts_latents_and_probes_fit_on_them(theirs: Path, tmp_path:
     assert "they carry no sample ids" in err
     [run] = list_runs(logs)
     assert out.split() == [run.name]
-    assert list(run.manifest.latents) == ["pool2"]
+    assert list(run.manifest.latents) == [LatentsKey("2")]
     assert run.status("extract") == "done"
     for split in N_IMAGES:
         latents = run.latents("pool2", split)
@@ -134,7 +135,7 @@ def test_extract__replaces_imported_latents_only_when_told_to(theirs: Path, tmp_
     assert outcome.error is None
     run.reload()
     assert len(run.latents("pool2", "train").sample_ids) == 1437, "those of the digits that are here"
-    assert not run.manifest.latents["pool2"].is_imported
+    assert not run.manifest.latents[LatentsKey("2")].is_imported
     assert [f for f in Verification(run).findings() if f.is_wrong] == []
 
 
@@ -185,8 +186,8 @@ def test_import__keeps_maps_of_several_sizes_whole(theirs: Path, tmp_path: Path)
         (folder / f"{split}-features-0.p").write_bytes(pickle.dumps(np.ones((n_images, 64 * 7), np.float64)))
     [run] = import_logs(theirs, tmp_path / "ours", latents=True)
     [key] = run.manifest.latents
-    assert run.latents(key, "train")["features.0"].shape == (50, 64 * 7), "no square: it stays flat"
-    assert list(run.latents(key, "train")) == ["features.0", "classifier.6"]
+    assert run.latents(key.group, "train")["features.0"].shape == (50, 64 * 7), "no square: it stays flat"
+    assert list(run.latents(key.group, "train")) == ["features.0", "classifier.6"]
 
 
 class Evil:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import read_config
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.reports.plots import (
     plot_comparison,
@@ -41,7 +42,9 @@ def run(tmp_path: Path) -> Run:
 
     def change(manifest: Manifest) -> None:
         manifest.summary.test_accuracy = 0.875
-        manifest.probes = {key: ProbesRecord(C=1, tol=1e-4, max_iter=9) for key in ("pool4", "pool2")}
+        manifest.probes = {
+            ProbeKey(LatentsKey(pooling)): ProbesRecord(C=1, tol=1e-4, max_iter=9) for pooling in "42"
+        }
         manifest.summary.saturation = {layer: (index + 1) / 8 for index, layer in enumerate(LAYERS)}
         manifest.layers = [
             LayerRecord(layer=layer, index=index, kind=kind, n_features=8, output_shape=[8])
@@ -235,7 +238,7 @@ def give_curves(run: Run, layers: list[str]) -> Run:
     """Give a run saturation and probes of some layers."""
 
     def change(manifest: Manifest) -> None:
-        manifest.probes = {"pool4": ProbesRecord(C=1, tol=1e-4, max_iter=9)}
+        manifest.probes = {ProbeKey(LatentsKey("4")): ProbesRecord(C=1, tol=1e-4, max_iter=9)}
         manifest.summary.saturation = dict.fromkeys(layers, 0.5)
         manifest.layers = [
             LayerRecord(layer=layer, index=index, kind="Conv2d", n_features=8, output_shape=[8])

@@ -32,6 +32,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from satstore.analysis.logistic.evaluation import EvaluationQuery
 from satstore.cli.show import describe_layers, print_layers
 from satstore.config.experiment import ExperimentConfig
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import (
     ClusterError,
     ConfigError,
@@ -51,7 +52,6 @@ from satstore.runs.manifest import (
     LayerRecord,
     Manifest,
     ProbesRecord,
-    split_probe_key,
 )
 from satstore.runs.run import Run
 from satstore.stages.pipeline import make_plan, run_stages
@@ -73,6 +73,7 @@ CLASSES = ["ant", "bee", "cat"]
 LAYERS = {"stem": (4, 2, 2), "block.0.conv": (6, 2, 2), "fc": (5,)}
 """Layer to the shape of a latent; in forward order, which is not the alphabet's."""
 SIZES = {"train": 60, "eval": 30}
+POOL4 = LatentsKey("4")
 COLUMNS = [
     "layer",
     "n_features",
@@ -117,7 +118,7 @@ def make_experiment(
     source = {"checkpoint_sha256": run.manifest.files["checkpoint.pt"].sha256}
     attributes = {"format_version": 1, "layers": list(layers), "classes": CLASSES}
     for split, codes in labels.items():
-        shapes = {"pool4": dict(layers)}
+        shapes = {POOL4: dict(layers)}
         latents = {
             layer: make_latents(codes, shape, seed) for seed, (layer, shape) in enumerate(layers.items())
         }
@@ -134,7 +135,7 @@ def make_experiment(
             np.arange(len(codes)),
             shard_rows=64,
         ) as writer:
-            writer.append({"pool4": latents}, 0)
+            writer.append({POOL4: latents}, 0)
 
     def change(manifest: Manifest) -> None:
         n_train, n_eval = (len(labels[split]) for split in ("train", "eval"))
@@ -146,7 +147,7 @@ def make_experiment(
             LayerRecord(layer=layer, index=i, kind="Conv2d", n_features=shape[0], output_shape=list(shape))
             for i, (layer, shape) in enumerate(layers.items())
         ]
-        manifest.latents["pool4"] = LatentsRecord(
+        manifest.latents[POOL4] = LatentsRecord(
             **source, digest="d", size_bytes=1, n_train=n_train, n_eval=n_eval
         )
 
@@ -199,8 +200,8 @@ def lines(run: Run, table: str = "pool4") -> dict[str, str]:
 def set_digests(run: Run, **layers: str) -> None:
     """Give each layer's latents a digest of its own, as extraction does."""
     digests = {layer: layers.get(layer, "0") for layer in run.layers}
-    record = run.manifest.latents["pool4"].model_copy(update={"layers": {"train": digests, "eval": digests}})
-    run.commit(change=lambda manifest: manifest.latents.update(pool4=record))
+    record = run.manifest.latents[POOL4].model_copy(update={"layers": {"train": digests, "eval": digests}})
+    run.commit(change=lambda manifest: manifest.latents.update({POOL4: record}))
 
 
 # The table
@@ -300,7 +301,7 @@ def test_probe__latents_that_changed_can_be_fitted_with_other_settings(run: Run)
     set_digests(Run(run.path), **dict.fromkeys(LAYERS, "1"))
     after = start(run, C=0.1, layers="fc")
     assert list(after.table("probe-pool4")["layer"]) == ["fc"], "no row of other settings stays beside it"
-    assert after.manifest.probes["pool4"].C == 0.1
+    assert after.manifest.probes[ProbeKey(POOL4)].C == 0.1
 
 
 @pytest.mark.parametrize("other", [{"C": 0.1}, {"tol": 1e-2}, {"max_iter": 7}])
@@ -315,7 +316,7 @@ def test_probe__other_settings_need_overwrite_or_a_prefix(run: Run, other: dict[
     assert Run(run.path).read_file("probe-pool4.csv") == first
 
     [(name, value)] = other.items()
-    assert getattr(start(run, overwrite=True, **other).manifest.probes["pool4"], name) == value
+    assert getattr(start(run, overwrite=True, **other).manifest.probes[ProbeKey(POOL4)], name) == value
     assert pending(run, **other) == []
 
 
@@ -334,7 +335,7 @@ def test_probe__fits_the_layers_asked_for_and_the_others_later(run: Run) -> None
     assert {layer: kept[layer] for layer in LAYERS if layer != "fc"} == {
         layer: every[layer] for layer in LAYERS if layer != "fc"
     }
-    assert list(again.manifest.summary.probe_accuracy["pool4"]) == list(LAYERS)
+    assert list(again.manifest.summary.probe_accuracy[ProbeKey(POOL4)]) == list(LAYERS)
 
 
 @pytest.mark.parametrize(
@@ -372,14 +373,14 @@ def test_probe__prefixes_keep_settings_side_by_side(run: Run) -> None:
     first = start(run).read_file("probe-pool4.csv")
     found = start(run, prefix="C0.01", C=0.01)
     assert found.read_file("probe-pool4.csv") == first
-    assert found.manifest.probes["C0.01-pool4"].C == 0.01
-    assert found.manifest.probes["pool4"].C == 1
+    assert found.manifest.probes[ProbeKey.parse("C0.01-pool4")].C == 0.01
+    assert found.manifest.probes[ProbeKey(POOL4)].C == 1
     assert pending(run) == pending(run, prefix="C0.01", C=0.01) == []
 
     small, large = (AnalysisStore(run.analysis_path).probe(key, "fc") for key in ("C0.01-pool4", "pool4"))
     assert (small["coef"] ** 2).sum() < (large["coef"] ** 2).sum(), "a smaller C shrinks more"
     accuracy = found.table("probe-C0.01-pool4").set_index("layer")["eval_accuracy"]
-    assert found.manifest.summary.probe_accuracy["C0.01-pool4"] == accuracy.to_dict()
+    assert found.manifest.summary.probe_accuracy[ProbeKey.parse("C0.01-pool4")] == accuracy.to_dict()
     assert np.trace(found.confusion("fc", "C0.01-pool4")) / 30 == accuracy["fc"]
 
     console = Console(width=200, file=io.StringIO())
@@ -397,7 +398,7 @@ def test_probe__a_prefix_is_a_plain_name(prefix: str) -> None:
 
 def test_probe__a_prefix_may_hold_what_joins_it_to_the_pooling(run: Run) -> None:
     found = start(run, prefix="a-b.c+d-", layers="fc")
-    assert split_probe_key("a-b.c+d--pool4") == ("pool4", "a-b.c+d-")
+    assert list(found.manifest.probes) == [ProbeKey(POOL4, "a-b.c+d-")]
     assert found.has_file("probe-a-b.c+d--pool4.csv")
     with pytest.raises(NotFoundError, match=r"satstore probe --run res/.* -d 4 --prefix a-b\.c\+d-$"):
         found.confusion("stem", "a-b.c+d--pool4")
@@ -560,9 +561,10 @@ def test_probe__warnings_of_what_was_fitted_again_are_gone(run: Run) -> None:
 
 
 def test_commit__a_layer_of_many_positions_has_a_row_of_each(run: Run) -> None:
-    record = run.manifest.latents["pool4"]
-    run.commit(change=lambda manifest: manifest.latents.update(pixelwise=record))
-    begin(run, "pixelwise", run.layers, ProbesRecord(C=1, tol=1e-4, max_iter=1000))
+    record = run.manifest.latents[POOL4]
+    run.commit(change=lambda manifest: manifest.latents.update({LatentsKey("pixelwise"): record}))
+    key = ProbeKey(LatentsKey("pixelwise"))
+    begin(run, key, run.layers, ProbesRecord(C=1, tol=1e-4, max_iter=1000))
     accuracy = np.arange(6).reshape(2, 3) / 10
     stem = {"layer": "stem", "n_features": 4, "n_iter": 7}
     rows = [
@@ -578,8 +580,8 @@ def test_commit__a_layer_of_many_positions_has_a_row_of_each(run: Run) -> None:
         "class_index": np.arange(3),
     }
     single = {"layer": "fc", "n_features": 5, "y": 0, "x": 0, "eval_accuracy": 0.5, "converged": True}
-    commit(run, "pixelwise", "fc", Fitted((single,)))
-    commit(run, "pixelwise", "stem", Fitted(tuple(rows), arrays))
+    commit(run, key, "fc", Fitted((single,)))
+    commit(run, key, "stem", Fitted(tuple(rows), arrays))
 
     found = Run(run.path)
     table = found.table("probe-pixelwise")
@@ -587,7 +589,7 @@ def test_commit__a_layer_of_many_positions_has_a_row_of_each(run: Run) -> None:
     places = [("stem", y, x) for y in range(2) for x in range(3)]
     assert list(table[["layer", "y", "x"]].itertuples(index=False, name=None)) == [*places, ("fc", 0, 0)]
     assert list(table["eval_accuracy"][:6]) == list(accuracy.ravel())
-    assert found.manifest.summary.probe_accuracy["pixelwise"] == {"fc": 0.5, "stem": pytest.approx(0.25)}
+    assert found.manifest.summary.probe_accuracy[key] == {"fc": 0.5, "stem": pytest.approx(0.25)}
     [warning] = found.manifest.warnings
     assert warning == "probe: layer stem at pixelwise did not converge in 7 iterations at 2 of 6 positions"
     assert (found.confusion("stem", "pixelwise").to_numpy() == 6).all()

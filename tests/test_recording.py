@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import satstore
 from satstore.analysis.spectrum import eigenvalues
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, MemoryLimitError, MissingStageError
 from satstore.runs.verify import Verification
 from satstore.stages.pipeline import make_plan, run_stages
@@ -602,7 +603,7 @@ def test_apply_stages__does_what_the_command_does(model: MyNet, tmp_path: Path) 
     run = satstore.record(model, make_loader(30, 0), "a", pooling=["1"], logs_dir=tmp_path)
     found = satstore.apply_stages(run, ["probe"], pooling=["1"], tol=1e-3)
     assert found is run
-    assert run.manifest.probes["pool1"].tol == 1e-3
+    assert run.manifest.probes[ProbeKey(LatentsKey("1"))].tol == 1e-3
     with pytest.raises(MissingStageError, match="probe needs extract first"):
         satstore.apply_stages(run, "probe", pooling=["2"])
     with pytest.raises(ConfigError, match="'poolings' is no parameter of the stages probe"):

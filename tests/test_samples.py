@@ -104,7 +104,9 @@ def test_to_samples__refuses_what_it_does_not_know():
         to_samples(lstm(nn.utils.rnn.pack_sequence([torch.rand(2, 3)])), lstm)
 
 
-@pytest.mark.parametrize(("pooling", "shape"), [(1, (1, 1)), (3, (3, 3)), (5, (4, 5)), ("full", (4, 6))])
+@pytest.mark.parametrize(
+    ("pooling", "shape"), [("1", (1, 1)), ("3", (3, 3)), ("5", (4, 5)), ("full", (4, 6))]
+)
 def test_pool_latent__averages_conv_maps_and_never_enlarges_them(pooling, shape):
     def window(size, n):  # adaptive pooling's: floor(i · size / n) to ceil((i + 1) · size / n)
         return [slice(i * size // n, -(-(i + 1) * size // n)) for i in range(n)]
@@ -117,10 +119,10 @@ def test_pool_latent__averages_conv_maps_and_never_enlarges_them(pooling, shape)
 
 def test_pool_latent__treats_tokens_as_a_line_and_channels_last_maps_as_maps():
     linear = nn.Linear(2, 5)
-    assert torch.equal(pool_latent(MAPS[:, :, 0, 0], linear, 1), MAPS[:, :, 0, 0])
-    torch.testing.assert_close(pool_latent(MAPS.movedim(1, -1), linear, 2), pool_latent(MAPS, CONV, 2))
+    assert torch.equal(pool_latent(MAPS[:, :, 0, 0], linear, "1"), MAPS[:, :, 0, 0])
+    torch.testing.assert_close(pool_latent(MAPS.movedim(1, -1), linear, "2"), pool_latent(MAPS, CONV, "2"))
     tokens = MAPS.flatten(2).transpose(1, 2)
-    torch.testing.assert_close(pool_latent(tokens, linear, 1)[..., 0], tokens.mean(1))
+    torch.testing.assert_close(pool_latent(tokens, linear, "1")[..., 0], tokens.mean(1))
     assert pool_latent(tokens, linear, "full").shape == (2, 5, 24)
 
 
@@ -129,10 +131,10 @@ def test_pool_latent__takes_an_lstms_last_step_and_keeps_the_dtype():
     output = lstm(torch.rand(2, 5, 3))
     torch.testing.assert_close(pool_latent(output, lstm, "full"), output[0][:, -1].detach())
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        assert pool_latent(MAPS.to(dtype), CONV, 2).dtype == dtype
+        assert pool_latent(MAPS.to(dtype), CONV, "2").dtype == dtype
 
 
-@pytest.mark.parametrize("pooling", [0, -1, "all", 1.5])
+@pytest.mark.parametrize("pooling", ["0", "-1", "all", "1.5", ""])
 def test_pool_latent__refuses_other_poolings(pooling):
     with pytest.raises(ConfigError, match="pooling is"):
         pool_latent(MAPS, CONV, pooling)

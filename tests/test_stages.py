@@ -18,6 +18,7 @@ from small_data import write_folder
 
 from satstore.cli.show import print_layers
 from satstore.config.grid import read_config
+from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, MemoryLimitError, MissingStageError, SatstoreError
 from satstore.registry import STAGES
 from satstore.runs.logs_folder import open_run
@@ -89,7 +90,7 @@ def test_train__overwrite_lets_go_of_all_that_came_of_the_old_weights(trained: R
 
 def test_extract__several_poolings_at_once_are_what_they_are_alone(trained: Run) -> None:
     both = start(trained, "extract", pooling=["2", "full"])
-    assert sorted(both.manifest.latents) == ["full", "pool2", "pool4"]
+    assert set(both.manifest.latents) == {LatentsKey("full"), LatentsKey("2"), LatentsKey("4")}
     assert both.latents("full", "train")["features.0"].shape == (800, 32, 16, 16)
     together = {split: both.latents("pool2", split)["features.4"].numpy() for split in ("train", "eval")}
     alone = start(trained, "extract", pooling=["2"], overwrite=True)
@@ -134,7 +135,7 @@ def test_extract__killed_goes_on_at_the_last_shard_and_ends_bit_equal(
         start(trained, "extract", overwrite=True)
     killed = Run(trained.path)
     assert killed.status("extract") == "cancelled"
-    assert not any(killed.manifest.latents["pool4"].layers.values())
+    assert not any(killed.manifest.latents[LatentsKey("4")].layers.values())
     committed = killed.commits.read("latents.zarr").n_rows["pool4/train/features.0"]
     assert committed == 512
 
@@ -166,7 +167,7 @@ def test_extract__killed_for_good_goes_on_and_keeps_to_the_memory_limit(tmp_path
             held.send(signal.SIGKILL)
             held.end()
         committed.append(n_rows())
-        record = Run(run.path).manifest.latents.get("full")
+        record = Run(run.path).manifest.latents.get(LatentsKey("full"))
         assert record is None or not any(record.layers.values())
     assert 0 < committed[1] < committed[2] < 1437
     assert committed[2] == 2 * committed[1], "of whole shards"
@@ -236,7 +237,7 @@ def files_of(run: Run, layer: str) -> list[Path]:
 def test_extract__mends_only_what_is_bad(trained: Run, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     monkeypatch.setattr(layout, "SHARD_BYTES", 2**20)
     trained = start(trained, "extract", overwrite=True)
-    whole, record = contents(trained.latents_path), trained.manifest.latents["pool4"]
+    whole, record = contents(trained.latents_path), trained.manifest.latents[LatentsKey("4")]
     first, second = files_of(trained, "features.4")[1:3]
     bad = {first}
     content = first.read_bytes()
@@ -261,14 +262,14 @@ def test_extract__mends_only_what_is_bad(trained: Run, monkeypatch: pytest.Monke
 
     def count(self: LatentWriter, latents: Any, start: int) -> None:
         forwarded.append(start)
-        assert list(latents["pool4"]) == ["features.4"]
+        assert list(latents[LatentsKey("4")]) == ["features.4"]
         append(self, latents, start)
 
     monkeypatch.setattr(LatentWriter, "append", count)
     mended = start(trained, "extract")
     assert contents(mended.latents_path) == whole
     assert {p: p.stat().st_mtime_ns for p in times} == times
-    assert mended.manifest.latents["pool4"] == record
+    assert mended.manifest.latents[LatentsKey("4")] == record
     assert len(forwarded) == (0 if how in ("metadata", "label") else 2 * len(bad)), (
         "batches of 128, shards of 256"
     )
@@ -277,15 +278,15 @@ def test_extract__mends_only_what_is_bad(trained: Run, monkeypatch: pytest.Monke
 
 def test_extract__adds_layers_and_splits_to_what_is_there(trained: Run) -> None:
     some = start(trained, "extract", pooling=["1"], layers="features", exclude="0$", splits=["train"])
-    assert {k: list(v) for k, v in some.manifest.latents["pool1"].layers.items()} == {
+    assert {k: list(v) for k, v in some.manifest.latents[LatentsKey("1")].layers.items()} == {
         "train": ["features.4", "features.8"],
         "eval": [],
     }
     assert list(some.latents("pool1", "train")) == ["features.4", "features.8"]
-    digests = some.manifest.latents["pool1"].layers["train"]
+    digests = some.manifest.latents[LatentsKey("1")].layers["train"]
     whole = start(trained, "extract", pooling=["1"])
     assert list(whole.latents("pool1", "train")) == list(whole.latents("pool1", "eval")) == trained.layers
-    assert whole.manifest.latents["pool1"].layers["train"].items() >= digests.items()
+    assert whole.manifest.latents[LatentsKey("1")].layers["train"].items() >= digests.items()
 
 
 def test_extract__refuses_layers_and_roundings_that_are_not_there(trained: Run) -> None:
@@ -300,7 +301,7 @@ def test_extract__refuses_layers_and_roundings_that_are_not_there(trained: Run) 
     with pytest.raises(ConfigError, match=r"have 10 mantissa bits, not the 5 asked for; .*--overwrite"):
         start(trained, "extract", mantissa_bits=5)
     rounded = start(trained, "extract", mantissa_bits=5, overwrite=True)
-    assert rounded.manifest.latents["pool4"].mantissa_bits == 5
+    assert rounded.manifest.latents[LatentsKey("4")].mantissa_bits == 5
     assert extract_stage.pending(rounded, extract_stage.ExtractParameters()) == [], "what is stored will do"
     bits = rounded.latents("pool4", "train")["features.0"].numpy().view(np.uint16)
     assert not (bits & 0b11111).any()
@@ -313,9 +314,9 @@ def test_probe__fits_a_layer_once_and_again_when_its_latents_change(trained: Run
 
     run = Run(trained.path)
     with run.lock():
-        record = run.manifest.latents["pool4"].model_copy(deep=True)
+        record = run.manifest.latents[LatentsKey("4")].model_copy(deep=True)
         record.layers["train"] = dict.fromkeys(record.layers["train"], "0" * 64)
-        run.commit(change=lambda manifest: manifest.latents.update(pool4=record))
+        run.commit(change=lambda manifest: manifest.latents.update({LatentsKey("4"): record}))
     assert len(STAGES["probe"].pending(Run(trained.path), STAGES["probe"].parameters())) == len(run.layers)
 
 

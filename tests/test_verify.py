@@ -13,6 +13,7 @@ import zarr
 from command_line import call, satstore
 from tiny import run_tiny
 
+from satstore.config.keys import LatentsKey
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
@@ -141,8 +142,8 @@ def rewrite(run: Run, array: str, change: Callable[[zarr.Array], None]) -> None:
     assert isinstance(item, zarr.Array)
     change(item)
     store.commit()
-    key = array.partition("/")[0]
-    digest = run.commits.read("latents.zarr").digest(key)
+    key = LatentsKey.above(array)
+    digest = run.commits.read("latents.zarr").digest(str(key))
 
     def repeat(manifest: Manifest) -> None:
         manifest.latents[key].digest = digest

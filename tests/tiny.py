@@ -117,14 +117,14 @@ def results(run: Run) -> dict[str, Any]:
             mean, covariance = AnalysisStore(run.analysis_path).moments(split, layer)
             found[f"moments/{split}/{layer}"] = mean.tobytes() + covariance.tobytes()
         for key in run.manifest.latents:
-            latents = run.latents(key, split)
+            latents = run.latents(key.group, split, key.epoch)
             found[f"ids/{key}/{split}"] = latents.labels.tobytes() + latents.sample_ids.tobytes()
             for layer in latents:
                 parts = latents[layer].numpy(), latents[layer].mean, latents[layer].std
                 found[f"latents/{key}/{split}/{layer}"] = [part.tobytes() for part in parts]
     for table in run.manifest.probes:
         for layer in run.manifest.probes[table].layers:
-            arrays = AnalysisStore(run.analysis_path).probe(table, layer)
+            arrays = AnalysisStore(run.analysis_path).probe(str(table), layer)
             found[f"probe/{table}/{layer}"] = {name: values.tobytes() for name, values in arrays.items()}
     found["attributes"] = json.dumps(open_latents(run.latents_path).attributes, sort_keys=True)
     found["summary"] = run.manifest.summary.model_dump()

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from satstore.analysis.spectrum import dimension_table
 from satstore.analysis.tail import find_tail
 from satstore.config.experiment import ExperimentConfig
+from satstore.config.keys import ProbeKey
 from satstore.errors import SatstoreError
-from satstore.runs.manifest import LayerRecord, drawn_layers, split_probe_key
+from satstore.runs.manifest import LayerRecord, drawn_layers
 from satstore.runs.run import Run
 
 Float64 = NDArray[np.float64]
@@ -167,15 +168,14 @@ def _read_dimensions(
 def _read_probes(run: Run, failed: Failed, problems: list[str]) -> dict[str, dict[int, Float64]]:
     found: dict[str, dict[int, Float64]] = {}
     for key in run.manifest.probes:
-        table = split_probe_key(key)
-        name = f"{table.prefix}-{table.pooling}" if table.prefix else table.pooling
-        columns = _read_table(run, f"probe-{key}", problems)
+        name = str(ProbeKey(key.latents.at(None), key.prefix))
+        columns = _read_table(run, key.table, problems)
         accuracy: dict[str, list[float]] = {}
         values = _numbers(columns.get("eval_accuracy", ()))
         for layer, value in zip(columns.get("layer", ()), values, strict=True):
             accuracy.setdefault(layer, []).append(value)
         means = [float(np.mean(accuracy[layer])) if layer in accuracy else math.nan for layer in run.layers]
-        epoch = run.last_epoch if table.epoch is None else table.epoch
+        epoch = run.last_epoch if key.latents.epoch is None else key.latents.epoch
         if accuracy:
             found.setdefault(name, {})[epoch] = np.array(means)
             bad = {

@@ -14,7 +14,6 @@ from satstore.errors import ConfigError
 ConvMethod = Literal["channelwise", "mean", "max", "median", "flatten"]
 DownsamplingMethod = Literal["centred", "nearest", "average"]
 TimeseriesMethod = Literal["last", "every"]
-Pooling = int | Literal["full", "pixelwise"]
 
 _ADAPTIVE_POOLS: dict[int, Callable[..., Tensor]] = {
     1: functional.adaptive_avg_pool1d,
@@ -103,7 +102,7 @@ def count_features(
     return output_shape[0] * prod(min(size, downsampling or size) for size in output_shape[1:])
 
 
-def pool_latent(output: Any, module: nn.Module, pooling: Pooling) -> Tensor:
+def pool_latent(output: Any, module: nn.Module, pooling: str) -> Tensor:
     """Pool a layer's output for the latent store.
 
     Parameters
@@ -111,8 +110,8 @@ def pool_latent(output: Any, module: nn.Module, pooling: Pooling) -> Tensor:
     output, module
         As for `to_samples`.
     pooling
-        d: adaptive average pooling to d positions per axis, never up-sampled. "full": as it is.
-        "pixelwise": as it is, features last; for Conv with two axes of positions or more.
+        As configs have it. "4": adaptive average pooling to 4 positions per axis, never up-sampled.
+        "full": as it is. "pixelwise": as it is, features last; for Conv with two axes of positions or more.
 
     Returns
     -------
@@ -125,9 +124,10 @@ def pool_latent(output: Any, module: nn.Module, pooling: Pooling) -> Tensor:
     Raises
     ------
     ConfigError
-        `pooling` is neither "full" nor "pixelwise" nor a positive integer.
+        `pooling` is neither "full" nor "pixelwise" nor a positive number.
     """
-    if pooling not in ("full", "pixelwise") and not (isinstance(pooling, int) and pooling > 0):
+    size = int(pooling) if pooling.isdecimal() else None
+    if pooling not in ("full", "pixelwise") and not size:
         raise ConfigError(
             f"pooling is {pooling!r}, but has to be 'full', 'pixelwise' or a positive number of positions"
         )
@@ -140,7 +140,7 @@ def pool_latent(output: Any, module: nn.Module, pooling: Pooling) -> Tensor:
         tensor = tensor.movedim(-1, 1)
         tensor = tensor if tensor.ndim <= 5 else tensor.flatten(2)  # three axes can be pooled at most
     sizes = list(tensor.shape[2:])
-    target = [min(pooling, size) for size in sizes] if isinstance(pooling, int) else sizes
+    target = [min(size, of_axis) for of_axis in sizes] if size else sizes
     return tensor if target == sizes else _ADAPTIVE_POOLS[len(sizes)](tensor, target)
 
 

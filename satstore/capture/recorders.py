@@ -5,7 +5,7 @@ when their context ends, and what they hand on shares no memory with the model.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from satstore.analysis.moments import Moments, NonFiniteError
-from satstore.capture.layer_samples import ConvMethod, Pooling, batch_first_output, pool_latent, to_samples
+from satstore.capture.layer_samples import ConvMethod, batch_first_output, pool_latent, to_samples
 from satstore.capture.layers import Layers, hooked
 
 _log = logging.getLogger(__name__)
@@ -169,16 +169,16 @@ class LatentRecorder(Recorder):
         Each as for `pool_latent`.
     """
 
-    def __init__(self, layers: Layers, poolings: tuple[Pooling, ...]) -> None:
+    def __init__(self, layers: Layers, poolings: Iterable[str]) -> None:
         super().__init__(layers)
-        self._latents: dict[Pooling, dict[str, Tensor]] = {pooling: {} for pooling in poolings}
+        self._latents: dict[str, dict[str, Tensor]] = {pooling: {} for pooling in poolings}
 
-    def pop(self) -> dict[Pooling, dict[str, Tensor]]:
+    def pop(self) -> dict[str, dict[str, Tensor]]:
         """Hand over what was collected since the last call: pooling → layer → latent, on the CPU.
 
         As float32, or float64 where the layer gave that: whether float16 will do, all samples tell together.
         """
-        latents = {key: _on_cpu(part) for key, part in self._latents.items()}
+        latents = {pooling: _on_cpu(part) for pooling, part in self._latents.items()}
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()  # the copies were only begun
         self._latents = {pooling: {} for pooling in self._latents}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from satstore.cli.console import say
 from satstore.cli.output import output_file
 from satstore.cli.progress import Bar
-from satstore.config.experiment import pooling_key
+from satstore.config.keys import LatentsKey
 from satstore.config.naming import name_experiments
 from satstore.errors import ConfigError, NotFoundError
 from satstore.runs.events import Event
@@ -46,12 +46,12 @@ def compare_cka(
 
     path = output_file(out, Path("cka.png"), SUFFIXES)
     runs = [open_run(name, logs_dir) for name in names]
-    key = choose_pooling(runs, pooling)
+    key = choose_latents(runs, pooling)
     check_samples(runs, key, split)
     layers = [drawn_layers(run.manifest.layers) for run in runs]
     rows = []
     for run, wanted in zip(runs, layers, strict=True):
-        latents = run.latents(key, split)
+        latents = run.latents(str(key), split)
         rows.append({layer: latents[layer].rows for layer in wanted if layer in latents})
         if not rows[-1]:
             raise NotFoundError(f"{run.name} has no latents at {key} of the layers that figures show")
@@ -68,7 +68,7 @@ def compare_cka(
     save_figure(plot_cka(found, list(rows[0]), list(rows[1]), first, second), path)
     write_table(found, list(rows[0]), list(rows[1]), path.with_suffix(".csv"))
     if as_json:
-        content = {"pooling": key, "split": split, "layers": [list(part) for part in rows]}
+        content = {"pooling": str(key), "split": split, "layers": [list(part) for part in rows]}
         print(json.dumps({**content, "cka": [[_number(v) for v in row] for row in found]}, indent=1))  # noqa: T201
         return
     say(f"{path.absolute()}")
@@ -79,16 +79,19 @@ def _number(value: float) -> float | None:
     return None if value != value else float(value)
 
 
-def choose_pooling(runs: list[Run], pooling: str | None) -> str:
-    """Return the pooling asked for, or the first that both runs have latents at, or the first of one."""
+def choose_latents(runs: list[Run], pooling: str | None) -> LatentsKey:
+    """Return the key of the pooling asked for, or the first that both runs have, or the first of one."""
     if pooling:
-        return pooling_key(pooling)
-    held = [[key for key in run.manifest.latents if "/" not in key and key != "pixelwise"] for run in runs]
+        return LatentsKey(pooling)
+    held = [
+        [key for key in run.manifest.latents if key.epoch is None and key.pooling != "pixelwise"]
+        for run in runs
+    ]
     both = [key for key in held[0] if key in held[1]]
-    return next(iter([*both, *held[0], *held[1], "pool4"]))
+    return next(iter([*both, *held[0], *held[1], LatentsKey("4")]))
 
 
-def check_samples(runs: list[Run], key: str, split: str) -> None:
+def check_samples(runs: list[Run], key: LatentsKey, split: str) -> None:
     """Check that two runs' latents are of the same samples in the same order, and as they were committed.
 
     Raises
@@ -100,7 +103,7 @@ def check_samples(runs: list[Run], key: str, split: str) -> None:
     """
     import numpy as np
 
-    first, second = (run.latents(key, split) for run in runs)
+    first, second = (run.latents(str(key), split) for run in runs)
     for what, one, other in (
         ("sample ids", first.sample_ids, second.sample_ids),
         ("labels", first.labels, second.labels),

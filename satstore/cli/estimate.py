@@ -320,7 +320,7 @@ def as_dict(found: Answer) -> dict[str, Any]:
                 "kind": layer.kind,
                 "output_shape": layer.output_shape,
                 "latents": {
-                    key: {
+                    str(key): {
                         "shape": shape,
                         "n_features": layer.n_features(key),
                         "float16_bytes": latent_bytes(shape, n_samples),

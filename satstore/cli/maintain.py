@@ -125,10 +125,10 @@ def as_record(name: str, usage: DiskUsage) -> dict[str, Any]:
     return {
         "run": name,
         "latents": [
-            {"pooling": pooling, "split": split, "layer": layer, "size_bytes": size_bytes}
-            for (pooling, split, layer), size_bytes in usage.latents.items()
+            {"pooling": str(key or ""), "split": split, "layer": layer, "size_bytes": size_bytes}
+            for (key, split, layer), size_bytes in usage.latents.items()
         ],
-        "latents_bytes": usage.poolings,
+        "latents_bytes": {str(key or ""): size_bytes for key, size_bytes in usage.by_key.items()},
         "analysis_bytes": usage.analysis_bytes,
         "checkpoint_bytes": usage.checkpoint_bytes,
         "other_bytes": usage.other_bytes,
@@ -138,35 +138,35 @@ def as_record(name: str, usage: DiskUsage) -> dict[str, Any]:
 
 def print_usages(console: SafeConsole, usages: dict[str, DiskUsage]) -> None:
     """Print one row per experiment, and their sum."""
-    keys = sorted({key for usage in usages.values() for key in usage.poolings if key})
+    keys = sorted({key for usage in usages.values() for key in usage.by_key if key}, key=str)
     rows = {
         name: [
-            *(usage.poolings.get(key, 0) for key in keys),
+            *(usage.by_key.get(key, 0) for key in keys),
             usage.analysis_bytes,
             usage.checkpoint_bytes,
-            usage.other_bytes + usage.poolings.get("", 0),
+            usage.other_bytes + usage.by_key.get(None, 0),
             usage.total_bytes,
         ]
         for name, usage in usages.items()
     }
-    print_sizes(console, "run", [*keys, "analysis", "checkpoint", "other", "total"], rows)
+    print_sizes(console, "run", [*map(str, keys), "analysis", "checkpoint", "other", "total"], rows)
 
 
 def print_usage(console: SafeConsole, name: str, usage: DiskUsage) -> None:
     """Print an experiment's latents layer by layer, then the rest."""
     console.print(name)
-    columns = list(dict.fromkeys((pooling, split) for pooling, split, _ in usage.latents if split))
+    columns = list(dict.fromkeys((key, split) for key, split, _ in usage.latents if split))
     layers = dict.fromkeys(layer for _, _, layer in usage.latents if layer)
     rows = {layer: [usage.latents.get((*column, layer), 0) for column in columns] for layer in layers}
     rows["labels, metadata"] = [usage.latents.get((*column, ""), 0) for column in columns]
     if columns:
-        print_sizes(console, "layer", [" ".join(column) for column in columns], rows)
-    latents = {f"latents {key}": size for key, size in usage.poolings.items() if key}
+        print_sizes(console, "layer", [f"{key or ''} {split}" for key, split in columns], rows)
+    latents = {f"latents {key}": size for key, size in usage.by_key.items() if key}
     rest = {
         **latents,
         "analysis": usage.analysis_bytes,
         "checkpoint": usage.checkpoint_bytes,
-        "other": usage.other_bytes + usage.poolings.get("", 0),
+        "other": usage.other_bytes + usage.by_key.get(None, 0),
     }
     print_sizes(console, "", ["size"], {key: [size_bytes] for key, size_bytes in rest.items()})
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from satstore.cli.console import SafeConsole, make_console, say
 from satstore.config.grid import list_configs, read_content
+from satstore.config.keys import ProbeKey
 from satstore.errors import ConfigError, CorruptError
 from satstore.registry import REGISTRIES, STAGES
 from satstore.runs.logs_folder import find_logs_dir, list_runs, open_run
@@ -78,7 +79,7 @@ def summarize(run: Run) -> dict[str, Any]:
 def describe_layers(run: Run) -> list[dict[str, Any]]:
     """Return an experiment's layers, in forward order, with what was measured after the last epoch."""
     summary = run.manifest.summary
-    tables = {key: summary.probe_accuracy[key] for key in run.probe_tables() if key in summary.probe_accuracy}
+    fitted = [key for key in run.manifest.last_probes if key in summary.probe_accuracy]
     layers = []
     for record in run.manifest.layers:
         saturation = summary.saturation.get(record.layer)
@@ -91,7 +92,9 @@ def describe_layers(run: Run) -> list[dict[str, Any]]:
                 "intrinsic_dimension": summary.intrinsic_dimension.get(record.layer),
                 "saturation": saturation,
                 "probe_accuracy": {
-                    key: found[record.layer] for key, found in tables.items() if record.layer in found
+                    str(key): summary.probe_accuracy[key][record.layer]
+                    for key in fitted
+                    if record.layer in summary.probe_accuracy[key]
                 },
             }
         )
@@ -163,7 +166,7 @@ def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Map
 
 def print_layers(console: SafeConsole, run: Run) -> None:
     """Print the table of an experiment's layers, each number with a small bar."""
-    keys = [key for key in run.manifest.summary.probe_accuracy if key in run.probe_tables()]
+    keys = [key for key in run.manifest.summary.probe_accuracy if key in run.manifest.last_probes]
     layers = describe_layers(run)
     widest = max(layer["n_features"] for layer in layers) or 1  # of imported layers, nobody knows
     deepest = max((layer["intrinsic_dimension"] or 0 for layer in layers), default=0) or 1
@@ -193,12 +196,12 @@ def print_layers(console: SafeConsole, run: Run) -> None:
         console.print("* did not converge")
 
 
-def find_unconverged(run: Run, keys: list[str]) -> set[tuple[str, str]]:
-    """Return pooling and layer of the probes that stopped before they converged."""
+def find_unconverged(run: Run, keys: list[ProbeKey]) -> set[tuple[ProbeKey, str]]:
+    """Return table and layer of the probes that stopped before they converged."""
     found = set()
     for key in keys:
-        if run.has_file(f"probe-{key}.csv"):
-            table = run.table(f"probe-{key}")
+        if run.has_file(key.file):
+            table = run.table(key.table)
             stopped = ~table["converged"].astype(bool) & table["eval_accuracy"].notna()
             found |= {(key, layer) for layer in table.loc[stopped, "layer"]}
     return found

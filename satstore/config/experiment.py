@@ -42,16 +42,6 @@ Pooling = Annotated[str, AfterValidator(_check_pooling)]
 ``pixelwise`` for unpooled maps whose features come last, ready for a probe of every position."""
 
 
-def pooling_key(pooling: str) -> str:
-    """Return the name that a pooling has on disk: ``pool4`` for ``"4"``, ``full`` for ``"full"``."""
-    return f"pool{pooling}" if pooling.isdecimal() else pooling
-
-
-def pooling_flag(key: str) -> str:
-    """Return what ``-d`` takes for a pooling of that name on disk: ``4`` for ``pool4``."""
-    return key.removeprefix("pool")
-
-
 def _as_ours(name: object) -> object:
     """Return our word for what delve calls otherwise."""
     return {"last_timestep": "last", "timestepwise": "every"}.get(str(name), name)

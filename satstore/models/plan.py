@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from satstore.config.experiment import ExperimentConfig, pooling_key
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.keys import LatentsKey
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,14 +22,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A layer, and the shape of one sample's latent at each pooling that it has latents at."""
+    """A layer, and the shape of one sample's latent by the keys of the last epoch that it has latents of."""
 
     layer: str
     kind: str
     output_shape: tuple[int, ...]
-    latents: Mapping[str, tuple[int, ...]]
+    latents: Mapping[LatentsKey, tuple[int, ...]]
 
-    def n_features(self, key: str) -> int:
+    def n_features(self, key: LatentsKey) -> int:
         """Features at a pooling, 0 if it has no latents there."""
         return prod(self.latents[key]) if key in self.latents else 0
 
@@ -55,13 +56,13 @@ class ModelPlan:
     widest: int
 
     @property
-    def keys(self) -> tuple[str, ...]:
-        """Keys of the poolings, such as ``pool4``."""
+    def keys(self) -> tuple[LatentsKey, ...]:
+        """The keys that layers have latents of."""
         return tuple(dict.fromkeys(key for layer in self.layers for key in layer.latents))
 
     @property
-    def shapes(self) -> dict[str, dict[str, tuple[int, ...]]]:
-        """Pooling key to layer to the shape of one sample's latent."""
+    def shapes(self) -> dict[LatentsKey, dict[str, tuple[int, ...]]]:
+        """Key to layer to the shape of one sample's latent."""
         return {
             key: {layer.layer: layer.latents[key] for layer in self.layers if key in layer.latents}
             for key in self.keys
@@ -147,9 +148,8 @@ def _plan_layer(layer: "Layer", module: "nn.Module", poolings: tuple[str, ...]) 
         blank = torch.empty(1, *layer.output_shape, device="meta")
         if type(module).__name__ == "LSTM":
             return (layer.output_shape[-1],)
-        size = int(pooling) if pooling.isdecimal() else "full"
-        return tuple(pool_latent(blank, module, size)[0].shape)  # type: ignore[arg-type]
+        return tuple(pool_latent(blank, module, "full" if pooling == "pixelwise" else pooling)[0].shape)
 
     n_axes = len(layer.output_shape)
-    latents = {pooling_key(p): shape(p) for p in poolings if p != "pixelwise" or n_axes > 1}
+    latents = {LatentsKey(p): shape(p) for p in poolings if p != "pixelwise" or n_axes > 1}
     return PlannedLayer(layer.name, layer.kind, layer.output_shape, latents)

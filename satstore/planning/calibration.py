@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from satstore.capture.recorders import LatentRecorder, MomentRecorder
-from satstore.config.experiment import ExperimentConfig, pooling_key
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.keys import LatentsKey
 from satstore.datasets.image_data import ImageData
 from satstore.registry import OPTIMIZERS
 from satstore.storage.zarr.compression_trial import encoded_ratio, encoding_rates
@@ -67,7 +67,7 @@ def measure_rates(
         F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    with LatentRecorder(layers, _sizes(poolings)) as latents, torch.inference_mode():
+    with LatentRecorder(layers, poolings) as latents, torch.inference_mode():
         model.eval()
         extract = _images_per_second(lambda images: (model(images), latents.pop()), config, device, most)
     with MomentRecorder(layers, config.conv_method, config.downsampling) as moments:
@@ -123,7 +123,7 @@ def measure_flops() -> float:
 
 def measure_ratios(
     config: ExperimentConfig, data: ImageData, poolings: tuple[str, ...]
-) -> dict[tuple[str, str], float]:
+) -> dict[tuple[LatentsKey, str], float]:
     """Encode a batch of latents as a store does; return bytes on disk per byte of float16, by key and layer.
 
     The model is untrained, its batch norms normalise by the batch: on digits that gave 0.93 where the trained
@@ -133,15 +133,11 @@ def measure_ratios(
     layers = {layer.name: module for layer, module in recorded_layers(model, config).items()}
     n = min(len(data.train_plain), max(2, min(config.batch_size, 2**22 // config.resolution**2)))
     images, _ = data.train_plain.__getitems__(range(n))
-    with LatentRecorder(layers, _sizes(poolings)) as recorder, torch.no_grad():
+    with LatentRecorder(layers, poolings) as recorder, torch.no_grad():
         model.train()(images.contiguous(memory_format=torch.channels_last))
         found = recorder.pop()
     return {
-        (pooling_key(str(pooling)), layer): encoded_ratio(latent.numpy())
+        (LatentsKey(pooling), layer): encoded_ratio(latent.numpy())
         for pooling, part in found.items()
         for layer, latent in part.items()
     }
-
-
-def _sizes(poolings: tuple[str, ...]) -> tuple[Any, ...]:
-    return tuple(int(p) if p.isdecimal() else p for p in poolings)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satstore.config.experiment import ExperimentConfig
+from satstore.config.keys import LatentsKey
 from satstore.errors import MemoryLimitError
 from satstore.models.plan import ModelPlan
 from satstore.system.cores import count_cores
@@ -31,8 +32,8 @@ Measured of latents pooled to 4 × 4 of networks trained on digits: vgg11_XS at 
 OPTIMIZER_VALUES = {"lrs": 1, "lrs60": 1, "sgd": 1}
 """Values that an optimizer keeps for every parameter; those that aren't here keep two, as Adam does."""
 
-Ratios = Mapping[tuple[str, str], float]
-"""Pooling key and layer to bytes on disk per byte of float16."""
+Ratios = Mapping[tuple[LatentsKey, str], float]
+"""Key and layer to bytes on disk per byte of float16."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,7 @@ def probe_memory(plan: ModelPlan, counts: Counts, n_threads: int, base_bytes: in
             C=1.0,
             tol=1e-4,
             max_iter=1,
-            n_positions=prod(shape[:-1]) if key == "pixelwise" else 1,
+            n_positions=prod(shape[:-1]) if key.pooling == "pixelwise" else 1,
         )
         for key, layers in plan.shapes.items()
         for shape in layers.values()
@@ -173,7 +174,7 @@ def probe_memory(plan: ModelPlan, counts: Counts, n_threads: int, base_bytes: in
 
 def stored_ratios(
     logs_dir: Path, config: ExperimentConfig, plan: ModelPlan
-) -> tuple[dict[tuple[str, str], float], str]:
+) -> tuple[dict[tuple[LatentsKey, str], float], str]:
     """Return how far latents of the same model and resolution were compressed in a logs folder, and whose.
 
     The newest run that has each pooling counts; empty where there is none.
@@ -181,7 +182,7 @@ def stored_ratios(
     from satstore.runs.logs_folder import list_runs
     from satstore.storage.zarr.layout import encode_layer
 
-    found: dict[tuple[str, str], float] = {}
+    found: dict[tuple[LatentsKey, str], float] = {}
     names = []
     alike = [r for r in list_runs(logs_dir, []) if _is_alike(r.config, config)] if logs_dir.is_dir() else []
     for run in sorted(alike, key=lambda run: run.manifest.created):

@@ -4,7 +4,7 @@ import math
 
 from satstore.analysis.advice import Advice, Evidence, advise
 from satstore.analysis.tail import LEAST_GAIN, TAIL_SHARE
-from satstore.runs.manifest import drawn_layers, split_probe_key
+from satstore.runs.manifest import drawn_layers
 from satstore.runs.run import Run
 
 
@@ -23,8 +23,8 @@ def gather(run: Run) -> Evidence:
     """Return what is known of a run after its last epoch, by the layers that figures show."""
     manifest, summary = run.manifest, run.manifest.summary
     layers = drawn_layers(manifest.layers)
-    tables = [key for key in run.probe_tables() if not split_probe_key(key).prefix]
-    rows = run.rows(f"probe-{tables[0]}") if tables else []
+    tables = [key for key in manifest.last_probes if not key.prefix]
+    rows = run.rows(tables[0].table) if tables else []
     stopped = {row["layer"] for row in rows if row.get("converged") == "False" and row["eval_accuracy"]}
     dataset, info = manifest.dataset, run.costs() or {"layers": [], "n_parameters": 0, "flops": 0}
     return Evidence(

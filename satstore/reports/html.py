@@ -139,7 +139,7 @@ def as_image(figure: "Figure") -> str:
 def tabulate_layers(run: Run) -> str:
     """Return the table of layers."""
     summary = run.manifest.summary
-    tables = [key for key in run.probe_tables() if key in summary.probe_accuracy]
+    tables = [key for key in run.manifest.last_probes if key in summary.probe_accuracy]
     heads = ["layer", "kind", "features", "dimension", "saturation", *(f"probe {key}" for key in tables)]
     rows = []
     for record in run.manifest.layers:

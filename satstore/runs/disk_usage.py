@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from urllib.parse import unquote
 
-from satstore.config.keys import EPOCHS, split_latents_key
+from satstore.config.keys import EPOCHS, LatentsKey
 from satstore.errors import CorruptError, NotFoundError, SatstoreError
 from satstore.runs.manifest import LATENTS, Manifest, checkpoint_name
 from satstore.runs.repair import record_call
@@ -16,6 +16,9 @@ from satstore.storage.safe_names import as_key
 
 SPLITS = ("train", "eval")
 
+UsageKey = tuple[LatentsKey | None, str, str]
+"""Key, split and layer of what is stored: None and ``""`` for what belongs to none."""
+
 
 @dataclass(frozen=True)
 class DiskUsage:
@@ -24,24 +27,24 @@ class DiskUsage:
     Attributes
     ----------
     latents
-        By key (``pool4``, ``epochs/5/pool4``), split and layer, layers in forward order; what belongs to no
-        layer, such as labels, is under ``""``, and so is the split of what belongs to no split.
+        By key, split and layer, layers in forward order; what belongs to no layer, such as labels, is under
+        ``""``, so is the split of what belongs to no split, and the store's own metadata are under None.
     analysis_bytes, checkpoint_bytes, other_bytes
         The store of spectra and probes, the checkpoints, and all other files of the run folder.
     """
 
-    latents: dict[tuple[str, str, str], int] = field(default_factory=dict)
+    latents: dict[UsageKey, int] = field(default_factory=dict)
     analysis_bytes: int = 0
     checkpoint_bytes: int = 0
     other_bytes: int = 0
 
     @property
-    def poolings(self) -> dict[str, int]:
-        """Bytes of latents by key, and of the store's own metadata under ``""``."""
-        found: Counter[str] = Counter()
-        for (pooling, _, _), size_bytes in self.latents.items():
-            found[pooling] += size_bytes
-        return dict(sorted(found.items()))
+    def by_key(self) -> dict[LatentsKey | None, int]:
+        """Bytes of latents by key, and of the store's own metadata under None."""
+        found: Counter[LatentsKey | None] = Counter()
+        for (key, _, _), size_bytes in self.latents.items():
+            found[key] += size_bytes
+        return {key: found[key] for key in sorted(found, key=lambda key: str(key or ""))}
 
     @property
     def total_bytes(self) -> int:
@@ -66,41 +69,45 @@ def measure(run: Run) -> DiskUsage:
     )
 
 
-def _measure_latents(run: Run, location: Location) -> dict[tuple[str, str, str], int]:
-    found: Counter[tuple[str, str, str]] = Counter()
-    for key, size_bytes in location.sizes().items():
-        found[_place(key)] += size_bytes
+def _measure_latents(run: Run, location: Location) -> dict[UsageKey, int]:
+    found: Counter[UsageKey] = Counter()
+    for path, size_bytes in location.sizes().items():
+        found[_place(path)] += size_bytes
     places = {place: _layer_name(location, *place) for place in found}
     order = {layer: index for index, layer in enumerate(run.layers)}
 
-    def rank(place: tuple[str, str, str]) -> tuple[str, bool, int]:
-        return place[0], place[1] != SPLITS[0], order.get(places[place], -1)
+    def rank(place: UsageKey) -> tuple[str, bool, int]:
+        return str(place[0] or ""), place[1] != SPLITS[0], order.get(places[place], -1)
 
     return {(*place[:2], places[place]): found[place] for place in sorted(found, key=rank)}
 
 
-def _place(key: str) -> tuple[str, str, str]:
-    """Return the latents' key, the split and the layer's key of a stored object."""
+def _place(path: str) -> UsageKey:
+    """Return the place of a stored object, the layer as it is encoded in the path."""
     for split in SPLITS:
-        pooling, found, rest = f"/{key}".partition(f"/{split}/")
+        above, found, rest = f"/{path}".partition(f"/{split}/")
         if found:
             layer, _, below = rest.partition("/")
             is_array = layer in ("label", "sample_id") or not below
-            return pooling.removeprefix("/"), split, "" if is_array else layer
-    group = key.rpartition("/")[0]
+            return _key_of(above.removeprefix("/")), split, "" if is_array else layer
+    group = path.rpartition("/")[0]
     is_shared = group.startswith(EPOCHS) and group.count("/") < 2  # by the poolings below
-    return "" if is_shared else group, "", ""
+    return _key_of("" if is_shared else group), "", ""
 
 
-def _layer_name(location: Location, pooling: str, split: str, key: str) -> str:
-    """Return the layer of a key; a key that was cut does not tell, but its group's attributes do."""
-    if "~" not in key:
-        return unquote(key)
+def _key_of(group: str) -> LatentsKey | None:
+    return LatentsKey.parse(group) if group else None
+
+
+def _layer_name(location: Location, key: LatentsKey | None, split: str, name: str) -> str:
+    """Return the layer of a group's name; one that was cut does not tell, but its attributes do."""
+    if "~" not in name:
+        return unquote(name)
     try:
-        group = json.loads(location.read(as_key(f"{pooling}/{split}/{key}/zarr.json")))
+        group = json.loads(location.read(as_key(f"{key or ''}/{split}/{name}/zarr.json")))
         return str(group["attributes"]["layer"])
     except (SatstoreError, OSError, ValueError, LookupError, TypeError, RecursionError):
-        return key
+        return name
 
 
 def latents_bytes(run: Run) -> int:
@@ -123,7 +130,7 @@ def check_removable(run: Run) -> None:
             f"{run.name} was recorded of a model and data that are in your own program: its latents could "
             f"not be extracted again, so they stay; to make it anew: {record_call(run)}"
         )
-    for epoch in dict.fromkeys([None, *(split_latents_key(key)[1] for key in run.manifest.latents)]):
+    for epoch in dict.fromkeys([None, *(key.epoch for key in run.manifest.latents)]):
         name = checkpoint_name(epoch)
         if not run.has_file(name):
             raise NotFoundError(

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from satstore.config.keys import LatentsKey
 from satstore.runs.manifest import LatentsRecord, Manifest
 from satstore.storage.commit_log import Committed
 from satstore.storage.files import FORMAT_VERSION
@@ -24,7 +25,7 @@ def describe_store(manifest: Manifest) -> dict[str, Any]:
 
 def describe_latents(
     committed: Committed,
-    key: str,
+    key: LatentsKey,
     layers: Mapping[str, Iterable[str]],
     *,
     checkpoint_sha256: str,
@@ -55,8 +56,8 @@ def describe_latents(
         checkpoint_sha256=checkpoint_sha256,
         mantissa_bits=mantissa_bits,
         layers=digests,
-        digest=committed.digest(key),
-        size_bytes=sum(found.size_bytes for found in committed.under(key).values()),
+        digest=committed.digest(str(key)),
+        size_bytes=sum(found.size_bytes for found in committed.under(str(key)).values()),
         n_train=n_samples["train"],
         n_eval=n_samples["eval"],
     )

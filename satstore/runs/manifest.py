@@ -4,13 +4,23 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    GetPydanticSchema,
+    PlainSerializer,
+    ValidationError,
+)
 from pydantic_core import from_json
 
-from satstore.config.keys import latents_key, split_latents_key
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.config.validation import describe_invalid
 from satstore.errors import CorruptError, NotFoundError
 from satstore.storage.files import FORMAT_VERSION, Digest
@@ -34,9 +44,6 @@ def checkpoint_name(epoch: int | None) -> str:
 LATENTS = "latents.zarr"
 """The name of the store of latents, wherever it lies."""
 
-EPOCH_PART = re.compile(r"epoch(0|[1-9][0-9]{0,5})")
-"""How tables of probes name an earlier epoch; no prefix may end so."""
-
 STAGE_KEYS = ("train", "extract", "saturation", "probe", "receptive_field", "project", "flops")
 """The stages that a manifest knows, in the order in which they are run."""
 
@@ -50,11 +57,31 @@ Share = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 MAX_EPOCHS = 10**6
 """More than any training has: what is drawn, and kept, by epoch has room."""
 
-LatentsKey = Annotated[str, Field(pattern=r"^(epochs/(0|[1-9][0-9]{0,5})/)?[A-Za-z0-9_]{1,80}$")]
-"""As :func:`satstore.config.keys.latents_key` makes them; it is a path in a store."""
 
-ProbesKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}$")]
-"""As :func:`probe_key` makes them; it is part of a file's name."""
+def _as_text(key: object) -> object:
+    return str(key) if isinstance(key, LatentsKey | ProbeKey) else key
+
+
+def _stored_as_text(kind: type[LatentsKey | ProbeKey], pattern: str) -> GetPydanticSchema:
+    """Return the annotation of keys that JSON has as text of a pattern; text that is no key's is refused."""
+
+    def parse(text: str) -> LatentsKey | ProbeKey:
+        key = kind.parse(text)
+        if str(key) != text:
+            raise ValueError(f"expected {str(key)!r}")
+        return key
+
+    checks = BeforeValidator(_as_text), Field(pattern=pattern), AfterValidator(parse), PlainSerializer(str)
+    return GetPydanticSchema(lambda _, handler: handler.generate_schema(Annotated[str, *checks]))
+
+
+StoredLatentsKey = Annotated[
+    LatentsKey, _stored_as_text(LatentsKey, r"^(epochs/(0|[1-9][0-9]{0,5})/)?[A-Za-z0-9_]{1,80}$")
+]
+"""Its text is a path in a store."""
+
+StoredProbeKey = Annotated[ProbeKey, _stored_as_text(ProbeKey, r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,200}$")]
+"""Its text is part of a file's name."""
 
 
 def _check_file_name(name: str) -> str:
@@ -173,41 +200,6 @@ class ProbesRecord(_Record):
         return self.C, self.tol, self.max_iter
 
 
-class ProbeTable(NamedTuple):
-    """What a table of probes is of: the key of the latents, and the prefix, empty where there is none."""
-
-    latents: str
-    prefix: str
-
-    @property
-    def pooling(self) -> str:
-        """The pooling of the latents: ``pool4``."""
-        return split_latents_key(self.latents)[0]
-
-    @property
-    def epoch(self) -> int | None:
-        """The epoch of the latents, None for the last."""
-        return split_latents_key(self.latents)[1]
-
-
-def probe_key(latents: str, prefix: str | None) -> str:
-    """Return the name of the table of probes of some latents.
-
-    ``pool4``, or ``P-pool4`` with the prefix ``P``; of an earlier epoch ``epoch5-pool4``, ``P-epoch5-pool4``.
-    """
-    pooling, epoch = split_latents_key(latents)
-    return "-".join(part for part in (prefix, "" if epoch is None else f"epoch{epoch}", pooling) if part)
-
-
-def split_probe_key(key: str) -> ProbeTable:
-    """Return what a table of probes is of, by its name."""
-    prefix, _, pooling = key.rpartition("-")
-    before, _, last = prefix.rpartition("-")
-    if EPOCH_PART.fullmatch(last):
-        return ProbeTable(latents_key(pooling, int(last.removeprefix("epoch"))), before)
-    return ProbeTable(pooling, prefix)
-
-
 class StageRecord(_Record):
     """How a stage's last start went."""
 
@@ -225,7 +217,7 @@ class Summary(_Record):
     test_accuracy: Share | None = None
     intrinsic_dimension: dict[str, Count | None] = Field(default_factory=dict)
     saturation: dict[str, Share | None] = Field(default_factory=dict)
-    probe_accuracy: dict[ProbesKey, dict[str, Share | None]] = Field(default_factory=dict)
+    probe_accuracy: dict[StoredProbeKey, dict[str, Share | None]] = Field(default_factory=dict)
     border_layer: str | None = None
     strict_border_layer: str | None = None
 
@@ -267,11 +259,16 @@ class Manifest(_Record):
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     files: dict[FileName, FileRecord] = Field(default_factory=dict)
     latents_path: Annotated[str, AfterValidator(_check_latents_path)] = LATENTS
-    latents: dict[LatentsKey, LatentsRecord] = Field(default_factory=dict)
-    re_extractable: dict[LatentsKey, LatentsRecord] = Field(default_factory=dict)
-    probes: dict[ProbesKey, ProbesRecord] = Field(default_factory=dict)
+    latents: dict[StoredLatentsKey, LatentsRecord] = Field(default_factory=dict)
+    re_extractable: dict[StoredLatentsKey, LatentsRecord] = Field(default_factory=dict)
+    probes: dict[StoredProbeKey, ProbesRecord] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
     summary: Summary = Field(default_factory=Summary)
+
+    @property
+    def last_probes(self) -> list[ProbeKey]:
+        """The tables of probes on the last epoch's latents, as they were fitted."""
+        return [key for key in self.probes if key.latents.epoch is None]
 
     @property
     def size_bytes(self) -> int:

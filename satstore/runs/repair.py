@@ -1,18 +1,10 @@
 """The commands that repair or complete a run, for messages to quote."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from satstore.config.experiment import pooling_flag
-from satstore.config.keys import split_latents_key
-from satstore.runs.manifest import (
-    Manifest,
-    split_probe_key,
-)
-
-if TYPE_CHECKING:
-    pass
-
+from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.runs.manifest import Manifest
 
 MAKERS: Mapping[str, str] = {
     "saturation.csv": "saturation",
@@ -58,18 +50,17 @@ def damage_remedy(run: NamedRun, name: str) -> str:
 def repair_command(run: NamedRun, name: str) -> str:
     """Return the command that makes a file of the run folder again."""
     if name.startswith("probe-"):
-        command = probe_command(run, name.removeprefix("probe-").removesuffix(".csv"))
+        command = probe_command(run, ProbeKey.parse(name.removeprefix("probe-").removesuffix(".csv")))
     else:
         command = f"satstore {MAKERS.get(name, 'train')} --run {run.name}"
     return f"{command} --overwrite"
 
 
-def probe_command(run: NamedRun, key: str) -> str:
-    """Return the command that fits the probes of a table (``pool4``), or what is missing of them."""
-    table = split_probe_key(key)
-    named = f" --prefix {table.prefix}" if table.prefix else ""
-    flags = f" -d {pooling_flag(table.pooling)}{_epoch_flags(run, table.epoch)}"
-    return f"satstore probe --run {run.name}{flags}{named}"
+def probe_command(run: NamedRun, key: ProbeKey) -> str:
+    """Return the command that fits the probes of a table, or what is missing of them."""
+    prefix = f" --prefix {key.prefix}" if key.prefix else ""
+    flags = f" -d {key.latents.pooling}{_epoch_flags(run, key.latents.epoch)}"
+    return f"satstore probe --run {run.name}{flags}{prefix}"
 
 
 def record_call(run: NamedRun) -> str:
@@ -77,21 +68,19 @@ def record_call(run: NamedRun) -> str:
     return f"satstore.record(…, {run.run_id!r}, overwrite=True)"
 
 
-def extract_command(run: NamedRun, *keys: str, overwrite: bool = False) -> str:
+def extract_command(run: NamedRun, *keys: LatentsKey, overwrite: bool = False) -> str:
     """Return the command that writes some latents, or what is missing of them; or commands, after ``;``.
 
     Parameters
     ----------
-    *keys
-        Such as ``pool4``, or ``epochs/5/pool4`` of an earlier epoch.
     overwrite
         Also what is there.
     """
     if run.is_recorded:
         return record_call(run)
     poolings: dict[int | None, str] = {}
-    for pooling, epoch in map(split_latents_key, keys):
-        poolings[epoch] = f"{poolings.get(epoch, '')} -d {pooling_flag(pooling)}"
+    for key in keys:
+        poolings[key.epoch] = f"{poolings.get(key.epoch, '')} -d {key.pooling}"
     epochs: dict[str, list[int | None]] = {}
     for epoch, flags in poolings.items():
         epochs.setdefault(flags, []).append(epoch)

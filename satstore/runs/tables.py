@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from satstore.config.experiment import pooling_flag
-from satstore.config.keys import latents_key
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.config.validation import describe_invalid
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError, printable
 from satstore.registry import suggest
 from satstore.runs.file_formats import CostsFile, find_table, read_cells
 from satstore.runs.folder import RunFolder, reading_anew
-from satstore.runs.manifest import (
-    split_probe_key,
-)
 from satstore.runs.repair import damage_remedy, extract_command, probe_command
 from satstore.storage.commit_log import is_anything, is_metadata
 from satstore.storage.location import Folder
@@ -112,21 +108,23 @@ class RunResults(RunFolder):
         """
         from satstore.storage.zarr import open_latents
 
-        key = latents_key(pooling, None if epoch == self.last_epoch else epoch)
+        key = LatentsKey.parse(pooling)
+        if epoch not in (None, self.last_epoch):
+            key = key.at(epoch)
         command = extract_command(self, key)
         if key in self.manifest.re_extractable:
             raise NotFoundError(
-                f"the latents {key!r} of {self.name} were removed; write them again with: {command}"
+                f"the latents {str(key)!r} of {self.name} were removed; write them again with: {command}"
             )
         if key not in self.manifest.latents:
-            stored = ", ".join(self.manifest.latents) or "none"
+            stored = ", ".join(map(str, self.manifest.latents)) or "none"
             raise NotFoundError(
-                f"{self.name} has no latents {key!r} (stored: {stored}); write them with: {command}"
+                f"{self.name} has no latents {str(key)!r} (stored: {stored}); write them with: {command}"
             )
         remedy = f"write it again with: {command}"
         location = self.latents_location
         self.commits.read(location.name).check(location, f"{key}/{split}", remedy)
-        found = open_latents(self.latents_path).split(key, split)
+        found = open_latents(self.latents_path).split(str(key), split)
         layers = self.manifest.latents[key].layers
         return found.only(layers.get(split, {})) if layers else found
 
@@ -203,7 +201,7 @@ class RunResults(RunFolder):
 
     def probe_tables(self) -> list[str]:
         """Return the names of the tables of probes on the last epoch's latents, as they were fitted."""
-        return [key for key in self.manifest.probes if split_probe_key(key).epoch is None]
+        return [str(key) for key in self.manifest.last_probes]
 
     def probe_evolution(self, pooling: str = "pool4", prefix: str = "") -> "pd.DataFrame":
         """Return the probes of every epoch that has some, the last one's included.
@@ -231,14 +229,15 @@ class RunResults(RunFolder):
         import pandas as pd
 
         tables = {}
+        wanted = LatentsKey.parse(pooling).pooling, prefix
         for key in self.manifest.probes:
-            table = split_probe_key(key)
-            if (table.pooling, table.prefix) == (pooling, prefix) and self.has_file(f"probe-{key}.csv"):
-                tables[self.last_epoch if table.epoch is None else table.epoch] = f"probe-{key}"
+            epoch = key.latents.epoch
+            if (key.latents.pooling, key.prefix) == wanted and self.has_file(key.file):
+                tables[self.last_epoch if epoch is None else epoch] = key.table
         if not tables:
             raise NotFoundError(
                 f"{self.name} has no probes at {pooling!r} yet; fit them with: "
-                f"satstore probe --run {self.name} -d {pooling_flag(pooling)}"
+                f"satstore probe --run {self.name} -d {wanted[0]}"
             )
         found = [self.table(tables[epoch]).assign(epoch=epoch) for epoch in sorted(tables)]
         rows = pd.concat(found, ignore_index=True)
@@ -276,13 +275,13 @@ class RunResults(RunFolder):
 
         from satstore.storage.zarr import AnalysisStore
 
-        key = table or next(iter(self.probe_tables()), "pool4")
+        key = ProbeKey.parse(table or next(iter(self.probe_tables()), "pool4"))
         self._check_probe(layer, key)
         remedy = f"fit it again with: {probe_command(self, key)} --overwrite"
         self.commits.read(self.analysis_path.name).check(
             Folder(self.analysis_path), f"probes/{key}", remedy, is_anything
         )
-        arrays = AnalysisStore(self.analysis_path).probe(key, layer)
+        arrays = AnalysisStore(self.analysis_path).probe(str(key), layer)
         if "confusion" not in arrays:
             raise NotFoundError(
                 f"{self.name} has no confusion of layer {layer} at {key}: matrices of that many classes and "
@@ -311,19 +310,19 @@ class RunResults(RunFolder):
         accuracy: pd.Series[float] = counts.to_numpy().diagonal() / counts.sum(axis=1)
         return accuracy.rename("accuracy")
 
-    def _check_probe(self, layer: str, key: str) -> None:
+    def _check_probe(self, layer: str, key: ProbeKey) -> None:
         if layer not in self.layers:
             raise UnknownNameError(f"{self.name} has no layer {layer!r}{suggest(layer, self.layers)}")
         tables = self.manifest.summary.probe_accuracy
         if layer not in tables.get(key, {}):
-            fitted = ", ".join(tables) or "none"
+            fitted = ", ".join(map(str, tables)) or "none"
             raise NotFoundError(
-                f"{self.name} has no probe of layer {layer} at {key!r} (tables fitted: {fitted}); "
+                f"{self.name} has no probe of layer {layer} at {str(key)!r} (tables fitted: {fitted}); "
                 f"fit it with: {probe_command(self, key)}"
             )
         if tables[key][layer] is None:
             raise NotFoundError(
-                f"{self.name}: layer {layer} at {key} allows no probe; its row in probe-{key}.csv says why"
+                f"{self.name}: layer {layer} at {key} allows no probe; its row in {key.file} says why"
             )
 
 

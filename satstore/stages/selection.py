@@ -4,8 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from satstore.config.experiment import pooling_key
-from satstore.config.keys import latents_key
+from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import suggest
 from satstore.runs.manifest import checkpoint_name
@@ -93,7 +92,7 @@ def list_epochs(epochs: Iterable[int]) -> str:
     return ", ".join(str(epoch + 1) for epoch in epochs)
 
 
-def latents_of(run: Run, parameters: Any) -> list[str]:
+def latents_of(run: Run, parameters: Any) -> list[LatentsKey]:
     """Return the keys of the latents that parameters ask for: of each epoch, the last first, each pooling."""
-    poolings = [pooling_key(pooling) for pooling in poolings_of(run, parameters)]
-    return [latents_key(pooling, epoch) for epoch in epochs_of(run, parameters) for pooling in poolings]
+    poolings = poolings_of(run, parameters)
+    return [LatentsKey(pooling, epoch) for epoch in epochs_of(run, parameters) for pooling in poolings]

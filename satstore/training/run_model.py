@@ -47,12 +47,11 @@ def recorded_layers(
 
 @contextmanager
 def recording(
-    model: nn.Module, layers: Mapping[str, nn.Module], keys: Iterable[str]
+    model: nn.Module, layers: Mapping[str, nn.Module], poolings: Iterable[str]
 ) -> Iterator[LatentRecorder]:
-    """Record the latents of some of a model's layers, in eval mode, at some poolings (``pool4``)."""
+    """Record the latents of some of a model's layers, in eval mode, at some poolings."""
     model.eval()
-    sizes = tuple(int(k.removeprefix("pool")) if k.startswith("pool") else k for k in keys)
-    with LatentRecorder(layers, sizes) as recorder:  # type: ignore[arg-type]
+    with LatentRecorder(layers, poolings) as recorder:
         yield recorder
 
 

@@ -27,6 +27,7 @@ from splits import (
     log_of,
 )
 
+from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, MemoryLimitError, NotFoundError, UnknownNameError
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.files import Digest, WriteError
@@ -499,7 +500,7 @@ def test_writer__refuses_an_end_that_comes_too_early_or_too_late(root: Path) -> 
 def test_writer__never_broadcasts(root: Path) -> None:
     split = Split(29, {"pool2": {"conv0": (4, 2, 2), "fc": (5,)}})
     writer = split.open(root)
-    batch = {"pool2": {"conv0": split.latents["pool2"]["conv0"][:4], "fc": np.zeros((4, 1))}}
+    batch = {LatentsKey("2"): {"conv0": split.latents["pool2"]["conv0"][:4], "fc": np.zeros((4, 1))}}
     with pytest.raises(ConfigError, match=r"layer fc: latents of shape \(1,\), expected \(5,\)"):
         writer.append(batch, 0)
 
@@ -640,7 +641,7 @@ def test_problems__name_layer_rows_and_counts(root: Path) -> None:
     split.latents["full"]["fc"] = split.latents["full"]["fc"].astype(np.float64)  # type: ignore[assignment]
     split.latents["full"]["fc"][28, 1:3] = -66000, 1e300
     writer = split.write(root, batch_size=7)
-    found = {(p.pooling, p.layer): p for p in writer.problems}
+    found = {(str(p.key), p.layer): p for p in writer.problems}
     assert found.keys() == {("pool2", "conv0"), ("full", "fc")}
     conv, fc = found["pool2", "conv0"], found["full", "fc"]
     assert (conv.first_row, conv.last_row, conv.n_non_finite, conv.n_overflows) == (8, 14, 3, 0)

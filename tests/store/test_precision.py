@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from splits import Split, check_whole, contents, interrupted, log_of
 from zarr.codecs import BloscCodec
 
+from satstore.config.keys import LatentsKey
 from satstore.storage.location import Folder
 from satstore.storage.zarr import LatentWriter, open_latents
 from satstore.storage.zarr.compression_trial import encoded_ratio
@@ -261,7 +262,15 @@ def test_writer__of_unknown_length_takes_surprises(root: Path, first: str) -> No
     root.parent.mkdir(exist_ok=True)
     attributes = {"format_version": 1, "layers": ["conv0", "fc"]}
     with LatentWriter(
-        Folder(root), log_of(root), attributes, {}, SHAPES, "train", None, None, shard_rows=8
+        Folder(root),
+        log_of(root),
+        attributes,
+        {},
+        {LatentsKey("2"): SHAPES["pool2"]},
+        "train",
+        None,
+        None,
+        shard_rows=8,
     ) as writer:
         for start in range(0, 29, 5):
             split.append(writer, start, min(29, start + 5))

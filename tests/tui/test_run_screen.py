@@ -33,6 +33,7 @@ from textual.pilot import Pilot
 from textual.widgets import Log, Static, TabbedContent
 from textual_plot import PlotWidget
 
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.reports.listing.job_text import describe_job
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
@@ -106,7 +107,7 @@ async def test_run_screen__draws_both_curves_and_reads_out_the_cursor(
         assert layer in read_static(pilot, "#layer")
         assert "sees 3 px" in read_static(pilot, "#layer")
         assert f"saturation {saturation:.1%}" in read_static(pilot, "#values")
-        probe = run.manifest.summary.probe_accuracy["pool4"][layer]
+        probe = run.manifest.summary.probe_accuracy[ProbeKey(LatentsKey("4"))][layer]
         assert f"probe pool4 {probe:.1%}" in read_static(pilot, "#values")
         assert f"border {run.manifest.summary.border_layer}" in read_static(pilot, "#values")
         lines = read_screen(pilot)
@@ -314,7 +315,7 @@ async def test_run_screen__exports(
         table = run.saturation(0.98, split="train").query("epoch == 1").set_index("layer")
         for row in rows:
             assert float(row["saturation"]) == pytest.approx(table["saturation"][row["layer"]])
-            accuracy = run.manifest.summary.probe_accuracy["pool4"][row["layer"]]
+            accuracy = run.manifest.summary.probe_accuracy[ProbeKey(LatentsKey("4"))][row["layer"]]
             assert float(row["probe_pool4"]) == pytest.approx(accuracy)
 
 

@@ -18,6 +18,7 @@ from satstore.compat.phd_lab.tables import (
 from satstore.compat.phd_lab.tree import Original, find_originals, read_config, read_table, reading
 from satstore.compat.phd_lab.weights import pack_weights, read_weights
 from satstore.config.experiment import ExperimentConfig
+from satstore.config.keys import ProbeKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import check_run_id, make_run
@@ -118,7 +119,7 @@ class Content:
     test_accuracy: float | None
     saturation: dict[str, float | None]
     dimension: dict[str, int | None]
-    probes: dict[str, dict[str, float | None]]
+    probes: dict[ProbeKey, dict[str, float | None]]
     border: str | None
     source: str
     warnings: list[str]
@@ -146,7 +147,7 @@ def read_original(original: Original, root: Path) -> tuple[ExperimentConfig, Con
         dimensions.insert(0, "delta", config.delta)
         dimensions["index"] = [[r.layer for r in layers].index(layer) for layer in dimensions["layer"]]
         files["saturation.csv"] = as_csv(dimensions)
-    files |= {f"probe-{key}.csv": as_csv(found) for key, found in probes.items()}
+    files |= {key.file: as_csv(found) for key, found in probes.items()}
     if fields is not None:
         files["receptive_field.csv"] = as_csv(fields)
     projections = read_projections(original, root, config)

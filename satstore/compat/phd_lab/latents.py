@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from satstore.compat.phd_lab.tables import DEFAULT_POOLING
 from satstore.compat.phd_lab.tree import dotted, reading
+from satstore.config.keys import LatentsKey
 from satstore.errors import CorruptError
 from satstore.runs.latents_record import describe_latents, describe_store
 from satstore.runs.manifest import DatasetRecord, LayerRecord, Manifest
@@ -60,11 +61,10 @@ class Pickles:
     warnings: list[str] = field(default_factory=list)
 
     @property
-    def key(self) -> str:
-        """What satstore calls them: ``pool4``, or ``full`` where maps have several sizes."""
-        sizes = {shape[1] for shape in self.shapes.values() if len(shape) > 1}
-        size = sizes.pop() if len(sizes) == 1 else None if sizes else DEFAULT_POOLING
-        return "full" if size is None else f"pool{size}"
+    def key(self) -> LatentsKey:
+        """Return the key that satstore has for them: their maps' size, or ``full`` where it has several."""
+        sizes = {shape[1] for shape in self.shapes.values() if len(shape) > 1} or {DEFAULT_POOLING}
+        return LatentsKey(str(sizes.pop()) if len(sizes) == 1 else "full")
 
 
 def find_folders(root: Path, tables: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
@@ -227,11 +227,12 @@ def _as_rows(batch: NDArray[Any], path: Path, shape: tuple[int, ...]) -> NDArray
 
 def note_data(run: Run, pickles: Pickles) -> None:
     """Record in the manifest what the latents tell of the data, unless more is known; and the maps' sizes."""
+    whole = pickles.shapes if pickles.key.pooling == "full" else {}
 
     def change(manifest: Manifest) -> None:
         for record in manifest.layers:
-            shape = pickles.shapes.get(record.layer)
-            if shape is not None and len(shape) > 1 and 0 in record.output_shape and pickles.key == "full":
+            shape = whole.get(record.layer, ())
+            if len(shape) > 1 and 0 in record.output_shape:
                 record.output_shape = list(shape)
         if manifest.dataset is not None:
             return

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from satstore.compat.phd_lab.tree import NAME, Original, dotted, read_table, reading
 from satstore.config.experiment import ExperimentConfig
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import CorruptError
 from satstore.runs.manifest import LayerRecord
 
@@ -92,8 +93,8 @@ def describe_layers(dimensions: "pd.DataFrame", state: "Mapping[str, Any] | None
     return records
 
 
-def read_probes(original: Original, layers: list[LayerRecord]) -> "Iterator[tuple[str, pd.DataFrame]]":
-    """Yield the tables of probes, by the names that satstore has for them."""
+def read_probes(original: Original, layers: list[LayerRecord]) -> "Iterator[tuple[ProbeKey, pd.DataFrame]]":
+    """Yield the tables of probes, by the keys that satstore has for them."""
     import pandas as pd
 
     known = {record.layer: record.n_features for record in layers}
@@ -134,16 +135,16 @@ def read_probes(original: Original, layers: list[LayerRecord]) -> "Iterator[tupl
         yield key, found.assign(top5=float("nan"), converged=True, error="")
 
 
-def name_table(prefix: str | None) -> str:
-    """Return the name of a table of probes by the prefix of its file: ``4x4`` is ``pool4``."""
+def name_table(prefix: str | None) -> ProbeKey:
+    """Return the key of a table of probes by the prefix of its file: ``4x4`` is ``pool4``."""
     if not prefix:
-        return f"pool{DEFAULT_POOLING}"
+        return ProbeKey(LatentsKey(f"{DEFAULT_POOLING}"))
     size = re.fullmatch(r"(\d+)x\1", prefix)
     if size:
-        return f"pool{size[1]}"
+        return ProbeKey(LatentsKey(size[1]))
     if prefix in ("pixelwise", "perpixel"):
-        return "pixelwise"
-    return f"{re.sub(r'[^A-Za-z0-9_]+', '_', prefix)}-pool{DEFAULT_POOLING}"
+        return ProbeKey(LatentsKey("pixelwise"))
+    return ProbeKey.parse(f"{re.sub(r'[^A-Za-z0-9_]+', '_', prefix)}-pool{DEFAULT_POOLING}")
 
 
 def read_fields(

@@ -9,7 +9,6 @@ from matplotlib.ticker import MaxNLocator
 from satstore.errors import NotFoundError
 from satstore.reports.plots.layer_curves import shown_layers
 from satstore.reports.plots.style import MODEL, break_text, finish_axes, legend_beside, with_plain_names
-from satstore.runs.manifest import split_probe_key
 from satstore.runs.run import Run
 
 if TYPE_CHECKING:
@@ -66,9 +65,9 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
 def evolution_tables(run: Run) -> dict[str, "pd.DataFrame"]:
     """Return what there is of probe accuracy and saturation, by title: epochs (rows) by layers (columns)."""
     tables: dict[str, pd.DataFrame] = {}
-    keys = [*run.probe_tables(), *run.manifest.probes]
-    fitted = [split_probe_key(key) for key in keys if run.has_file(f"probe-{key}.csv")]
-    pooling = next((table.pooling for table in fitted if not table.prefix), None)
+    keys = [*run.manifest.last_probes, *run.manifest.probes]
+    fitted = [key.latents.group for key in keys if not key.prefix and run.has_file(key.file)]
+    pooling = next(iter(fitted), None)
     if pooling is not None:
         found = run.probe_evolution(pooling)  # of pixelwise, the mean over the positions
         tables[f"probe accuracy ({pooling})"] = found.pivot_table("eval_accuracy", "epoch", "layer")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from satstore.config.keys import ProbeKey
 from satstore.config.naming import name_experiments
 from satstore.errors import NotFoundError
 from satstore.reports.colors import PROBES, RUNS, SATURATION
@@ -22,7 +23,7 @@ from satstore.reports.plots.style import (
     name_places,
     with_plain_names,
 )
-from satstore.runs.manifest import drawn_layers, split_probe_key
+from satstore.runs.manifest import drawn_layers
 from satstore.runs.run import Run
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def draw_layers(
     layers: list[str],
     delta: float | None = None,
     epoch: int | None = None,
-    poolings: Sequence[str] | None = None,
+    tables: Sequence[ProbeKey] | None = None,
     size: float = 8,
     width: float | None = None,
 ) -> bool:
@@ -82,21 +83,21 @@ def draw_layers(
 
     Parameters
     ----------
-    poolings
-        The tables of probes to draw, such as ``pool4``; by default all that were fitted without a prefix.
+    tables
+        The tables of probes to draw; by default all that were fitted without a prefix.
     size, width
         Of the layers' names, in points, and of the axes, in inches; see :func:`.style.name_places`.
     """
     probes = probe_curves(run, layers, epoch)
-    if poolings is not None:
-        probes = {key: probes[key] for key in poolings if key in probes}
+    if tables is not None:
+        probes = {key: probes[key] for key in tables if key in probes}
     saturation = saturation_curve(run, layers, delta, epoch)
     places = range(len(layers))
     if saturation is not None:
         label = "saturation" if delta is None else f"saturation (delta {delta:g})"
         draw_curve(axes, places, layers, saturation, color=SATURATION, marker="o", label=label)
     for (key, accuracy), color, marker in zip(probes.items(), cycle(PROBES), cycle(MARKERS), strict=False):
-        label = f"probe accuracy ({key})"
+        label = f"probe accuracy ({key.latents.group})"
         draw_curve(axes, places, layers, accuracy, color=color, marker=marker, label=label)
     reached = model_accuracy(run, epoch)
     if reached is not None:
@@ -183,18 +184,17 @@ def saturation_curve(
     return {layer: numbers[layer] for layer in layers if layer in numbers} if found else None
 
 
-def probe_curves(run: Run, layers: Sequence[str], epoch: int | None) -> dict[str, dict[str, float]]:
-    """Return the accuracy of some layers' probes after an epoch, by pooling; the mean over positions.
+def probe_curves(run: Run, layers: Sequence[str], epoch: int | None) -> dict[ProbeKey, dict[str, float]]:
+    """Return the accuracy of some layers' probes after an epoch, by table; the mean over positions.
 
     A layer that allows no probe has NaN, one that wasn't fitted is left out.
     """
     wanted = None if epoch in (None, run.last_epoch) else epoch
-    found: dict[str, dict[str, float]] = {}
+    found: dict[ProbeKey, dict[str, float]] = {}
     for key in run.manifest.probes:
-        table = split_probe_key(key)
-        if not table.prefix and table.epoch == wanted and run.has_file(f"probe-{key}.csv"):
-            accuracy = run.table(f"probe-{key}").groupby("layer")["eval_accuracy"].mean().to_dict()
-            found[table.pooling] = {layer: accuracy[layer] for layer in layers if layer in accuracy}
+        if not key.prefix and key.latents.epoch == wanted and run.has_file(key.file):
+            accuracy = run.table(key.table).groupby("layer")["eval_accuracy"].mean().to_dict()
+            found[key] = {layer: accuracy[layer] for layer in layers if layer in accuracy}
     return found
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from satstore.config.experiment import ExperimentConfig, pooling_key
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.config.naming import KEYS, describe_value, name_experiments, varied_keys
 from satstore.reports.colors import PROBES, SATURATION
 from satstore.reports.plots.layer_curves import draw_layers, model_accuracy, shown_layers
@@ -47,6 +48,11 @@ class Panel:
     command: str
 
     @property
+    def tables(self) -> list[ProbeKey]:
+        """The tables of probes that the config asks for, of the last epoch."""
+        return [ProbeKey(LatentsKey(pooling)) for pooling in self.config.pooling]
+
+    @property
     def lacks(self) -> list[str]:
         """What the config asks for and is not there yet: ``training``, ``saturation``, ``probes``."""
         run, stages = self.run, self.config.stages
@@ -54,8 +60,7 @@ class Panel:
             return ["training"]
         lacking = [] if run.manifest.summary.saturation or "saturation" not in stages else ["saturation"]
         if "probe" in stages:
-            keys = [pooling_key(pooling) for pooling in self.config.pooling]
-            lacking += [f"probes at {key}" for key in keys if not run.has_file(f"probe-{key}.csv")]
+            lacking += [f"probes at {key}" for key in self.tables if not run.has_file(key.file)]
         if "receptive-field" in stages:
             lacking += [] if run.has_file("receptive_field.csv") else ["receptive field"]
         return lacking
@@ -133,8 +138,7 @@ def draw_panel(axes: "Axes", panel: Panel, name: str, published: bool) -> None:
     run, is_drawn = panel.run, False
     if run is not None and run.layers:
         layers = shown_layers(run)
-        poolings = [pooling_key(pooling) for pooling in panel.config.pooling]
-        is_drawn = draw_layers(axes, run, layers, poolings=poolings, size=SIZE - 1.5, width=PANEL[0] - 0.5)
+        is_drawn = draw_layers(axes, run, layers, tables=panel.tables, size=SIZE - 1.5, width=PANEL[0] - 0.5)
         axes.set_ylabel("saturation, accuracy", fontsize=SIZE)
         if published:
             draw_published(axes, panel.config, len(layers))

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import NotFoundError
 from satstore.reports.plots.layer_curves import model_accuracy, shown_layers
 from satstore.reports.plots.style import WIDEST, break_name, break_text, with_plain_names
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PIXELWISE = "pixelwise"
+TABLE = ProbeKey(LatentsKey(PIXELWISE))
 COLORS = "cividis"
 """Of heat maps: even in lightness, and alike to people with any colour vision."""
 N_COLUMNS = 7
@@ -24,9 +26,9 @@ N_COLUMNS = 7
 
 def pixelwise_maps(run: Run, layers: Sequence[str]) -> "dict[str, NDArray[np.float64]]":
     """Return the accuracy of each position's probe, (y, x), of the layers that have such probes."""
-    if PIXELWISE not in run.manifest.probes or not run.has_file(f"probe-{PIXELWISE}.csv"):
+    if TABLE not in run.manifest.probes or not run.has_file(TABLE.file):
         return {}
-    table = run.table(f"probe-{PIXELWISE}")
+    table = run.table(TABLE.table)
     if not {"y", "x"} <= set(table):  # imported ones may not tell which position is which
         return {}
     return {
@@ -82,7 +84,7 @@ def plot_pixelwise(run: Run, all_layers: bool = False) -> Figure:
     if not maps:
         raise NotFoundError(
             f"{run.name} has no pixelwise probes yet; run: satstore extract --run {run.name} -d pixelwise, "
-            f"then: {probe_command(run, PIXELWISE)}"
+            f"then: {probe_command(run, TABLE)}"
         )
     n_rows = -(-len(maps) // N_COLUMNS)
     width = 1.6 + 1.35 * min(N_COLUMNS, max(3, len(maps)))

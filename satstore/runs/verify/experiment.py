@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
+from satstore.config.keys import ProbeKey
 from satstore.errors import CorruptError
 from satstore.runs.events import Event, Listener
 from satstore.runs.file_formats import find_table
@@ -95,9 +96,9 @@ class Verification:
         except CorruptError as error:
             yield Finding(str(error))  # which says what makes it again
 
-    def _probed_layers(self) -> Iterator[tuple[str, set[str]]]:
-        """Yield each pooling that has a table of probes, and the layers that have one."""
-        for pooling in self.run.manifest.probes:
+    def _probed_layers(self) -> Iterator[tuple[ProbeKey, set[str]]]:
+        """Yield each table of probes, and the layers that have one."""
+        for key in self.run.manifest.probes:
             with suppress(CorruptError):  # which is told with the file
-                rows = self.run.rows(f"probe-{pooling}")
-                yield pooling, {row["layer"] for row in rows if not row.get("error")}
+                rows = self.run.rows(key.table)
+                yield key, {row["layer"] for row in rows if not row.get("error")}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.config.keys import key_above, split_latents_key
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import CorruptError, NotFoundError
 from satstore.runs.manifest import IMPORTED, checkpoint_name
 from satstore.runs.repair import extract_command, probe_command, repair_command
@@ -219,49 +219,49 @@ class LatentsCheck(StoreCheck):
 
     def repair(self, key: str) -> str:
         """Return the command that repairs what lies under a key."""
-        return extract_command(self.run, *self._poolings(key))
+        return extract_command(self.run, *self._keys(key))
 
     def _replace(self, key: str) -> str:
         """Return the command that writes anew what lies under a key."""
-        return extract_command(self.run, *self._poolings(key), overwrite=True)
+        return extract_command(self.run, *self._keys(key), overwrite=True)
 
-    def _poolings(self, key: str) -> list[str]:
-        pooling = key_above(key)
+    def _keys(self, path: str) -> list[LatentsKey]:
+        above = LatentsKey.above(path)
         known = [*self.run.manifest.latents, *self._unfinished()]
-        return [pooling] if pooling in known else known
+        return [above] if above in known else known
 
-    def _unfinished(self) -> list[str]:
-        started = {key_above(group) for group in self.committed.n_rows}
-        return sorted(started - self.run.manifest.latents.keys())
+    def _unfinished(self) -> list[LatentsKey]:
+        started = {LatentsKey.above(group) for group in self.committed.n_rows}
+        return sorted(started - self.run.manifest.latents.keys(), key=str)
 
     def check_whole(self) -> Iterator[Finding]:
-        """Check each pooling's record: of which checkpoint, which files, and how many rows."""
+        """Check each key's record: of which checkpoint, which files, and how many rows."""
         manifest = self.run.manifest
-        for pooling, record in manifest.latents.items():
+        for key, record in manifest.latents.items():
             wanted = {"train": record.n_train, "eval": record.n_eval}
             if record.layers:  # a split may be left out
                 wanted = {split: n for split, n in wanted.items() if record.layers.get(split)}
-            rows = {split: self._n_rows(f"{pooling}/{split}") for split in wanted}
-            again = extract_command(self.run, pooling, overwrite=True)
+            rows = {split: self._n_rows(f"{key}/{split}") for split in wanted}
+            again = extract_command(self.run, key, overwrite=True)
             if rows != wanted:
-                yield Finding(f"{pooling} has {rows} rows in the commit log, {wanted} in the manifest", again)
-            elif self.committed.digest(pooling) != record.digest:
-                yield Finding(f"{pooling} has other files in the commit log than the manifest says", again)
-            checkpoint = manifest.files.get(checkpoint_name(split_latents_key(pooling)[1]))
+                yield Finding(f"{key} has {rows} rows in the commit log, {wanted} in the manifest", again)
+            elif self.committed.digest(str(key)) != record.digest:
+                yield Finding(f"{key} has other files in the commit log than the manifest says", again)
+            checkpoint = manifest.files.get(checkpoint_name(key.epoch))
             if checkpoint is not None and record.checkpoint_sha256 not in (checkpoint.sha256, ""):
-                yield Finding(f"{pooling} is of another checkpoint than the run's", self.repair(pooling))
-        for pooling in [] if self.run.is_being_written else self._unfinished():
-            yield Finding(f"{pooling} is not finished ({self._progress(pooling)})", self.repair(pooling))
+                yield Finding(f"{key} is of another checkpoint than the run's", self.repair(str(key)))
+        for key in [] if self.run.is_being_written else self._unfinished():
+            yield Finding(f"{key} is not finished ({self._progress(key)})", self.repair(str(key)))
 
     def _n_rows(self, group: str) -> int:
         """Return the rows that all layers of a group have; early logs counted them by split."""
         counts = [n for name, n in self.committed.n_rows.items() if is_under(name, group)]
         return min(counts, default=self.committed.n_rows.get(parent(group), 0))
 
-    def _progress(self, pooling: str) -> str:
+    def _progress(self, key: LatentsKey) -> str:
         dataset = self.run.manifest.dataset
         totals = {"train": dataset.n_train, "eval": dataset.n_eval} if dataset else {}
-        rows = {split: self._n_rows(f"{pooling}/{split}") for split in SPLITS}
+        rows = {split: self._n_rows(f"{key}/{split}") for split in SPLITS}
         return ", ".join(f"{rows[split]} of {total} rows of {split}" for split, total in totals.items())
 
     def check_group(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
@@ -339,7 +339,7 @@ class AnalysisCheck(StoreCheck):
     Parameters
     ----------
     probed
-        Pooling to the layers that its table has a probe of.
+        Table to the layers that it has a probe of.
     """
 
     def __init__(
@@ -347,7 +347,7 @@ class AnalysisCheck(StoreCheck):
         run: Run,
         location: Location,
         advance: Callable[[int], None],
-        probed: Mapping[str, set[str]],
+        probed: Mapping[ProbeKey, set[str]],
     ) -> None:
         super().__init__(run, location, advance)
         self._probed = probed
@@ -355,11 +355,11 @@ class AnalysisCheck(StoreCheck):
     def repair(self, key: str) -> str:
         """Return the command that repairs what lies under a key."""
         kind, _, rest = key.partition("/")
-        pooling = rest.split("/")[0]
+        table = ProbeKey.parse(rest.split("/")[0])
         known = list(self.run.manifest.probes)
         if kind == "probes" and known:
-            keys = [pooling] if pooling in known else known
-            return "; ".join(f"{probe_command(self.run, key)} --overwrite" for key in keys)
+            tables = [table] if table in known else known
+            return "; ".join(f"{probe_command(self.run, table)} --overwrite" for table in tables)
         return repair_command(self.run, "metrics.csv")
 
     def check_whole(self) -> Iterator[Finding]:
@@ -383,7 +383,7 @@ class AnalysisCheck(StoreCheck):
         return bool(groups - self.attributes.keys() - self.arrays.keys())
 
 
-def imported_layers(run: Run, key: str) -> set[str]:
+def imported_layers(run: Run, key: ProbeKey) -> set[str]:
     """Return the layers of a table of probes whose rows were imported, without the probes themselves."""
     record = run.manifest.probes.get(key)
     return {layer for layer, of in record.layers.items() if of == IMPORTED} if record else set()

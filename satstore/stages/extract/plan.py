@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from satstore.config.keys import describe_latents_key, groups_of, split_latents_key
+from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.runs.manifest import LatentsRecord, checkpoint_name
 from satstore.runs.run import Run
@@ -23,8 +23,6 @@ class PoolingPlan:
 
     Attributes
     ----------
-    key
-        ``pool4``, or ``epochs/5/pool4``.
     layers
         Those asked for, in forward order.
     is_anew
@@ -37,17 +35,12 @@ class PoolingPlan:
         Files that are not what was committed.
     """
 
-    key: str
+    key: LatentsKey
     layers: list[str]
     is_anew: bool
     mantissa_bits: int
     missing: dict[str, list[str]] = field(default_factory=dict)
     damage: list[Damage] = field(default_factory=list)
-
-    @property
-    def epoch(self) -> int | None:
-        """The epoch whose weights it is of, None for the last."""
-        return split_latents_key(self.key)[1]
 
 
 def plan_latents(run: Run, parameters: Any) -> list[PoolingPlan]:
@@ -87,7 +80,7 @@ def plan_latents(run: Run, parameters: Any) -> list[PoolingPlan]:
     return plans
 
 
-def look_for_damage(run: Run, key: str, *, content: bool) -> list[Damage]:
+def look_for_damage(run: Run, key: LatentsKey, *, content: bool) -> list[Damage]:
     """Return what is damaged of some latents; while the run is locked, each state of them is read once."""
     state = (key, content, run.commits.size_bytes)
     known = {} if run.damage_seen is None else run.damage_seen
@@ -101,7 +94,7 @@ def record_of(run: Run, record: LatentsRecord, split: str) -> Collection[str]:
     return record.layers.get(split, {}) if record.layers else run.layers
 
 
-def _begin(run: Run, parameters: Any, key: str, layers: list[str]) -> PoolingPlan:
+def _begin(run: Run, parameters: Any, key: LatentsKey, layers: list[str]) -> PoolingPlan:
     record = run.manifest.latents.get(key)
     bits = parameters.mantissa_bits
     if record is None:
@@ -110,7 +103,7 @@ def _begin(run: Run, parameters: Any, key: str, layers: list[str]) -> PoolingPla
         return PoolingPlan(key, layers, is_anew=False, mantissa_bits=bits or stored_bits)
     if record.is_imported:
         return PoolingPlan(key, layers, is_anew=parameters.overwrite, mantissa_bits=bits or 10)
-    checkpoint = run.manifest.files.get(checkpoint_name(split_latents_key(key)[1]))
+    checkpoint = run.manifest.files.get(checkpoint_name(key.epoch))
     is_stale = checkpoint is None or record.checkpoint_sha256 != checkpoint.sha256
     is_rounded_otherwise = bits is not None and bits != record.mantissa_bits
     if is_rounded_otherwise and not is_stale and not parameters.overwrite:
@@ -122,7 +115,7 @@ def _begin(run: Run, parameters: Any, key: str, layers: list[str]) -> PoolingPla
     return PoolingPlan(key, layers, is_stale or is_rounded_otherwise, bits)
 
 
-def layers_at(run: Run, key: str, names: list[str]) -> list[str]:
+def layers_at(run: Run, key: LatentsKey, names: list[str]) -> list[str]:
     """Return those of some layers that have latents of a key: of pixelwise, those that have positions.
 
     Raises
@@ -130,7 +123,7 @@ def layers_at(run: Run, key: str, names: list[str]) -> list[str]:
     ConfigError
         If that is none.
     """
-    if split_latents_key(key)[0] != "pixelwise":
+    if key.pooling != "pixelwise":
         return names
     found = [layer.layer for layer in run.manifest.layers if layer.has_positions and layer.layer in names]
     if not found and run.layers:
@@ -141,7 +134,7 @@ def layers_at(run: Run, key: str, names: list[str]) -> list[str]:
     return found
 
 
-def find_damage(run: Run, key: str, *, content: bool) -> Iterator[Damage]:
+def find_damage(run: Run, key: LatentsKey, *, content: bool) -> Iterator[Damage]:
     """Find the files of a key that are not as committed; with their content, it tells how far it is."""
     location = run.latents_location
     committed = run.commits.read(location.name)
@@ -149,11 +142,12 @@ def find_damage(run: Run, key: str, *, content: bool) -> Iterator[Damage]:
         if name in committed.files and not _holds(location, name, committed.files[name]):
             yield Damage(name, "is not what was committed")
     seen = set()
-    for damage in committed.damaged(location, key):
+    for damage in committed.damaged(location, str(key)):
         seen.add(damage.key)
         yield damage
-    depth = len(groups_of(key)) + 2  # split and layer
-    groups = sorted({"/".join(k.split("/")[:depth]) for k in committed.under(key) if k.count("/") >= depth})
+    depth = len(key.groups) + 2  # split and layer
+    files = committed.under(str(key))
+    groups = sorted({"/".join(k.split("/")[:depth]) for k in files if k.count("/") >= depth})
     for done, group in enumerate(groups if content else (), start=1):
         for damage in committed.damaged(location, group, is_anything):
             if damage.key not in seen:
@@ -168,7 +162,7 @@ def _holds(location: Location, name: Key, digest: Digest) -> bool:
         return False
 
 
-def is_hit(damages: Sequence[Damage], key: str, split: str, layer: str) -> bool:
+def is_hit(damages: Sequence[Damage], key: LatentsKey, split: str, layer: str) -> bool:
     """Tell whether a layer of a split is among what damaged files belong to."""
     if not damages:
         return False
@@ -183,17 +177,17 @@ def is_hit(damages: Sequence[Damage], key: str, split: str, layer: str) -> bool:
     return any(concerns(damage.key) for damage in damages)
 
 
-def metadata_above(key: str) -> list[Key]:
+def metadata_above(key: LatentsKey) -> list[Key]:
     """Return the files that describe the store and the groups above a key's."""
-    return [as_key("zarr.json"), *(as_key(f"{group}/zarr.json") for group in groups_of(key)[:-1])]
+    return [as_key("zarr.json"), *(as_key(f"{group}/zarr.json") for group in key.groups[:-1])]
 
 
 def describe_missing(plans: Sequence[PoolingPlan]) -> list[str]:
     """Say what is missing, in a few words for each key and split."""
     return [
-        f"{describe_latents_key(plan.key)} {split}"
+        f"{plan.key.title} {split}"
         if len(layers) == len(plan.layers)
-        else f"{', '.join(layers)} of {describe_latents_key(plan.key)} {split}"
+        else f"{', '.join(layers)} of {plan.key.title} {split}"
         for plan in plans
         for split, layers in plan.missing.items()
     ]
@@ -204,7 +198,7 @@ def group_by_epoch(plans: Sequence[PoolingPlan]) -> Mapping[int | None, list[Poo
     groups: dict[int | None, list[PoolingPlan]] = {}
     for plan in plans:
         if plan.missing:
-            groups.setdefault(plan.epoch, []).append(plan)
+            groups.setdefault(plan.key.epoch, []).append(plan)
     return groups
 
 

@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from satstore.config.experiment import pooling_key
-from satstore.config.keys import split_latents_key
+from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError
 from satstore.runs.consent import remember_place
 from satstore.runs.manifest import LATENTS, Manifest
@@ -73,7 +72,7 @@ def pending(run: Run, parameters: ExtractParameters) -> list[str]:
     """Say which latents are missing, damaged, or of another checkpoint than the run's."""
     check_place(run, parameters.latents_dir)
     if not run.layers:  # not trained yet: nobody knows
-        return [pooling_key(pooling) for pooling in poolings_of(run, parameters)]
+        return [LatentsKey(pooling).group for pooling in poolings_of(run, parameters)]
     return describe_missing(plan_latents(run, parameters))
 
 
@@ -125,7 +124,7 @@ def check_resources(
     n_samples = {"train": len(data.train), "eval": len(data.eval)}
     sizes = {(key, layer): shape for key, layers in plan.shapes.items() for layer, shape in layers.items()}
     needed_bytes = sum(
-        latent_bytes(sizes[split_latents_key(todo.key)[0], layer], n_samples[split], TYPICAL_RATIO)
+        latent_bytes(sizes[todo.key.at(None), layer], n_samples[split], TYPICAL_RATIO)
         for todo in plans
         for split, layers in todo.missing.items()
         for layer in layers
@@ -212,7 +211,7 @@ def forget(run: Run, plans: Sequence[PoolingPlan], *, overwrite: bool) -> None:
     for plan in plans:
         gone: list[str] = [damage.key for damage in plan.damage]
         if plan.is_anew:
-            gone = [plan.key]
+            gone = [str(plan.key)]
         elif overwrite:
             gone += [
                 f"{plan.key}/{split}/{encode_layer(layer)}"

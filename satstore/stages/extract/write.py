@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from satstore.config.experiment import pooling_key
-from satstore.config.keys import split_latents_key
+from satstore.config.keys import LatentsKey
 from satstore.datasets.image_data import ImageData, ImageSplit
 from satstore.datasets.loaders import make_loader
 from satstore.datasets.lost_workers import explaining_lost_workers
@@ -31,7 +30,7 @@ def write_split(
     model: nn.Module,
     images: ImageSplit,
     split: str,
-    wanted: Mapping[str, Sequence[str]],
+    wanted: Mapping[LatentsKey, Sequence[str]],
     mantissa_bits: int,
     memory_limit: int,
 ) -> None:
@@ -39,19 +38,21 @@ def write_split(
     size, device = run.config.batch_size, next(model.parameters()).device
     modules = dict(model.named_modules())
     layers = {name: modules[name] for name in run.layers if any(name in part for part in wanted.values())}
-    keys = {split_latents_key(key)[0]: key for key in wanted}
-    epoch = split_latents_key(next(iter(wanted)))[1]
+    epoch = next(iter(wanted)).epoch
     text = split if epoch is None else f"{split}, epoch {epoch + 1}"
     with (
-        run_model.recording(model, layers, keys) as recorder,
+        run_model.recording(model, layers, [key.pooling for key in wanted]) as recorder,
         torch.inference_mode(),
         explaining_lost_workers("lower the config's workers, or its batch_size"),
     ):
 
-        def forward(batch: torch.Tensor) -> dict[str, dict[str, Any]]:
+        def forward(batch: torch.Tensor) -> dict[LatentsKey, dict[str, Any]]:
             model(batch.to(device, non_blocking=True, memory_format=torch.channels_last))
-            parts = {keys[pooling_key(str(pooling))]: part for pooling, part in recorder.pop().items()}
-            return {key: {layer: part[layer].numpy() for layer in wanted[key]} for key, part in parts.items()}
+            found = recorder.pop()
+            return {
+                key: {layer: found[key.pooling][layer].numpy() for layer in of_key}
+                for key, of_key in wanted.items()
+            }
 
         workers = session_data.choose_workers(run.config, images.source.in_memory, memory_limit)
         batch, _ = images.__getitems__(range(min(size, len(images))))
@@ -89,7 +90,7 @@ def open_writer(
     memory_bytes: int,
 ) -> LatentWriter:
     """Open a run's store for one split, with shards that fit the memory."""
-    epoch = split_latents_key(next(iter(shapes)))[1]
+    epoch = next(iter(shapes)).epoch
     return LatentWriter(
         run.writable_latents(),
         run.commits,
@@ -120,7 +121,7 @@ def commit(run: Run, plans: Sequence[PoolingPlan], data: ImageData) -> None:
                 committed,
                 plan.key,
                 layers,
-                checkpoint_sha256=manifest.files[checkpoint_name(plan.epoch)].sha256,
+                checkpoint_sha256=manifest.files[checkpoint_name(plan.key.epoch)].sha256,
                 mantissa_bits=plan.mantissa_bits,
                 n_samples={"train": len(data.train), "eval": len(data.eval)},
             )

@@ -43,7 +43,7 @@ def fit_layer(
     """
     train = splits["train"][job.layer]
     classes = np.unique(splits["train"].labels)
-    axes = train.shape[1:-1] if job.pooling == "pixelwise" else ()
+    axes = train.shape[1:-1] if job.latents.pooling == "pixelwise" else ()
     n_positions = int(np.prod(axes, dtype=np.int64))
     value_bytes = max(latents[job.layer].array.dtype.itemsize for latents in splits.values())
     problem = Problem(

@@ -31,6 +31,7 @@ from satstore.analysis.logistic.loss import Codes
 from satstore.analysis.logistic.tile_threads import Crew, crew_of_one, lasting_crew
 from satstore.analysis.row_source import Rows
 from satstore.analysis.tiles import tile_height
+from satstore.config.keys import LatentsKey
 from satstore.errors import ClusterError, reason_of
 from satstore.storage.zarr import LatentArray, open_latents
 from satstore.system.cores import count_cores
@@ -52,8 +53,6 @@ class LatentSource:
     ----------
     store
         The store's absolute path, or its URL.
-    latents
-        The key of the latents: ``pool4``, ``epochs/5/pool4``.
     digest
         Of the latents: other ones at the same place are another source.
     classes
@@ -61,7 +60,7 @@ class LatentSource:
     """
 
     store: str
-    latents: str
+    latents: LatentsKey
     split: str
     layer: str
     digest: str
@@ -78,7 +77,7 @@ class LatentSource:
 
 @lru_cache(maxsize=8)
 def _open(source: LatentSource) -> tuple[LatentArray, Codes]:
-    latents = open_latents(source.store).split(source.latents, source.split)
+    latents = open_latents(source.store).split(str(source.latents), source.split)
     return latents[source.layer], class_codes(latents.labels, np.asarray(source.classes))
 
 

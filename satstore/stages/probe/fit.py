@@ -10,9 +10,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from satstore.config.keys import split_latents_key
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError, NumericsError, SatstoreError
-from satstore.runs.manifest import split_probe_key
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
 from satstore.storage.commit_log import is_anything
@@ -35,13 +34,13 @@ class Fit:
     path
         The run's folder.
     key
-        The table's, such as ``pool4``.
+        The table's.
     store, digest
         Where the latents lie, and what they are known by.
     """
 
     path: Path
-    key: str
+    key: ProbeKey
     layer: str
     store: str
     digest: str
@@ -50,14 +49,9 @@ class Fit:
     max_iter: int
 
     @property
-    def latents(self) -> str:
-        """The key of the latents: ``pool4``, ``epochs/5/pool4``."""
-        return split_probe_key(self.key).latents
-
-    @property
-    def pooling(self) -> str:
-        """The pooling of the latents: ``pool4``."""
-        return split_probe_key(self.key).pooling
+    def latents(self) -> LatentsKey:
+        """The key of the latents."""
+        return self.key.latents
 
 
 @dataclass(frozen=True)
@@ -152,7 +146,7 @@ def fit(job: Fit, means: Means, cluster: "Cluster | None", peak: Callable[[], in
 
     started = time.perf_counter()
     run = Run(job.path)
-    splits = {split: run.latents(job.latents, split) for split in ("train", "eval")}
+    splits = {split: run.latents(str(job.latents), split) for split in ("train", "eval")}
     check_latents(run, job, splits)
     row: dict[str, Any] = {"layer": job.layer, "n_features": n_features_of(job, splits["train"])}
     try:
@@ -170,7 +164,7 @@ def fit(job: Fit, means: Means, cluster: "Cluster | None", peak: Callable[[], in
 def n_features_of(job: Fit, latents: "LatentSplit") -> int:
     """Return the features that one probe sees."""
     array = latents[job.layer]
-    return array.shape[-1] if job.pooling == "pixelwise" else array.n_features
+    return array.shape[-1] if job.latents.pooling == "pixelwise" else array.n_features
 
 
 # What may be wrong with the latents
@@ -225,7 +219,7 @@ def check_train_labels(run: Run, latents: "LatentSplit") -> None:
         raise ConfigError(f"the train split has {what} only; a probe needs samples of two classes or more")
 
 
-def warn_of_classes(run: Run, key: str) -> None:
+def warn_of_classes(run: Run, key: LatentsKey) -> None:
     """Warn of classes that one split has and the other lacks.
 
     Raises
@@ -233,10 +227,10 @@ def warn_of_classes(run: Run, key: str) -> None:
     NotFoundError, CorruptError
         If the latents aren't there, or their labels can't be read or are none of the run's classes.
     """
-    names, pooling = class_names(run), split_latents_key(key)[0]
+    names = class_names(run)
     found: dict[str, set[int]] = {}
     for split in ("train", "eval"):
-        found[split] = set(run.latents(key, split).labels.tolist())
+        found[split] = set(run.latents(str(key), split).labels.tolist())
         strange = sorted(found[split] - set(range(len(names))))
         if strange:
             raise CorruptError(
@@ -253,7 +247,7 @@ def warn_of_classes(run: Run, key: str) -> None:
             shown = ", ".join(map(repr, lacking[:5])) + (", …" if len(lacking) > 5 else "")
             run.warn(
                 "probe",
-                f"at {pooling}, the {split} split has {len(lacking)} classes that the {other} split lacks "
+                f"at {key.group}, the {split} split has {len(lacking)} classes that the {other} split lacks "
                 f"({shown}): {effect}; give both splits the same classes",
             )
 

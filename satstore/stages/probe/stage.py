@@ -8,8 +8,9 @@ from cyclopts import Parameter
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from satstore.config.experiment import DeviceName
+from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, SatstoreError
-from satstore.runs.manifest import EPOCH_PART, IMPORTED, ProbesRecord, probe_key, split_probe_key
+from satstore.runs.manifest import IMPORTED, ProbesRecord
 from satstore.runs.run import Run
 from satstore.stages.extract.plan import layers_at
 from satstore.stages.parameters import (
@@ -38,7 +39,8 @@ def _check_prefix(prefix: str) -> str:
         raise ValueError("expected at most 40 letters, digits, _ . + and -, the first a letter or a digit")
     if re.fullmatch(r"pool[0-9]+|full|pixelwise", prefix):
         raise ValueError("expected a name that no pooling has")
-    if EPOCH_PART.fullmatch(prefix.rpartition("-")[2]):
+    key = ProbeKey(LatentsKey("full"), prefix)
+    if ProbeKey.parse(str(key)) != key:
         raise ValueError("expected a name that does not end as tables of an earlier epoch begin")
     return prefix
 
@@ -91,9 +93,9 @@ class ProbeParameters(StageParameters):
         return value
 
 
-def keys_of(run: Run, parameters: ProbeParameters) -> list[str]:
-    """Return the names of the tables that parameters ask for."""
-    return [probe_key(latents, parameters.prefix) for latents in latents_of(run, parameters)]
+def keys_of(run: Run, parameters: ProbeParameters) -> list[ProbeKey]:
+    """Return the keys of the tables that parameters ask for."""
+    return [ProbeKey(latents, parameters.prefix or "") for latents in latents_of(run, parameters)]
 
 
 def settings_of(parameters: ProbeParameters) -> ProbesRecord:
@@ -101,7 +103,7 @@ def settings_of(parameters: ProbeParameters) -> ProbesRecord:
     return ProbesRecord(C=parameters.C, tol=parameters.tol, max_iter=parameters.max_iter)
 
 
-def pending_layers(run: Run, key: str, parameters: ProbeParameters) -> list[str]:
+def pending_layers(run: Run, key: ProbeKey, parameters: ProbeParameters) -> list[str]:
     """Return the layers of a table that are not fitted yet, or were fitted on latents that are gone.
 
     Raises
@@ -113,9 +115,9 @@ def pending_layers(run: Run, key: str, parameters: ProbeParameters) -> list[str]
     """
     from satstore.stages.probe.table import latents_digest
 
-    wanted = layers_at(run, split_probe_key(key).latents, layers_of(run, parameters))
+    wanted = layers_at(run, key.latents, layers_of(run, parameters))
     known = run.manifest.probes.get(key)
-    if known is None or not run.has_file(f"probe-{key}.csv"):
+    if known is None or not run.has_file(key.file):
         return wanted
     current = [
         layer for layer, of in known.layers.items() if of in (IMPORTED, latents_digest(run, key, layer))
@@ -128,7 +130,7 @@ def pending_layers(run: Run, key: str, parameters: ProbeParameters) -> list[str]
             "replace them, take --overwrite for all their layers; to keep them beside others, --prefix NAME"
         )
     if kept:
-        run.check_file(f"probe-{key}.csv")
+        run.check_file(key.file)
     return [layer for layer in wanted if layer not in kept]
 
 
@@ -158,7 +160,7 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
         if not layers:
             continue
         try:
-            warn_of_classes(run, split_probe_key(key).latents)
+            warn_of_classes(run, key.latents)
         except SatstoreError as error:
             errors.append(error)
             continue
@@ -176,7 +178,7 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
         raise errors[0]
 
 
-def make_fit(run: Run, key: str, layer: str, parameters: ProbeParameters) -> "Fit":
+def make_fit(run: Run, key: ProbeKey, layer: str, parameters: ProbeParameters) -> "Fit":
     """Say what is to be fitted of a layer."""
     from satstore.stages.probe.fit import Fit
     from satstore.stages.probe.table import latents_digest

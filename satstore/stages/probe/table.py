@@ -6,7 +6,8 @@ import io
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from satstore.runs.manifest import Manifest, ProbesRecord, split_probe_key
+from satstore.config.keys import ProbeKey
+from satstore.runs.manifest import Manifest, ProbesRecord
 from satstore.runs.run import Run
 from satstore.stages.probe.fit import Fitted
 
@@ -27,9 +28,9 @@ COLUMNS = (
 """A table's columns; ``y`` and ``x`` follow the layer where each position has a probe of its own."""
 
 
-def latents_digest(run: Run, key: str, layer: str) -> str | None:
+def latents_digest(run: Run, key: ProbeKey, layer: str) -> str | None:
     """Return the digest of the latents that a layer's probe is fitted on and tried on; None if not stored."""
-    record = run.manifest.latents.get(split_probe_key(key).latents)
+    record = run.manifest.latents.get(key.latents)
     if record is None:
         return None
     splits: Mapping[str, Mapping[str, str]] = getattr(record, "layers", {})
@@ -39,10 +40,10 @@ def latents_digest(run: Run, key: str, layer: str) -> str | None:
     return None if None in digests else hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
 
 
-def write_rows(run: Run, key: str, rows: Iterable[Mapping[str, Any]]) -> bytes:
+def write_rows(run: Run, key: ProbeKey, rows: Iterable[Mapping[str, Any]]) -> bytes:
     """Return a table with its rows in forward order of the layers, then by position."""
     forward = {layer: index for index, layer in enumerate(run.layers)}
-    positions = ("y", "x") if split_probe_key(key).pooling == "pixelwise" else ()
+    positions = ("y", "x") if key.latents.pooling == "pixelwise" else ()
     text = io.StringIO()
     table = csv.DictWriter(
         text, ("layer", *positions, *COLUMNS[1:]), extrasaction="ignore", lineterminator="\n"
@@ -56,20 +57,19 @@ def write_rows(run: Run, key: str, rows: Iterable[Mapping[str, Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def begin(run: Run, key: str, layers: Collection[str], settings: ProbesRecord) -> None:
+def begin(run: Run, key: ProbeKey, layers: Collection[str], settings: ProbesRecord) -> None:
     """Let go of layers' old probes, and of all that had other settings; note the new settings."""
     from satstore.storage.zarr import AnalysisStore
 
-    name = f"probe-{key}.csv"
     known = run.manifest.probes.get(key, settings)
-    same = known.settings == settings.settings and run.has_file(name)
+    same = known.settings == settings.settings and run.has_file(key.file)
     kept = {layer: of for layer, of in known.layers.items() if same and layer not in layers}
     # Unless some are kept, the old table isn't read: it may be the damaged one that is to be replaced.
-    rows = [row for row in run.rows(f"probe-{key}") if row["layer"] in kept] if kept else []
+    rows = [row for row in run.rows(key.table) if row["layer"] in kept] if kept else []
 
     def change(manifest: Manifest) -> None:
         if not rows:
-            manifest.files.pop(name, None)
+            manifest.files.pop(key.file, None)
         manifest.probes[key] = settings.model_copy(update={"layers": kept})
         accuracy = manifest.summary.probe_accuracy.pop(key, {})
         if kept:
@@ -77,19 +77,19 @@ def begin(run: Run, key: str, layers: Collection[str], settings: ProbesRecord) -
         old = tuple(f"probe: {describe(key, layer)} " for layer in run.layers if layer not in kept)
         manifest.warnings = [line for line in manifest.warnings if not line.startswith(old)]
 
-    run.commit({name: write_rows(run, key, rows)} if rows else {}, change)
+    run.commit({key.file: write_rows(run, key, rows)} if rows else {}, change)
     if not kept:  # what lies there may be the damaged group that is to be replaced
-        AnalysisStore(run.analysis_path, run.commits).remove_probes(key)
+        AnalysisStore(run.analysis_path, run.commits).remove_probes(str(key))
 
 
-def commit(run: Run, key: str, layer: str, fitted: Fitted) -> None:
+def commit(run: Run, key: ProbeKey, layer: str, fitted: Fitted) -> None:
     """Commit one layer: its arrays, then its rows; its accuracy in lists is the mean over its positions."""
     from satstore.storage.zarr import AnalysisStore
 
     if fitted.arrays:
-        AnalysisStore(run.analysis_path, run.commits).write_probe(key, layer, fitted.arrays)
+        AnalysisStore(run.analysis_path, run.commits).write_probe(str(key), layer, fitted.arrays)
     warn(run, key, layer, fitted.rows)
-    rows = [row for row in run.rows(f"probe-{key}") if row["layer"] != layer] + list(fitted.rows)
+    rows = [row for row in run.rows(key.table) if row["layer"] != layer] + list(fitted.rows)
     found = [row["eval_accuracy"] for row in fitted.rows if "eval_accuracy" in row]
     digest = latents_digest(run, key, layer)
     assert digest is not None
@@ -99,10 +99,10 @@ def commit(run: Run, key: str, layer: str, fitted: Fitted) -> None:
         accuracy = sum(found) / len(found) if found else None
         manifest.summary.probe_accuracy.setdefault(key, {})[layer] = accuracy
 
-    run.commit({f"probe-{key}.csv": write_rows(run, key, rows)}, change)
+    run.commit({key.file: write_rows(run, key, rows)}, change)
 
 
-def warn(run: Run, key: str, layer: str, rows: Collection[Mapping[str, Any]]) -> None:
+def warn(run: Run, key: ProbeKey, layer: str, rows: Collection[Mapping[str, Any]]) -> None:
     """Tell of a layer that has no probe, or of its probes that did not converge."""
     for row in rows:
         if row.get("error"):
@@ -113,6 +113,6 @@ def warn(run: Run, key: str, layer: str, rows: Collection[Mapping[str, Any]]) ->
         run.warn("probe", f"{describe(key, layer)} did not converge in {max(stopped)} iterations{count}")
 
 
-def describe(key: str, layer: str) -> str:
+def describe(key: ProbeKey, layer: str) -> str:
     """Return how warnings begin that are of a layer's probe."""
     return f"layer {layer} at {key}"

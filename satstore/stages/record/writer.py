@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from satstore.capture.layers import Layer, describe_layers, select_layers
 from satstore.capture.recorders import LatentRecorder, MomentRecorder
-from satstore.config.experiment import pooling_key
+from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError, NumericsError
 from satstore.planning.estimate import TYPICAL_RATIO, latent_bytes
 from satstore.runs.latents_record import describe_latents, describe_store
@@ -77,7 +77,6 @@ class Recording:
             described = describe_layers(model, train.first[:1].to(device), layers)
         self._layers: Mapping[Layer, nn.Module] = {layer: layers[layer.name] for layer in described}
         self._modules = {layer.name: module for layer, module in self._layers.items()}
-        self._poolings = tuple(int(p) if p.isdecimal() else p for p in config.pooling)
 
     def plan(self, *, force: bool) -> None:
         """Pass the first batch through the model, and refuse what memory or disk can't suffice for."""
@@ -85,7 +84,7 @@ class Recording:
         if not force:
             check_moments(run, self._layers, self._device)
         forget_peak()
-        with LatentRecorder(self._modules, self._poolings) as recorder:  # type: ignore[arg-type]
+        with LatentRecorder(self._modules, run.config.pooling) as recorder:
             self._forward(self._train.first)
             latents = _by_key(recorder)
         self._shapes: Shapes = {
@@ -164,7 +163,7 @@ class Recording:
         n_outputs: int | None = None
         n_done, n_expected = 0, batches.n_expected
         with (
-            LatentRecorder(self._modules, self._poolings) as latents,  # type: ignore[arg-type]
+            LatentRecorder(self._modules, run.config.pooling) as latents,
             self._open_writer(split, n_expected) as writer,
         ):
             for inputs, labels in batches:
@@ -267,10 +266,10 @@ class Recording:
         run.commit(change=add_latents)
 
 
-def _by_key(recorder: LatentRecorder) -> dict[str, dict[str, np.ndarray[Any, Any]]]:
-    """Return a batch's latents by key (``pool4``) and layer."""
+def _by_key(recorder: LatentRecorder) -> dict[LatentsKey, dict[str, np.ndarray[Any, Any]]]:
+    """Return a batch's latents by key and layer."""
     return {
-        pooling_key(str(pooling)): {layer: latent.numpy() for layer, latent in part.items()}
+        LatentsKey(pooling): {layer: latent.numpy() for layer, latent in part.items()}
         for pooling, part in recorder.pop().items()
     }
 

@@ -14,7 +14,7 @@ from zarr.storage import LocalStore
 
 from satstore.analysis.floats import Floats
 from satstore.analysis.row_source import BlockRows
-from satstore.config.keys import EPOCHS, latents_key
+from satstore.config.keys import EPOCHS, LatentsKey
 from satstore.errors import NotFoundError, UnknownNameError
 from satstore.registry import suggest
 from satstore.storage.location import Location, locate
@@ -243,13 +243,14 @@ class LatentStore:
         UnknownNameError
             If the store has no such epoch, pooling or split.
         """
-        path = f"{latents_key(pooling, epoch)}/{split}"
+        key = LatentsKey.parse(pooling)
+        path = f"{key if epoch is None else key.at(epoch)}/{split}"
         with reading_metadata(f"{self.location}/{path}"):
             group = self._root.get(path)
         if not isinstance(group, zarr.Group):
             keys = [*self.poolings]
             for n in self.epochs:
-                keys += [latents_key(p, n) for p in _groups(self._root.get(f"{EPOCHS}/{n}"))]
+                keys += [f"{EPOCHS}/{n}/{group}" for group in _groups(self._root.get(f"{EPOCHS}/{n}"))]
             known = [f"{key}/{s}" for key in keys for s in _groups(self._root.get(key))]
             raise UnknownNameError(f"{self.location} has no latents {path!r}{suggest(path, known)}")
         return LatentSplit(group, self.layers)

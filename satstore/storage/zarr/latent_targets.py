@@ -8,7 +8,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from satstore.config.keys import groups_of, split_latents_key
+from satstore.config.keys import LatentsKey
 from satstore.errors import CorruptError
 from satstore.storage.commit_log import Committed
 from satstore.storage.zarr.durable_store import DurableStore, open_or_mend
@@ -46,7 +46,7 @@ class Target:
         layer is whole, or was.
     """
 
-    pooling: str
+    key: LatentsKey
     layer: str
     path: str
     group: zarr.Group
@@ -127,15 +127,15 @@ class SplitOpener:
     shard_rows: int
 
     def open(self, root: zarr.Group, shapes: Shapes, split: str) -> Iterator[Target]:
-        """Yield a target for every pooling and layer."""
-        for pooling, layers in shapes.items():
-            for above in groups_of(pooling):
+        """Yield a target for every key and layer."""
+        for key, layers in shapes.items():
+            for above in key.groups:
                 if above not in root:
                     root.create_group(above)
-            group = self._open_split(root, f"{pooling}/{split}")
+            group = self._open_split(root, f"{key}/{split}")
             shard_rows = self._stored_rows(group) or self.shard_rows
             for layer, shape in layers.items():
-                yield self._open_layer(group, pooling, layer, shape, shard_rows)
+                yield self._open_layer(group, key, layer, shape, shard_rows)
 
     def _open_split(self, root: zarr.Group, path: str) -> zarr.Group:
         group = root.get(path)
@@ -180,16 +180,16 @@ class SplitOpener:
         return None
 
     def _open_layer(
-        self, group: zarr.Group, pooling: str, layer: str, shape: tuple[int, ...], shard_rows: int
+        self, group: zarr.Group, key: LatentsKey, layer: str, shape: tuple[int, ...], shard_rows: int
     ) -> Target:
-        key, n_samples = encode_layer(layer), None if self.labels is None else len(self.labels)
+        name, n_samples = encode_layer(layer), None if self.labels is None else len(self.labels)
         length = shard_rows if n_samples is None else n_samples
-        path = f"{group.path}/{key}"
-        self._check_layer(group, key, (length, *shape), (shard_rows, *shape))
-        layer_group = group.get(key)
+        path = f"{group.path}/{name}"
+        self._check_layer(group, name, (length, *shape), (shard_rows, *shape))
+        layer_group = group.get(name)
         if not isinstance(layer_group, zarr.Group):
-            layer_group = group.create_group(key, attributes={"layer": layer})
-        axes = axes_of(split_latents_key(pooling)[0], shape)
+            layer_group = group.create_group(name, attributes={"layer": layer})
+        axes = axes_of(key.pooling, shape)
         precision = self._mend_precision(layer_group)
         if "latent" not in layer_group:
             create_latent(
@@ -200,14 +200,14 @@ class SplitOpener:
                 precision,
                 self.source["mantissa_bits"],
             )
-        for name in ("mean", "std"):
-            if name not in layer_group:
-                create_array(layer_group, name, shape, np.float32, axes, chunks=shape)
+        for moment in ("mean", "std"):
+            if moment not in layer_group:
+                create_array(layer_group, moment, shape, np.float32, axes, chunks=shape)
         files = self.committed.files
-        is_whole = all(f"{path}/{name}/c{'/0' * len(shape)}" in files for name in ("mean", "std"))
+        is_whole = all(f"{path}/{moment}/c{'/0' * len(shape)}" in files for moment in ("mean", "std"))
         array = get_array(layer_group, "latent")
         target = Target(
-            pooling=pooling,
+            key=key,
             layer=layer,
             path=path,
             group=layer_group,

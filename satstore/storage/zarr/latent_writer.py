@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.config.keys import groups_of
+from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError
 from satstore.storage.commit_log import CommitLog, is_under
 from satstore.storage.location import Location
@@ -22,7 +22,8 @@ from satstore.storage.zarr.shard_writer import ShardWriter
 from satstore.storage.zarr.value_problems import Problem, find_problem
 from satstore.system.cores import count_cores
 
-Key = tuple[str, str]
+TargetKey = tuple[LatentsKey, str]
+"""The key and the layer of a target."""
 
 # Layers whose shards are encoded side by side. As many as there are cores, so that a forward pass on the CPU
 # finds all of them as busy: it waits for the slowest of its threads.
@@ -59,7 +60,7 @@ class LatentWriter:
         What the latents are made from, such as the checkpoint's digest; kept as attributes of the split. What
         was committed from another source is written anew.
     shapes
-        Key of latents (``pool4``, ``epochs/5/pool4``) to layer to the shape of one sample's latent.
+        Key to layer to the shape of one sample's latent.
     split
         ``train`` or ``eval``.
     labels, sample_ids
@@ -104,17 +105,17 @@ class LatentWriter:
         self._n_samples = None if labels is None else len(labels)
         self.problems: list[Problem] = []
         committed = log.read(location.name)
-        for pooling in shapes:
-            path = f"{pooling}/{split}"
-            for damage in list(committed.damaged(location, pooling)):
-                if is_under(damage.key, path) or damage.key == f"{pooling}/zarr.json":
+        for key in shapes:
+            path = f"{key}/{split}"
+            for damage in list(committed.damaged(location, str(key))):
+                if is_under(damage.key, path) or damage.key == f"{key}/zarr.json":
                     self._store.remove_object(damage.key)
             self._store.remove_uncommitted(path)
             if labels is None:
                 self._store.remove_group(path)
-        above = {f"{group}/zarr.json" for pooling in shapes for group in groups_of(pooling)}
-        for key in {"zarr.json", *above} - committed.files.keys():
-            self._store.remove_object(key)
+        above = {f"{group}/zarr.json" for key in shapes for group in key.groups}
+        for name in {"zarr.json", *above} - committed.files.keys():
+            self._store.remove_object(name)
         self._opener = SplitOpener(
             self._store,
             log.read(location.name),
@@ -124,16 +125,16 @@ class LatentWriter:
             shard_rows,
         )
         self._root = open_root_group(self._store, json.loads(json.dumps(attributes)))
-        self._paths = [f"{pooling}/{split}" for pooling in shapes]
+        self._paths = [f"{key}/{split}" for key in shapes]
         targets = list(self._opener.open(self._root, shapes, split))
-        self._targets: dict[Key, Target] = {(t.pooling, t.layer): t for t in targets}
+        self._targets: dict[TargetKey, Target] = {(t.key, t.layer): t for t in targets}
         if memory_bytes is not None:
-            rows = {t.pooling: t.shard_rows for t in targets}
+            rows = {t.key: t.shard_rows for t in targets}
             remedy = "write them anew with --overwrite, raise --memory-limit"
             check_shards_fit(shapes, rows, memory_bytes, remedy, self._n_samples)
-        self._todo = {key: set(target.missing) for key, target in self._targets.items()}
-        self._filling: dict[Key, _Filling] = {}
-        self._spare: dict[Key, list[Float32s]] = {key: [] for key in self._targets}
+        self._todo = {place: set(target.missing) for place, target in self._targets.items()}
+        self._filling: dict[TargetKey, _Filling] = {}
+        self._spare: dict[TargetKey, list[Float32s]] = {place: [] for place in self._targets}
         self._shards = ShardWriter(self._store, mantissa_bits, self._look_at)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="latents")
         self._encoders = ThreadPoolExecutor(N_ENCODERS, thread_name_prefix="encoder")
@@ -157,8 +158,8 @@ class LatentWriter:
         """The ranges of rows that are to be given, ascending and apart."""
         spans = {
             (target.span(shard).start, target.span(shard).stop)
-            for key, target in self._targets.items()
-            for shard in self._todo[key]
+            for place, target in self._targets.items()
+            for shard in self._todo[place]
         }
         ranges: list[tuple[int, int]] = []
         for start, stop in sorted(spans):
@@ -168,13 +169,13 @@ class LatentWriter:
                 ranges.append((start, stop))
         return ranges
 
-    def append(self, latents: Mapping[str, Mapping[str, NDArray[Any]]], start: int) -> None:
+    def append(self, latents: Mapping[LatentsKey, Mapping[str, NDArray[Any]]], start: int) -> None:
         """Add samples, in ascending order; those that no layer misses are passed over.
 
         Parameters
         ----------
         latents
-            Pooling key to layer to an array (n, …) of any floating type.
+            Key to layer to an array (n, …) of any floating type.
         start
             The row of the split that the first of them is.
 
@@ -192,34 +193,34 @@ class LatentWriter:
         row = start
         while row < start + n_rows:
             stop = min(start + n_rows, (row // step + 1) * step)
-            for key, target in self._targets.items():
-                if row // target.shard_rows in self._todo[key]:
-                    self._fill(target, key, latents[key[0]][key[1]][row - start : stop - start], row)
+            for (key, layer), target in self._targets.items():
+                if row // target.shard_rows in self._todo[key, layer]:
+                    self._fill(target, latents[key][layer][row - start : stop - start], row)
             self._hand_over()
             row = stop
 
     def _announce(self, start: int, stop: int) -> None:
         """Begin the shards that rows lie in, of a pass whose end is not known."""
-        for key, target in self._targets.items():
+        for place, target in self._targets.items():
             for shard in range(-(-start // target.shard_rows), -(-stop // target.shard_rows)):
                 target.missing.add(shard)
-                self._todo[key].add(shard)
+                self._todo[place].add(shard)
 
-    def _fill(self, target: Target, key: Key, values: NDArray[Any], row: int) -> None:
-        shard = row // target.shard_rows
+    def _fill(self, target: Target, values: NDArray[Any], row: int) -> None:
+        place, shard = (target.key, target.layer), row // target.shard_rows
         start = target.span(shard).start
-        if key not in self._filling:
+        if place not in self._filling:
             n_rows = target.shard_rows if self._n_samples is None else min(target.shard_rows, self._n_samples)
             shape = (n_rows, *target.array.shape[1:])
-            buffer = self._spare[key].pop() if self._spare[key] else np.empty(shape, np.float32)
-            self._filling[key] = _Filling(shard, buffer, start)
-        filling = self._filling[key]
+            buffer = self._spare[place].pop() if self._spare[place] else np.empty(shape, np.float32)
+            self._filling[place] = _Filling(shard, buffer, start)
+        filling = self._filling[place]
         if row != filling.next_row:
-            raise ConfigError(f"layer {key[1]}: samples {filling.next_row} to {row - 1} were left out")
+            raise ConfigError(f"layer {target.layer}: samples {filling.next_row} to {row - 1} were left out")
         part = filling.buffer[row - start :][: len(values)]
         if values.shape != part.shape:  # never broadcast
             raise ConfigError(
-                f"layer {key[1]}: latents of shape {values.shape[1:]}, expected {part.shape[1:]}"
+                f"layer {target.layer}: latents of shape {values.shape[1:]}, expected {part.shape[1:]}"
             )
         with np.errstate(over="ignore"):
             part[...] = values
@@ -228,23 +229,22 @@ class LatentWriter:
 
     def _look_at(self, target: Target, row: int, values: NDArray[Any], stored: NDArray[Any]) -> None:
         """Note the first samples of a layer that can't be probed."""
-        key = (target.pooling, target.layer)
-        if key not in {(p.pooling, p.layer) for p in self.problems}:
-            problem = find_problem(*key, row, values, stored)
+        if (target.key, target.layer) not in {(p.key, p.layer) for p in self.problems}:
+            problem = find_problem(target.key, target.layer, row, values, stored)
             self.problems += [] if problem is None else [problem]
 
     def _hand_over(self) -> None:
         """Hand the shards that are full to the thread, once it is done with those before."""
-        full: dict[Key, _Filling] = {}
-        for key, filling in self._filling.items():
-            if filling.next_row == self._targets[key].span(filling.shard).stop:
-                full[key] = filling
+        full: dict[TargetKey, _Filling] = {}
+        for place, filling in self._filling.items():
+            if filling.next_row == self._targets[place].span(filling.shard).stop:
+                full[place] = filling
         if not full:
             return
         self.drain()
-        for key, filling in full.items():
-            del self._filling[key]
-            self._todo[key].discard(filling.shard)
+        for place, filling in full.items():
+            del self._filling[place]
+            self._todo[place].discard(filling.shard)
         self._writing = self._thread.submit(self._write, full)
 
     def drain(self) -> None:
@@ -259,16 +259,16 @@ class LatentWriter:
             writing, self._writing = self._writing, None
             writing.result()
 
-    def _write(self, full: Mapping[Key, _Filling]) -> None:
+    def _write(self, full: Mapping[TargetKey, _Filling]) -> None:
         for _ in self._encoders.map(self._write_shard, full.keys(), full.values()):
             pass
-        self._store.commit({self._targets[key].path: self._targets[key].n_rows for key in full})
+        self._store.commit({self._targets[place].path: self._targets[place].n_rows for place in full})
 
-    def _write_shard(self, key: Key, filling: _Filling) -> None:
-        target = self._targets[key]
+    def _write_shard(self, place: TargetKey, filling: _Filling) -> None:
+        target = self._targets[place]
         span = target.span(filling.shard)
         self._shards.write(target, filling.shard, filling.buffer[: span.stop - span.start])
-        self._spare[key].append(filling.buffer)
+        self._spare[place].append(filling.buffer)
 
     def finish(self, labels: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> None:
         """Finish a split of which it was not known how many samples come.
@@ -309,13 +309,15 @@ class LatentWriter:
             self._store.commit({target.path: target.n_rows for target in self._targets.values()})
 
 
-def copy_split(location: Location, log: CommitLog, poolings: Iterable[str], source: str, split: str) -> None:
+def copy_split(
+    location: Location, log: CommitLog, keys: Iterable[LatentsKey], source: str, split: str
+) -> None:
     """Store a split's latents once more, as those of another split, and commit them."""
     store, committed = open_store(location, log), log.read(location.name)
-    for pooling in poolings:
-        before, after = f"{pooling}/{source}", f"{pooling}/{split}"
-        for key in committed.under(before):
-            store.write_object(after + key.removeprefix(before), location.read(key))
+    for key in keys:
+        before, after = f"{key}/{source}", f"{key}/{split}"
+        for name in committed.under(before):
+            store.write_object(after + name.removeprefix(before), location.read(name))
         groups = {group: n for group, n in committed.n_rows.items() if is_under(group, before)}
         store.commit({after + group.removeprefix(before): n for group, n in groups.items()})
 

@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from satstore.config.keys import LatentsKey
 from satstore.errors import CorruptError, MemoryLimitError, NotFoundError, SatstoreError, reason_of
 from satstore.storage.files import FORMAT_VERSION
 from satstore.storage.location import Location
@@ -39,8 +40,8 @@ MAX_WHOLE_BYTES, MAX_OBJECTS = 8 * 2**30, 2**24
 """More than any chunk, and any array that is read at once, takes (a covariance of 32,768 features), and more
 files than an array, and chunks than a shard, has."""
 
-Shapes = Mapping[str, Mapping[str, tuple[int, ...]]]
-"""Pooling to layer to the shape of one sample's latent."""
+Shapes = Mapping[LatentsKey, Mapping[str, tuple[int, ...]]]
+"""Key to layer to the shape of one sample's latent."""
 
 
 def encode_layer(name: str) -> str:
@@ -60,7 +61,7 @@ def encode_layer(name: str) -> str:
     return key
 
 
-def shards_bytes(shapes: Shapes, shard_rows: Mapping[str, int], n_samples: int | None = None) -> int:
+def shards_bytes(shapes: Shapes, shard_rows: Mapping[LatentsKey, int], n_samples: int | None = None) -> int:
     """Return the memory that writing takes with so many samples in each pooling's shards, and in the split.
 
     All layers' shards are filled at once, as float32, while those before them are encoded: two of each. Those
@@ -128,7 +129,7 @@ def plan_memory(
 
 def check_shards_fit(
     shapes: Shapes,
-    shard_rows: Mapping[str, int],
+    shard_rows: Mapping[LatentsKey, int],
     memory_bytes: int,
     remedy: str,
     n_samples: int | None = None,

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from satstore.config.keys import LatentsKey
+
 FIRST_NON_FINITE = 0x7C00
 """The bits of float16's infinity; without its sign, what is not finite is no smaller."""
 
@@ -17,7 +19,7 @@ MIN_ROWS = 8
 class Problem:
     """The first batch of a layer, samples first_row to last_row - 1, with values that can't be probed."""
 
-    pooling: str
+    key: LatentsKey
     layer: str
     first_row: int
     last_row: int
@@ -31,7 +33,7 @@ class Problem:
             found.append(f"of {self.n_flattened} features, float32 keeps less than 8 bits of the spread")
         found += [f"{self.n_overflows} are beyond float32 (3.4e38)"] if self.n_overflows else []
         where = f"samples {self.first_row} to {self.last_row - 1}"
-        return f"layer {self.layer}: {' and '.join(found)} in {where}, {self.pooling},"
+        return f"layer {self.layer}: {' and '.join(found)} in {where}, {self.key},"
 
     def describe(self, split: str) -> str:
         """Return what was found in a split, and what comes of it."""
@@ -41,7 +43,7 @@ class Problem:
 
 
 def find_problem(
-    pooling: str, layer: str, first_row: int, values: NDArray[Any], stored: NDArray[Any]
+    key: LatentsKey, layer: str, first_row: int, values: NDArray[Any], stored: NDArray[Any]
 ) -> Problem | None:
     """Return what can't be probed of a layer's samples, None if all can.
 
@@ -56,7 +58,7 @@ def find_problem(
         return None
     n_non_finite = int((~np.isfinite(values)).sum())
     n_overflows = int((~np.isfinite(stored)).sum()) - n_non_finite
-    return Problem(pooling, layer, first_row, first_row + len(values), n_non_finite, n_overflows, n_flattened)
+    return Problem(key, layer, first_row, first_row + len(values), n_non_finite, n_overflows, n_flattened)
 
 
 def count_flattened(values: NDArray[np.float64]) -> int:
