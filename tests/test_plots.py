@@ -282,11 +282,11 @@ def test_plot_comparison__says_each_delta_unless_one_is_given(tmp_path: Path) ->
 
 def test_plot_layers__draws_more_poolings_than_there_are_colours_each_in_a_look_of_its_own(run: Run) -> None:
     fill(run)
-    keys = [f"pool{n}" for n in range(1, 9)]
+    keys = [ProbeKey(LatentsKey(f"{n}")) for n in range(1, 9)]
     table = run.read_file("probe-pool4.csv")
     record = ProbesRecord(C=1, tol=1e-4, max_iter=9)
     run.commit(
-        {f"probe-{key}.csv": table for key in keys},
+        {key.file: table for key in keys},
         lambda manifest: setattr(manifest, "probes", dict.fromkeys(keys, record)),
     )
     [axes] = plot_layers(run).axes
