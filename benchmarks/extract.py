@@ -48,10 +48,12 @@ def make_run(options: argparse.Namespace, folder: Path) -> Run:
     }
     [run] = make_runs(read_config(config), "bench", folder)
     data = session_data.load_data(run.config)
-    state = session.Session(run.config, data, devices.choose_device(options.device))
-    layers = run_model.recorded_layers(state.model, run.config)
+    device = devices.choose_device(options.device)
+    model = run_model.initialize_model(run.config, len(data.classes), device)
+    state = session.Session(run.config, model, data, device)
+    layers = run_model.recorded_layers(model, run.config)
     with run.lock():
-        provenance.describe_run(run, state, data, layers)
+        provenance.describe_session(run, state, layers)
         buffer = io.BytesIO()
         torch.save(state.state(), buffer)
         trained = run.manifest.summary.model_copy(update={"epochs_done": run.config.epoch})

@@ -51,10 +51,12 @@ def make_run(options: argparse.Namespace) -> Run:
     if run.has_file(CHECKPOINT):
         return run
     data = session_data.load_data(run.config)
-    state = session.Session(run.config, data, devices.choose_device(options.device))
+    device = devices.choose_device(options.device)
+    model = run_model.initialize_model(run.config, len(data.classes), device)
+    state = session.Session(run.config, model, data, device)
     train_briefly(state, data.train_plain, options.steps)
     with run.lock():
-        provenance.describe_run(run, state, data, run_model.recorded_layers(state.model, run.config))
+        provenance.describe_session(run, state, run_model.recorded_layers(model, run.config))
         content = io.BytesIO()
         torch.save(state.state(), content)
         trained = run.manifest.summary.model_copy(update={"epochs_done": run.config.epoch})

@@ -18,9 +18,9 @@ from satstore.errors import ConfigError, DeviceError
 from satstore.runs.run import Run
 from satstore.stages.pipeline import run_experiments
 from satstore.storage.zarr import AnalysisStore
-from satstore.system.process_group import Ranks
+from satstore.system.process_group import ProcessGroup
 from satstore.training import session_data
-from satstore.training.distributed import count_ranks
+from satstore.training.distributed import count_processes
 
 # Without batch norm, of which torch has no synchronised kind for the CPU: what one process computes is then
 # what several compute together.
@@ -202,24 +202,24 @@ def test_two_ranks__leave_no_orphans_when_the_main_one_is_killed(folder: Path) -
     assert len(list(folder.glob("logs/a/*/metrics.csv"))) == 1, "an epoch was committed"
 
 
-def test_ranks__shares_are_the_whole_in_order() -> None:
+def test_process_group__shares_are_the_whole_in_order() -> None:
     for n_items in range(2, 12):
         for size in (1, 2, 3):
-            parts = [Ranks(rank, size).share(range(n_items)) for rank in range(size)]
+            parts = [ProcessGroup(rank, size).share(range(n_items)) for rank in range(size)]
             assert [item for part in parts for item in part] == list(range(n_items))
-            assert [len(part) for part in parts] == Ranks(0, size).counts(n_items)
+            assert [len(part) for part in parts] == ProcessGroup(0, size).counts(n_items)
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_check_batches__refuses_one_that_leaves_a_rank_one_image() -> None:
     [config] = read_config({"dataset": "Digits", "batch_size": 717})
     data = session_data.load_data(config)
-    session_data.check_batches(config, data, Ranks(0, 1))
+    session_data.check_batches(config, data, ProcessGroup(0, 1))
     with pytest.raises(
         ConfigError,
         match="batch_size 717 leaves a batch of one of 1437 training images for one of 2 ranks",
     ):
-        session_data.check_batches(config, data, Ranks(0, 2))
+        session_data.check_batches(config, data, ProcessGroup(0, 2))
 
 
 @pytest.mark.long
@@ -233,17 +233,19 @@ def test_ranks__a_batch_that_leaves_one_of_them_one_image_is_refused(folder: Pat
     assert "batch_size 717 leaves a batch of one of 1437 training images for one of 2 ranks" in result.stderr
 
 
-def test_count_ranks__is_one_without_data_parallel_and_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_count_processes__is_one_without_data_parallel_or_on_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
     plain, together, three = (
         read_config(content)[0]
         for content in ({"ranks": 3}, {"data_parallel": True}, {"data_parallel": True, "ranks": 3})
     )
-    assert [count_ranks(c, cpu) for c in (plain, together, three)] == [1, 1, 3]
+    assert [count_processes(c, cpu) for c in (plain, together, three)] == [1, 1, 3]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [count_ranks(c, gpu) for c in (plain, together)] == [1, 2]
+    assert [count_processes(c, gpu) for c in (plain, together)] == [1, 2]
     with pytest.raises(DeviceError, match="ranks 3 need as many GPUs, 2 are visible here"):
-        count_ranks(three, gpu)
+        count_processes(three, gpu)
     with pytest.raises(ConfigError, match="'ranks': input should be greater than or equal to 1"):
         read_config({"ranks": 0})
 

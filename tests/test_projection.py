@@ -19,7 +19,7 @@ from satstore.errors import ConfigError, NumericsError
 from satstore.runs.run import Run
 from satstore.stages.pipeline import make_plan, run_experiments, run_stages
 from satstore.storage.zarr import AnalysisStore
-from satstore.training.evaluation import Evaluation
+from satstore.training.evaluation import ModelEvaluation
 from satstore.training.run_model import load_model
 from satstore.training.session_data import load_data
 
@@ -154,15 +154,15 @@ def test_project__of_one_layer_is_what_a_hook_gives(run: Run) -> None:
 
 
 def test_project__goes_on_where_it_was_and_is_found_done(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure, calls = Evaluation.measure, []
+    measure, calls = ModelEvaluation.measure, []
 
-    def interrupt(evaluation: Evaluation) -> Any:
+    def interrupt(evaluation: ModelEvaluation) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return measure(evaluation)
 
-    monkeypatch.setattr(Evaluation, "measure", interrupt)
+    monkeypatch.setattr(ModelEvaluation, "measure", interrupt)
     plan = make_plan(["project"], {"delta": (0.9, 0.99, 0.999), "device": "cpu"})
     with pytest.raises(KeyboardInterrupt):
         run_stages([Run(run.path)], plan, with_needs=False)

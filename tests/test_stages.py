@@ -27,7 +27,7 @@ from satstore.runs.verify import Verification
 from satstore.stages.extract import stage as extract_stage
 from satstore.stages.pipeline import make_plan, make_runs, run_experiments, run_stages
 from satstore.storage.zarr import AnalysisStore, LatentWriter, layout
-from satstore.training import run_model, session_data
+from satstore.training import loop, run_model, session_data
 
 DIGITS: dict[str, Any] = {**SMALL, "dataset": "FewDigits", "plugins": ["few_digits"], "resolution": 16}
 """800 digits to train on, 200 to evaluate."""
@@ -410,14 +410,14 @@ def test_run_stages__an_unforeseen_error_does_not_stop_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs = make_runs(read_config({**DIGITS, "model": ["vgg6_S", "vgg5_S"]}), "res", tmp_path)
-    build = run_model.build_model
+    build = loop.initialize_model
 
     def fail_once(config: Any, *rest: Any) -> Any:
         if config.model == "vgg6_S":
             raise RuntimeError("cuDNN says no")
         return build(config, *rest)
 
-    monkeypatch.setattr(run_model, "build_model", fail_once)
+    monkeypatch.setattr(loop, "initialize_model", fail_once)
     outcomes = run_stages(runs, make_plan(["train"], {"latents": False}), with_needs=True)
     assert [outcome.result for outcome in outcomes] == ["failed", "done"]
     assert f"{runs[0].name}: train failed: RuntimeError: cuDNN says no" in str(outcomes[0].error)

@@ -421,7 +421,7 @@ def test_train__spectra_of_some_batches_are_delves_keys(tmp_path: Path) -> None:
 def test_choose_workers__leaves_half_of_a_memory_limit(
     limit: int | None, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(session, "count_cores", lambda: 16)
+    monkeypatch.setattr(session_data, "count_cores", lambda: 16)
     [config] = read_config({"dataset": "Digits"})
     assert session_data.choose_workers(config, False, limit) == expected
     assert session_data.choose_workers(config, True, limit) == 0
@@ -455,7 +455,7 @@ def test_stage__says_what_to_lower_where_a_loader_process_was_killed(
 
     shutil.copytree(trained.path, tmp_path / "res" / trained.experiment)
     monkeypatch.setattr(Dying, "words", words)
-    monkeypatch.setattr(loop, "make_loader", make_dying)
+    monkeypatch.setattr(session, "make_loader", make_dying)
     monkeypatch.setattr(loaders, "make_loader", make_dying)
     with pytest.raises(MemoryLimitError, match="a process that reads batches died") as raised:
         run_experiments({**FEW, "epoch": 2}, "res", [stage], logs_dir=tmp_path, overwrite=True)

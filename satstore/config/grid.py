@@ -78,11 +78,11 @@ def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig
         If there is no such file.
     """
     if isinstance(source, Mapping):
-        return expand(dict(source))
+        return _check_names(expand(dict(source)))
     path = find_config(str(source))
     content = read_content(path)
     try:
-        return expand(content)
+        return _check_names(expand(content))
     except ConfigError as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -119,7 +119,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def expand(content: dict[str, Any]) -> list[ExperimentConfig]:
-    """Multiply a config's lists out; see :func:`read_config`."""
+    """Multiply a config's lists out, any names of models, datasets, … taken; see :func:`read_config`."""
     content = {key: value for key, value in content.items() if key != "$schema"}  # a hint for editors
     known = ExperimentConfig.model_fields
     for key in content:
@@ -144,6 +144,15 @@ def expand(content: dict[str, Any]) -> list[ExperimentConfig]:
     return list(dict.fromkeys(points))
 
 
+def _check_names(configs: list[ExperimentConfig]) -> list[ExperimentConfig]:
+    for config in configs:
+        for key, registry in NAMED_KEYS.items():
+            value = getattr(config, key)
+            for name in (value,) if isinstance(value, str) else value:
+                registry.entry(name)
+    return configs
+
+
 def _make_config(content: dict[str, Any]) -> ExperimentConfig:
     if "pooling" in content:  # numbers are as good as digits in a config
         content["pooling"] = list(dict.fromkeys(str(p) for p in content["pooling"]))
@@ -151,10 +160,6 @@ def _make_config(content: dict[str, Any]) -> ExperimentConfig:
         config = ExperimentConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(describe_invalid(error)) from error
-    for key, registry in NAMED_KEYS.items():
-        value = getattr(config, key)
-        for name in (value,) if isinstance(value, str) else value:
-            registry.entry(name)
     for key in ("layers", "exclude_layers"):
         try:
             re.compile(getattr(config, key) or "")

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 from satstore.datasets.image_data import ImageData, ImageSplit, fingerprint
 from satstore.datasets.image_folder import FileSource, decode
-from satstore.datasets.in_memory import Progress, in_threads
+from satstore.datasets.in_memory import ProgressCallback, in_threads
 from satstore.errors import CorruptError, NotFoundError
 
 
-def find_corrupt(source: FileSource, progress: Progress | None = None) -> dict[int, str]:
+def find_corrupt(source: FileSource, progress: ProgressCallback | None = None) -> dict[int, str]:
     """Decode every image, and return the index of each that can't be, with the reason."""
 
     def check(indices: range) -> dict[int, str]:

@@ -18,7 +18,7 @@ T = TypeVar("T")
 N_TOGETHER = 256
 """Images that a thread decodes at a time."""
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Called with the number of images read so far, and of all."""
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 
 from satstore.datasets.image_data import Batch
 from satstore.errors import SatstoreError
-from satstore.system.process_group import ALONE, Ranks
+from satstore.system.process_group import SINGLE_PROCESS, ProcessGroup
 from satstore.system.signals import deaf_children, follow_main_process
 
 
@@ -23,7 +23,7 @@ def make_loader(
     generator: torch.Generator | None = None,
     workers: int = 0,
     pin_memory: bool = False,
-    ranks: Ranks = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> DataLoader[Batch]:
     """Return a loader over a split, its last batch as small as it falls out.
 
@@ -43,8 +43,8 @@ def make_loader(
         gain nothing from them at 32 px: 50,000 augmented images take 0.3 s in this process, 1.1 s with two.
     pin_memory
         Copy batches to page-locked memory; without effect where there is no CUDA device.
-    ranks
-        Give this rank's share of every batch: together, they are the batches of a single process.
+    group
+        Give this process's share of every batch: together, they are the batches of a single process.
     """
     context = None
     if workers:
@@ -59,28 +59,28 @@ def make_loader(
     batches = BatchSampler(order, batch_size, drop_last=False)
     return _Loader(
         split,
-        batch_sampler=_Shares(batches, ranks),
+        batch_sampler=_Shares(batches, group),
         generator=generator,
         num_workers=workers,
         collate_fn=_as_is,
         multiprocessing_context=context,
-        worker_init_fn=partial(_begin_worker, ranks.rank) if workers else None,
+        worker_init_fn=partial(_begin_worker, group.rank) if workers else None,
         pin_memory=pin_memory and torch.cuda.is_available(),
     )
 
 
 class _Shares(Sampler[list[int]]):
-    """A rank's share of every batch."""
+    """Yields a process's share of every batch."""
 
-    def __init__(self, batches: BatchSampler, ranks: Ranks) -> None:
-        self._batches, self._ranks = batches, ranks
+    def __init__(self, batches: BatchSampler, group: ProcessGroup) -> None:
+        self._batches, self._group = batches, group
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self._batches:
-            yield list(self._ranks.share(batch))
+            yield list(self._group.share(batch))
 
 
 def _begin_worker(rank: int, number: int) -> None:

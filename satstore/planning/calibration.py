@@ -15,7 +15,7 @@ from satstore.config.keys import LatentsKey
 from satstore.datasets.image_data import ImageData
 from satstore.registry import OPTIMIZERS
 from satstore.storage.zarr.compression_trial import encoded_ratio, encoding_rates
-from satstore.training.run_model import build_model, recorded_layers
+from satstore.training.run_model import initialize_model, recorded_layers
 
 BUDGET_S = 1.5
 """Seconds that timing one kind of pass takes, about; a batch that needs longer is timed in part."""
@@ -56,7 +56,7 @@ def measure_rates(
     device: torch.device,
 ) -> Rates:
     """Measure this machine's rates for a config."""
-    model = build_model(config, n_classes, device)
+    model = initialize_model(config, n_classes, device)
     layers = {layer.name: module for layer, module in recorded_layers(model, config).items()}
     optimizer, _ = OPTIMIZERS[config.optimizer](model)
     most = config.batch_size
@@ -129,7 +129,7 @@ def measure_ratios(
     The model is untrained, its batch norms normalise by the batch: on digits that gave 0.93 where the trained
     network (vgg11_XS) has 0.96, and 0.95 where it has 0.99 (resnet18).
     """
-    model = build_model(config, len(data.classes), torch.device("cpu"))
+    model = initialize_model(config, len(data.classes), torch.device("cpu"))
     layers = {layer.name: module for layer, module in recorded_layers(model, config).items()}
     n = min(len(data.train_plain), max(2, min(config.batch_size, 2**22 // config.resolution**2)))
     images, _ = data.train_plain.__getitems__(range(n))

@@ -127,11 +127,11 @@ def project(run: Run, parameters: ProjectParameters) -> None:
 
     from satstore.capture.projection_hook import projected
     from satstore.training import devices
-    from satstore.training.evaluation import Evaluation
+    from satstore.training.evaluation import ModelEvaluation
 
     todo = missing(run, parameters)
     axes, means = find_axes(run, parameters)
-    evaluation = Evaluation(run, devices.choose_device(parameters.device or run.config.device))
+    evaluation = ModelEvaluation(run, devices.choose_device(parameters.device or run.config.device))
     modules = dict(evaluation.model.named_modules())
     table = None if parameters.overwrite and not parameters.delta else read_table(run)
     for done, key in enumerate(todo, start=1):

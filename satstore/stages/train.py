@@ -1,4 +1,4 @@
-"""The stage ``train``: weights, metrics and spectra of every epoch, and at its end the latents."""
+"""The stage ``train``: train a model, record the spectra of every epoch, and store the last one's latents."""
 
 import json
 from typing import Annotated
@@ -52,12 +52,12 @@ def is_trained(run: Run) -> bool:
 
 
 def pending(run: Run, parameters: TrainParameters) -> list[str]:
-    """Say which epochs and latents are missing."""
+    """List what is missing: epochs, costs, latents."""
     if parameters.overwrite or not is_trained(run):
         done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
         check_kept(run, (epoch for epoch in run.config.latent_epochs if epoch < done))
         return [f"epochs {done + 1} to {run.config.epoch}"]
-    if run.has_file(CHECKPOINT) or not run.is_imported:  # weights are not always part of an import
+    if run.has_file(CHECKPOINT) or not run.is_imported:  # an import may lack its weights
         run.check_file(CHECKPOINT)
     if run.was_cut_off(STAGE.key) and (
         run.was_cut_off(flops.STAGE.key) or flops.pending(run, flops.FlopsParameters())
@@ -67,12 +67,12 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
         return []
     missing = extract_stage.pending(run, extract_stage.STAGE.adapt(parameters, check=False))
     if not missing and run.was_cut_off(STAGE.key) and run.was_cut_off(extract_stage.STAGE.key):
-        return ["that the latents are whole"]  # killed between the last of them and saying so
+        return ["that the latents are whole"]  # killed before the manifest said so
     return missing
 
 
 def writes_latents(run: Run, parameters: TrainParameters) -> bool:
-    """Tell whether the latents are part of what was asked for."""
+    """Tell whether the parameters, or else the config's stages, ask for latents."""
     return extract_stage.STAGE.name in run.config.stages if parameters.latents is None else parameters.latents
 
 
@@ -83,18 +83,18 @@ def train(run: Run, parameters: TrainParameters) -> None:
 
     device = devices.choose_device(parameters.device or run.config.device)
     if parameters.overwrite:
-        forget(run)
+        remove_results(run)
     if parameters.latents_dir is not None or writes_latents(run, parameters):
         extract_stage.place(run, parameters.latents_dir)
     if not is_trained(run):
-        note_epochs(run)
-        n_ranks = distributed.count_ranks(run.config, device)
-        if n_ranks > 1:
-            distributed.train_together(run, device, n_ranks, force=parameters.force)
+        record_latent_epochs(run)
+        n_processes = distributed.count_processes(run.config, device)
+        if n_processes > 1:
+            distributed.train_in_processes(run, device, n_processes, force=parameters.force)
         else:
             loop.train(run, device, force=parameters.force)
-    count_costs(run)
-    warn_of_epochs(run)
+    write_costs(run)
+    warn_of_missed_epochs(run)
     latents = extract_stage.STAGE.adapt(parameters, check=False)
     if not writes_latents(run, parameters):
         return
@@ -104,28 +104,28 @@ def train(run: Run, parameters: TrainParameters) -> None:
     run.settle(extract_stage.STAGE.key)
 
 
-def count_costs(run: Run) -> None:
-    """Write what the training cost; a model of which that can't be counted is only warned of."""
-    asked = flops.FlopsParameters()
+def write_costs(run: Run) -> None:
+    """Write the training's costs; warn if they can't be counted for this model."""
+    parameters = flops.FlopsParameters()
     try:
-        if flops.pending(run, asked):
-            with run.stage(flops.STAGE.key, record_parameters(asked)):
-                flops.write(run, asked)
+        if flops.pending(run, parameters):
+            with run.stage(flops.STAGE.key, record_parameters(parameters)):
+                flops.write(run, parameters)
         run.settle(flops.STAGE.key)
     except ConfigError as error:
         run.warn("train", str(error))
 
 
-def note_epochs(run: Run) -> None:
-    """Record the epochs that are to be kept, which a later config may have changed."""
+def record_latent_epochs(run: Run) -> None:
+    """Record the config's ``latent_epochs`` in the manifest: a later config may have changed them."""
     content = run.manifest.config | {"latent_epochs": list(run.config.latent_epochs)}
     if content["latent_epochs"] != run.manifest.config.get("latent_epochs", []):
         files = {"config.json": (json.dumps(content, indent=2) + "\n").encode()}
         run.commit(files, lambda manifest: setattr(manifest, "config", content))
 
 
-def warn_of_epochs(run: Run) -> None:
-    """Warn of epochs whose latents the config asks for, and that training did not come to."""
+def warn_of_missed_epochs(run: Run) -> None:
+    """Warn of ``latent_epochs`` that training did not reach."""
     missed = [epoch for epoch in run.config.latent_epochs if epoch > run.last_epoch]
     if missed:
         run.warn(
@@ -135,8 +135,8 @@ def warn_of_epochs(run: Run) -> None:
         )
 
 
-def forget(run: Run) -> None:
-    """Remove all that was made of a run but its config."""
+def remove_results(run: Run) -> None:
+    """Remove all files and records of a run except its config."""
 
     def change(manifest: Manifest) -> None:
         manifest.files = {name: f for name, f in manifest.files.items() if name == "config.json"}
@@ -145,10 +145,10 @@ def forget(run: Run) -> None:
         manifest.stages = {"train": manifest.stages["train"]}
         manifest.warnings = []
 
-    gone = [run.path_of(name) for name in run.manifest.files if name != "config.json"]
+    paths = [run.path_of(name) for name in run.manifest.files if name != "config.json"]
     stores = (Folder(run.analysis_path), run.writable_latents())
     run.commit(change=change)
-    for path in gone:
+    for path in paths:
         with refusals(path, 0, "removed"):
             path.unlink(missing_ok=True)
     for store in stores:

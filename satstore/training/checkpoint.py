@@ -1,4 +1,4 @@
-"""Checkpoints of runs, read back."""
+"""Read the checkpoints of runs."""
 
 import io
 import pickle
@@ -13,9 +13,12 @@ from satstore.runs.run import Run
 
 
 def read_checkpoint(run: Run, epoch: int | None = None) -> dict[str, Any]:
-    """Return the state of a run's checkpoint, checked against the manifest's digest.
+    """Read a run's checkpoint, checked against the manifest's digest.
 
-    Of an earlier epoch, the weights were kept: ``model`` alone.
+    Parameters
+    ----------
+    epoch
+        An earlier epoch whose weights were kept: the state is ``model`` alone. By default the last epoch.
 
     Raises
     ------
@@ -26,10 +29,10 @@ def read_checkpoint(run: Run, epoch: int | None = None) -> dict[str, Any]:
     content = run.read_file(name)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what is odd about the file, the error says
+            warnings.simplefilter("ignore")  # the error below says what is wrong with the file
             # Random states stay on the CPU whatever the device.
             state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's advice, to trust the file, is none to give
+    except pickle.UnpicklingError as error:  # torch's own message advises to trust the file
         raise CorruptError(
             f"{run.path / name} holds more than tensors, numbers, strings, lists and dicts: satstore did not "
             "write it, and does not load it; restore it from a copy, or train under another run id"

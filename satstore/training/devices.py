@@ -6,12 +6,12 @@ from satstore.errors import DeviceError
 
 
 def choose_device(name: str | None) -> torch.device:
-    """Return the device of a name, or, of None, the first GPU if there is one, else the CPU.
+    """Return the device of a name; by default the first GPU, or the CPU where there is none.
 
     Raises
     ------
     DeviceError
-        If the name is none, or no such device is there.
+        If no device has that name, or it is not there.
     """
     n_gpus = torch.cuda.device_count()
     if name is None:
@@ -28,8 +28,8 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def wake(device: torch.device) -> None:
-    """Compute something on a GPU, which loads its runtime and libraries."""
+def warm_up(device: torch.device) -> None:
+    """Multiply small matrices on a GPU, which loads its runtime and libraries."""
     square = torch.ones(64, 64, device=device)
     torch.cuda.synchronize(device)
     (square @ square).sum().item()

@@ -1,37 +1,76 @@
-"""Training on several GPUs at once, a process for each: the other processes, their start and their end."""
+"""Train one model in several processes, one per GPU: start them, group them, report their errors."""
 
 import contextlib
 import multiprocessing
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import DeviceError, SatstoreError, StageError, reason_of
+from satstore.registry import load_plugins
 from satstore.runs.run import Run
-from satstore.system.process_group import Ranks
+from satstore.system.process_group import ProcessGroup
 from satstore.system.signals import deaf_children, follow_main_process
+from satstore.training.loop import train
 
-PATIENCE = timedelta(minutes=10)
-"""How long a process waits for the others before it gives up: for the slowest epoch's spectra, say."""
+TIMEOUT = timedelta(minutes=10)
+"""How long a process waits for the others before it gives up: the main one computes an epoch's spectra."""
 
 READY = ""
-"""What another process says when it is ready to meet; all else that it says is what went wrong."""
+"""The message of a worker that is ready to join the group; any other message is its error."""
 
-WORDS_S = 10.0
-"""How long the main process waits for a failed one's last words."""
+ERROR_WAIT_S = 10.0
+"""How long the main process waits for the error message of a worker that failed."""
 
 
-def count_ranks(config: ExperimentConfig, device: torch.device) -> int:
+@dataclass(frozen=True)
+class Member:
+    """The place of one process in a group.
+
+    Attributes
+    ----------
+    device_type
+        ``"cuda"``, where each process has the GPU of its rank, or ``"cpu"``.
+    rank, size
+        As of :class:`~satstore.system.process_group.ProcessGroup`.
+    folder
+        Where the processes find each other, by a file.
+    """
+
+    device_type: str
+    rank: int
+    size: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process other than the main one, and the pipe that its messages come through."""
+
+    name: str
+    process: BaseProcess
+    receiver: Connection
+
+    def read_message(self) -> str | None:
+        """Return its next message; None if there is none yet, or its end of the pipe is closed."""
+        with contextlib.suppress(EOFError):
+            if self.receiver.poll():
+                return str(self.receiver.recv())
+        return None
+
+
+def count_processes(config: ExperimentConfig, device: torch.device) -> int:
     """Return how many processes train a config's model: one, unless ``data_parallel`` is on.
 
     Raises
@@ -51,8 +90,8 @@ def count_ranks(config: ExperimentConfig, device: torch.device) -> int:
     return config.ranks or n_gpus
 
 
-def train_together(run: Run, device: torch.device, n_ranks: int, *, force: bool = False) -> None:
-    """Train a run's model on several processes, of which this is the main one.
+def train_in_processes(run: Run, device: torch.device, n_processes: int, *, force: bool = False) -> None:
+    """Train a run's model in several processes, of which this is the main one.
 
     Raises
     ------
@@ -61,125 +100,124 @@ def train_together(run: Run, device: torch.device, n_ranks: int, *, force: bool 
     SatstoreError
         As :func:`satstore.training.loop.train`.
     """
-    from satstore.training.loop import train
-
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="satstore-") as folder:
-        others, ears = [], []
-        for rank in range(1, n_ranks):
-            ear, mouth = context.Pipe(duplex=False)
-            words = (run.path, run.config.model_dump_json(), device.type, rank, n_ranks, Path(folder), mouth)
-            others.append(context.Process(target=_follow, args=words, daemon=True))
-            ears.append(ear)
-        with deaf_children():
-            for process in others:
-                process.start()
+        main, *others = (Member(device.type, rank, n_processes, Path(folder)) for rank in range(n_processes))
+        workers = _start_workers(run, others)
         try:
-            meet = partial(_wait_for_all, ears, others)
-            with joined(device.type, 0, n_ranks, Path(folder), meet) as (ranks, own_device):
-                train(run, own_device, ranks, force=force)
+            with join_group(main, partial(_wait_until_ready, workers)) as (group, own_device):
+                train(run, own_device, group, force=force)
         except SatstoreError:
             raise
-        except Exception as error:  # what torch raises when a process it talks to is gone
-            said = _last_words(ears, others)
-            if said is None:
+        except Exception as error:  # torch's own, when a process that it talks to is gone
+            reason = _read_error(workers)
+            if reason is None:
                 raise
-            raise StageError(said) from error
+            raise StageError(reason) from error
         finally:
-            for process in others:
-                process.join(1)
-                if process.is_alive():
-                    process.kill()
+            for worker in workers:
+                worker.process.join(1)
+                if worker.process.is_alive():
+                    worker.process.kill()
 
 
 @contextmanager
-def joined(
-    kind: str, rank: int, n_ranks: int, folder: Path, meet: Callable[[], None]
-) -> Iterator[tuple[Ranks, torch.device]]:
-    """Be part of a group of processes that meet by a file in a folder.
+def join_group(member: Member, meet: Callable[[], None]) -> Iterator[tuple[ProcessGroup, torch.device]]:
+    """Join the group of a member's folder; give the group and this process's device, and leave at the end.
 
     Parameters
     ----------
     meet
-        Called when this process is ready to meet the others, who wait without end for those that never come.
+        Called when this process is ready. torch waits without end for a process that never joins: so the main
+        one returns from it only once all others are ready.
     """
     n_threads = torch.get_num_threads()
-    if kind == "cuda":
-        device = torch.device("cuda", rank)
+    if member.device_type == "cuda":
+        device = torch.device("cuda", member.rank)
         torch.cuda.set_device(device)
     else:
         device = torch.device("cpu")
-        torch.set_num_threads(max(1, n_threads // n_ranks))
+        torch.set_num_threads(max(1, n_threads // member.size))
     meet()
     dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
-        init_method=f"file://{folder / 'meeting'}",
-        rank=rank,
-        world_size=n_ranks,
-        timeout=PATIENCE,
+        "cpu:gloo,cuda:nccl" if member.device_type == "cuda" else "gloo",
+        init_method=f"file://{member.folder / 'meeting'}",
+        rank=member.rank,
+        world_size=member.size,
+        timeout=TIMEOUT,
     )
     try:
-        yield Ranks(rank, n_ranks), device
+        yield ProcessGroup(member.rank, member.size), device
     finally:
         torch.set_num_threads(n_threads)
-        with contextlib.suppress(Exception):  # of a group that is broken already
+        with contextlib.suppress(Exception):  # the group may be broken already
             dist.destroy_process_group()
 
 
-def _follow(
-    path: Path, config: str, kind: str, rank: int, n_ranks: int, folder: Path, mouth: Connection
-) -> None:
-    """Train along with the main process, and tell it what went wrong."""
-    follow_main_process()
-    from satstore.registry import load_plugins
-    from satstore.training.loop import train
+def _start_workers(run: Run, members: Iterable[Member]) -> list[Worker]:
+    context = multiprocessing.get_context("spawn")
+    workers = []
+    with deaf_children():
+        for member in members:
+            receiver, sender = context.Pipe(duplex=False)
+            arguments = (run.path, run.config.model_dump_json(), member, sender)
+            process = context.Process(target=_work, args=arguments, daemon=True)
+            process.start()
+            sender.close()  # so that the pipe ends with the worker
+            workers.append(Worker(f"rank {member.rank} of {member.size}", process, receiver))
+    return workers
 
+
+def _work(path: Path, config: str, member: Member, sender: Connection) -> None:
+    """Train along with the main process; send it what goes wrong."""
+    follow_main_process()
     try:
         settings = ExperimentConfig.model_validate_json(config)
         load_plugins(settings.plugins)
-        with joined(kind, rank, n_ranks, folder, partial(mouth.send, READY)) as (ranks, device):
-            train(Run(path, config=settings), device, ranks)
-    except Exception as error:  # goes to the main process, in one line
+        with join_group(member, partial(sender.send, READY)) as (group, device):
+            train(Run(path, config=settings), device, group)
+    except Exception as error:  # the main process reports it, in one line
         text = reason_of(error)
-        mouth.send(text if isinstance(error, SatstoreError) else f"{type(error).__name__}: {text}")
+        sender.send(text if isinstance(error, SatstoreError) else f"{type(error).__name__}: {text}")
         raise SystemExit(1) from None
 
 
-def _wait_for_all(ears: list[Any], others: list[Any]) -> None:
-    """Wait until all other processes are ready.
+def _wait_until_ready(workers: Sequence[Worker]) -> None:
+    """Wait until all workers are ready to join the group.
 
     Raises
     ------
     StageError
         If one ends before that; with its message.
     """
-    for rank, (ear, process) in enumerate(zip(ears, others, strict=True), start=1):
-        if process.sentinel in wait([ear, process.sentinel]) or not ear.poll():
-            process.join(WORDS_S)  # what it said is closed a moment before it has ended
-        said = f"ended with exit code {process.exitcode} before training began"
-        with contextlib.suppress(EOFError):
-            if ear.poll():
-                said = ear.recv()
-        if said != READY:
-            raise StageError(f"rank {rank} of {len(ears) + 1} failed: {said}")
+    for worker in workers:
+        wait([worker.receiver, worker.process.sentinel])
+        message = worker.read_message()
+        if message is None:
+            worker.process.join(ERROR_WAIT_S)  # its pipe closes a moment before it has ended
+            message = f"ended with exit code {worker.process.exitcode} before training began"
+        if message != READY:
+            raise StageError(f"{worker.name} failed: {message}")
 
 
-def _last_words(ears: list[Any], others: list[Any]) -> str | None:
-    """Return what the first process that failed said of it; None if none failed.
+def _read_error(workers: Sequence[Worker]) -> str | None:
+    """Return the error of the worker that failed first; None if none failed.
 
-    Its neighbours fail too, for want of it: what they say of lost connections is passed over.
+    The others then lose their connections and fail too: such an error is returned only if no other comes.
     """
-    said: list[str] = []
-    until = time.monotonic() + WORDS_S
-    while time.monotonic() < until:
-        for rank, (ear, process) in enumerate(zip(ears, others, strict=True), start=1):
-            if ear.poll(0.05):
-                with contextlib.suppress(EOFError):
-                    said.append(f"rank {rank} of {len(ears) + 1} failed: {ear.recv()}")
-            elif process.exitcode not in (None, 0, 1):
-                said.append(f"rank {rank} of {len(ears) + 1} ended with exit code {process.exitcode}")
-        if said:
-            causes = [text for text in said if "onnection" not in text]
-            if causes or time.monotonic() > until - WORDS_S / 2:
-                return (causes or said)[0]
-    return said[0] if said else None
+    errors: list[str] = []
+    causes: list[str] = []
+    deadline = time.monotonic() + ERROR_WAIT_S
+    while time.monotonic() < deadline:
+        have_ended = all(worker.process.exitcode is not None for worker in workers)
+        for worker in workers:
+            worker.process.join(0.05)
+            message = worker.read_message()
+            if message is not None:
+                errors.append(f"{worker.name} failed: {message}")
+            elif worker.process.exitcode not in (None, 0, 1):
+                errors.append(f"{worker.name} ended with exit code {worker.process.exitcode}")
+        causes = [text for text in errors if "onnection" not in text]
+        is_late = time.monotonic() > deadline - ERROR_WAIT_S / 2
+        if causes or have_ended or (errors and is_late):
+            break
+    return next(iter(causes or errors), None)

@@ -1,4 +1,4 @@
-"""The spectra of each epoch: what records them, and what they come to."""
+"""The spectra of each epoch: recorded during its passes, computed after them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,45 +17,61 @@ from satstore.config.experiment import ExperimentConfig
 from satstore.errors import MemoryLimitError, NumericsError
 from satstore.runs.run import Run
 from satstore.system.limits import available_memory
-from satstore.system.process_group import Ranks
+from satstore.system.process_group import ProcessGroup
 from satstore.system.text import describe_size
 
 Float64 = NDArray[np.float64]
 
 
-def make_recorder(modules: Mapping[str, nn.Module], config: ExperimentConfig, ranks: Ranks) -> MomentRecorder:
-    """Return what records layers as a config says; of ``max_samples``, each rank takes its share."""
+def make_recorder(
+    modules: Mapping[str, nn.Module], config: ExperimentConfig, group: ProcessGroup
+) -> MomentRecorder:
+    """Make a config's recorder of moments; each process of a group takes its share of ``max_samples``."""
     limit = config.max_samples
     return MomentRecorder(
         modules,
         config.conv_method,
         config.downsampling,
-        max_samples=None if limit is None else ranks.counts(limit)[ranks.rank],
+        max_samples=None if limit is None else group.counts(limit)[group.rank],
         log_interval=config.log_interval,
         downsampling_method=config.downsampling_method,
         timeseries_method=config.timeseries_method,
     )
 
 
-def merge_ranks(recorder: MomentRecorder, ranks: Ranks) -> None:
-    """Add to the main rank's recorder what the others recorded, in the order of the ranks."""
-    if ranks.size > 1:
-        for part in ranks.gather(recorder.part())[1:]:
+def gather_moments(recorder: MomentRecorder, group: ProcessGroup) -> None:
+    """Add the moments of all processes to the main one's recorder, in the order of their ranks."""
+    if group.size > 1:
+        for part in group.gather(recorder.part())[1:]:
             recorder.absorb(part)
 
 
 @dataclass(frozen=True)
 class Spectra:
-    """Each layer's eigenvalues of one pass (NaN where it failed), and mean and covariance where it didn't."""
+    """The spectra of one pass, by layer.
+
+    Attributes
+    ----------
+    eigenvalues
+        (feature,) of every layer, descending; NaN where a layer's output was not finite.
+    moments
+        Mean (feature,) and covariance (feature, feature) of the other layers.
+    """
 
     eigenvalues: dict[str, Float64]
     moments: dict[str, tuple[Float64, Float64]]
 
 
-def take_spectra(
+def compute_spectra(
     run: Run, epoch: int, recorder: MomentRecorder, layers: Mapping[Layer, nn.Module], split: str
 ) -> Spectra:
-    """Compute the spectra of an epoch's pass; layers whose output was not finite are reported and get NaN."""
+    """Compute the spectra of an epoch's pass, and warn of layers whose output was not finite.
+
+    Parameters
+    ----------
+    epoch
+        Counted from 0.
+    """
     for bad in recorder.non_finite:
         run.warn(
             "train",
@@ -67,13 +83,13 @@ def take_spectra(
         for layer, found in recorder.results().items()
     }
     spectra = {}
-    for layer, n_features in features_of(layers, run.config).items():
+    for layer, n_features in count_layer_features(layers, run.config).items():
         spectra[layer] = np.full(n_features, np.nan)
         if layer not in moments:
             continue
         try:
             spectra[layer] = eigenvalues(moments[layer][1])
-        except NumericsError as error:  # finite values of which the products are not: the others go on
+        except NumericsError as error:  # values are finite, their products are not
             del moments[layer]
             run.warn(
                 "train",
@@ -82,8 +98,8 @@ def take_spectra(
     return Spectra(spectra, moments)
 
 
-def features_of(layers: Iterable[Layer], config: ExperimentConfig) -> dict[str, int]:
-    """Return the number of features that each layer's samples have."""
+def count_layer_features(layers: Iterable[Layer], config: ExperimentConfig) -> dict[str, int]:
+    """Return the number of features of each layer's samples."""
     method, downsampling = config.conv_method, config.downsampling
     return {
         layer.name: count_features(layer.kind, layer.output_shape, method, downsampling) for layer in layers
@@ -91,14 +107,14 @@ def features_of(layers: Iterable[Layer], config: ExperimentConfig) -> dict[str, 
 
 
 def check_moments(run: Run, layers: Iterable[Layer], device: torch.device) -> None:
-    """Refuse spectra that this machine's memory can't suffice for, before anything is computed.
+    """Check that the memory here suffices for the covariances of all layers.
 
     Raises
     ------
     MemoryLimitError
         Naming the layer that takes the most.
     """
-    features = features_of(layers, run.config)
+    features = count_layer_features(layers, run.config)
     needed, largest = moments_bytes(features.values()), max(features, key=lambda name: features[name])
     found = available_memory()
     free = [found] if found is not None else []

@@ -4,18 +4,18 @@ import torch
 
 from satstore.capture.recorders import MomentRecorder
 from satstore.datasets.in_memory import hold
-from satstore.datasets.loaders import make_loader
 from satstore.runs.run import Run
-from satstore.training.checkpoint import read_checkpoint
-from satstore.training.loop import Pass, run_pass
+from satstore.training.loop import run_pass
+from satstore.training.metrics import PassResult
 from satstore.training.provenance import check_data
-from satstore.training.run_model import load_weights
+from satstore.training.reporter import Reporter
+from satstore.training.run_model import load_model
 from satstore.training.session import Session
-from satstore.training.session_data import choose_workers, load_data
+from satstore.training.session_data import load_data
 
 
-class Evaluation:
-    """Measures a run's model, again and again.
+class ModelEvaluation:
+    """Measures a run's model on the evaluation split, again and again.
 
     Parameters
     ----------
@@ -35,19 +35,14 @@ class Evaluation:
     def __init__(self, run: Run, device: torch.device) -> None:
         data = hold(load_data(run.config, run.manifest.dataset))
         check_data(run, data)
-        self._session = Session(run.config, data, device)
-        load_weights(self._session.model, read_checkpoint(run)["model"], run)
-        self._split, self._workers = data.eval, choose_workers(run.config, data.in_memory)
-        self.model, self.device, self.n_samples = self._session.model, device, len(data.eval)
-
-    def measure(self) -> Pass:
-        """Pass once over the split."""
-        loader = make_loader(
-            self._split,
-            self._session.config.batch_size,
-            shuffle=False,
-            workers=self._workers,
-            pin_memory=True,
+        self.model, self.device, self.n_samples = (
+            load_model(run, len(data.classes), device),
+            device,
+            len(data.eval),
         )
+        self._session = Session(run.config, self.model, data, device)
+
+    def measure(self) -> PassResult:
+        """Pass once over the split."""
         with MomentRecorder({}) as recorder:
-            return run_pass(self._session, loader, "eval", recorder, None)
+            return run_pass(self._session, "eval", recorder, Reporter())

@@ -1,12 +1,13 @@
 """Metrics of a classifier over one pass: ``METRICS[name]()`` returns a fresh one.
 
-A metric counts samples on the device of the logits and divides once, in ``compute``: unequal batches weigh
-what they hold, and a CUDA device is waited for once per pass, not once per batch.
+A metric counts samples on the device of the logits and divides once, in ``compute``: so each batch counts by
+its samples, and the pass waits for a CUDA device once, not once per batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from math import sqrt
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,10 @@ def start_metrics(names: Iterable[str]) -> list[Metric]:
 
 
 class _ByValue:
-    """A :class:`~satstore.protocols.ValueMetric` as a metric; what its value means stays as it is."""
+    """Adapts a :class:`~satstore.protocols.ValueMetric` to the protocol of a metric."""
 
     def __init__(self, metric: ValueMetric) -> None:
-        # Of the class: a value of no batch yet may not be computable.
+        # Looked up in the class: an object that has seen no batch may not have a value.
         if not (hasattr(metric, "update") and hasattr(metric, "name") and hasattr(type(metric), "value")):
             raise ConfigError(
                 f"{type(metric).__name__} is no metric: expected update and compute, or update, name and "
@@ -53,6 +54,47 @@ class _ByValue:
     def compute(self) -> float:
         """Return the metric over all batches so far."""
         return float(self._metric.value)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """The mean loss of a pass over a split, and its metrics by their columns."""
+
+    loss: float
+    metrics: dict[str, float]
+
+    def columns(self, split: str) -> dict[str, float]:
+        """Return loss and metrics by their columns in ``metrics.csv``, such as ``train_loss``."""
+        return {f"{split}_{name}": value for name, value in {"loss": self.loss, **self.metrics}.items()}
+
+
+class MeanLoss:
+    """The mean loss over the samples of a pass."""
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] = []
+        self._n_samples = 0
+
+    def update(self, batch_sum: Tensor, n_samples: int) -> None:
+        """Count a batch: the sum of its samples' losses, a float64 scalar."""
+        self._sums.append(batch_sum)
+        self._n_samples += n_samples
+
+    def compute(self, split: str, context: str = "") -> float:
+        """Return the mean over all batches so far.
+
+        Raises
+        ------
+        NumericsError
+            If a loss is not finite; the message names the split and the first such batch, then the context.
+        """
+        import torch
+
+        sums = torch.stack(self._sums)
+        if not bool(torch.isfinite(sums).all()):
+            batch = int(torch.nonzero(~torch.isfinite(sums))[0])
+            raise NumericsError(f"the {split} loss is {float(sums[batch])} in batch {batch}{context}")
+        return float(sums.sum()) / self._n_samples
 
 
 class TopAccuracy:

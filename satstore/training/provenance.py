@@ -1,11 +1,10 @@
-"""What a manifest records of a run's model, data and machine, and whether it is still so."""
+"""Record a run's model, data and machine in its manifest, and check later ones against that record."""
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import torch
 import torchvision
-from torch import nn
 
 from satstore.capture.layers import Layer
 from satstore.config.experiment import ExperimentConfig
@@ -17,24 +16,23 @@ from satstore.runs.run import Run
 from satstore.storage.zarr import digest_labels
 from satstore.training.run_model import load_model, recorded_layers
 from satstore.training.session import Session
-from satstore.training.session_data import choose_workers
 
 
-def third_parties(config: ExperimentConfig) -> dict[str, str]:
-    """Return where a config's model and dataset come from, if not from satstore."""
+def find_origins(config: ExperimentConfig) -> dict[str, str]:
+    """Return ``module:name`` of a config's model and dataset, of each that is not satstore's own."""
     rows = {"model": MODELS.entry(config.model), "dataset": DATASETS.entry(config.dataset)}
     return {kind: row.origin for kind, row in rows.items() if not row.is_own}
 
 
 def check_origins(run: Run) -> None:
-    """Check that the names of a run's model and dataset stand for what it was trained with.
+    """Check that the model and dataset of a run's config come from where they came from in training.
 
     Raises
     ------
     ConfigError
-        If one comes from elsewhere now.
+        If one comes from another module now.
     """
-    found = third_parties(run.config)
+    found = find_origins(run.config)
     known: dict[str, str] = run.manifest.environment.get("third_parties", found)
     for kind in ("model", "dataset"):
         if known.get(kind) != found.get(kind):
@@ -46,26 +44,26 @@ def check_origins(run: Run) -> None:
 
 
 def check_data(run: Run, data: ImageData) -> None:
-    """Check that data are those that a run was trained on.
+    """Check that a run was trained on these data.
 
     Raises
     ------
     CorruptError
         If the fingerprints differ.
     ConfigError
-        If its model or dataset comes from elsewhere now.
+        If its model or dataset comes from another module now.
     """
     known = run.manifest.dataset
     check_origins(run)
-    if known and known.fingerprint not in (data.fingerprint, ""):  # of an import, it is not known
+    if known and known.fingerprint not in (data.fingerprint, ""):  # unknown of an import
         raise CorruptError(
             f"{run.name} was trained on other data than {data.name} in {run.config.data_dir} is now "
             f"(fingerprint {known.fingerprint[:12]}, found {data.fingerprint[:12]}); use another run id"
         )
 
 
-def note_layers(manifest: Manifest, layers: Iterable[Layer]) -> None:
-    """Record in a manifest the layers of an experiment."""
+def set_layers(manifest: Manifest, layers: Iterable[Layer]) -> None:
+    """Set a manifest's layers, in forward order."""
     manifest.layers = [
         LayerRecord(
             layer=layer.name,
@@ -78,11 +76,10 @@ def note_layers(manifest: Manifest, layers: Iterable[Layer]) -> None:
     ]
 
 
-def note_data(manifest: Manifest, config: ExperimentConfig, data: ImageData, layers: Iterable[Layer]) -> None:
-    """Record in a manifest the layers and the data of an experiment."""
-    note_layers(manifest, layers)
+def set_data(manifest: Manifest, name: str, data: ImageData) -> None:
+    """Set a manifest's record of the dataset of that name in the config."""
     manifest.dataset = DatasetRecord(
-        name=config.dataset,
+        name=name,
         n_train=len(data.train),
         n_eval=len(data.eval),
         classes=list(data.classes),
@@ -95,23 +92,28 @@ def note_data(manifest: Manifest, config: ExperimentConfig, data: ImageData, lay
     )
 
 
-def adopt(run: Run, data: ImageData, device: torch.device) -> None:
-    """Record of an imported run what its files don't tell: its layers' shapes, and the data that is here."""
+def complete_import(run: Run, data: ImageData, device: torch.device) -> None:
+    """Record layers and data of an imported run, whose files tell neither: data are taken to be its own."""
     model = load_model(run, len(data.classes), device)
     layers = recorded_layers(model, run.config)
-    run.commit(change=lambda manifest: note_data(manifest, run.config, data, layers))
+
+    def change(manifest: Manifest) -> None:
+        set_layers(manifest, layers)
+        set_data(manifest, run.config.dataset, data)
+
+    run.commit(change=change)
     run.warn("extract", f"it was imported, and is taken to be of the {data.name} that is here")
 
 
-def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[Layer, nn.Module]) -> None:
-    """Record layers, data and environment in the manifest; say so if the data or the machine changed.
+def describe_session(run: Run, session: Session, layers: Iterable[Layer]) -> None:
+    """Record a session's layers, data and machine in the manifest; warn if the machine changed.
 
     Raises
     ------
     CorruptError
         If the run was trained on other data.
     """
-    config = session.config
+    config, data = session.config, session.data
     check_data(run, data)
     environment = {
         **run.manifest.environment,
@@ -120,9 +122,9 @@ def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[La
         "torchvision": torchvision.__version__,
         "device": str(session.device),
         "n_threads": torch.get_num_threads(),
-        "n_ranks": session.ranks.size,
-        "n_workers": choose_workers(config, data.in_memory),
-        "third_parties": third_parties(config),
+        "n_ranks": session.group.size,
+        "n_workers": session.workers,
+        "third_parties": find_origins(config),
     }
     if session.epoch:
         for key in ("device", "n_threads", "n_workers", "n_ranks"):
@@ -135,7 +137,8 @@ def describe_run(run: Run, session: Session, data: ImageData, layers: Mapping[La
 
     def change(manifest: Manifest) -> None:
         manifest.environment = environment
-        note_data(manifest, config, data, layers)
+        set_layers(manifest, layers)
+        set_data(manifest, config.dataset, data)
 
     run.commit(change=change)
     for split, names in data.skipped.items():

@@ -1,4 +1,4 @@
-"""The model of a run: built from its config, its weights loaded, the layers that are recorded."""
+"""The model of a run: built from its config, loaded from its checkpoint, its layers recorded."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -10,18 +10,17 @@ from satstore.capture.layers import Layer, describe_layers, select_layers
 from satstore.capture.recorders import LatentRecorder
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import CorruptError
-from satstore.models.build import build_model as build_model_of
-from satstore.models.build import explaining_misfit
+from satstore.models.build import build_model, explaining_misfit
 from satstore.runs.manifest import checkpoint_name
 from satstore.runs.run import Run
 from satstore.training.checkpoint import read_checkpoint
 
 
-def build_model(config: ExperimentConfig, n_classes: int, device: torch.device) -> nn.Module:
-    """Build a config's model on a device, its weights fixed by the config's seed."""
+def initialize_model(config: ExperimentConfig, n_classes: int, device: torch.device) -> nn.Module:
+    """Build a config's model on a device; the config's seed fixes its initial weights."""
     torch.manual_seed(config.seed)
     with explaining_misfit(config.model, config.resolution):
-        model = build_model_of(config.model, n_classes, config.resolution)
+        model = build_model(config.model, n_classes, config.resolution)
     # With channels last, a map's positions are rows of its memory: the samples of spectra without a copy.
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
@@ -34,7 +33,7 @@ def recorded_layers(
     Parameters
     ----------
     image
-        What the model is called with; by default a black one of three channels and the config's size.
+        (1, C, H, W), what the model is called with; by default zeros of three channels and the config's size.
     """
     layers = select_layers(model, config.layers, config.exclude_layers)
     device = next(model.parameters()).device
@@ -46,24 +45,24 @@ def recorded_layers(
 
 
 @contextmanager
-def recording(
+def record_latents(
     model: nn.Module, layers: Mapping[str, nn.Module], poolings: Iterable[str]
 ) -> Iterator[LatentRecorder]:
-    """Record the latents of some of a model's layers, in eval mode, at some poolings."""
+    """Put a model into evaluation mode, and record its layers' latents at some poolings."""
     model.eval()
     with LatentRecorder(layers, poolings) as recorder:
         yield recorder
 
 
 def load_model(run: Run, n_classes: int, device: torch.device, epoch: int | None = None) -> nn.Module:
-    """Build a run's model and load its checkpoint's weights, or those that were kept of an earlier epoch.
+    """Build a run's model and load its weights: the checkpoint's, or those kept of an earlier epoch.
 
     Raises
     ------
     CorruptError
         If the checkpoint is of another model.
     """
-    model = build_model(run.config, n_classes, device)
+    model = initialize_model(run.config, n_classes, device)
     load_weights(model, read_checkpoint(run, epoch)["model"], run, epoch)
     return model
 

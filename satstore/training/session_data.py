@@ -1,4 +1,4 @@
-"""The data that a session trains on: the dataset of a config, its loaders' workers and batches."""
+"""The data that a session trains on: a config's dataset, the number of loader processes, the batch size."""
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.datasets.corrupt_images import skip_corrupt
@@ -9,7 +9,7 @@ from satstore.registry import DATASETS
 from satstore.runs.manifest import DatasetRecord
 from satstore.system.cores import count_cores
 from satstore.system.limits import loader_bytes
-from satstore.system.process_group import ALONE, Ranks
+from satstore.system.process_group import SINGLE_PROCESS, ProcessGroup
 
 
 def load_data(config: ExperimentConfig, known: DatasetRecord | None = None) -> ImageData:
@@ -18,7 +18,7 @@ def load_data(config: ExperimentConfig, known: DatasetRecord | None = None) -> I
     Parameters
     ----------
     known
-        What is recorded of the data, if they were used before: which images were left out.
+        The manifest's record of the data, if they were used before: it names the images to leave out.
     """
     factory = DATASETS[config.dataset]
     if takes_loaders(factory):
@@ -30,12 +30,12 @@ def load_data(config: ExperimentConfig, known: DatasetRecord | None = None) -> I
 
 
 def choose_workers(config: ExperimentConfig, in_memory: bool, memory_limit: int | None = None) -> int:
-    """Return the number of loader processes: the config's, else by the cores, but none for data in memory.
+    """Return the number of loader processes: the config's, else 0 for data in memory, else one per core.
 
     Parameters
     ----------
     memory_limit
-        Of a stage, in bytes: loaders that aren't the config's take half of it at most, but for one.
+        Of a stage, in bytes: where the config names no number, loaders take half of it at most, but for one.
     """
     if config.workers is not None:
         return config.workers
@@ -47,8 +47,8 @@ def choose_workers(config: ExperimentConfig, in_memory: bool, memory_limit: int 
     return n_workers
 
 
-def check_batches(config: ExperimentConfig, data: ImageData, ranks: Ranks = ALONE) -> None:
-    """Refuse a batch size that leaves a rank one image, or none, of some batch.
+def check_batches(config: ExperimentConfig, data: ImageData, group: ProcessGroup = SINGLE_PROCESS) -> None:
+    """Check that a process's share of every training batch has two images, and of every evaluation batch one.
 
     Raises
     ------
@@ -57,15 +57,15 @@ def check_batches(config: ExperimentConfig, data: ImageData, ranks: Ranks = ALON
     """
     n_train = len(data.train)
     last = n_train % config.batch_size or config.batch_size
-    smallest = min(ranks.counts(size)[-1] for size in (last, min(config.batch_size, n_train)))
+    smallest = min(group.counts(size)[-1] for size in (last, min(config.batch_size, n_train)))
     last_of_eval = len(data.eval) % config.batch_size or config.batch_size
-    if ranks.counts(last_of_eval)[-1] < 1:
+    if group.counts(last_of_eval)[-1] < 1:
         raise ConfigError(
             f"batch_size {config.batch_size} leaves a last batch of {last_of_eval} of {len(data.eval)} "
-            f"evaluation images, of which one of {ranks.size} ranks has none; choose another"
+            f"evaluation images, of which one of {group.size} ranks has none; choose another"
         )
     if smallest < 2:
-        of_each = f" for one of {ranks.size} ranks" if ranks.size > 1 else ""
+        of_each = f" for one of {group.size} ranks" if group.size > 1 else ""
         count = "one" if smallest else "none"
         raise ConfigError(
             f"batch_size {config.batch_size} leaves a batch of {count} of {n_train} training images"

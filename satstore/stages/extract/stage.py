@@ -90,7 +90,7 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     data = session_data.load_data(run.config, run.manifest.dataset)
     provenance.check_data(run, data)
     if run.manifest.dataset is None or not run.manifest.dataset.fingerprint:  # imported
-        provenance.adopt(run, data, device)
+        provenance.complete_import(run, data, device)
     if not parameters.force:
         check_resources(run, plans, data, parameters)
     for epoch, of_epoch in group_by_epoch(plans).items():

@@ -41,7 +41,7 @@ def write_split(
     epoch = next(iter(wanted)).epoch
     text = split if epoch is None else f"{split}, epoch {epoch + 1}"
     with (
-        run_model.recording(model, layers, [key.pooling for key in wanted]) as recorder,
+        run_model.record_latents(model, layers, [key.pooling for key in wanted]) as recorder,
         torch.inference_mode(),
         explaining_lost_workers("lower the config's workers, or its batch_size"),
     ):
@@ -68,7 +68,7 @@ def write_split(
             rows = [row for start in starts for row in range(start, min(start + size, len(images)))]
             # torch's Subset hands whole batches on to the split, which is all that the loader asks for.
             loader = make_loader(Subset(images, rows), size, shuffle=False, workers=workers, pin_memory=True)
-            progress = Progress(run, len(rows))
+            progress = SplitProgress(run, len(rows))
             for start, (batch, labels) in zip(starts, loader, strict=True):
                 writer.append(forward(batch), start)
                 progress.advance(len(labels), text)
@@ -130,7 +130,7 @@ def commit(run: Run, plans: Sequence[PoolingPlan], data: ImageData) -> None:
     run.commit(change=change)
 
 
-class Progress:
+class SplitProgress:
     """Reports how far the pass over a split is, in samples."""
 
     def __init__(self, run: Run, total: int) -> None:

@@ -214,7 +214,7 @@ def choose_device(parameters: ProbeParameters) -> str | None:
     device = devices.choose_device(asked)
     if device.type == "cpu":
         return None
-    devices.wake(device)
+    devices.warm_up(device)
     return str(device)
 
 

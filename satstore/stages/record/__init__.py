@@ -1,1 +1,1 @@
-"""Recording of models and loaders of one's own, as a run of satstore."""
+"""Record a caller's own model and loaders as a run."""

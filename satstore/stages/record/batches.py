@@ -1,4 +1,4 @@
-"""What loaders of one's own yield and models of one's own return: taken apart, and checked."""
+"""Check and split what a caller's loaders yield and what a caller's model returns."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,9 +18,9 @@ REMEDY = "give the loader a collate_fn that returns (inputs, labels)"
 
 
 class Batches:
-    """One pass over a loader as its user built it: its batches, its order, its workers.
+    """Reads a loader once, with its own batches, order and workers.
 
-    Iterating yields inputs and class indices int64 (batch,) of one batch after another, once.
+    Iterating yields inputs and class indices int64 (batch,) of one batch after another.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class Batches:
     place
         Names the batch that was yielded last.
     n_expected
-        The samples that its length promises; None where it has none.
+        The number of samples by the loader's length; None where it has no length.
     is_one_hot
         Whether labels came as one-hot rows.
 
@@ -59,13 +59,13 @@ class Batches:
         self._labels: list[NDArray[np.int64]] = []
         self._digest = hashlib.sha256()
         self._batches = self._read(loader)
-        begun = next(self._batches, None)
-        if begun is None:
+        first = next(self._batches, None)
+        if first is None:
             raise ConfigError(f"{name} yields no batch; give it one at least")
-        self._begun, self.first = begun, begun[1]
+        self._first_batch, self.first = first, first[1]
         try:
             self.n_expected: int | None = len(loader) * len(self.first)  # type: ignore[arg-type]
-        except TypeError:  # an iterable dataset's has no length
+        except TypeError:  # a loader of an iterable dataset
             self.n_expected = None
 
     def _read(self, loader: Iterable[Any]) -> Iterator[tuple[str, Tensor, NDArray[np.int64], bool]]:
@@ -76,7 +76,7 @@ class Batches:
             yield place, inputs, *class_indices(labels, len(inputs), place)
 
     def __iter__(self) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        for place, inputs, classes, is_one_hot in chain([self._begun], self._batches):
+        for place, inputs, classes, is_one_hot in chain([self._first_batch], self._batches):
             self.place = place
             self.is_one_hot |= is_one_hot
             self._labels.append(classes)
@@ -95,13 +95,13 @@ class Batches:
 
 
 @contextmanager
-def explaining_forward(inputs: Tensor, place: str) -> Iterator[None]:
-    """Say of a batch that a model can't take what the batch is.
+def explain_forward_errors(inputs: Tensor, place: str) -> Iterator[None]:
+    """Turn errors of a model's forward pass into a ConfigError that describes the batch.
 
     Raises
     ------
     ConfigError
-        In place of whatever the forward pass raised, but for what satstore raised, and for lack of memory.
+        In place of any error but satstore's own and lack of memory.
     """
     try:
         yield
@@ -205,11 +205,11 @@ def _show(values: NDArray[Any]) -> str:
     return shown + (", …" if len(values) > 4 else "")
 
 
-def logits_of(output: Any) -> Tensor | None:
-    """Return the logits (batch, class) in what a model returned; None where there are none.
+def find_logits(output: Any) -> Tensor | None:
+    """Find the logits (batch, class) in a model's output; None if it has none.
 
-    A tensor of two axes; of a mapping or an object, what it calls ``logits``; of a tuple or list, the first
-    tensor.
+    They are a tensor of two axes: the output itself, its ``logits`` if it is a mapping or an object that has
+    them, or the first tensor of a tuple or list.
     """
     if isinstance(output, Mapping):
         output = output.get("logits")
@@ -222,7 +222,7 @@ def logits_of(output: Any) -> Tensor | None:
 
 
 def _describe(thing: Any) -> str:
-    """Say of a value what it is, in a few words."""
+    """Describe a value for a message: its type, and its shape, keys or parts."""
     if isinstance(thing, Tensor):
         return f"a tensor of shape {tuple(thing.shape)}"
     if isinstance(thing, Mapping):

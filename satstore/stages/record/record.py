@@ -1,22 +1,21 @@
-"""Recording a trained model of one's own: its latents and spectra, without a config."""
+"""Record a trained model that is in the caller's program: its latents and spectra, without a config file."""
 
 import re
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from satstore.analysis.compiled_models import uncompiled
 from satstore.analysis.receptive_field.table import receptive_field
-from satstore.config.grid import read_config
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.grid import expand
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, SatstoreError
-from satstore.registry import stand_in
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import find_logs_dir, make_run
 from satstore.runs.manifest import CHECKPOINT, RECORDED
@@ -25,7 +24,7 @@ from satstore.stages.parameters import DEFAULT_MEMORY_LIMIT
 from satstore.stages.pipeline import make_plan, raise_first, run_stages
 from satstore.stages.receptive_field import write_fields
 from satstore.stages.record.batches import Batches
-from satstore.stages.record.writer import Recording
+from satstore.stages.record.writer import RecordWriter
 from satstore.training.devices import choose_device
 
 
@@ -49,10 +48,10 @@ def record(
 ) -> Run:
     """Store latents and spectra of a trained model, as a run that probes, plots and the terminal app take.
 
-    Each loader is passed over once, as it was built: its order, batches, workers and dtype are taken as they
-    come, and what a batch holds is what is stored. The model is in evaluation mode meanwhile; it gets back
-    its modes and its device. Go on with ``satstore probe --run RUN``, or with :func:`satstore.apply_stages`.
-    An attempt that fails leaves no run behind.
+    Each loader is read once, as it was built: its order, batches, workers and dtype are taken as they come,
+    and what a batch holds is what is stored. The model is in evaluation mode meanwhile; its modes and its
+    device are restored afterwards. Go on with ``satstore probe --run RUN``, or with
+    :func:`satstore.apply_stages`. An attempt that fails leaves no run behind.
 
     Parameters
     ----------
@@ -101,52 +100,51 @@ def record(
     model = uncompiled(model)
     target = choose_device(device) if device is not None else _device_of(model)
     train = Batches(loader, "loader")
-    kind = re.sub(r"\W+", "_", type(model).__name__)
-    owners = {
-        name: SimpleNamespace(**{key: record}) for name, key in (("models", kind), ("datasets", RECORDED))
-    }
-    with stand_in(owners):
-        [config] = read_config(
-            {
-                "model": kind,
-                "dataset": RECORDED,
-                "resolution": int(train.first.shape[-1]),
-                "batch_size": len(train.first),
-                "epoch": 1,
-                "augment": False,
-                "pooling": list(pooling),
-                "layers": layers,
-                "exclude_layers": exclude_layers,
-                "device": device,
-                "stages": ["train", "extract", "saturation"],
-            }
+    config = _make_config(
+        model,
+        train.first,
+        {"pooling": list(pooling), "layers": layers, "exclude_layers": exclude_layers, "device": device},
+    )
+    logs = find_logs_dir(logs_dir, config)
+    replaces = (logs / run / config.experiment / CHECKPOINT).exists()
+    if replaces and not overwrite:
+        raise ConfigError(
+            f"{run}/{config.experiment} is there already; record under another run id, or with overwrite=True"
         )
-        logs = find_logs_dir(logs_dir, config)
-        is_new = not (logs / run / config.experiment / CHECKPOINT).exists()
-        if not is_new and not overwrite:
-            raise ConfigError(
-                f"{run}/{config.experiment} is there already; record under another run id, or with "
-                "overwrite=True"
-            )
-        found = make_run(logs, run, config, listener)
-        try:
-            with _lent(model, target):
-                recording = Recording(found, model, train, target, memory_limit)
-                recording.plan(force=force)
-                with found.lock():
-                    is_new = True  # from here on, nothing is left of what was there
-                    with found.stage("train", {}), found.stage("extract", {"pooling": list(pooling)}):
-                        recording.write(eval_loader, classes)
-            raise_first(run_stages([found], make_plan(["saturation"], {}), with_needs=False))
-        except BaseException:
-            if is_new:
-                _remove(found)
-            raise
-    found.reload()
-    if train.first.ndim == 4 and train.first.shape[-1] == train.first.shape[-2]:
-        with found.lock():
-            _record_fields(found, model, train.first.shape[1])
-    return found
+    recorded = make_run(logs, run, config, listener)
+    try:
+        with _evaluated_on(model, target):
+            writer = RecordWriter(recorded, model, train, target, memory_limit)
+            writer.plan(force=force)
+            with recorded.lock():
+                replaces = False  # from here on, nothing is left of what was there
+                with recorded.stage("train", {}), recorded.stage("extract", {"pooling": list(pooling)}):
+                    writer.write(eval_loader, classes)
+        raise_first(run_stages([recorded], make_plan(["saturation"], {}), with_needs=False))
+    except BaseException:
+        if not replaces:
+            _remove(recorded)
+        raise
+    recorded.reload()
+    _write_receptive_fields(recorded, model, train.first)
+    return recorded
+
+
+def _make_config(model: nn.Module, inputs: Tensor, settings: Mapping[str, Any]) -> ExperimentConfig:
+    """Return the config of a recorded run, from its model's class, its first batch, and some of its keys."""
+    [config] = expand(
+        {
+            "model": re.sub(r"\W+", "_", type(model).__name__),
+            "dataset": RECORDED,
+            "resolution": int(inputs.shape[-1]),
+            "batch_size": len(inputs),
+            "epoch": 1,
+            "augment": False,
+            "stages": ["train", "extract", "saturation"],
+            **settings,
+        }
+    )
+    return config
 
 
 def _device_of(model: nn.Module) -> torch.device:
@@ -155,8 +153,8 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def _lent(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Let a model be evaluated on a device without gradients; it gets back its modes and its device."""
+def _evaluated_on(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Put a model into evaluation mode on a device, without gradients; restore modes and device after."""
     modes = {module: module.training for module in model.modules()}
     before = _device_of(model)
     model.eval()
@@ -173,20 +171,23 @@ def _lent(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 def _remove(run: Run) -> None:
-    """Remove a run of which nothing is whole, and the folder of its run id if that is empty."""
-    with suppress(SatstoreError):  # why there is no run says more
+    """Remove an incomplete run, and the folder of its run id if that is empty then."""
+    with suppress(SatstoreError):  # the error that is being handled says more
         run.writable_latents().remove()
     shutil.rmtree(run.path, ignore_errors=True)
-    with suppress(OSError):  # holds other experiments
+    with suppress(OSError):  # it holds other experiments
         run.path.parent.rmdir()
 
 
-def _record_fields(run: Run, model: nn.Module, n_channels: int) -> None:
-    """Tabulate receptive fields, of a model that can be traced."""
-    try:
-        table = receptive_field(model, run.config.resolution, n_channels)
-    except ConfigError as error:
-        run.warn("receptive-field", str(error))
+def _write_receptive_fields(run: Run, model: nn.Module, inputs: Tensor) -> None:
+    """Tabulate the receptive fields of a model of square images; warn if it can't be traced."""
+    if inputs.ndim != 4 or inputs.shape[-1] != inputs.shape[-2]:
         return
-    with run.stage("receptive_field", {}):
-        write_fields(run, table[table["layer"].isin(run.layers)])
+    with run.lock():
+        try:
+            table = receptive_field(model, run.config.resolution, inputs.shape[1])
+        except ConfigError as error:
+            run.warn("receptive-field", str(error))
+            return
+        with run.stage("receptive_field", {}):
+            write_fields(run, table[table["layer"].isin(run.layers)])
