@@ -138,13 +138,13 @@ class Registry(Mapping[str, Any]):
 
     @contextmanager
     def stand_in(self, owner: object) -> Iterator[None]:
-        """Let the factories of a module, class or object stand in front of this registry's entries.
+        """Look names up among the factories of a module, class or object first, until the block ends.
 
         Parameters
         ----------
         owner
-            What its ``__dict__`` maps names to and can be called, is a factory; names that begin with an
-            underscore are none. What it lacks is found in the registry as always.
+            Its factories are the callables in its ``__dict__`` whose names don't begin with an underscore.
+            Other names are looked up in the registry's own entries.
 
         Raises
         ------
@@ -289,7 +289,12 @@ REGISTRIES: Mapping[str, Registry] = {
 
 @contextmanager
 def stand_in(owners: Mapping[str, object]) -> Iterator[None]:
-    """Let objects stand in front of registries, by the registries' names; see :meth:`Registry.stand_in`.
+    """Look names up in objects first, until the block ends; see :meth:`Registry.stand_in`.
+
+    Parameters
+    ----------
+    owners
+        The name of a registry, such as ``models``, to the object that has its factories.
 
     Raises
     ------

@@ -19,13 +19,13 @@ from torch.utils.data import DataLoader
 from satstore.analysis.spectrum import eigenvalues
 from satstore.capture.recorders import MomentRecorder
 from satstore.config.grid import read_config
-from satstore.datasets import loaders
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, CorruptError, DeviceError, MemoryLimitError, NumericsError
 from satstore.registry import MODELS
 from satstore.runs.events import Event
 from satstore.runs.logs_folder import make_run, open_run
 from satstore.runs.run import Run
+from satstore.stages.extract import write
 from satstore.stages.pipeline import run_experiments
 from satstore.storage.zarr import AnalysisStore
 from satstore.training import devices, loop, run_model, session, session_data
@@ -456,7 +456,7 @@ def test_stage__says_what_to_lower_where_a_loader_process_was_killed(
     shutil.copytree(trained.path, tmp_path / "res" / trained.experiment)
     monkeypatch.setattr(Dying, "words", words)
     monkeypatch.setattr(session, "make_loader", make_dying)
-    monkeypatch.setattr(loaders, "make_loader", make_dying)
+    monkeypatch.setattr(write, "make_loader", make_dying)
     with pytest.raises(MemoryLimitError, match="a process that reads batches died") as raised:
         run_experiments({**FEW, "epoch": 2}, "res", [stage], logs_dir=tmp_path, overwrite=True)
     assert str(raised.value).endswith(

@@ -1,4 +1,4 @@
-"""A trained model on the evaluation split, as training measures it after every epoch."""
+"""Measure a trained model on the evaluation split, as training does after every epoch."""
 
 import torch
 
@@ -35,11 +35,8 @@ class ModelEvaluation:
     def __init__(self, run: Run, device: torch.device) -> None:
         data = hold(load_data(run.config, run.manifest.dataset))
         check_data(run, data)
-        self.model, self.device, self.n_samples = (
-            load_model(run, len(data.classes), device),
-            device,
-            len(data.eval),
-        )
+        self.model = load_model(run, len(data.classes), device)
+        self.device, self.n_samples = device, len(data.eval)
         self._session = Session(run.config, self.model, data, device)
 
     def measure(self) -> PassResult:

@@ -47,28 +47,28 @@ def train(
     """
     config = run.config
 
-    # Data: decoded once, and held in memory where there is room.
+    # Load the data, decoded once and held in memory if there is room.
     data = hold(load_data(config, run.manifest.dataset))
     check_batches(config, data, group)
 
-    # Model and optimizer, every random generator seeded: a plugin may draw from Python's and NumPy's.
+    # Build model and optimizer, every random generator seeded: plugins may draw from Python's and NumPy's.
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)  # noqa: NPY002
     model = initialize_model(config, len(data.classes), device)
     session = Session(config, model, data, device, group)
 
-    # The last epoch that was committed, if any, is gone on from.
+    # Resume from the last committed epoch, if there is one.
     if run.has_file(CHECKPOINT):
         state = read_checkpoint(run)
         load_weights(session.model, state["model"], run)
         session.restore(state)
 
-    # What is recorded, and who writes it: the main process.
+    # Record every layer; only the main process writes the run.
     layers = recorded_layers(session.model, config)
     reporter = RunReporter(run, session, layers) if group.is_main else Reporter()
     reporter.begin(force=force)
 
-    # The epochs: a training pass and an evaluation pass each.
+    # Train: an epoch is a training pass and an evaluation pass.
     with make_recorder({layer.name: module for layer, module in layers.items()}, config, group) as recorder:
         while not session.is_finished:
             row: dict[str, float] = {"epoch": session.epoch, "lr": session.optimizer.param_groups[0]["lr"]}

@@ -100,29 +100,22 @@ def record(
     model = uncompiled(model)
     target = choose_device(device) if device is not None else _device_of(model)
     train = Batches(loader, "loader")
-    config = _make_config(
-        model,
-        train.first,
-        {"pooling": list(pooling), "layers": layers, "exclude_layers": exclude_layers, "device": device},
-    )
+    keys = {"pooling": list(pooling), "layers": layers, "exclude_layers": exclude_layers, "device": device}
+    config = _make_config(model, train.first, keys)
     logs = find_logs_dir(logs_dir, config)
-    replaces = (logs / run / config.experiment / CHECKPOINT).exists()
-    if replaces and not overwrite:
-        raise ConfigError(
-            f"{run}/{config.experiment} is there already; record under another run id, or with overwrite=True"
-        )
+    is_new = _check_is_new(logs / run / config.experiment, overwrite=overwrite)
     recorded = make_run(logs, run, config, listener)
     try:
         with _evaluated_on(model, target):
             writer = RecordWriter(recorded, model, train, target, memory_limit)
             writer.plan(force=force)
             with recorded.lock():
-                replaces = False  # from here on, nothing is left of what was there
+                is_new = True  # from here on, nothing is left of what was there
                 with recorded.stage("train", {}), recorded.stage("extract", {"pooling": list(pooling)}):
                     writer.write(eval_loader, classes)
         raise_first(run_stages([recorded], make_plan(["saturation"], {}), with_needs=False))
     except BaseException:
-        if not replaces:
+        if is_new:
             _remove(recorded)
         raise
     recorded.reload()
@@ -145,6 +138,23 @@ def _make_config(model: nn.Module, inputs: Tensor, settings: Mapping[str, Any]) 
         }
     )
     return config
+
+
+def _check_is_new(experiment: Path, *, overwrite: bool) -> bool:
+    """Return whether nothing was recorded in an experiment's folder yet; refuse to overwrite unless asked to.
+
+    Raises
+    ------
+    ConfigError
+        If something was, and is not to be overwritten.
+    """
+    is_new = not (experiment / CHECKPOINT).exists()
+    if not is_new and not overwrite:
+        raise ConfigError(
+            f"{experiment.parent.name}/{experiment.name} is there already; record under another run id, or "
+            "with overwrite=True"
+        )
+    return is_new
 
 
 def _device_of(model: nn.Module) -> torch.device:
