@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from satstore.system import cores
+from satstore.system.cores import count_cores
+
+QUOTA = "/sys/fs/cgroup/cpu.max"
 
 
 @pytest.mark.parametrize(
@@ -18,11 +21,16 @@ def test_count_cores__keeps_to_the_quota_of_a_container(
     quota: str, n_cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpu.max").write_text(f"{quota}\n")
-    monkeypatch.setattr(cores, "QUOTA", tmp_path / "cpu.max")
+    exists, open_anything = os.path.exists, open
+
+    def open_quota(path: Any, *arguments: Any, **options: Any) -> Any:
+        return open_anything(tmp_path / "cpu.max" if path == QUOTA else path, *arguments, **options)
+
+    monkeypatch.setattr("builtins.open", open_quota)
+    monkeypatch.setattr(os.path, "exists", lambda path: path == QUOTA or exists(path))
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    assert cores.count_cores() == n_cores
-    (tmp_path / "cpu.max").unlink()
-    assert cores.count_cores() == 8
+    assert count_cores() == n_cores
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no affinity")

@@ -25,10 +25,6 @@ from satstore.system.cores import count_cores
 TargetKey = tuple[LatentsKey, str]
 """The key and the layer of a target."""
 
-# Layers whose shards are encoded side by side. As many as there are cores, so that a forward pass on the CPU
-# finds all of them as busy: it waits for the slowest of its threads.
-N_ENCODERS = min(MAX_ENCODERS, count_cores())
-
 
 @dataclass
 class _Filling:
@@ -137,7 +133,10 @@ class LatentWriter:
         self._spare: dict[TargetKey, list[Float32s]] = {place: [] for place in self._targets}
         self._shards = ShardWriter(self._store, mantissa_bits, self._look_at)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="latents")
-        self._encoders = ThreadPoolExecutor(N_ENCODERS, thread_name_prefix="encoder")
+        # One thread per core, so that a forward pass on the CPU finds all cores equally busy: it waits for
+        # the slowest of its threads.
+        n_threads = min(MAX_ENCODERS, count_cores())
+        self._encoders = ThreadPoolExecutor(n_threads, thread_name_prefix="encoder")
         self._writing: Future[None] | None = None
 
     def __enter__(self) -> Self:
