@@ -114,13 +114,9 @@ def check_torch() -> Iterator[Check]:
 def check_memory() -> Iterator[Check]:
     """Look at memory and cores."""
     memory, n_cores = available_memory(), count_cores()
-    cores = counted(n_cores, "core")
-    if memory is None:
-        yield Check("memory", "note", f"not known on this system; {cores}")
-        return
     state: State = "ok" if memory >= LITTLE_MEMORY else "note"
     less = "" if state == "ok" else "; take a smaller --memory-limit than 2 GiB"
-    yield Check("memory", state, f"{describe_size(memory)} free, {cores}{less}")
+    yield Check("memory", state, f"{describe_size(memory)} free, {counted(n_cores, 'core')}{less}")
 
 
 def check_terminal() -> Iterator[Check]:

@@ -275,7 +275,7 @@ def needs_table(found: Answer) -> Table:
     memory_here, disk_here = available_memory(), free_disk(found.logs_dir)
     table.add_row(
         "here",
-        "" if memory_here is None else f"{describe_size(memory_here)} available",
+        f"{describe_size(memory_here)} available",
         "",
         f"{describe_size(disk_here)} free",
     )
@@ -290,7 +290,7 @@ def lacks(found: Answer) -> list[str]:
         lines.append(f"the disk of {found.logs_dir} does not suffice")
     for name in ("train", "extract", "probe"):
         needed = getattr(found.memory, name)
-        if memory_here is not None and needed > memory_here + resident_bytes():
+        if needed > memory_here + resident_bytes():
             lines.append(f"the memory here does not suffice to {name}")
         elif name != "train" and needed > found.memory_limit:
             lines.append(f"--memory-limit {describe_size(found.memory_limit)} does not suffice to {name}")

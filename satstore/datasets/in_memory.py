@@ -60,8 +60,7 @@ def hold(data: ImageData) -> ImageData:
     if not all(isinstance(source, FileSource) for source in sources):
         return data
     needed_bytes = sum(3 * len(s) * s.resolution**2 for s in sources if isinstance(s, FileSource))
-    available = available_memory()
-    if available is None or needed_bytes > available / 4:
+    if needed_bytes > available_memory() / 4:
         return data
     held = [HeldSource(source) for source in sources if isinstance(source, FileSource)]
     train, plain, evaluation = (

@@ -1,4 +1,4 @@
-"""What this machine has left of disk and memory, and refusing what it can't suffice for.
+"""Free disk and memory of this machine, and the refusal of work that does not fit.
 
 Sizes are projected before the work begins, so that it is refused in its first second and not at its end.
 """
@@ -7,6 +7,8 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from satstore.errors import DiskSpaceError, MemoryLimitError
 from satstore.system.memory import resident_bytes
 from satstore.system.text import describe_size
@@ -14,45 +16,42 @@ from satstore.system.text import describe_size
 # Of loader processes, pages that they share counted once: 910 MiB of two, of each 190 its own (torch 2.14).
 LOADERS_BYTES, LOADER_BYTES = 530 * 2**20, 190 * 2**20
 
-
-def available_memory() -> int | None:
-    """Return the bytes that can still be taken without swapping, here or in this container; None: unknown."""
-    found = []
-    with suppress(OSError, KeyError):
-        found.append(_fields(Path("/proc/meminfo"))["MemAvailable:"] * 1024)
-    with suppress(OSError, KeyError, ValueError):  # "max" is no limit
-        group = Path("/sys/fs/cgroup")
-        found.append(int((group / "memory.max").read_text()) - _fields(group / "memory.stat")["anon"])
-    return max(0, min(found)) if found else None
+CGROUP = Path("/sys/fs/cgroup")
+"""The limits of the container that this process runs in, which psutil does not read."""
 
 
-def _fields(path: Path) -> dict[str, int]:
-    lines = (line.split() for line in path.read_text().splitlines())
-    return {words[0]: int(words[1]) for words in lines}
+def available_memory() -> int:
+    """Return the bytes that can still be taken without swapping, on this machine and in this container."""
+    available = int(psutil.virtual_memory().available)
+    with suppress(OSError, KeyError, ValueError):  # no container, or "max", which is no limit
+        limit = int((CGROUP / "memory.max").read_text())
+        held = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        available = min(available, limit - int(held["anon"]))
+    return max(0, available)
 
 
 def nearest_folder(path: Path) -> Path:
-    """Return a path, or the nearest above it, that is a folder by now: where it lies, or will lie."""
+    """Return the path, or the nearest one above it that exists and is a folder."""
     absolute = path.absolute()
     return next(folder for folder in (absolute, *absolute.parents) if folder.is_dir())
 
 
 def free_disk(path: Path) -> int:
-    """Return the bytes that are free where a path lies, or will lie."""
+    """Return the free bytes of the disk that a path is on, or will be on."""
     return shutil.disk_usage(nearest_folder(path)).free
 
 
 def check_disk(path: Path, needed_bytes: int, what: str) -> None:
-    """Refuse what the disk has no room for.
+    """Refuse to write more than the disk has free.
 
     Parameters
     ----------
     path
-        Where it is to be written; it need not be there yet.
+        The file or folder to be written; it need not exist yet.
     needed_bytes
-        What is still to be written.
+        Bytes still to be written.
     what
-        Names it in the message: ``"the latents of res/…"``.
+        Subject of the message: ``"the latents of res/…"``.
 
     Raises
     ------
@@ -69,30 +68,30 @@ def check_disk(path: Path, needed_bytes: int, what: str) -> None:
 
 
 def loader_bytes(n_workers: int) -> int:
-    """Return what processes that load images hold: torch once, which they share, and each its own."""
+    """Return the memory of processes that load images: torch once, which they share, and each one's own."""
     return LOADERS_BYTES + n_workers * LOADER_BYTES if n_workers else 0
 
 
 def beside_gpu(limit_bytes: int) -> int:
-    """Return a memory limit for a process that computes on a GPU: beside what it holds by now.
+    """Return the memory limit of a process that computes on a GPU: what it holds now is added.
 
-    A GPU's runtime and libraries take 0.7 to 1.3 GiB of a process, by the machine, which are no part of what
-    a stage takes; they are loaded with the first computations there.
+    A GPU's runtime and libraries take 0.7 to 1.3 GiB of a process, depending on the machine. They are loaded
+    with the first computations there and are no part of what a stage takes.
     """
     return limit_bytes + resident_bytes()
 
 
 def check_memory(needed_bytes: int, limit_bytes: int | None, what: str) -> None:
-    """Refuse what the memory limit, or this machine's memory, does not suffice for.
+    """Refuse work that needs more memory than the limit, or than this machine has left.
 
     Parameters
     ----------
     needed_bytes
-        The projected peak of this process, what it holds now included.
+        The projected peak of this process, including what it holds now.
     limit_bytes
         The limit that the user set; None for none.
     what
-        Names it in the message: ``"the probe of layer4.0.conv1"``.
+        Subject of the message: ``"the probe of layer4.0.conv1"``.
 
     Raises
     ------
@@ -106,7 +105,7 @@ def check_memory(needed_bytes: int, limit_bytes: int | None, what: str) -> None:
             "raise --memory-limit, take a smaller pooling, or try all the same with --force"
         )
     available = available_memory()
-    if available is not None and needed_bytes - resident_bytes() > available:
+    if needed_bytes - resident_bytes() > available:
         raise MemoryLimitError(
             f"{what}: about {needed} of memory are needed, {describe_size(available + resident_bytes())} "
             "are available here; end other programs, lower --memory-limit or take a smaller pooling, "

@@ -116,11 +116,10 @@ def check_moments(run: Run, layers: Iterable[Layer], device: torch.device) -> No
     """
     features = count_layer_features(layers, run.config)
     needed, largest = moments_bytes(features.values()), max(features, key=lambda name: features[name])
-    found = available_memory()
-    free = [found] if found is not None else []
+    free = [available_memory()]
     if device.type == "cuda":
         free.append(torch.cuda.mem_get_info(device)[0])
-    if free and needed > min(free):
+    if needed > min(free):
         raise MemoryLimitError(
             f"{run.name}: about {describe_size(needed)} of memory are needed for covariances, most of it for "
             f"layer {largest} of {features[largest]:,} features, {describe_size(min(free))} are available; "
