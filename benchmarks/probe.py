@@ -35,7 +35,7 @@ from satstore.analysis.logistic.solver import Objective
 from satstore.analysis.logistic.tile_threads import crew_of_threads
 from satstore.analysis.row_source import ArrayRows
 from satstore.storage.zarr import open_latents
-from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
+from satstore.system.memory import peak_bytes, reset_peak, resident_bytes
 
 LIMIT_BYTES = 512 * 2**20
 
@@ -164,7 +164,7 @@ def fit_alone(store: Path, max_iter: int) -> None:
     import torch  # noqa: F401  # what a probe's process holds anyway
 
     layer, labels = open_layer(store)
-    forget_peak()
+    reset_peak()
     before = resident_bytes()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

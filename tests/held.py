@@ -76,7 +76,7 @@ def begin(what: str) -> None:
             return
         try:
             tell(what)
-            signals.told_to_stop.wait()
+            signals.stop_requested.wait()
         finally:  # a second Ctrl-C comes while it ends
             tell("told to stop")
             assert _go is not None

@@ -190,9 +190,9 @@ def test_ctrl_c__while_a_cluster_starts_closes_it(monkeypatch: pytest.MonkeyPatc
 def test_ctrl_c__while_children_start_is_heard_when_they_have(tmp_path: Path) -> None:
     code = """
 import os, signal, subprocess, sys
-from satstore.system.signals import deaf_children
+from satstore.system.signals import children_ignoring_sigint
 try:
-    with deaf_children():
+    with children_ignoring_sigint():
         child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
         os.killpg(0, signal.SIGINT)
     print("not heard")
@@ -218,7 +218,7 @@ for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Termin
         with ended_by_signals():
             import pressed
     except KeyboardInterrupt as error:
-        print(type(error) is kind, type(error.__cause__).__name__, signals.told_to_stop.is_set())
+        print(type(error) is kind, type(error.__cause__).__name__, signals.stop_requested.is_set())
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 """
     assert run_python(code, tmp_path) == "True ImportError False\n" * 2

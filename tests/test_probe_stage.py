@@ -620,12 +620,12 @@ def test_peak_bytes__are_those_since_the_last_reset() -> None:
 
 PEAKS = """
 import numpy as np
-from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
-forget_peak()
+from satstore.system.memory import reset_peak, peak_bytes, resident_bytes
+reset_peak()
 ballast = np.ones(2**27, np.uint8)
 print(resident_bytes(), peak_bytes())
 del ballast
-forget_peak()
+reset_peak()
 print(peak_bytes())
 ballast = np.ones(2**26, np.uint8)
 print(peak_bytes())

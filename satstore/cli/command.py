@@ -37,7 +37,7 @@ def ended_by_signals() -> Iterator[None]:
         told.append(time.monotonic())
         if len(told) == 1:
             kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
-            signals.told_to_stop.set()
+            signals.stop_requested.set()
             raise kind
         if told[-1] - told[0] > PATIENCE_S:
             os._exit(128 + number)
@@ -55,7 +55,7 @@ def ended_by_signals() -> Iterator[None]:
             raise kind from error
         raise
     finally:
-        signals.told_to_stop.clear()
+        signals.stop_requested.clear()
         for number, handler in before.items():
             # Who is told to stop has yet to say so, and to end its threads.
             signal.signal(number, signal.SIG_IGN if told else handler)

@@ -12,7 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from satstore.datasets.image_data import Batch
 from satstore.errors import SatstoreError
 from satstore.system.process_group import SINGLE_PROCESS, ProcessGroup
-from satstore.system.signals import deaf_children, follow_main_process
+from satstore.system.signals import children_ignoring_sigint, follow_main_process
 
 
 def make_loader(
@@ -53,7 +53,7 @@ def make_loader(
         # imports it once: 3.2 s in the first epoch, 0.05 s in the others, as with fork.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
-        with deaf_children():
+        with children_ignoring_sigint():
             forkserver.ensure_running()
     order: Sampler[int] = RandomSampler(split, generator=generator) if shuffle else SequentialSampler(split)  # type: ignore[arg-type]
     batches = BatchSampler(order, batch_size, drop_last=False)

@@ -20,7 +20,7 @@ from satstore.runs.manifest import (
 from satstore.runs.tables import RunResults
 from satstore.storage.files import Digest, refusals, remove_partials, sync_folder, write_file
 from satstore.storage.safe_files import check_folders, is_file
-from satstore.system.signals import told_to_stop
+from satstore.system.signals import stop_requested
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -132,7 +132,7 @@ class Run(RunResults):
         KeyboardInterrupt
             With progress, if this process was told to stop: a library that was being imported swallowed it.
         """
-        if kind == "progress" and told_to_stop.is_set():
+        if kind == "progress" and stop_requested.is_set():
             raise KeyboardInterrupt
         self.events.emit(Event(stage, kind, text, **fields))
 
@@ -162,7 +162,7 @@ class Run(RunResults):
         try:
             yield
         except BaseException as error:
-            is_stopped = isinstance(error, KeyboardInterrupt) or told_to_stop.is_set()
+            is_stopped = isinstance(error, KeyboardInterrupt) or stop_requested.is_set()
             text = "stopped" if is_stopped else str(error) or type(error).__name__
             end: Literal["failed", "cancelled"] = "cancelled" if is_stopped else "failed"
             if before is not None and before.status == "done" and self._content() == content:

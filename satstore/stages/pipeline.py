@@ -18,7 +18,7 @@ from satstore.runs.repair import record_call
 from satstore.runs.run import Run
 from satstore.stages.parameters import StageParameters, record_parameters
 from satstore.stages.stage import Stage
-from satstore.system.signals import told_to_stop
+from satstore.system.signals import stop_requested
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def run_stages(
             try:
                 outcomes += run_stage(run, STAGES[name], parameters, with_needs=with_needs)
             except Exception as error:  # what one model or plugin raises must not stop the next experiment
-                if told_to_stop.is_set():
+                if stop_requested.is_set():
                     raise KeyboardInterrupt from error
                 outcomes.append(Outcome(run, name, "failed", as_satstore_error(run, name, error)))
                 break

@@ -25,7 +25,7 @@ from satstore.stages.selection import check_kept, list_epochs
 from satstore.stages.stage import Stage
 from satstore.storage.files import refusals
 from satstore.storage.location import Folder
-from satstore.system.signals import undisturbed
+from satstore.system.signals import sigint_deferred
 
 
 class TrainParameters(StageParameters):
@@ -78,7 +78,7 @@ def writes_latents(run: Run, parameters: TrainParameters) -> bool:
 
 def train(run: Run, parameters: TrainParameters) -> None:
     """Train to the last epoch, then write the latents."""
-    with undisturbed():
+    with sigint_deferred():
         from satstore.training import devices, distributed, loop
 
     device = devices.choose_device(parameters.device or run.config.device)

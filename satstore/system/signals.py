@@ -1,4 +1,4 @@
-"""Processes that work for this one: what they import, and that they end when they should."""
+"""Signals that end work, and the processes that this one starts: what they import, and that they end."""
 
 import os
 import signal
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def import_environment() -> dict[str, str]:
-    """Return the environment of a command of its own that imports what this process would.
+    """Return the environment of a new Python process that imports what this one would.
 
-    Whatever lies in the folder that it runs in; it is to be started with ``-P``.
+    It is independent of the folder that the process runs in, if Python is started with ``-P``.
     """
     environment = {key: value for key, value in os.environ.items() if key != "SATSTORE_JOB"}
     environment["PYTHONPATH"] = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
@@ -22,17 +22,17 @@ def import_environment() -> dict[str, str]:
 STOPPED = (130, 143)
 """The exit codes of commands that a user ended: by Ctrl-C, and by SIGTERM."""
 
-told_to_stop = threading.Event()
-"""Set once this process was told to stop: what is raised from then on comes of that.
+stop_requested = threading.Event()
+"""Set once this process got Ctrl-C or SIGTERM; errors that are raised from then on are its consequence.
 
-A library that is being imported may turn the interrupt into an error of its own, swallow it, or fail, being
-half loaded.
+A library that is being imported may turn the interrupt into an error of its own, swallow it, or fail because
+it is half loaded.
 """
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hear a Ctrl-C at the end of this only: in the midst of its import, torch swallows it, or aborts."""
+def sigint_deferred() -> Iterator[None]:
+    """Defer SIGINT until the block ends: torch's import swallows it or aborts."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -41,26 +41,27 @@ def undisturbed() -> Iterator[None]:
 
 
 @contextmanager
-def deaf_children() -> Iterator[None]:
-    """Start processes in here that don't hear Ctrl-C, not even while they are still importing.
+def children_ignoring_sigint() -> Iterator[None]:
+    """Start processes in this block that ignore Ctrl-C from their first moment, their imports included.
 
-    Ctrl-C reaches every process of the terminal; one of them has to say what becomes of it. It is blocked,
-    which children inherit, rather than ignored: one that comes meanwhile is heard at the end.
+    Ctrl-C reaches every process of the terminal; the main process alone decides what becomes of the others.
+    SIGINT is blocked, which children inherit, rather than ignored: one that arrives meanwhile is delivered
+    when the block ends.
     """
     from multiprocessing import resource_tracker
 
-    # When it starts on its own, it unblocks what is blocked here.
+    # Starting it later would unblock SIGINT, in the middle of this block.
     resource_tracker.ensure_running()
-    with undisturbed():
+    with sigint_deferred():
         yield
 
 
 def follow_main_process(_: int = 0) -> None:
-    """Make this worker end with its main process, however that ends.
+    """Make this worker process end when its main process ends, however that happens.
 
-    A worker that waits for work does not notice that nobody is left to send any. torch's own watch asks
-    whether the worker's parent changed; under a fork server that is the server, which lives as long as its
-    workers do: all of them would stay for ever.
+    A worker that waits for work does not notice that its main process is gone. torch's own check compares
+    the parent's process id; under a fork server the parent is the server, which lives as long as its workers:
+    they would all stay for ever.
     """
     import multiprocessing
 

@@ -21,7 +21,7 @@ from satstore.errors import DeviceError, SatstoreError, StageError, reason_of
 from satstore.registry import load_plugins
 from satstore.runs.run import Run
 from satstore.system.process_group import ProcessGroup
-from satstore.system.signals import deaf_children, follow_main_process
+from satstore.system.signals import children_ignoring_sigint, follow_main_process
 from satstore.training.loop import train
 
 TIMEOUT = timedelta(minutes=10)
@@ -156,7 +156,7 @@ def join_group(member: Member, meet: Callable[[], None]) -> Iterator[tuple[Proce
 def _start_workers(run: Run, members: Iterable[Member]) -> list[Worker]:
     context = multiprocessing.get_context("spawn")
     workers = []
-    with deaf_children():
+    with children_ignoring_sigint():
         for member in members:
             receiver, sender = context.Pipe(duplex=False)
             arguments = (run.path, run.config.model_dump_json(), member, sender)

@@ -38,7 +38,7 @@ from satstore.stages.stage import Stage
 from satstore.storage.location import Folder, join, locate
 from satstore.storage.safe_names import as_key
 from satstore.system.memory import resident_bytes
-from satstore.system.signals import undisturbed
+from satstore.system.signals import sigint_deferred
 
 if TYPE_CHECKING:
     from satstore.datasets.image_data import ImageData
@@ -81,7 +81,7 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     plans = [plan for plan in plan_latents(run, parameters) if plan.missing]
     if not plans:
         return
-    with undisturbed():
+    with sigint_deferred():
         from satstore.stages.extract.write import commit, write_split
         from satstore.training import devices, provenance, run_model, session_data
 

@@ -21,7 +21,7 @@ from satstore.stages.extract.plan import (
 from satstore.storage.zarr import LatentWriter, choose_shard_rows
 from satstore.storage.zarr.layout import Shapes
 from satstore.system.limits import beside_gpu, loader_bytes
-from satstore.system.memory import forget_peak, peak_bytes
+from satstore.system.memory import peak_bytes, reset_peak
 from satstore.training import run_model, session_data
 
 
@@ -59,7 +59,7 @@ def write_split(
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             forward(batch)  # loads what the GPU needs
             memory_limit = beside_gpu(memory_limit)
-        forget_peak()
+        reset_peak()
         first = forward(batch)
         shapes = {key: {layer: a.shape[1:] for layer, a in part.items()} for key, part in first.items()}
         room_bytes = memory_limit - peak_bytes() - loader_bytes(workers)

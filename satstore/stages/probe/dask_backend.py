@@ -35,7 +35,7 @@ from satstore.config.keys import LatentsKey
 from satstore.errors import ClusterError, reason_of
 from satstore.storage.zarr import LatentArray, open_latents
 from satstore.system.cores import count_cores
-from satstore.system.signals import deaf_children
+from satstore.system.signals import children_ignoring_sigint
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -104,7 +104,7 @@ def start_cluster(n_workers: int) -> Iterator[Cluster]:
     n_workers = min(n_workers, n_cores)
     with ExitStack() as opened:
         # At its end a Ctrl-C is heard that came meanwhile: the cluster has to end then.
-        with deaf_children():
+        with children_ignoring_sigint():
             cluster = opened.enter_context(
                 LocalCluster(
                     n_workers=n_workers,

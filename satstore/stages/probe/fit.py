@@ -15,7 +15,7 @@ from satstore.errors import ConfigError, CorruptError, NotFoundError, NumericsEr
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
 from satstore.storage.commit_log import is_anything
-from satstore.system.memory import forget_peak, peak_bytes
+from satstore.system.memory import peak_bytes, reset_peak
 
 if TYPE_CHECKING:
     from satstore.stages.probe.dask_backend import Cluster
@@ -283,9 +283,9 @@ class Peaks:
         with self._lock:
             self._note()
             self._running[fit] = 0
-            forget_peak()
+            reset_peak()
             if self._cluster is not None:
-                self._cluster.run(forget_peak)
+                self._cluster.run(reset_peak)
         try:
             yield partial(self._peak, fit)
         finally:

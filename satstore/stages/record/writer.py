@@ -32,7 +32,7 @@ from satstore.storage.zarr import (
 )
 from satstore.storage.zarr.layout import FLOAT16_MANTISSA_BITS, Shapes
 from satstore.system.limits import check_disk
-from satstore.system.memory import forget_peak, peak_bytes, resident_bytes
+from satstore.system.memory import peak_bytes, reset_peak, resident_bytes
 from satstore.system.process_group import SINGLE_PROCESS
 from satstore.training.epoch_spectra import check_moments, compute_spectra, make_recorder
 from satstore.training.metrics import MeanLoss, PassResult, start_metrics
@@ -107,7 +107,7 @@ class RecordWriter:
         run = self._run
         if not force:
             check_moments(run, self._layers, self._device)
-        forget_peak()
+        reset_peak()
         with LatentRecorder(self._modules, run.config.pooling) as recorder:
             self._forward(self._train.first)
             latents = _by_key(recorder)
