@@ -256,13 +256,13 @@ def test_moment_recorder__drops_a_poisoned_layer_and_leaves_the_others_undisturb
             return logits + self.side(side).sum()
 
     model.eval()
-    sigint_deferred = record(model, layers, digits.split(100)).results()
+    undisturbed = record(model, layers, digits.split(100)).results()
     poisoned = Poisoned()
     recorder = record(poisoned, select_layers(poisoned, exclude="unused"), digits.split(100))
     assert recorder.non_finite == [NonFinite("side", "train", 1, 4)]
     results = recorder.results()
     assert list(results) == ["body.first", "body.second", "body.classifier"]
-    for name, moments in sigint_deferred.items():
+    for name, moments in undisturbed.items():
         assert torch.equal(results[f"body.{name}"].scatter, moments.scatter)
 
     with recorder:

@@ -135,6 +135,15 @@ def test_job__whose_command_is_killed_has_failed(start_sleeper: Callable[[str], 
 
 
 @pytest.mark.long
+def test_job__hears_ctrl_c_though_its_supervisor_does_not(start_sleeper: Callable[[str], Job]) -> None:
+    job = wait_until(start_sleeper("long"), is_asleep)
+    os.kill(psutil.Process(job.pid).ppid(), signal.SIGINT)
+    os.kill(job.pid or 0, signal.SIGINT)
+    job = wait_until(job, lambda job: not job.is_running)
+    assert (job.state, job.exit_code) == ("cancelled", 130)
+
+
+@pytest.mark.long
 def test_job__that_nobody_saw_end_is_lost(start_sleeper: Callable[[str], Job]) -> None:
     job = wait_until(start_sleeper("long"), is_asleep)
     supervisor = psutil.Process(job.pid).ppid()

@@ -70,10 +70,10 @@ def test_full_disk__loses_nothing_and_the_same_command_finishes(tiny_run: Run, t
     [manifest] = tmp_path.glob("logs/res/*/manifest.json")
     run = Run(manifest.parent)
     assert [f for f in Verification(run).findings() if f.is_wrong] == []
-    sigint_deferred = results(tiny_run)
+    undisturbed = results(tiny_run)
     found = results(run)
     for name in ("checkpoint.pt", "metrics.csv", "probe-pool2.csv", "latents/pool2/eval/5", "probe/pool2/5"):
-        assert found[name] == sigint_deferred[name]
+        assert found[name] == undisturbed[name]
 
 
 @pytest.mark.long

@@ -1,8 +1,8 @@
 """Jobs: commands that work on a logs folder, in the background or in someone's terminal.
 
 A job is a folder under ``<logs>/.jobs``, named by its number: ``job.json`` (the command), ``process.json``
-(who runs it), ``progress.json``, ``log.txt`` and, at the end, ``exit.json``. Whoever reads the logs folder
-sees it.
+(the process that runs it), ``progress.json``, ``log.txt`` and, at the end, ``exit.json``. Everyone who can
+read the logs folder sees its jobs.
 """
 
 import json
@@ -23,26 +23,26 @@ from satstore.system.signals import STOPPED
 from satstore.system.text import clean, printable_content
 
 JobState = Literal["running", "done", "failed", "cancelled", "lost"]
-"""``lost``: its process is gone and nobody wrote down how it ended, as after a power loss."""
+"""``lost``: its process is gone and its exit code was not recorded, as after a power loss."""
 
 START_S = 30.0
-"""A job that has no process after so many seconds never got one."""
+"""Seconds after which a job without a recorded process has failed to start."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job's stage is.
+    """The progress of a job's stage.
 
     Attributes
     ----------
     run, stage
-        The experiment and the stage that it works on.
+        The experiment and the stage that the job works on.
     done, total
-        Units of work done and to do; None where nothing is counted.
+        Units of work done and in all; None where nothing is counted.
     rate
         Units per second since the stage started.
     left_s
-        Seconds that the stage still takes, at that rate.
+        Seconds until the stage ends, at that rate.
     """
 
     run: str = ""
@@ -55,24 +55,24 @@ class Progress:
 
     @property
     def share(self) -> float | None:
-        """How far the stage is, in [0, 1]."""
+        """The share of the stage that is done, in [0, 1]."""
         return self.done / self.total if self.total and self.done is not None else None
 
 
 @dataclass(frozen=True)
 class Job:
-    """A command that works, or worked.
+    """A command that runs, or has ended.
 
     Attributes
     ----------
     words
-        The command's, without ``satstore``.
+        The command's words, without ``satstore``.
     started, ended
         Seconds since the epoch.
     exit_code
-        Negative: the signal that ended it. None while it runs, and where nobody knows.
+        Negative: the signal that ended it. None while it runs, and where it is not known.
     error
-        The last line of the log of one that failed.
+        The last line of the log, if the job failed.
     detached
         Whether it runs in the background, rather than in a terminal.
     """
@@ -97,12 +97,12 @@ class Job:
 
     @property
     def log_path(self) -> Path:
-        """The file of what it printed."""
+        """The file of its output."""
         return self.path / "log.txt"
 
     @property
     def is_running(self) -> bool:
-        """Whether it goes on."""
+        """Whether it still runs."""
         return self.state == "running"
 
     @property
@@ -112,7 +112,7 @@ class Job:
 
     @property
     def duration_s(self) -> float | None:
-        """How long it ran, or has been running; None where its end is not known."""
+        """Seconds that it ran, or has been running; None where its end is not known."""
         end = time.time() if self.is_running else self.ended
         return None if end is None else end - self.started
 
@@ -163,7 +163,7 @@ def find_job(name: str | int, logs_dir: Path) -> Job:
 
 
 def read_job(path: Path) -> Job | None:
-    """Return the job of a folder; None if it is no job's."""
+    """Read a job from its folder; return None if it holds no job."""
     try:
         content = _read_json(path / "job.json")
         words = tuple(map(str, content["words"]))
@@ -175,7 +175,7 @@ def read_job(path: Path) -> Job | None:
     process, end = _read_json(path / "process.json"), _read_json(path / "exit.json")
     may_run = not end and _may_run(host, process, started)
     if not end and not may_run:
-        end = _read_json(path / "exit.json")  # which may have been written between the two looks
+        end = _read_json(path / "exit.json")  # it may have been written since the first look
     pid = process["pid"] if isinstance(process.get("pid"), int) else None
     code, ended = end.get("code"), end["ended"] if _is_time(end.get("ended")) else None
     is_cancelled = is_file(path / "cancel")
@@ -202,14 +202,14 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _is_time(value: Any) -> bool:
-    """Tell whether a value is seconds since the epoch, of a date."""
+    """Tell whether a value can be seconds since the epoch."""
     return isinstance(value, int | float) and abs(value) < 1e11
 
 
 def _read_progress(path: Path) -> Progress | None:
     try:
         found = Progress(**_read_json(path / "progress.json"))
-    except TypeError:  # of a newer version
+    except TypeError:  # written by a newer version
         return None
     counts, rates = (found.done, found.total), (found.rate, found.left_s)
     fits = all(isinstance(text, str) for text in (found.run, found.stage, found.text))
@@ -220,17 +220,17 @@ def _read_progress(path: Path) -> Progress | None:
 
 def _may_run(host: str, process: Mapping[str, Any], started: float) -> bool:
     if host != platform.node():
-        return True  # what runs elsewhere can't be seen from here
+        return True  # processes of another host can't be seen from here
     if not process:
         return time.time() - started < START_S
-    # The supervisor is the last to go: until it has written down how the process ended, the job isn't over.
+    # The supervisor ends last: until it has recorded the exit code, the job is not over.
     return _is_there(process) or _is_there(process.get("supervisor"))
 
 
 def _is_there(process: Any) -> bool:
     try:
         found = psutil.Process(int(process["pid"]))
-        # The number of a process that is gone may be another's by now.
+        # The id may have been reused since.
         is_same = abs(found.create_time() - float(process["created"])) < 1
         return is_same and bool(found.status() != psutil.STATUS_ZOMBIE)
     except (psutil.Error, LookupError, TypeError, ValueError):
@@ -238,15 +238,15 @@ def _is_there(process: Any) -> bool:
 
 
 def last_line(path: Path, n_bytes: int = 4096) -> str:
-    """Return the last line of a log that is not empty."""
+    """Return the last non-empty line of a log."""
     lines = tail(path, n_bytes)[0].splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 
 def tail(path: Path, n_bytes: int, offset: int | None = None) -> tuple[str, int]:
-    """Return the end of a log, or what came after an offset, and the offset to go on from.
+    """Return the end of a log, or what follows an offset, and the offset to read from next.
 
-    The text is printable, but for carriage returns, after which a progress bar is drawn anew.
+    The text is printable, except for carriage returns, which progress bars need.
     """
     try:
         with open_file(path) as file:

@@ -1,4 +1,4 @@
-"""What a command that works tells of itself, for those who watch its job."""
+"""Recording a command's progress and end in its job's folder."""
 
 import math
 import os
@@ -7,16 +7,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import psutil
-
 from satstore.errors import reason_of
 from satstore.jobs.start import claim_job
-from satstore.jobs.supervisor import write_json
+from satstore.jobs.supervisor import identify_process, write_json
 from satstore.runs.events import Event, EventLog
 
 
 class JobRecord:
-    """What a command tells of itself while it works."""
+    """Writes the progress of a command, and how it ended, to its job's folder.
+
+    Parameters
+    ----------
+    path
+        The job's folder; None to record nothing.
+    owns_log
+        Whether this process alone records the command: there is no supervisor.
+    """
 
     def __init__(self, path: Path | None, owns_log: bool) -> None:
         self.path = path
@@ -25,7 +31,7 @@ class JobRecord:
         self._stage, self._first, self._written = "", (0.0, 0), -math.inf
 
     def listen(self, event: Event) -> None:
-        """Write down how far a stage is, a few times a second at most."""
+        """Record the progress of a stage, a few times a second at most."""
         if self.path is None:
             return
         now = time.monotonic()
@@ -57,13 +63,13 @@ class JobRecord:
         )
 
     def say(self, text: str) -> None:
-        """Write a line to the log, where nobody else does."""
+        """Write a line to the log, unless a supervisor's log has it already."""
         if self.path is not None and self._owns_log:
             with suppress(OSError), (self.path / "log.txt").open("a", errors="replace") as log:
                 log.write(text + "\n")
 
     def end(self, code: int, error: str = "") -> None:
-        """Write down how the command ended, where no supervisor does."""
+        """Record how the command ended, unless a supervisor does."""
         if self.path is not None and self._owns_log:
             if error:
                 self.say(f"satstore: {error}")
@@ -72,15 +78,15 @@ class JobRecord:
 
     def _write(self, content: Mapping[str, object]) -> None:
         assert self.path is not None
-        with suppress(OSError):  # it is for watching; the work must not fail for it
+        with suppress(OSError):  # the work must not fail because of its progress file
             write_json(self.path / "progress.json", content)
 
 
 @contextmanager
 def record_job(words: Sequence[str], logs_dir: Path) -> Iterator[JobRecord]:
-    """Record a command that works as a job, or, in a job's process, its progress.
+    """Record the command that runs in here as a job; in a job's own process, record its progress.
 
-    Where the logs folder can't be written, nothing is recorded: the work itself will say so.
+    Where the logs folder can't be written, nothing is recorded: the command will fail with that error.
     """
     folder = os.environ.get("SATSTORE_JOB")
     if folder is not None:
@@ -89,8 +95,7 @@ def record_job(words: Sequence[str], logs_dir: Path) -> Iterator[JobRecord]:
     path = None
     with suppress(OSError):
         path = claim_job(words, logs_dir, Path.cwd(), detached=False)
-        created = psutil.Process().create_time()
-        write_json(path / "process.json", {"pid": os.getpid(), "created": created})
+        write_json(path / "process.json", identify_process())
     record = JobRecord(path, owns_log=True)
     try:
         yield record

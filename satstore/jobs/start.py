@@ -24,19 +24,19 @@ from satstore.storage.safe_files import check_folders, walk_files
 from satstore.system.signals import import_environment
 
 N_KEPT = 200
-"""So many jobs that have ended are kept; older ones are removed when a new one starts."""
+"""How many jobs that have ended are kept; older ones are removed when a new one starts."""
 
 END_S = 30.0
-"""How long what watches a process that has ended may take to write down how; a moment, unless it hangs."""
+"""Seconds that a supervisor may take to record the exit code of a process that has ended."""
 
 
 def start_job(words: Sequence[str], logs_dir: Path, cwd: Path | None = None) -> Job:
-    """Start a command in the background, where neither a closed terminal nor a lost connection ends it.
+    """Start a command in the background; it survives a closed terminal and a lost connection.
 
     Parameters
     ----------
     words
-        The command's, without ``satstore``.
+        The command's words, without ``satstore``.
     cwd
         The folder that it runs in; by default the current one.
 
@@ -58,35 +58,31 @@ def start_job(words: Sequence[str], logs_dir: Path, cwd: Path | None = None) -> 
             env=import_environment(),
         )
     deadline = time.monotonic() + START_S
-    while not (path / "process.json").exists():
-        if supervisor.poll() is not None or time.monotonic() > deadline:
-            silent = f"its process did not begin within {START_S:g} s and was ended"
-            silent = silent if _was_killed(supervisor) else "its process ended without a word"
-            reason = last_line(path / "log.txt") or silent
-            shutil.rmtree(path, ignore_errors=True)
-            raise SatstoreError(f"{shlex.join(('satstore', *words))} could not be started: {reason}")
+    has_begun = (path / "process.json").exists
+    while not has_begun() and supervisor.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
-    _reap_later(supervisor)
+    if not has_begun():
+        reason = _kill_supervisor(supervisor)
+        reason = last_line(path / "log.txt") or reason
+        shutil.rmtree(path, ignore_errors=True)
+        raise SatstoreError(f"{shlex.join(('satstore', *words))} could not be started: {reason}")
+    threading.Thread(target=supervisor.wait, daemon=True).start()  # so that it leaves no zombie
     return find_job(path.name, logs_dir)
 
 
-def _was_killed(supervisor: "subprocess.Popen[bytes]") -> bool:
-    """Kill a supervisor that still runs, and all that it started; tell whether it did."""
-    if supervisor.poll() is not None:
-        return False
+def _kill_supervisor(supervisor: "subprocess.Popen[bytes]") -> str:
+    """Kill a supervisor that recorded no process, and all that it started; return why it has to go."""
+    has_ended = supervisor.poll() is not None
     with suppress(ProcessLookupError):
         os.killpg(supervisor.pid, signal.SIGKILL)  # it leads a session of its own
     supervisor.wait()
-    return True
-
-
-def _reap_later(process: "subprocess.Popen[bytes]") -> None:
-    """Let no zombie stay of a supervisor that ends before we do."""
-    threading.Thread(target=process.wait, daemon=True).start()
+    if has_ended:
+        return "its process ended without a word"
+    return f"its process did not begin within {START_S:g} s and was ended"
 
 
 def claim_job(words: Sequence[str], logs_dir: Path, cwd: Path, *, detached: bool) -> Path:
-    """Make the folder of a new job; of several processes that do so at once, each gets its own."""
+    """Make the folder of a new job; processes that do so at the same time get different ones."""
     folder = jobs_dir(logs_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +113,7 @@ def _prune(logs_dir: Path) -> None:
 
 
 def _remove_partials(folder: Path) -> None:
-    """Remove the temporary files of a job that has ended, which a disk that refused may have left."""
+    """Remove temporary files of a job that has ended; a failing disk may have left some."""
     with suppress(OSError):
         for path, _ in walk_files(folder):
             if is_partial(path.name):
@@ -125,12 +121,12 @@ def _remove_partials(folder: Path) -> None:
 
 
 def cancel_job(job: Job, grace_s: float = 10.0) -> Job:
-    """End a job: ask it to stop, and kill it and all that it started where it does not.
+    """Stop a job: send SIGTERM, and after a grace period kill it and all processes that it started.
 
     Parameters
     ----------
     grace_s
-        Seconds that it has to stop.
+        The grace period in seconds.
 
     Raises
     ------
@@ -151,7 +147,7 @@ def cancel_job(job: Job, grace_s: float = 10.0) -> Job:
     while (found := find_job(job.number, job.path.parent.parent)).is_running and time.monotonic() < deadline:
         time.sleep(0.02)
     if found.progress is not None and found.progress.run and not found.is_running:
-        with suppress(SatstoreError):  # somebody goes on with its run already, or that is damaged
+        with suppress(SatstoreError):  # another process has resumed the run, or the run is damaged
             Run(job.path.parent.parent / found.progress.run).mark_cancelled()
     return found
 

@@ -299,26 +299,26 @@ def test_store__opens_in_dask_in_blocks_of_whole_chunks(root: Path) -> None:
 )
 def test_writer__goes_on_after_the_last_committed_shard(tmp_path: Path, root: Path, killed_at: int) -> None:
     split = Split(29)
-    sigint_deferred = tmp_path / "sigint_deferred" / "latents.zarr"
-    split.write(sigint_deferred)
+    undisturbed = tmp_path / "undisturbed" / "latents.zarr"
+    split.write(undisturbed)
 
     interrupted(root, split, killed_at)
     writer = split.open(root)
     assert first_missing(writer) == killed_at // 8 * 8
     split.write(root, batch_size=5)
-    assert contents(root) == contents(sigint_deferred)
-    assert log_of(root).read(root.name) == log_of(sigint_deferred).read(sigint_deferred.name)
+    assert contents(root) == contents(undisturbed)
+    assert log_of(root).read(root.name) == log_of(undisturbed).read(undisturbed.name)
     check_whole(root)
 
 
 def test_writer__killed_again_and_again_ends_with_the_same_bytes(tmp_path: Path, root: Path) -> None:
     split = Split(29)
-    sigint_deferred = tmp_path / "sigint_deferred" / "latents.zarr"
-    split.write(sigint_deferred, split="eval")
+    undisturbed = tmp_path / "undisturbed" / "latents.zarr"
+    split.write(undisturbed, split="eval")
     for n_rows in (0, 5, 9, 9, 20, 27):
         interrupted(root, split, n_rows, split="eval")
     split.write(root, split="eval")
-    assert contents(root) == contents(sigint_deferred)
+    assert contents(root) == contents(undisturbed)
 
 
 def test_writer__killed_while_writing_a_shard_redoes_it(
@@ -326,8 +326,8 @@ def test_writer__killed_while_writing_a_shard_redoes_it(
 ) -> None:
     """The second shard is on disk for some layers, and garbage for one, but was never committed."""
     split = Split(29)
-    sigint_deferred = tmp_path / "sigint_deferred" / "latents.zarr"
-    split.write(sigint_deferred)
+    undisturbed = tmp_path / "undisturbed" / "latents.zarr"
+    split.write(undisturbed)
 
     writer = interrupted(root, split, 15)
     with monkeypatch.context() as context:
@@ -339,7 +339,7 @@ def test_writer__killed_while_writing_a_shard_redoes_it(
     shard.write_bytes(shard.read_bytes()[:-3])
     (shard.parent / ".0.12345678.partial").write_bytes(b"half")
     split.write(root)
-    assert contents(root) == contents(sigint_deferred)
+    assert contents(root) == contents(undisturbed)
 
 
 def test_writer__a_whole_split_is_left_alone(root: Path) -> None:
@@ -355,24 +355,24 @@ def test_writer__a_whole_split_is_left_alone(root: Path) -> None:
 
 def test_writer__keeps_the_shards_of_a_store_that_it_goes_on_with(tmp_path: Path, root: Path) -> None:
     split = Split(29)
-    sigint_deferred = tmp_path / "sigint_deferred" / "latents.zarr"
-    split.write(sigint_deferred)
+    undisturbed = tmp_path / "undisturbed" / "latents.zarr"
+    split.write(undisturbed)
     interrupted(root, split, 9)
     split.write(root, shard_rows=4)
-    assert contents(root) == contents(sigint_deferred)
+    assert contents(root) == contents(undisturbed)
 
 
 def test_writer__of_another_source_starts_anew(tmp_path: Path, root: Path) -> None:
     old, new = Split(29), Split(29, seed=5)
     source = {"checkpoint_sha256": "1" * 64}
-    sigint_deferred = tmp_path / "sigint_deferred" / "latents.zarr"
-    new.write(sigint_deferred, source=source)
+    undisturbed = tmp_path / "undisturbed" / "latents.zarr"
+    new.write(undisturbed, source=source)
 
     interrupted(root, old, 16)
     assert first_missing(new.open(root, source=source)) == 0
     assert first_missing(new.open(root)) == 0, "what was begun anew is gone for the old source, too"
     new.write(root, source=source)
-    assert contents(root) == contents(sigint_deferred)
+    assert contents(root) == contents(undisturbed)
     assert dict(zarr.open_group(root, mode="r")["pool2/train"].attrs) == {**source, "mantissa_bits": 10}
 
 
@@ -399,23 +399,23 @@ def test_writer__goes_on_with_each_pooling_where_it_stopped(tmp_path: Path, root
     assert split.open(root).missing == [(8, 29)]
     split.write(root)
     check_equal(root, split, "train")
-    sigint_deferred = tmp_path / "sigint_deferred" / "latents.zarr"
-    split.write(sigint_deferred)
-    assert contents(root) == contents(sigint_deferred)
+    undisturbed = tmp_path / "undisturbed" / "latents.zarr"
+    split.write(undisturbed)
+    assert contents(root) == contents(undisturbed)
     assert contents(root / "pool2/train/conv0/latent/c/0") == first
 
 
 def test_writer__adds_layers_to_a_pooling_without_writing_the_others(tmp_path: Path, root: Path) -> None:
     split = Split(29)
-    sigint_deferred = tmp_path / "sigint_deferred" / "latents.zarr"
-    split.write(sigint_deferred)
+    undisturbed = tmp_path / "undisturbed" / "latents.zarr"
+    split.write(undisturbed)
     some = Split(29)
     some.shapes = {"full": {"conv0": (4, 7, 7)}}
     some.write(root)
     times = {path: path.stat().st_mtime_ns for path in (root / "full").rglob("c/*") if path.is_file()}
     split.write(root, shard_rows=32)
     assert {path: path.stat().st_mtime_ns for path in times} == times
-    assert contents(root / "full") == contents(sigint_deferred / "full"), "in shards of the stored size"
+    assert contents(root / "full") == contents(undisturbed / "full"), "in shards of the stored size"
     assert open_latents(root).split("pool2", "train")["fc"].array.shards == (32, 5)
 
 

@@ -209,13 +209,13 @@ def test_writer__goes_on_in_float32_where_it_was_killed(
     tmp_path: Path, root: Path, name: str, killed_at: int
 ) -> None:
     split = split_of(SURPRISES[name])
-    sigint_deferred = tmp_path / "sigint_deferred" / "latents.zarr"
-    split.write(sigint_deferred, shard_rows=8)
+    undisturbed = tmp_path / "undisturbed" / "latents.zarr"
+    split.write(undisturbed, shard_rows=8)
     interrupted(root, split, killed_at)
     assert split.open(root).missing == [(killed_at // 8 * 8, 40)]
     split.write(root, batch_size=5)
-    assert contents(root) == contents(sigint_deferred)
-    assert log_of(root).read(root.name) == log_of(sigint_deferred).read(sigint_deferred.name)
+    assert contents(root) == contents(undisturbed)
+    assert log_of(root).read(root.name) == log_of(undisturbed).read(undisturbed.name)
 
 
 class Killed(BaseException):
