@@ -23,12 +23,12 @@ from satstore.errors import SatstoreError
 from satstore.reports import plots
 from satstore.reports.listing.columns import SORT_KEYS, describe_row, sort_experiments
 from satstore.reports.listing.reader import Reader
+from satstore.reports.run_curves import read_curves
 from satstore.runs.repair import extract_command, probe_command
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
 from satstore.storage.files import Digest
 from satstore.storage.zarr import AnalysisStore, LatentSplit
-from tui.curves import read_curves
 from tui.layers import (
     View,
     describe_layer,

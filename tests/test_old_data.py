@@ -14,11 +14,11 @@ from command_line import satstore
 
 from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import CorruptError
+from satstore.reports.run_curves import read_curves
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
 from satstore.storage.files import FORMAT_VERSION
 from satstore.storage.zarr import open_latents
-from tui.curves import read_curves
 
 DATA = Path(__file__).parent / "data"
 

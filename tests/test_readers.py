@@ -19,13 +19,13 @@ from tiny import run_tiny
 from satstore.errors import CorruptError, NotFoundError
 from satstore.reports.plots import plot_epoch, plot_layers, save_figure, tabulate_relative
 from satstore.reports.plots.paper_figures import Panel
+from satstore.reports.run_curves import read_curves
 from satstore.runs.events import read_events
 from satstore.runs.file_formats import NUMBER, TEXT, find_table
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.zarr import AnalysisStore
-from tui.curves import read_curves
 
 
 @pytest.fixture(scope="module")

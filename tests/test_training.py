@@ -22,6 +22,7 @@ from satstore.config.grid import read_config
 from satstore.datasets.lost_workers import explaining_lost_workers
 from satstore.errors import ConfigError, CorruptError, DeviceError, MemoryLimitError, NumericsError
 from satstore.registry import MODELS
+from satstore.reports.run_curves import read_curves
 from satstore.runs.events import Event
 from satstore.runs.logs_folder import make_run, open_run
 from satstore.runs.run import Run
@@ -29,7 +30,6 @@ from satstore.stages.extract import write
 from satstore.stages.pipeline import run_experiments
 from satstore.storage.zarr import AnalysisStore
 from satstore.training import devices, loop, run_model, session, session_data
-from tui.curves import read_curves
 from tui.layers import View, describe_values, make_columns, make_curves, tabulate
 
 # Small, with dropout, batch normalisation and augmentation: everything that draws random numbers.

@@ -1,6 +1,6 @@
-"""The terminal app: what all its screens share."""
+"""The terminal app: it reads the logs folder for its screens, and does what they ask for."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,14 +15,24 @@ from textual.worker import Worker, WorkerState
 from satstore.errors import SatstoreError
 from satstore.jobs.job import Job
 from satstore.jobs.start import cancel_job, start_job
-from satstore.reports.listing.reader import ReaderThread, Snapshot
+from satstore.reports.listing.reader import Experiment, ReaderThread, Snapshot
 from satstore.system.text import clean
 from satstore.system.usage import Usage
-from tui.messages import SnapshotTaken, UsageMeasured
-from tui.screens.base import STARTS, AppScreen
+from tui.messages import (
+    CancelJob,
+    CompareRuns,
+    MeasureUsage,
+    OpenJobs,
+    OpenRun,
+    SnapshotTaken,
+    StartJob,
+    UsageMeasured,
+)
+from tui.screens.base import WRITING_ACTIONS, AppScreen
 from tui.screens.jobs import JobsScreen
 from tui.screens.modals import ConfirmScreen, ErrorScreen
 from tui.screens.runs import RunsScreen
+from tui.threads import run_in_thread
 
 POLL_INTERVAL_S = 1.0
 
@@ -30,14 +40,8 @@ POLL_INTERVAL_S = 1.0
 class SatstoreApp(App[None]):
     """Shows a logs folder, and starts commands on it.
 
-    Attributes
-    ----------
-    snapshot
-        What the reader saw last; None until it has read once. Screens watch it.
-    usages
-        What the running jobs use, by number, while somebody looks.
-    read_only
-        Whether nothing may be started, ended or written.
+    Its screens read its :class:`~tui.screens.base.AppState`, and send it the messages of ``tui/messages.py``.
+    No screen knows another one, or how jobs are started and ended.
     """
 
     TITLE = "satstore"
@@ -72,23 +76,33 @@ class SatstoreApp(App[None]):
         self._reader = ReaderThread(self.logs_dir, self.post_snapshot, self.post_usages, poll_interval_s)
         self.theme = theme or self.theme
 
+    @property
+    def experiments(self) -> tuple[Experiment, ...]:
+        """The experiments of the last snapshot."""
+        return () if self.snapshot is None else self.snapshot.experiments
+
+    @property
+    def jobs(self) -> tuple[Job, ...]:
+        """The jobs of the last snapshot, the newest first."""
+        return () if self.snapshot is None else self.snapshot.jobs
+
     def get_default_screen(self) -> Screen[None]:
         """Return the screen that the app starts with."""
-        return RunsScreen(self.logs_dir)
+        return RunsScreen(self)
 
     def on_mount(self) -> None:
-        """Start to read."""
+        """Start the reader."""
         self._reader.start()
 
     def on_unmount(self) -> None:
-        """Stop to read."""
+        """Stop the reader."""
         self._reader.stop()
 
     async def _check_bindings(self, key: str, priority: bool = False) -> bool:
-        """Do what a key is bound to before the next one is looked at, which may be for what is shown then.
+        """Run what a key is bound to before the next key is handled, which may be for what is shown then.
 
-        Textual does it once the key came up from what has the focus, and sends the next ones there meanwhile.
-        Fields that are typed into get their keys first all the same.
+        Textual runs it once the focused widget has let the key pass, and sends that widget the next keys
+        meanwhile. Fields that are typed into still get their keys first.
         """
         if await super()._check_bindings(key, priority):
             return True
@@ -98,7 +112,7 @@ class SatstoreApp(App[None]):
         )
         return priority and not is_typed_into and await super()._check_bindings(key)
 
-    # What threads tell
+    # From threads
 
     def post_snapshot(self, snapshot: Snapshot) -> None:
         """Take a snapshot from the reader's thread."""
@@ -116,29 +130,17 @@ class SatstoreApp(App[None]):
         """Hand what jobs use to the screens."""
         self.usages = message.usages
 
-    def measure_usage(self, wanted: bool) -> None:
-        """Measure what jobs use, while somebody looks."""
-        self._reader.measures = wanted
-
-    def look_now(self) -> None:
-        """Let the reader look at once."""
-        self._reader.look_now()
-
-    def in_thread(self, work: Callable[[], Any], group: str, *, exclusive: bool = True) -> Worker[Any]:
-        """Do slow work in a thread; where it fails, the error modal says why."""
-        return self.run_worker(work, group=group, thread=True, exclusive=exclusive, exit_on_error=False)
-
     def on_worker_state_changed(self, event: Worker.StateChanged) -> None:
-        """Say what went wrong in a thread."""
+        """Show what went wrong in a thread."""
         if event.state is WorkerState.ERROR and event.worker.error is not None:
             self.show_error(event.worker.error)
 
     def notify(self, message: str, **options: Any) -> None:
-        """Tell something in a corner of the screen, as text: it may name paths, commands and runs."""
+        """Show a message in a corner of the screen, as text: it may name paths, commands and runs."""
         super().notify(clean(message), **options | {"markup": False})
 
     def show_error(self, error: BaseException | str) -> None:
-        """Say what went wrong, in one modal however much that is."""
+        """Show what went wrong; one modal takes all errors."""
         foreseen = isinstance(error, SatstoreError | str)
         text = clean(f"{error}" if foreseen else f"{type(error).__name__}: {error}")
         if isinstance(self.screen, ErrorScreen):
@@ -146,38 +148,50 @@ class SatstoreApp(App[None]):
         else:
             self.push_screen(ErrorScreen(text))
 
-    # Jobs
+    # From screens
 
-    @property
-    def jobs(self) -> tuple[Job, ...]:
-        """The jobs as the reader saw them last, the newest first."""
-        return self.snapshot.jobs if self.snapshot is not None else ()
+    def on_open_run(self, message: OpenRun) -> None:
+        """Show an experiment."""
+        from tui.screens.run import RunScreen
 
-    def start(self, words: Sequence[str], *, follow: bool) -> None:
+        self.push_screen(RunScreen(self, message.path))
+
+    def on_compare_runs(self, message: CompareRuns) -> None:
+        """Show several experiments on one axis."""
+        from tui.screens.compare import CompareScreen
+
+        self.push_screen(CompareScreen(self, message.paths))
+
+    def on_open_jobs(self, message: OpenJobs) -> None:
+        """Show the jobs."""
+        self.push_screen(JobsScreen(self, message.number))
+
+    def on_start_job(self, message: StartJob) -> None:
         """Start a command as a job, and show it among the jobs where it is to be followed."""
-        words = [*words, "--logs-dir", str(self.logs_dir)]
+        arguments = [*message.arguments, "--logs-dir", str(self.logs_dir)]
 
         def work() -> None:
-            job = start_job(words, self.logs_dir)
-            self.look_now()
+            job = start_job(arguments, self.logs_dir)
+            self._reader.poll_now()
             self.call_from_thread(self.notify, f"job {job.number} started")
-            if follow:
-                self.call_from_thread(self.push_screen, JobsScreen(job.number))
+            if message.follow:
+                self.post_message(OpenJobs(job.number))
 
-        self.in_thread(work, "start", exclusive=False)
+        run_in_thread(self, work, "start", exclusive=False)
 
-    def cancel(self, job: Job) -> None:
+    def on_cancel_job(self, message: CancelJob) -> None:
         """Ask whether to end a job, and end it."""
+        job = message.job
 
         def work() -> None:
             ended = cancel_job(job)
             self.call_from_thread(self.notify, f"job {ended.number} is {ended.state}")
-            self.look_now()
+            self._reader.poll_now()
 
         def answer(yes: bool | None) -> None:
             if yes:
                 self.notify(f"stopping job {job.number} …")
-                self.in_thread(work, "cancel", exclusive=False)
+                run_in_thread(self, work, "cancel", exclusive=False)
 
         question = (
             f"End job {job.number}?\n\n{clean(job.command)}\n\n"
@@ -185,11 +199,15 @@ class SatstoreApp(App[None]):
         )
         self.push_screen(ConfirmScreen(question, "End it"), answer)
 
+    def on_measure_usage(self, message: MeasureUsage) -> None:
+        """Measure what the running jobs use, or stop measuring it."""
+        self._reader.measures = message.wanted
+
     # Actions
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Grey out what ``--read-only`` forbids."""
-        return None if self.read_only and action in STARTS else True
+        return None if self.read_only and action in WRITING_ACTIONS else True
 
     def action_help(self) -> None:
         """Show or hide keys and help for what has the focus."""
@@ -201,7 +219,7 @@ class SatstoreApp(App[None]):
     def action_jobs(self) -> None:
         """Show the jobs."""
         if not isinstance(self.screen, JobsScreen):
-            self.push_screen(JobsScreen())
+            self.push_screen(JobsScreen(self))
 
     async def action_new_job(self) -> None:
         """Open the form of a new job."""
@@ -209,11 +227,11 @@ class SatstoreApp(App[None]):
 
         screen = self.screen
         if not isinstance(screen, NewJobScreen):
-            target = screen.job_target() if isinstance(screen, AppScreen) else None
-            await self.push_screen(NewJobScreen(target))
+            run = screen.likely_run() if isinstance(screen, AppScreen) else None
+            await self.push_screen(NewJobScreen(self, run))
 
     async def action_quit(self) -> None:
-        """Leave, and say what goes on."""
+        """Leave, and name the jobs that go on."""
         running = [job for job in self.jobs if job.is_running]
         if not running:
             self.exit()
@@ -231,12 +249,12 @@ class SatstoreApp(App[None]):
                 seen.add(binding.action)
                 key = self.get_key_display(binding)
                 text = f"{binding.tooltip or binding.description} ({key})"
-                yield SystemCommand(binding.description, text, self._doer(binding.action, active.node))
+                yield SystemCommand(binding.description, text, self._bind_action(binding.action, active.node))
         for command in super().get_system_commands(screen):
             if command.title not in ("Quit", "Keys"):  # which are among the above
                 yield command
 
-    def _doer(self, action: str, node: Any) -> Callable[[], Any]:
+    def _bind_action(self, action: str, node: Any) -> Callable[[], Any]:
         async def act() -> None:
             await self.run_action(action, node)
 

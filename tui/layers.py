@@ -10,9 +10,9 @@ import numpy as np
 from rich.text import Text
 
 from satstore.reports.listing.table_layout import Column
+from satstore.reports.run_curves import RunCurves
 from satstore.system.text import FAILED, UNKNOWN, clean
 from tui.colors import BORDER, CURSOR, MARKERS, MODEL, PROBES, SATURATION, SATURATION_EVAL, TAIL, TRAIN
-from tui.curves import RunCurves
 from tui.widgets.curve_plot import Curve, Rule
 
 SPLITS = (("train", "saturation", SATURATION, "●"), ("eval", "saturation, eval", SATURATION_EVAL, "○"))
@@ -78,7 +78,7 @@ def tabulate(data: RunCurves, view: View) -> list[LayerRow]:
                 float(train[place]),
                 float(evaluated[place]),
                 {table: float(accuracy[place]) for table, accuracy in probes.items()},
-                data.fields.get(record.layer),
+                data.receptive_fields.get(record.layer),
                 frozenset(key for key, found in data.failed.items() if (view.epoch, place) in found),
             )
         )
@@ -116,7 +116,7 @@ def make_rules(data: RunCurves, view: View) -> list[Rule]:
         rules.append(Rule("cursor", view.cursor, CURSOR, "│"))
     if data.border in names:
         rules.append(Rule("border", names.index(data.border), BORDER, "┊"))
-    tail = data.tail(view.epoch, view.place, view.layers)
+    tail = data.tail_start(view.epoch, view.place, view.layers)
     if tail is not None:
         rules.append(Rule("tail", tail - 0.5, TAIL, "╎"))
     accuracy = data.model_accuracy(view.epoch)
@@ -141,8 +141,8 @@ def describe_layer(data: RunCurves, view: View) -> Text:
         no_wrap=True,
         overflow="ellipsis",
     )
-    if record.layer in data.fields:
-        low, high = data.fields[record.layer]
+    if record.layer in data.receptive_fields:
+        low, high = data.receptive_fields[record.layer]
         text.append(f", sees {low:.0f} px" if low == high else f", sees {low:.0f} to {high:.0f} px")
     return text
 

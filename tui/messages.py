@@ -1,22 +1,81 @@
-"""What the app's threads tell it."""
+"""Messages to the app: its threads tell what they found, its screens ask for what only the app can do."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from textual.message import Message
 
+from satstore.jobs.job import Job
 from satstore.reports.listing.reader import Snapshot
 from satstore.system.usage import Usage
 
+# From threads
 
+
+@dataclass
 class SnapshotTaken(Message):
-    """The logs folder is not what it was; this is what it is now."""
+    """The logs folder has changed."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        super().__init__()
-        self.snapshot = snapshot
+    snapshot: Snapshot
 
 
+@dataclass
 class UsageMeasured(Message):
-    """What the running jobs use, by number."""
+    """The running jobs were measured, by number."""
 
-    def __init__(self, usages: dict[int, Usage]) -> None:
-        super().__init__()
-        self.usages = usages
+    usages: dict[int, Usage]
+
+
+# From screens
+
+
+@dataclass
+class OpenRun(Message):
+    """Show an experiment, by its folder."""
+
+    path: Path
+
+
+@dataclass
+class CompareRuns(Message):
+    """Show several experiments on one axis, by their folders."""
+
+    paths: Sequence[Path]
+
+
+@dataclass
+class OpenJobs(Message):
+    """Show the jobs, with the cursor on a job's number."""
+
+    number: int
+
+
+@dataclass
+class StartJob(Message):
+    """Start a command in the background.
+
+    Attributes
+    ----------
+    arguments
+        Those of ``satstore``; the app adds its logs folder.
+    follow
+        Whether to show the job once it runs.
+    """
+
+    arguments: Sequence[str]
+    follow: bool = False
+
+
+@dataclass
+class CancelJob(Message):
+    """Ask whether to end a job, and end it."""
+
+    job: Job
+
+
+@dataclass
+class MeasureUsage(Message):
+    """Measure what the running jobs use, or stop measuring it."""
+
+    wanted: bool

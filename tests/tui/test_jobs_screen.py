@@ -17,6 +17,7 @@ from pilots import (
     press,
     read_screen,
     read_static,
+    send,
     wait_for,
     wait_for_screen,
 )
@@ -29,6 +30,7 @@ from tui.app import SatstoreApp
 from tui.screens.jobs import JobsScreen, JobsTable
 from tui.screens.modals import ConfirmScreen, ErrorScreen
 from tui.screens.runs import RunsScreen
+from tui.threads import run_in_thread
 from tui.widgets.log_view import LogView
 
 
@@ -206,6 +208,17 @@ async def test_runs_screen__ends_the_job_of_a_run(
         await wait_for(pilot, lambda: "■sleepy" in read_static(pilot, "#detail"))
 
 
+@pytest.mark.parametrize("keys", ["x n", "x escape", "l escape"])
+async def test_keys__typed_ahead_are_for_the_screen_that_the_first_opens(tmp_path: Path, keys: str) -> None:
+    make(tmp_path, "a")
+    make_job(tmp_path, 1, None, host="elsewhere", words=["train", "--run", "a"])
+    app = make_app(tmp_path)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await wait_for(pilot, lambda: "▶ 1" in read_static(pilot, "#jobs-line"))
+        await send(pilot, *keys.split())
+        assert [type(screen) for screen in app.screen_stack] == [RunsScreen]
+
+
 async def test_app__says_in_one_modal_what_fails_in_threads(tmp_path: Path) -> None:
     make(tmp_path, "a")
     app = make_app(tmp_path)
@@ -215,8 +228,8 @@ async def test_app__says_in_one_modal_what_fails_in_threads(tmp_path: Path) -> N
 
     async with app.run_test() as pilot:
         await wait_for(pilot, lambda: app.snapshot is not None)
-        app.in_thread(lambda: fail("the disk is gone"), "a")
-        app.in_thread(lambda: fail("\x1b[2Jthe other too"), "b")
+        run_in_thread(app, lambda: fail("the disk is gone"), "a")
+        run_in_thread(app, lambda: fail("\x1b[2Jthe other too"), "b")
         await wait_for_screen(pilot, ErrorScreen)
         for reason in ("OSError: the disk is gone", "the other too"):
             await wait_for(pilot, lambda reason=reason: reason in "\n".join(read_screen(pilot)))

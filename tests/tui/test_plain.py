@@ -21,6 +21,7 @@ from textual.pilot import Pilot
 from textual.widgets import Checkbox, Select, Tooltip
 
 from satstore.stages.forms import Entry
+from tui.messages import CancelJob
 from tui.screens import new_job
 from tui.screens.compare import CompareScreen
 from tui.screens.jobs import JobsScreen
@@ -127,7 +128,7 @@ async def test_jobs_screen__shows_commands_and_errors_as_they_are(logs: Path) ->
         await press(pilot, "J")
         await wait_for_screen(pilot, JobsScreen)
         await wait_for(pilot, lambda: shown(pilot).count(ERROR) >= 5)
-        app.cancel(app.jobs[0])
+        app.post_message(CancelJob(app.jobs[0]))
         await wait_for_screen(pilot, ConfirmScreen)
         await settle(pilot)
         assert f"satstore train --run '{ERROR}'" in shown(pilot)

@@ -35,17 +35,19 @@ from textual_plot import PlotWidget
 
 from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.reports.listing.job_text import describe_job
+from satstore.reports.run_curves import DELTAS, RunCurves, read_curves
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
 from tui.app import SatstoreApp
-from tui.curves import DELTAS, RunCurves, decimate, read_curves
 from tui.layers import View, make_rules, tabulate
+from tui.messages import StartJob
 from tui.screens.compare import CompareScreen
 from tui.screens.jobs import JobsScreen
 from tui.screens.modals import ConfirmScreen, ErrorScreen
 from tui.screens.run import TABS, RunScreen
 from tui.screens.run_panes import LayersTable
 from tui.screens.runs import RunsScreen
+from tui.widgets.curve_plot import decimate
 from tui.widgets.heat_map import HeatMap
 from tui.widgets.slider import Slider
 
@@ -511,7 +513,7 @@ async def test_first_run__is_watched_to_its_end(tmp_path: Path, monkeypatch: pyt
     with Gate(tmp_path, monkeypatch) as gate:
         async with app.run_test(size=(120, 40)) as pilot:
             await wait_for(pilot, lambda: any("Run the demo" in line for line in read_screen(pilot)))
-            app.start(["run", "--config", str(tmp_path / "gated.json"), "--run-id", "mine"], follow=False)
+            app.post_message(StartJob(["run", "--config", str(tmp_path / "gated.json"), "--run-id", "mine"]))
             table = await wait_for_rows(pilot, 1)
             await wait_for(pilot, lambda: "gated 50%" in read_static(pilot, "#jobs-line"))
             await press(pilot, "enter")  # while it is being written

@@ -14,12 +14,13 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Footer
 
 from satstore.config.naming import name_experiments
+from satstore.reports.run_curves import DELTAS, Float64, RunCurves, read_curves
 from satstore.system.text import clean
 from tui.colors import CURSOR, MARKERS, RUNS
-from tui.curves import DELTAS, Float64, RunCurves, read_curves
 from tui.export import ExportScreen, export_plot
 from tui.layers import percent
-from tui.screens.base import AppScreen
+from tui.screens.base import AppScreen, AppState
+from tui.threads import run_in_thread
 from tui.widgets.curve_plot import Curve, CurvePlot, Rule
 from tui.widgets.plain import Static
 from tui.widgets.slider import Slider
@@ -58,8 +59,8 @@ class CompareScreen(AppScreen):
         Binding("escape", "dismiss", "Back", tooltip="Back to the runs"),
     ]
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        super().__init__()
+    def __init__(self, app_state: AppState, paths: Sequence[Path]) -> None:
+        super().__init__(app_state)
         self._paths = list(paths)
         self._runs: list[RunCurves] = []
         self._by_depth = False
@@ -86,7 +87,7 @@ class CompareScreen(AppScreen):
     def on_mount(self) -> None:
         """Read the runs."""
         self.query_one("#saturation-plot").focus()
-        self.satstore.in_thread(self._read, "compare")
+        run_in_thread(self.app, self._read, "compare")
 
     def _read(self) -> None:
         runs = [read_curves(path) for path in self._paths]
@@ -206,5 +207,5 @@ class CompareScreen(AppScreen):
         words = ["plot", *(run.name for run in self._runs), "--out", str(path), "--delta", f"{delta:g}"]
         words += ["--by-depth"] if self._by_depth else []
         words += ["--all-layers"] if self._shows_all else []
-        words += ["--logs-dir", str(self.satstore.logs_dir)]
-        self.satstore.in_thread(lambda: export_plot(self.app, words, path), "export")
+        words += ["--logs-dir", str(self.app_state.logs_dir)]
+        run_in_thread(self.app, lambda: export_plot(self.app, words, path), "export")

@@ -17,12 +17,13 @@ from satstore.reports.listing.reader import Snapshot
 from satstore.reports.listing.table_layout import Cell, Column
 from satstore.system.text import clean, counted, describe_age
 from satstore.system.usage import Usage, has_gpu
-from tui.screens.base import AppScreen
+from tui.messages import CancelJob, MeasureUsage
+from tui.screens.base import AppScreen, AppState
 from tui.widgets.log_view import LogView
 from tui.widgets.plain import Static
 from tui.widgets.table import Table
 
-LOOKS: dict[JobState, tuple[str, str]] = {
+STATE_STYLES: dict[JobState, tuple[str, str]] = {
     "running": ("▶ running", "bold cyan"),
     "done": ("✓ done", "green"),
     "failed": ("✗ failed", "bold red"),
@@ -63,8 +64,8 @@ class JobsScreen(AppScreen):
 
     paused: reactive[bool] = reactive(False, init=False)
 
-    def __init__(self, number: int | None = None) -> None:
-        super().__init__()
+    def __init__(self, app_state: AppState, number: int | None = None) -> None:
+        super().__init__(app_state)
         self._wanted = number
 
     @property
@@ -93,20 +94,20 @@ class JobsScreen(AppScreen):
 
     def on_screen_resume(self) -> None:
         """Let what jobs use be measured."""
-        self.satstore.measure_usage(True)
+        self.request(MeasureUsage(True))
 
     def on_screen_suspend(self) -> None:
         """Measure no more."""
-        self.satstore.measure_usage(False)
+        self.request(MeasureUsage(False))
 
     def on_unmount(self) -> None:
         """Measure no more."""
-        self.satstore.measure_usage(False)
+        self.request(MeasureUsage(False))
 
     def _show(self, _: Snapshot | dict[int, Usage] | None = None) -> None:
-        if self.satstore.snapshot is None or self.paused:
+        if self.app_state.snapshot is None or self.paused:
             return
-        jobs, usages = self.satstore.jobs, self.satstore.usages
+        jobs, usages = self.app_state.jobs, self.app_state.usages
         known = {row[0].number: row for row in self.table.rows}
         rows = []
         for job in jobs:
@@ -122,7 +123,7 @@ class JobsScreen(AppScreen):
         self._show_current()
 
     def _show_counts(self) -> None:
-        jobs = self.satstore.jobs
+        jobs = self.app_state.jobs
         n_running = sum(job.is_running for job in jobs)
         text = Text(f"{counted(len(jobs), 'job')} · ").append(f"{n_running} running", "bold cyan")
         if self.paused:
@@ -144,7 +145,9 @@ class JobsScreen(AppScreen):
         job = row[0]
         where = f"process {job.pid}" + ("" if job.is_here else f" on {job.host}")
         text = Text(clean(job.command) + "\n", "bold")
-        text.append(clean(where if job.is_running else describe_job(job)), f"not bold {LOOKS[job.state][1]}")
+        text.append(
+            clean(where if job.is_running else describe_job(job)), f"not bold {STATE_STYLES[job.state][1]}"
+        )
         if job.progress is not None and job.progress.run:
             text.append("  ").append(clean(f"{job.progress.run} {job.progress.text}"), "not bold dim")
         self.query_one("#detail", Static).update(text)
@@ -154,8 +157,8 @@ class JobsScreen(AppScreen):
     def _job(self) -> Job | None:
         return None if self.table.current is None else self.table.current[0]
 
-    def job_target(self) -> str | None:
-        """Return what a new job is likely to be about."""
+    def likely_run(self) -> str | None:
+        """Return the name of the run that the job under the cursor works on."""
         job = self._job
         return job.progress.run if job is not None and job.progress is not None else None
 
@@ -168,7 +171,7 @@ class JobsScreen(AppScreen):
         """End the job under the cursor."""
         job = self._job
         if job is not None and job.is_running:
-            self.satstore.cancel(job)
+            self.request(CancelJob(job))
         elif job is not None:
             self.notify(f"job {job.number} is not running: it is {job.state}", severity="warning")
 
@@ -213,7 +216,7 @@ def draw_progress(row: tuple[Job, Usage | None]) -> Cell:
 
 COLUMNS: tuple[Column[tuple[Job, Usage | None]], ...] = (
     Column("job", "job", lambda row: f"{row[0].number}", 4, 6, rank=0, align="right"),
-    Column("state", "state", lambda row: (LOOKS[row[0].state],), 11, 11, rank=1),
+    Column("state", "state", lambda row: (STATE_STYLES[row[0].state],), 11, 11, rank=1),
     Column("progress", "progress", draw_progress, 26, 48, rank=2, n_last=0),
     Column("cpu", "CPU", lambda row: describe_cpu(row[1]), 6, 6, rank=4, align="right"),
     Column("memory", "memory", lambda row: describe_memory(row[1]), 9, 9, rank=5, align="right"),

@@ -24,7 +24,9 @@ from satstore.stages.forms import Entry, check_texts, describe_entries, flag_wor
 from satstore.stages.parameters import StageParameters
 from satstore.system.text import clean, counted
 from tui.export import run_command
-from tui.screens.base import AppScreen
+from tui.messages import StartJob
+from tui.screens.base import AppScreen, AppState
+from tui.threads import run_in_thread
 from tui.widgets.plain import Static, as_text
 from tui.widgets.text_input import TextInput
 
@@ -49,8 +51,8 @@ class NewJobScreen(AppScreen):
 
     Parameters
     ----------
-    target
-        The run that it is likely to be about.
+    run
+        The name of the run that it is likely to be about.
     """
 
     HELP = """\
@@ -72,9 +74,9 @@ field, as the command would say it. The command line below does the same in a sh
         Binding("escape", "dismiss", "Back", tooltip="Back, and start nothing"),
     ]
 
-    def __init__(self, target: str | None = None, stage: str | None = None) -> None:
-        super().__init__()
-        self._target, self._stage = target, stage or "run"
+    def __init__(self, app_state: AppState, run: str | None = None) -> None:
+        super().__init__(app_state)
+        self._run_name, self._stage = run, "run"
         self._model: type[BaseModel] = StageParameters
         self._fields: dict[str, Field] = {}
         self._notes: dict[str, Static] = {}
@@ -114,8 +116,7 @@ field, as the command would say it. The command line below does the same in a sh
 
     def _likely_stage(self, stages: list[str]) -> str:
         """Return the first stage that the run lacks."""
-        known = self.satstore.snapshot.experiments if self.satstore.snapshot is not None else ()
-        found = next((e for e in known if e.name == self._target), None)
+        found = next((e for e in self.app_state.experiments if e.name == self._run_name), None)
         missing = [
             stage for stage in stages[1:] if found and found.stages.get(stage.replace("-", "_")) != "done"
         ]
@@ -151,7 +152,7 @@ field, as the command would say it. The command line below does the same in a sh
             return Select(options, value=entry.default, allow_blank=False, id=name, compact=True)
         suggestions = self._suggest(entry.name)
         return TextInput(
-            value=(self._target or "") if entry.name == "run" else "",
+            value=(self._run_name or "") if entry.name == "run" else "",
             placeholder=f"{entry.default}  {entry.description}".strip(),
             suggester=SuggestFromList(suggestions, case_sensitive=False) if suggestions else None,
             id=name,
@@ -162,14 +163,14 @@ field, as the command would say it. The command line below does the same in a sh
     def _suggest(self, name: str) -> list[str]:
         if name == "config":
             return list(list_configs())
-        if name == "run" and self.satstore.snapshot is not None:
-            return [experiment.name for experiment in self.satstore.snapshot.experiments]
+        if name == "run":
+            return [experiment.name for experiment in self.app_state.experiments]
         return []
 
     def on_mount(self) -> None:
         """Say what the stage is, and what is wrong so far."""
         self.query_one("#preview").display = False
-        self.set_focus(self.query_one("#field-config" if self._target is None else "#stage"))
+        self.set_focus(self.query_one("#field-config" if self._run_name is None else "#stage"))
         self._say_what_it_does()
         self._check()
 
@@ -233,7 +234,7 @@ field, as the command would say it. The command line below does the same in a sh
         self._offer_stages()
         self._show_grid(target["config"])
         self.query_one("#command", Static).update(Text(clean(shlex.join(["satstore", *self._words])), "bold"))
-        self.query_one("#start").disabled = bool(self._errors) or self.satstore.read_only
+        self.query_one("#start").disabled = bool(self._errors) or self.app_state.read_only
         self.query_one("#estimate").disabled = not (target["config"] or target["run"])
 
     def _check_target(self, target: dict[str, str]) -> dict[str, str]:
@@ -241,7 +242,7 @@ field, as the command would say it. The command line below does the same in a sh
         errors = {}
         if target["run"]:
             try:
-                find_runs(target["run"], self.satstore.logs_dir, unreadable=[])
+                find_runs(target["run"], self.app_state.logs_dir, unreadable=[])
             except SatstoreError as error:
                 errors["run"] = str(error)
             if target["config"]:
@@ -297,7 +298,7 @@ field, as the command would say it. The command line below does the same in a sh
             return
         words = self._words
         self.dismiss()
-        self.satstore.start(words, follow=True)
+        self.request(StartJob(words, follow=True))
 
     @on(Button.Pressed, "#estimate")
     def action_estimate(self) -> None:
@@ -313,9 +314,9 @@ field, as the command would say it. The command line below does the same in a sh
         poolings = [
             word for item in str(self._read("pooling")).replace(",", " ").split() for word in ("-d", item)
         ]
-        words = ["estimate", *about, *poolings, "--logs-dir", str(self.satstore.logs_dir)]
+        words = ["estimate", *about, *poolings, "--logs-dir", str(self.app_state.logs_dir)]
         self.query_one("#counts", Static).update("estimating …")
-        self.satstore.in_thread(partial(self._show_estimate, words), "estimate")
+        run_in_thread(self.app, partial(self._show_estimate, words), "estimate")
 
     def _show_estimate(self, words: list[str]) -> None:
         def say(text: str) -> None:
@@ -335,7 +336,7 @@ field, as the command would say it. The command line below does the same in a sh
     def action_copy(self) -> None:
         """Copy the command line."""
         self._check()
-        words = ["satstore", *self._words, "--logs-dir", str(self.satstore.logs_dir)]
+        words = ["satstore", *self._words, "--logs-dir", str(self.app_state.logs_dir)]
         self.app.copy_to_clipboard(shlex.join(words))
         self.notify(f"copied: {shlex.join(words)}")
 

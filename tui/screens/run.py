@@ -18,14 +18,15 @@ from satstore.reports.evidence import advise_on
 from satstore.reports.listing.columns import STYLES
 from satstore.reports.listing.job_text import find_job_of
 from satstore.reports.listing.reader import Experiment, Snapshot
+from satstore.reports.run_curves import RunCurves, read_curves
 from satstore.reports.spreadsheets import write_rows
 from satstore.runs.run import Run
 from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean
-from tui.curves import RunCurves, read_curves
 from tui.export import ExportScreen, export_plot
 from tui.layers import View, as_json, tabulate
-from tui.screens.base import AppScreen
+from tui.messages import CancelJob
+from tui.screens.base import AppScreen, AppState
 from tui.screens.run_panes import (
     RUN_HELP,
     LayersPane,
@@ -36,6 +37,7 @@ from tui.screens.run_panes import (
     TrainingPane,
 )
 from tui.screens.run_texts import AdvicePane, ConfigPane, EventsPane, EventsView, LogPane, ManifestPane
+from tui.threads import run_in_thread
 from tui.widgets.plain import Static
 from tui.widgets.slider import Slider
 
@@ -82,8 +84,8 @@ class RunScreen(AppScreen):
         ),
     ]
 
-    def __init__(self, path: Path) -> None:
-        super().__init__()
+    def __init__(self, app_state: AppState, path: Path) -> None:
+        super().__init__(app_state)
         self._path = path
         self._data: RunCurves | None = None
         self._experiment: Experiment | None = None
@@ -142,7 +144,7 @@ class RunScreen(AppScreen):
     def _read_again(self) -> None:
         self._n_reads += 1
         number = self._n_reads
-        self.satstore.in_thread(lambda: self._read(number), f"run {self._path}")
+        run_in_thread(self.app, lambda: self._read(number), f"run {self._path}")
 
     def _read(self, number: int) -> None:
         data = read_curves(self._path)
@@ -277,8 +279,8 @@ class RunScreen(AppScreen):
 
     # What is done
 
-    def job_target(self) -> str:
-        """Return what a new job is likely to be about."""
+    def likely_run(self) -> str:
+        """Return the name of this run."""
         return self.name_of_run
 
     def action_log(self) -> None:
@@ -287,15 +289,15 @@ class RunScreen(AppScreen):
 
     def action_cancel(self) -> None:
         """End the run's job."""
-        job = find_job_of(self.name_of_run, self.satstore.jobs)
+        job = find_job_of(self.name_of_run, self.app_state.jobs)
         if job is not None and job.is_running:
-            self.satstore.cancel(job)
+            self.request(CancelJob(job))
         else:
             self.notify("no job of this run is running", severity="warning")
 
     def action_copy(self) -> None:
         """Copy the command that shows the run."""
-        words = ["satstore", "show", self.name_of_run, "--logs-dir", str(self.satstore.logs_dir)]
+        words = ["satstore", "show", self.name_of_run, "--logs-dir", str(self.app_state.logs_dir)]
         self.app.copy_to_clipboard(shlex.join(words))
         self.notify(f"copied: {shlex.join(words)}")
 
@@ -310,12 +312,12 @@ class RunScreen(AppScreen):
             return
         path = Path(f"{self._path.parent.name}-{self._path.name}-layers.{kind}").absolute()
         if kind == "csv":
-            self.satstore.in_thread(lambda: self._write_csv(path, data, view), "export")
+            run_in_thread(self.app, lambda: self._write_csv(path, data, view), "export")
             return
-        words = ["plot", self.name_of_run, "--logs-dir", str(self.satstore.logs_dir), "--out", str(path)]
+        words = ["plot", self.name_of_run, "--logs-dir", str(self.app_state.logs_dir), "--out", str(path)]
         words += ["--delta", f"{data.deltas[view.place]:g}", "--epoch", f"{view.epoch + 1}"]
         words += ["--all-layers"] if self._shows_all else []
-        self.satstore.in_thread(lambda: export_plot(self.app, words, path), "export")
+        run_in_thread(self.app, lambda: export_plot(self.app, words, path), "export")
 
     def _write_csv(self, path: Path, data: RunCurves, view: View) -> None:
         tables = list(data.probes)

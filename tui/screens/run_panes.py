@@ -1,7 +1,7 @@
 """The tabs of a run's screen, each of which draws itself for an epoch, a delta and a layer."""
 
 import math
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +13,9 @@ from textual.message import Message
 from textual.widgets import TabPane
 
 from satstore.errors import NotFoundError
+from satstore.reports.run_curves import RunCurves
 from satstore.runs.run import Run
 from tui.colors import BORDER, CURSOR, SATURATION
-from tui.curves import RunCurves
 from tui.layers import (
     LayerRow,
     View,
@@ -28,13 +28,11 @@ from tui.layers import (
     tabulate,
     training_curves,
 )
+from tui.threads import run_in_thread
 from tui.widgets.curve_plot import Curve, CurvePlot, Rule
 from tui.widgets.heat_map import HeatMap
 from tui.widgets.plain import Static
 from tui.widgets.table import Table
-
-if TYPE_CHECKING:
-    from tui.app import SatstoreApp
 
 RUN_HELP = """\
 ## A run
@@ -67,11 +65,6 @@ class RunPane(TabPane):
 
     def __init__(self) -> None:
         super().__init__(self.TITLE, id=self.TITLE.lower())
-
-    @property
-    def satstore(self) -> "SatstoreApp":
-        """The app that it is in."""
-        return cast("SatstoreApp", self.app)
 
     def draw(self, data: RunCurves, view: View) -> None:
         """Draw what is looked at."""
@@ -157,7 +150,7 @@ class SpectrumPane(RunPane):
     def draw(self, data: RunCurves, view: View) -> None:
         """Draw what is looked at, once it is read."""
         self._wanted = (data, view)
-        self.satstore.in_thread(lambda: self._read(data, view), "spectrum")
+        run_in_thread(self.app, lambda: self._read(data, view), "spectrum")
 
     def _read(self, data: RunCurves, view: View) -> None:
         layer = data.layers[view.layers[view.cursor]].layer
@@ -242,7 +235,7 @@ class PixelwisePane(RunPane):
             self.query_one("#pixelwise-layer", Static).update(text)
         elif self._shown != (layer, data):
             self._shown = (layer, data)
-            self.satstore.in_thread(lambda: self._read(data, layer, text), "map")
+            run_in_thread(self.app, lambda: self._read(data, layer, text), "map")
 
     def _read(self, data: RunCurves, layer: str, text: Text) -> None:
         from satstore.storage.zarr import AnalysisStore

@@ -31,7 +31,9 @@ from satstore.reports.spreadsheets import write_rows
 from satstore.runs.logs_folder import find_logs_dir
 from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean, stage_name
-from tui.screens.base import AppScreen
+from tui.messages import CancelJob, CompareRuns, OpenJobs, OpenRun, StartJob
+from tui.screens.base import AppScreen, AppState
+from tui.threads import run_in_thread
 from tui.widgets.plain import Static
 from tui.widgets.table import Table
 from tui.widgets.text_input import TextInput
@@ -75,9 +77,8 @@ class RunsScreen(AppScreen):
 
     paused: reactive[bool] = reactive(False, init=False)
 
-    def __init__(self, logs_dir: Path) -> None:
-        super().__init__()
-        self._logs_dir = logs_dir
+    def __init__(self, app_state: AppState) -> None:
+        super().__init__(app_state)
         self._filter = Filter()
         self._order = ("run", False)
         self.marked: frozenset[str] = frozenset()
@@ -90,7 +91,7 @@ class RunsScreen(AppScreen):
     def compose(self) -> ComposeResult:
         """Lay the screen out."""
         with Horizontal(id="top"):
-            yield Static(Text(clean(f"satstore  {self._logs_dir}")), id="logs-dir")
+            yield Static(Text(clean(f"satstore  {self.app_state.logs_dir}")), id="logs-dir")
             yield Static("reading …", id="counts")
         with Horizontal(id="filter-bar"):
             yield Static("/", id="slash")
@@ -107,7 +108,7 @@ class RunsScreen(AppScreen):
     def on_mount(self) -> None:
         """Follow the reader, and the clock."""
         self.query_one("#filter-bar").display = False
-        self.query_one("#demo").display = not self.satstore.read_only
+        self.query_one("#demo").display = not self.app_state.read_only
         self.watch(self.app, "snapshot", self._show)
         self.set_interval(1, self._tick)
         self.table.set_sorted_by(*self._order)
@@ -120,10 +121,10 @@ class RunsScreen(AppScreen):
             return
         was_empty = self.has_class("-empty")
         self.set_class(not snapshot.experiments, "-empty")
-        empty = describe_empty(self._logs_dir, snapshot.problem)
+        empty = describe_empty(self.app_state.logs_dir, snapshot.problem)
         if not snapshot.experiments:
             self.query_one("#empty-text", Static).update(empty)
-            self.query_one("#demo").display = not (self.satstore.read_only or snapshot.problem)
+            self.query_one("#demo").display = not (self.app_state.read_only or snapshot.problem)
         found = [e for e in snapshot.experiments if self._filter.matches(e)]
         self.table.show(sort_experiments(found, *self._order))
         if was_empty and snapshot.experiments:
@@ -163,7 +164,7 @@ class RunsScreen(AppScreen):
         self.query_one("#detail", Static).update(detail)
 
     def _show_again(self) -> None:
-        snapshot = self.satstore.snapshot
+        snapshot = self.app_state.snapshot
         paused, self.paused = self.paused, False
         self._show(snapshot)
         self.paused = paused
@@ -174,7 +175,7 @@ class RunsScreen(AppScreen):
 
     def watch_paused(self) -> None:
         """Say so, and catch up where it ends."""
-        snapshot = self.satstore.snapshot
+        snapshot = self.app_state.snapshot
         if snapshot is not None:
             self._show_counts(snapshot)
         self._show(snapshot)
@@ -248,11 +249,9 @@ class RunsScreen(AppScreen):
 
     @on(Table.Opened)
     def _open(self) -> None:
-        from tui.screens.run import RunScreen
-
         experiment = self.table.current
         if experiment is not None and not experiment.problem:
-            self.app.push_screen(RunScreen(experiment.path))
+            self.request(OpenRun(experiment.path))
 
     def action_mark(self) -> None:
         """Mark the run under the cursor, or unmark it."""
@@ -261,48 +260,43 @@ class RunsScreen(AppScreen):
             self.marked ^= {experiment.name}
             self.table.set_marked(self.marked)
             self.table.action_move(1)
-            if self.satstore.snapshot is not None:
-                self._show_counts(self.satstore.snapshot)
+            if self.app_state.snapshot is not None:
+                self._show_counts(self.app_state.snapshot)
 
     def action_compare(self) -> None:
         """Overlay the marked runs, and that under the cursor where only one is marked."""
-        from tui.screens.compare import CompareScreen
-
         names = set(self.marked)
         if len(names) < 2 and self.table.current is not None:
             names.add(self.table.current.name)
-        known = self.satstore.snapshot.experiments if self.satstore.snapshot is not None else ()
-        paths = [e.path for e in known if e.name in names and not e.problem]
+        paths = [e.path for e in self.app_state.experiments if e.name in names and not e.problem]
         if len(paths) < 2:
             self.notify("mark two runs or more with space, then compare them", severity="warning")
             return
-        self.app.push_screen(CompareScreen(paths))
+        self.request(CompareRuns(paths))
 
-    def job_target(self) -> str | None:
-        """Return what a new job is likely to be about."""
+    def likely_run(self) -> str | None:
+        """Return the name of the run under the cursor."""
         experiment = self.table.current
         return None if experiment is None or experiment.problem else experiment.name
 
     def _job(self) -> Job | None:
         experiment = self.table.current
-        job = None if experiment is None else find_job_of(experiment.name, self.satstore.jobs)
+        job = None if experiment is None else find_job_of(experiment.name, self.app_state.jobs)
         if job is None:
             self.notify("no job of this run is known", severity="warning")
         return job
 
     def action_log(self) -> None:
         """Show the log of the run's job."""
-        from tui.screens.jobs import JobsScreen
-
         job = self._job()
         if job is not None:
-            self.app.push_screen(JobsScreen(job.number))
+            self.request(OpenJobs(job.number))
 
     def action_cancel(self) -> None:
         """End the run's job."""
         job = self._job()
         if job is not None and job.is_running:
-            self.satstore.cancel(job)
+            self.request(CancelJob(job))
         elif job is not None:
             self.notify(f"job {job.number} is not running: it is {job.state}", severity="warning")
 
@@ -310,7 +304,9 @@ class RunsScreen(AppScreen):
         """Copy the command that shows the run."""
         experiment = self.table.current
         if experiment is not None:
-            command = shlex.join(["satstore", "show", experiment.name, "--logs-dir", str(self._logs_dir)])
+            command = shlex.join(
+                ["satstore", "show", experiment.name, "--logs-dir", str(self.app_state.logs_dir)]
+            )
             self.app.copy_to_clipboard(command)
             self.notify(f"copied: {command}")
 
@@ -324,12 +320,12 @@ class RunsScreen(AppScreen):
             write_file(path, write_rows([heads, *rows]).encode())
             self.app.call_from_thread(self.notify, f"wrote {path}")
 
-        self.satstore.in_thread(work, "export")
+        run_in_thread(self.app, work, "export")
 
     @on(Button.Pressed, "#demo")
     def action_demo(self) -> None:
         """Run the demo."""
-        self.satstore.start(["demo"], follow=False)  # it shows up here
+        self.request(StartJob(["demo"]))  # it shows up here
 
 
 def describe_experiment(experiment: Experiment) -> Text:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual_hires_canvas import Canvas, TextAlign
@@ -12,7 +13,6 @@ from textual_plot import HiResMode, PlotWidget
 from textual_plot.axis_formatter import AxisFormatter, NumericAxisFormatter
 
 from satstore.system.text import clean
-from tui.curves import decimate
 
 Limits = tuple[float, float] | None
 """Where an axis starts and ends; None: at the smallest and the largest value."""
@@ -210,3 +210,16 @@ zooms, dragging moves. The screen's own keys go on working.
             self.set_x_formatter(NumericAxisFormatter())
         else:
             self.set_x_formatter(Labels(self._names, max(10, self.size.width - self.margin_left)))
+
+
+def decimate(x: Sequence[float], y: Sequence[float], n_most: int) -> tuple[list[float], list[float]]:
+    """Return at most so many points of a curve: of each stretch the smallest and the largest."""
+    if len(x) <= n_most:
+        return list(x), list(y)
+    n_stretches = max(1, n_most // 2)
+    kept: list[int] = []
+    for stretch in np.array_split(np.arange(len(x)), n_stretches):
+        values = np.asarray([y[i] for i in stretch], dtype=float)
+        if np.isfinite(values).any():
+            kept += sorted({int(stretch[np.nanargmin(values)]), int(stretch[np.nanargmax(values)])})
+    return [x[i] for i in kept], [y[i] for i in kept]

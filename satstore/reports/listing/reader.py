@@ -292,7 +292,7 @@ class ReaderThread(threading.Thread):
         if not self._stopped.is_set():
             self._post_usages({number: usage for number, usage in found.items() if usage is not None})
 
-    def look_now(self) -> None:
+    def poll_now(self) -> None:
         """Poll at once."""
         self._woken.set()
 

@@ -1,4 +1,4 @@
-"""What the plots of a run are of: read once from its folder, then at any delta and epoch without a wait."""
+"""One experiment's curves over its layers, read once from its folder, then at any delta and epoch."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ DELTAS: tuple[float, ...] = (
     *(round(0.99 + 0.001 * i, 3) for i in range(9)),
     *(round(0.999 + 0.0001 * i, 4) for i in range(10)),
 )
-"""What the delta slider stops at: from .5 to .9999, finer towards 1, where saturation changes most."""
+"""Deltas that curves are read at: from .5 to .9999, finer towards 1, where saturation changes most."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,12 @@ class RunCurves:
         Table of probes, such as ``pool4``, to epoch to accuracy on the eval split (layer).
     metrics
         Columns of ``metrics.csv``, a value per epoch.
-    fields
+    receptive_fields
         Layer to its smallest and largest receptive field, in pixels.
     failed
-        Epochs and layers whose activations, spectra or latents gave no number, by split or table of probes.
+        Split or table of probes to the pairs of epoch and layer that gave no number: of NaN activations, say.
     problems
-        What could not be read, in one line each.
+        What could not be read, one line each.
     """
 
     name: str
@@ -65,7 +65,7 @@ class RunCurves:
     dimensions: Mapping[str, Float64] = field(default_factory=dict)
     probes: Mapping[str, Mapping[int, Float64]] = field(default_factory=dict)
     metrics: Mapping[str, Sequence[float]] = field(default_factory=dict)
-    fields: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    receptive_fields: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     border: str | None = None
     test_accuracy: float | None = None
     failed: Mapping[str, frozenset[tuple[int, int]]] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class RunCurves:
         found = self.dimensions.get(split)
         if found is None or not 0 <= epoch < len(found):
             return np.full(len(self.layers), math.nan)
-        with np.errstate(divide="ignore", invalid="ignore"):  # of imported layers, nobody knows how many
+        with np.errstate(divide="ignore", invalid="ignore"):  # an imported layer may have 0 features
             saturation: Float64 = found[epoch, :, place] / self.n_features
         return saturation
 
@@ -96,8 +96,8 @@ class RunCurves:
             return values[epoch]
         return self.test_accuracy if epoch == self.n_epochs - 1 else None
 
-    def tail(self, epoch: int, place: int, layers: Sequence[int]) -> int | None:
-        """Return where the tail starts among some layers, by the probes and the train split's saturation."""
+    def tail_start(self, epoch: int, place: int, layers: Sequence[int]) -> int | None:
+        """Return where the tail starts among these layers, by the first probes and saturation on train."""
         if not self.probes:
             return None
         accuracy = self.probe(next(iter(self.probes)), epoch)[list(layers)]
@@ -132,7 +132,7 @@ def read_curves(path: Path) -> RunCurves:
         dimensions=_read_dimensions(run, deltas, failed, problems),
         probes=_read_probes(run, failed, problems),
         metrics={name: _numbers(texts) for name, texts in _read_table(run, "metrics", problems).items()},
-        fields=_read_fields(run, problems),
+        receptive_fields=_read_receptive_fields(run, problems),
         border=manifest.summary.border_layer,
         test_accuracy=manifest.summary.test_accuracy,
         failed=failed,
@@ -185,7 +185,7 @@ def _read_probes(run: Run, failed: Failed, problems: list[str]) -> dict[str, dic
     return dict(sorted(found.items(), key=lambda item: "-" in item[0]))  # those without a prefix first
 
 
-def _read_fields(run: Run, problems: list[str]) -> dict[str, tuple[float, float]]:
+def _read_receptive_fields(run: Run, problems: list[str]) -> dict[str, tuple[float, float]]:
     table = _read_table(run, "receptive_field", problems)
     low, high = (_numbers(table.get(f"receptive_field_{end}", ())) for end in ("min", "max"))
     return dict(zip(table.get("layer", ()), zip(low, high, strict=True), strict=True))
@@ -203,16 +203,3 @@ def _read_table(run: Run, name: str, problems: list[str]) -> dict[str, list[str]
 
 def _numbers(texts: Iterable[str]) -> list[float]:
     return [float(text or "nan") for text in texts]
-
-
-def decimate(x: Sequence[float], y: Sequence[float], n_most: int) -> tuple[list[float], list[float]]:
-    """Return at most so many points of a curve: of each stretch the smallest and the largest."""
-    if len(x) <= n_most:
-        return list(x), list(y)
-    n_stretches = max(1, n_most // 2)
-    kept: list[int] = []
-    for stretch in np.array_split(np.arange(len(x)), n_stretches):
-        values = np.asarray([y[i] for i in stretch], dtype=float)
-        if np.isfinite(values).any():
-            kept += sorted({int(stretch[np.nanargmin(values)]), int(stretch[np.nanargmax(values)])})
-    return [x[i] for i in kept], [y[i] for i in kept]
