@@ -222,10 +222,10 @@ async def time_tables(logs_dir: Path, n_repeats: int) -> None:
     from textual.widgets import DataTable
 
     from satstore.reports.listing.columns import COLUMNS, describe_row
-    from satstore.reports.listing.reader import Reader
+    from satstore.reports.listing.reader import LogsReader
     from tui.widgets.table import Table
 
-    experiments = list(Reader(logs_dir).poll().experiments)
+    experiments = list(LogsReader(logs_dir).poll().experiments)
 
     class Both(App[None]):
         def compose(self):

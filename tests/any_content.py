@@ -22,7 +22,7 @@ from satstore.config.keys import LatentsKey
 from satstore.errors import SatstoreError
 from satstore.reports import plots
 from satstore.reports.listing.columns import SORT_KEYS, describe_row, sort_experiments
-from satstore.reports.listing.reader import Reader
+from satstore.reports.listing.reader import LogsReader
 from satstore.reports.run_curves import read_curves
 from satstore.runs.repair import extract_command, probe_command
 from satstore.runs.run import Run
@@ -35,8 +35,8 @@ from tui.layers import (
     describe_values,
     make_columns,
     make_curves,
-    make_rules,
-    tabulate,
+    make_reference_lines,
+    tabulate_layers,
     training_curves,
 )
 
@@ -498,7 +498,7 @@ def read_probes(path: Path) -> None:
 
 def read_lists(path: Path) -> None:
     """Read what the terminal app lists."""
-    snapshot = Reader(path.parents[1]).poll()
+    snapshot = LogsReader(path.parents[1]).poll()
     assert not snapshot.problem, snapshot.problem
     for experiment in snapshot.experiments:
         describe_row(experiment)
@@ -513,11 +513,11 @@ def read_screens(path: Path) -> None:
         for epoch in {0, max(0, data.n_epochs - 1)}:
             view = View(epoch, data.deltas.index(data.delta), layers)
             columns = make_columns(list(data.probes))
-            for row in tabulate(data, view):
+            for row in tabulate_layers(data, view):
                 for column in columns:
                     column.cell(row)
             make_curves(data, view)
-            make_rules(data, view)
+            make_reference_lines(data, view)
             if layers:
                 describe_layer(data, view)
                 describe_values(data, view, 80)

@@ -20,7 +20,7 @@ import pytest
 from command_line import HANGS_S, satstore
 from tiny import run_tiny
 
-from satstore.reports.listing.reader import Reader
+from satstore.reports.listing.reader import LogsReader
 from satstore.runs.run import Run
 
 MEMORY = ("--memory-limit", "2GiB")
@@ -366,7 +366,7 @@ def check_reader(received: Received) -> None:
     """Let the terminal app's reader look, as it does a few times a second."""
     before = read_tree(received.outside)
     with watching() as watch, within_time():
-        Reader(received.logs).poll()
+        LogsReader(received.logs).poll()
         for path in received.logs.glob("*/*"):
             with contextlib.suppress(OSError):
                 Run(path)

@@ -26,7 +26,7 @@ from satstore.jobs import start as start_module
 from satstore.jobs.job import Job, find_job, jobs_dir, list_jobs, read_job
 from satstore.jobs.record import JobRecord
 from satstore.jobs.start import cancel_job, claim_job, start_job
-from satstore.reports.listing.reader import Reader
+from satstore.reports.listing.reader import LogsReader
 from satstore.runs.events import Event, Kind, read_events
 from satstore.runs.logs_folder import list_runs, make_run
 from satstore.storage.files import WriteError
@@ -58,7 +58,7 @@ def test_job__runs_to_its_end(start_sleeper: Callable[[str], Job], tmp_path: Pat
     assert job.duration_s == job.ended - job.started > 0
     assert "sleepy: done" in job.log_path.read_text()
     assert [run.run_id for run in list_runs(tmp_path / "logs")] == ["short"], "jobs are no runs"
-    assert Reader(tmp_path / "logs").poll().jobs == (job,)
+    assert LogsReader(tmp_path / "logs").poll().jobs == (job,)
 
 
 def test_job_record__tells_rate_and_what_is_left_by_the_clock(

@@ -1,4 +1,4 @@
-"""Exports: pictures are drawn by the command that draws them, in a process of its own."""
+"""Exports: ``satstore plot`` draws them in another process."""
 
 import subprocess
 import sys
@@ -62,7 +62,7 @@ class ExportScreen(ModalScreen[str]):
 
 
 def run_command(words: Sequence[str]) -> str:
-    """Run a command of satstore that looks, and return what it prints.
+    """Run a command of satstore that only reads, and return what it prints.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""From a run's curves to what its screens draw and read out of them."""
+"""What the screens of a run draw of its curves, and the texts and tables beside them."""
 
 import json
 import math
@@ -13,25 +13,25 @@ from satstore.reports.listing.table_layout import Column
 from satstore.reports.run_curves import RunCurves
 from satstore.system.text import FAILED, UNKNOWN, clean
 from tui.colors import BORDER, CURSOR, MARKERS, MODEL, PROBES, SATURATION, SATURATION_EVAL, TAIL, TRAIN
-from tui.widgets.curve_plot import Curve, Rule
+from tui.widgets.curve_plot import Curve, ReferenceLine
 
 SPLITS = (("train", "saturation", SATURATION, "●"), ("eval", "saturation, eval", SATURATION_EVAL, "○"))
 
 
 @dataclass(frozen=True)
 class View:
-    """What of a run is looked at.
+    """The epoch, the delta and the layers of a run that are shown.
 
     Attributes
     ----------
     epoch
         Counted from 0.
     place
-        Of the delta, among the run's.
+        Index of the delta among the run's.
     layers
-        Places of the layers that are shown.
+        Indices of the layers that are shown.
     cursor
-        Among these.
+        Index among these.
     """
 
     epoch: int
@@ -42,9 +42,9 @@ class View:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """What is known of a layer at an epoch and a delta; NaN where it is not.
+    """A layer's values at an epoch and a delta; NaN where they are missing.
 
-    Of the splits and tables in `failed`, it can't be known.
+    The splits and tables in `failed` gave no number.
     """
 
     index: int
@@ -56,11 +56,11 @@ class LayerRow:
     saturation: float
     saturation_eval: float
     probes: dict[str, float]
-    field: tuple[float, float] | None
+    receptive_field: tuple[float, float] | None
     failed: frozenset[str] = frozenset()
 
 
-def tabulate(data: RunCurves, view: View) -> list[LayerRow]:
+def tabulate_layers(data: RunCurves, view: View) -> list[LayerRow]:
     """Return a row per layer that is shown."""
     train, evaluated = (data.saturation(split, view.epoch, view.place) for split in ("train", "eval"))
     probes = {table: data.probe(table, view.epoch) for table in data.probes}
@@ -108,21 +108,21 @@ def _mark_failed(data: RunCurves, view: View, key: str, color: str) -> list[Curv
     return [Curve(f"{key}: no number", x, [0.0] * len(x), color, FAILED, is_line=False)] if x else []
 
 
-def make_rules(data: RunCurves, view: View) -> list[Rule]:
+def make_reference_lines(data: RunCurves, view: View) -> list[ReferenceLine]:
     """Return the cursor, the border layer, where the tail starts, and the model's accuracy."""
-    rules = []
+    lines = []
     names = [data.layers[place].layer for place in view.layers]
     if names:
-        rules.append(Rule("cursor", view.cursor, CURSOR, "│"))
+        lines.append(ReferenceLine("cursor", view.cursor, CURSOR, "│"))
     if data.border in names:
-        rules.append(Rule("border", names.index(data.border), BORDER, "┊"))
+        lines.append(ReferenceLine("border", names.index(data.border), BORDER, "┊"))
     tail = data.tail_start(view.epoch, view.place, view.layers)
     if tail is not None:
-        rules.append(Rule("tail", tail - 0.5, TAIL, "╎"))
+        lines.append(ReferenceLine("tail", tail - 0.5, TAIL, "╎"))
     accuracy = data.model_accuracy(view.epoch)
     if accuracy is not None:
-        rules.append(Rule("model", accuracy, MODEL, "╌", is_vertical=False))
-    return rules
+        lines.append(ReferenceLine("model", accuracy, MODEL, "╌", is_vertical=False))
+    return lines
 
 
 def percent(value: float | None) -> str:
@@ -149,7 +149,7 @@ def describe_layer(data: RunCurves, view: View) -> Text:
 
 def describe_values(data: RunCurves, view: View, width: int) -> Text:
     """Return the values under the cursor, each beside its mark in the plot, in lines of that width."""
-    row = tabulate(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
+    row = tabulate_layers(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
     found = {"train": row.saturation, "eval": row.saturation_eval}
     entries = [
         (marker, color, f"{label} {FAILED if split in row.failed else percent(found[split])}")
@@ -161,19 +161,19 @@ def describe_values(data: RunCurves, view: View, width: int) -> Text:
     ):
         shown = FAILED if table in row.failed else percent(accuracy)
         entries.append((marker, color, f"probe {table} {shown}"))
-    for rule in make_rules(data, view):
-        if rule.label == "model":
-            entries.append(("╌", MODEL, f"model {percent(rule.at)}"))
-        elif rule.label == "border":
+    for line in make_reference_lines(data, view):
+        if line.label == "model":
+            entries.append(("╌", MODEL, f"model {percent(line.at)}"))
+        elif line.label == "border":
             entries.append(("┊", BORDER, f"border {data.border}"))
-        elif rule.label == "tail":
-            start = data.layers[view.layers[math.ceil(rule.at)]].layer
+        elif line.label == "tail":
+            start = data.layers[view.layers[math.ceil(line.at)]].layer
             entries.append(("╎", TAIL, f"tail from {start}"))
     return join_entries(entries, width)
 
 
 def join_entries(entries: Sequence[tuple[str, str, str]], width: int) -> Text:
-    """Return marks and what they mean, in lines that break only between them."""
+    """Return markers with their texts, in lines that break only between them."""
     text, left = Text(no_wrap=True), width
     for marker, color, words in entries:
         words = clean(words)
@@ -218,7 +218,7 @@ def make_columns(tables: Sequence[str]) -> list[Column[LayerRow]]:
                 align="right",
             )
         )
-    columns.append(Column("field", "sees px", lambda row: _describe_field(row.field), 11, 11, rank=7))
+    columns.append(Column("receptive_field", "sees px", _describe_receptive_field, 11, 11, rank=7))
     return columns
 
 
@@ -226,10 +226,11 @@ def _write(value: float, form: str) -> str:
     return UNKNOWN if math.isnan(value) else form.format(value)
 
 
-def _describe_field(field: tuple[float, float] | None) -> str:
-    if field is None:
+def _describe_receptive_field(row: LayerRow) -> str:
+    if row.receptive_field is None:
         return ""
-    return f"{field[0]:.0f}" if field[0] == field[1] else f"{field[0]:.0f}–{field[1]:.0f}"
+    low, high = row.receptive_field
+    return f"{low:.0f}" if low == high else f"{low:.0f}–{high:.0f}"
 
 
 def training_curves(data: RunCurves) -> tuple[list[Curve], list[Curve]]:

@@ -20,7 +20,7 @@ from satstore.reports.listing.columns import (
 )
 from satstore.reports.listing.filters import Filter
 from satstore.reports.listing.job_text import describe_job
-from satstore.reports.listing.reader import Experiment, Reader, Snapshot
+from satstore.reports.listing.reader import Experiment, LogsReader, Snapshot
 from satstore.reports.listing.table_layout import as_cell
 from satstore.reports.spreadsheets import write_rows
 from satstore.runs.logs_folder import find_logs_dir
@@ -45,7 +45,7 @@ def show_status(
         raise UnknownNameError(f"no column {given!r}{suggest(given, keys, len(keys))}")
     column = keys[given]
     root = find_logs_dir(logs_dir)
-    reader, printed = Reader(root), None
+    reader, printed = LogsReader(root), None
     while True:
         snapshot = reader.poll()
         if snapshot is not printed:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ByteSize, ValidationError
 from pydantic.fields import FieldInfo
 
 from satstore.config.validation import describe_invalid_item
+from satstore.errors import ConfigError
 from satstore.registry import STAGES
 from satstore.stages.parameters import join_parameters
 
@@ -42,10 +43,23 @@ class Entry:
     takes_many: bool = False
 
 
+def find_usable_stages() -> tuple[list[str], list[ConfigError]]:
+    """Return the names of the stages that load, and the errors of those that don't: of broken packages."""
+    names, errors = [], []
+    for name in STAGES:
+        try:
+            STAGES[name]
+        except ConfigError as error:
+            errors.append(error)
+        else:
+            names.append(name)
+    return names, errors
+
+
 def stage_model(stage: str) -> type[BaseModel]:
     """Return the model of a stage's parameters, or of all stages' for ``run``."""
     if stage == "run":
-        return join_parameters(STAGES)
+        return join_parameters(find_usable_stages()[0])
     model: type[BaseModel] = STAGES[stage].parameters
     return model
 

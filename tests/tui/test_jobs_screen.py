@@ -24,7 +24,7 @@ from pilots import (
 from textual.pilot import Pilot
 
 from satstore.jobs.job import Job, find_job, jobs_dir
-from satstore.reports.listing.reader import Reader
+from satstore.reports.listing.reader import LogsReader
 from satstore.runs.manifest import Manifest, StageRecord
 from tui.app import SatstoreApp
 from tui.screens.jobs import JobsScreen, JobsTable
@@ -255,7 +255,7 @@ async def test_read_only__starts_ends_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     start_sleeper("long")
-    polls = Calls(monkeypatch, Reader, "poll")
+    polls = Calls(monkeypatch, LogsReader, "poll")
     app = SatstoreApp(tmp_path / "logs", 0.02, read_only=True)
     async with app.run_test(size=(120, 40)) as pilot:
         await wait_for(pilot, lambda: bool(app.jobs))

@@ -28,7 +28,7 @@ from textual.widgets.select import InvalidSelectValueError
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.jobs.job import list_jobs
-from satstore.registry import STAGES
+from satstore.registry import STAGES, Entry
 from satstore.runs.logs_folder import make_run
 from tui.app import SatstoreApp
 from tui.screens.jobs import JobsScreen
@@ -204,6 +204,17 @@ async def test_form__offers_the_stages_that_a_configs_plugins_bring(
             stage.value = "gated"
             await settle(pilot)
             assert read_static(pilot, "#command").startswith("satstore gated --config ")
+
+
+async def test_form__leaves_out_the_stage_of_a_broken_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = Entry("broken", "no_such_package:STAGE")
+    monkeypatch.setattr(STAGES, "_entries", {**STAGES._fill(), "broken": broken})
+    async with make_app(tmp_path / "logs").run_test(size=(120, 40)) as pilot:
+        screen = await open_form(pilot)
+        with pytest.raises(InvalidSelectValueError):
+            screen.query_one("#stage", Select).value = "broken"
 
 
 async def test_form__starts_a_job_and_progress_moves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

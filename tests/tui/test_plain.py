@@ -140,7 +140,7 @@ async def test_form__shows_what_a_stage_says_of_its_parameters_as_it_is(
     switch = Entry("overwrite", "--switch[/a]", f"switch {ERROR}", "", is_switch=True)
     choice = Entry("choice", "--choice", f"choice {ERROR}", "", choices=("[/a]", "[b]"))
     number = Entry("number", "--number[/a]", f"number {ERROR}", "1[/a]")
-    monkeypatch.setattr(new_job, "TARGETS", (*new_job.TARGETS, choice, number))
+    monkeypatch.setattr(new_job, "RUN_ENTRIES", (*new_job.RUN_ENTRIES, choice, number))
     app = make_app(logs)
     with hostile_run.hostile_names() as config:
         (tmp_path / "grid.json").write_text(json.dumps({**config, "seed": [0, 1]}))

@@ -26,7 +26,7 @@ from pilots import (
     wait_for_rows,
 )
 
-from satstore.reports.listing.reader import Reader
+from satstore.reports.listing.reader import LogsReader
 from satstore.reports.listing.table_layout import shorten
 from satstore.runs.manifest import STAGE_KEYS, Manifest
 from satstore.runs.run import Run
@@ -309,7 +309,7 @@ def test_reader__reads_only_what_changed(tmp_path: Path, monkeypatch: pytest.Mon
     runs = [make(tmp_path, run_id) for run_id in "abc"]
     (tmp_path / "notes.txt").write_text("no run")
     (tmp_path / "a" / "empty").mkdir()
-    reader = Reader(tmp_path)
+    reader = LogsReader(tmp_path)
     first = reader.poll()
     assert [experiment.path for experiment in first.experiments] == [run.path for run in runs]
     opened: list[Path] = []
@@ -328,7 +328,7 @@ def test_reader__reads_only_what_changed(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_reader__goes_on_after_what_nobody_foresaw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "a")
-    reader = Reader(tmp_path)
+    reader = LogsReader(tmp_path)
     first = reader.poll()
 
     def fail(*_: object) -> None:

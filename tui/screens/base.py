@@ -1,4 +1,4 @@
-"""What all screens share."""
+"""The base of all screens, and what they read of the app."""
 
 from pathlib import Path
 from typing import Protocol

@@ -21,7 +21,7 @@ from tui.export import ExportScreen, export_plot
 from tui.layers import percent
 from tui.screens.base import AppScreen, AppState
 from tui.threads import run_in_thread
-from tui.widgets.curve_plot import Curve, CurvePlot, Rule
+from tui.widgets.curve_plot import Curve, CurvePlot, ReferenceLine
 from tui.widgets.plain import Static
 from tui.widgets.slider import Slider
 
@@ -148,10 +148,10 @@ class CompareScreen(AppScreen):
         at = self._cursor / N_DEPTHS if self._by_depth else self._cursor
         x_limits = (-0.02, 1.02) if self._by_depth else (-0.5, n_places - 0.5)
         names = [] if self._by_depth else [f"{i + 1}" for i in range(n_places)]
+        cursor = ReferenceLine("cursor", at, CURSOR, "│")
         for selector, found in zip(("#saturation-plot", "#probe-plot"), curves, strict=True):
-            self.query_one(selector, CurvePlot).draw(
-                found, [Rule("cursor", at, CURSOR, "│")], x_limits=x_limits, y_limits=(0.0, 1.0), names=names
-            )
+            plot = self.query_one(selector, CurvePlot)
+            plot.draw(found, [cursor], x_limits=x_limits, y_limits=(0.0, 1.0), names=names)
 
     def _read_out(self, run: RunCurves, values: tuple[Float64, Float64]) -> str:
         layers = self._layers(run)

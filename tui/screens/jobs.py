@@ -86,22 +86,22 @@ class JobsScreen(AppScreen):
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
-        """Follow the reader, and let it measure."""
+        """Watch the app's snapshots and measurements."""
         self.watch(self.app, "snapshot", self._show)
         self.watch(self.app, "usages", self._show)
         self.set_interval(1, self._tick)
         self.table.focus()
 
     def on_screen_resume(self) -> None:
-        """Let what jobs use be measured."""
+        """Measure what the running jobs use."""
         self.request(MeasureUsage(True))
 
     def on_screen_suspend(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         self.request(MeasureUsage(False))
 
     def on_unmount(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         self.request(MeasureUsage(False))
 
     def _show(self, _: Snapshot | dict[int, Usage] | None = None) -> None:
@@ -186,7 +186,7 @@ class JobsScreen(AppScreen):
         self.paused = not self.paused
 
     def watch_paused(self) -> None:
-        """Say so, and catch up where it ends."""
+        """Show whether it is paused, and show what changed meanwhile once it goes on."""
         self._show_counts()
         self.query_one(LogView).paused = self.paused
         self._show()
@@ -205,7 +205,7 @@ def describe_job_age(row: tuple[Job, Usage | None]) -> str:
 
 
 def draw_progress(row: tuple[Job, Usage | None]) -> Cell:
-    """Return a bar of how far a job's stage is, and what there is to say."""
+    """Return a progress bar of a job's stage, and its description."""
     job = row[0]
     share = job.progress.share if job.progress is not None else None
     if not job.is_running or share is None:

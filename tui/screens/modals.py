@@ -1,4 +1,4 @@
-"""Screens that ask or tell before all else goes on."""
+"""Modal screens: a question, an error."""
 
 from typing import ClassVar
 
@@ -47,7 +47,7 @@ class ConfirmScreen(ModalScreen[bool]):
 
 
 class ErrorScreen(ModalScreen[None]):
-    """Tells what went wrong; one that comes while it is open is added to it."""
+    """Shows errors; one that comes while it is open is added to it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,q", "dismiss", "Close")]
 

@@ -17,10 +17,17 @@ from textual.widgets import Button, Checkbox, Footer, Input, Select
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import list_configs, read_config
 from satstore.config.naming import name_experiments
-from satstore.errors import ConfigError, SatstoreError
+from satstore.errors import SatstoreError
 from satstore.registry import STAGES
 from satstore.runs.logs_folder import check_run_id, find_runs
-from satstore.stages.forms import Entry, check_texts, describe_entries, flag_words, stage_model
+from satstore.stages.forms import (
+    Entry,
+    check_texts,
+    describe_entries,
+    find_usable_stages,
+    flag_words,
+    stage_model,
+)
 from satstore.stages.parameters import StageParameters
 from satstore.system.text import clean, counted
 from tui.export import run_command
@@ -30,7 +37,7 @@ from tui.threads import run_in_thread
 from tui.widgets.plain import Static, as_text
 from tui.widgets.text_input import TextInput
 
-TARGETS = (
+RUN_ENTRIES = (
     Entry("run", "--run", "a run that is there: RES, or RES/<experiment>", ""),
     Entry(
         "config",
@@ -43,7 +50,7 @@ TARGETS = (
 N_SHOWN = 6
 
 
-Field = Input | Select[str] | Checkbox
+FormWidget = Input | Select[str] | Checkbox
 
 
 class NewJobScreen(AppScreen):
@@ -78,7 +85,7 @@ field, as the command would say it. The command line below does the same in a sh
         super().__init__(app_state)
         self._run_name, self._stage = run, "run"
         self._model: type[BaseModel] = StageParameters
-        self._fields: dict[str, Field] = {}
+        self._fields: dict[str, FormWidget] = {}
         self._notes: dict[str, Static] = {}
         self._errors: dict[str, str] = {}
         self._stages: list[str] = []
@@ -104,7 +111,7 @@ field, as the command would say it. The command line below does the same in a sh
                     compact=True,
                 )
             yield Static(id="about", classes="about")
-            for entry in TARGETS:
+            for entry in RUN_ENTRIES:
                 yield self._make_field(entry)
             yield Vertical(*self._make_parameters(self._stage), id="parameters")
         yield Static(id="preview")
@@ -125,7 +132,7 @@ field, as the command would say it. The command line below does the same in a sh
     def _make_parameters(self, stage: str) -> list[Vertical]:
         """Return the fields of a stage's parameters, in place of those of another one."""
         self._stage, self._model = stage, stage_model(stage)
-        targets = {entry.name for entry in TARGETS}
+        targets = {entry.name for entry in RUN_ENTRIES}
         for kept in (self._fields, self._notes):
             for name in kept.keys() - targets:
                 del kept[name]
@@ -139,7 +146,7 @@ field, as the command would say it. The command line below does the same in a sh
         label = Static(entry.name.replace("_", " "), classes="label")
         return Vertical(Horizontal(label, widget, classes="field"), error, classes="entry")
 
-    def _make_widget(self, entry: Entry) -> Field:
+    def _make_widget(self, entry: Entry) -> FormWidget:
         name = f"field-{entry.name}"
         if entry.is_switch:
             is_on = bool(self._model.model_fields[entry.name].default)
@@ -168,13 +175,13 @@ field, as the command would say it. The command line below does the same in a sh
         return []
 
     def on_mount(self) -> None:
-        """Say what the stage is, and what is wrong so far."""
+        """Show what the stage does, and errors."""
         self.query_one("#preview").display = False
         self.set_focus(self.query_one("#field-config" if self._run_name is None else "#stage"))
-        self._say_what_it_does()
+        self._describe_stage()
         self._check()
 
-    def _say_what_it_does(self) -> None:
+    def _describe_stage(self) -> None:
         is_run = self._stage == "run"
         about = "all stages that the config names" if is_run else STAGES[self._stage].description
         self.query_one("#about", Static).update(Text(about))
@@ -188,7 +195,7 @@ field, as the command would say it. The command line below does the same in a sh
         parameters = self.query_one("#parameters", Vertical)
         await parameters.remove_children()
         await parameters.mount_all(fields)
-        self._say_what_it_does()
+        self._describe_stage()
         self._check()
 
     # What is typed
@@ -214,12 +221,12 @@ field, as the command would say it. The command line below does the same in a sh
         return widget.value
 
     def _check(self) -> None:
-        """Say what is wrong, and what the command line is."""
+        """Show errors and the command line."""
         names = [entry.name for entry in describe_entries(self._model)]
         values, errors = check_texts(self._model, {name: self._read(name) for name in names})
-        target = {entry.name: str(self._read(entry.name)).strip() for entry in TARGETS}
+        target = {entry.name: str(self._read(entry.name)).strip() for entry in RUN_ENTRIES}
         self._words = [self._stage]
-        for entry in TARGETS:
+        for entry in RUN_ENTRIES:
             if target[entry.name]:
                 self._words += [entry.flag, target[entry.name]]
         self._words += flag_words(self._model, values)
@@ -238,7 +245,7 @@ field, as the command would say it. The command line below does the same in a sh
         self.query_one("#estimate").disabled = not (target["config"] or target["run"])
 
     def _check_target(self, target: dict[str, str]) -> dict[str, str]:
-        """Return what is wrong with what the job is about; nothing is said of what is not yet typed."""
+        """Return errors of run, config and run id; an empty one for what is still to be typed."""
         errors = {}
         if target["run"]:
             try:
@@ -302,7 +309,7 @@ field, as the command would say it. The command line below does the same in a sh
 
     @on(Button.Pressed, "#estimate")
     def action_estimate(self) -> None:
-        """Ask what the config takes, in a process of its own."""
+        """Estimate disk, memory and time in another process."""
         named = [(name, str(self._read(name)).strip()) for name in ("config", "run")]
         about = [word for name, text in named if text for word in (f"--{name}", text)]
         error = (
@@ -342,16 +349,8 @@ field, as the command would say it. The command line below does the same in a sh
 
 
 def offered_stages() -> list[str]:
-    """Return what a job can be: all stages of a config, or one that is known."""
-    return ["run", *filter(_is_usable, STAGES)]
-
-
-def _is_usable(stage: str) -> bool:
-    try:
-        STAGES[stage]
-    except ConfigError:  # of a package that is broken
-        return False
-    return True
+    """Return what a job can run: all stages of a config, or one of those that load."""
+    return ["run", *find_usable_stages()[0]]
 
 
 def describe_grid(grid: list[ExperimentConfig]) -> Text:

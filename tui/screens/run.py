@@ -1,4 +1,4 @@
-"""The screen of one run: its curves over the layers, at any epoch and delta, and all else that is known."""
+"""The screen of one run: its curves over the layers, at any epoch and delta, its files and its log."""
 
 import math
 import shlex
@@ -24,7 +24,7 @@ from satstore.runs.run import Run
 from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean
 from tui.export import ExportScreen, export_plot
-from tui.layers import View, as_json, tabulate
+from tui.layers import View, as_json, tabulate_layers
 from tui.messages import CancelJob
 from tui.screens.base import AppScreen, AppState
 from tui.screens.run_panes import (
@@ -113,7 +113,7 @@ class RunScreen(AppScreen):
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
-        """Follow the reader."""
+        """Watch the app's snapshots and the run's events."""
         self.query_one("#notice").display = False
         self.query_one("#layer-plot").focus()
         self.query_one(EventsView).follow(self._path / "events.jsonl")
@@ -271,7 +271,7 @@ class RunScreen(AppScreen):
             self._draw()
 
     def action_tab(self, tab: str) -> None:
-        """Show a tab, and let its content have the keys."""
+        """Show a tab, and focus its content."""
         self.query_one(TabbedContent).active = tab
         pane = self.query_one(f"#{tab}", RunPane)
         focusable = [widget for widget in pane.query("*") if widget.focusable]
@@ -323,7 +323,7 @@ class RunScreen(AppScreen):
         tables = list(data.probes)
         heads = ["layer", "kind", "n_features", "epoch", "delta", "intrinsic_dimension", "saturation"]
         rows: list[list[object]] = [[*heads, "saturation_eval", *(f"probe_{table}" for table in tables)]]
-        for row in tabulate(data, view):
+        for row in tabulate_layers(data, view):
             values = [row.dimension, row.saturation, row.saturation_eval, *(row.probes[t] for t in tables)]
             known = ["" if math.isnan(value) else value for value in values]
             rows.append([row.layer, row.kind, row.n_features, view.epoch, data.deltas[view.place], *known])

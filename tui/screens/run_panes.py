@@ -1,4 +1,4 @@
-"""The tabs of a run's screen, each of which draws itself for an epoch, a delta and a layer."""
+"""The tabs of a run's screen that draw its curves at an epoch and a delta."""
 
 import math
 from typing import ClassVar
@@ -24,12 +24,12 @@ from tui.layers import (
     describe_values,
     make_columns,
     make_curves,
-    make_rules,
-    tabulate,
+    make_reference_lines,
+    tabulate_layers,
     training_curves,
 )
 from tui.threads import run_in_thread
-from tui.widgets.curve_plot import Curve, CurvePlot, Rule
+from tui.widgets.curve_plot import Curve, CurvePlot, ReferenceLine
 from tui.widgets.heat_map import HeatMap
 from tui.widgets.plain import Static
 from tui.widgets.table import Table
@@ -53,7 +53,7 @@ the median.
 
 
 class RunPane(TabPane):
-    """A tab that draws itself.
+    """A tab of a run's screen.
 
     Attributes
     ----------
@@ -67,7 +67,7 @@ class RunPane(TabPane):
         super().__init__(self.TITLE, id=self.TITLE.lower())
 
     def draw(self, data: RunCurves, view: View) -> None:
-        """Draw what is looked at."""
+        """Draw the curves at an epoch and a delta."""
 
 
 class LayerPlot(CurvePlot):
@@ -88,14 +88,14 @@ class LayersPane(RunPane):
         yield LayerPlot(id="layer-plot")
 
     def draw(self, data: RunCurves, view: View) -> None:
-        """Draw what is looked at."""
+        """Draw the curves at an epoch and a delta."""
         # Without a new layout, which would take longer than all else at every key.
         self.query_one("#layer", Static).update(describe_layer(data, view), layout=False)
         values = describe_values(data, view, self.screen.size.width - 2)
         self.query_one("#values", Static).update(values, layout=False)
         self.query_one(CurvePlot).draw(
             make_curves(data, view),
-            make_rules(data, view),
+            make_reference_lines(data, view),
             x_limits=(-0.5, len(view.layers) - 0.5),
             y_limits=(0.0, 1.0),
             names=[data.layers[place].layer for place in view.layers],
@@ -115,7 +115,7 @@ class TrainingPane(RunPane):
             yield CurvePlot(id="loss-plot")
 
     def draw(self, data: RunCurves, view: View) -> None:
-        """Draw what is looked at."""
+        """Draw the curves at an epoch and a delta."""
         accuracy, loss = training_curves(data)
         values = describe_curves([*accuracy, *loss], view.epoch, self.screen.size.width - 2)
         self.query_one("#training-values", Static).update(values)
@@ -126,7 +126,7 @@ class TrainingPane(RunPane):
         ):
             self.query_one(selector, CurvePlot).draw(
                 curves,
-                [Rule("epoch", view.epoch, CURSOR, "│")],
+                [ReferenceLine("epoch", view.epoch, CURSOR, "│")],
                 x_limits=(-0.2, max(1, data.n_epochs - 1) + 0.2),
                 y_limits=(0.0, highest),
                 names=[f"{epoch + 1}" for epoch in range(data.n_epochs)],
@@ -148,7 +148,7 @@ class SpectrumPane(RunPane):
         yield CurvePlot(id="spectrum-plot")
 
     def draw(self, data: RunCurves, view: View) -> None:
-        """Draw what is looked at, once it is read."""
+        """Read the layer under the cursor in a thread, then draw it."""
         self._wanted = (data, view)
         run_in_thread(self.app, lambda: self._read(data, view), "spectrum")
 
@@ -163,7 +163,7 @@ class SpectrumPane(RunPane):
             return
         shares = eigenvalues / max(float(eigenvalues.sum()), 1e-300)
         logs = np.log10(np.maximum(shares, 1e-12))
-        row = tabulate(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
+        row = tabulate_layers(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
         text = describe_layer(data, view)
         delta = data.deltas[view.place]
         text.append(f"\n{row.dimension:.0f} of {row.n_features} directions hold {delta:g} of the variance")
@@ -171,7 +171,7 @@ class SpectrumPane(RunPane):
         self.query_one("#spectrum-layer", Static).update(text)
         self.query_one(CurvePlot).draw(
             [Curve("share", list(range(1, len(logs) + 1)), [*logs], SATURATION)],
-            [Rule("dimension", row.dimension, BORDER, "┊")],
+            [ReferenceLine("dimension", row.dimension, BORDER, "┊")],
             x_limits=(0.0, len(logs) + 1.0),
             y_limits=(max(-12.0, math.floor(float(logs.min()))), 0.0),
         )
@@ -200,10 +200,10 @@ class TablePane(RunPane):
         yield LayersTable(make_columns([]), key=lambda row: row.layer)
 
     def draw(self, data: RunCurves, view: View) -> None:
-        """Draw what is looked at."""
+        """Draw the curves at an epoch and a delta."""
         table = self.query_one(LayersTable)
         table.set_columns(make_columns(list(data.probes)))
-        table.show(tabulate(data, view), data.layers[view.layers[view.cursor]].layer)
+        table.show(tabulate_layers(data, view), data.layers[view.layers[view.cursor]].layer)
 
     @on(Table.Moved)
     def _moved(self) -> None:
@@ -227,7 +227,7 @@ class PixelwisePane(RunPane):
         yield HeatMap()
 
     def draw(self, data: RunCurves, view: View) -> None:
-        """Draw what is looked at, once it is read."""
+        """Read the layer under the cursor in a thread, then draw it."""
         text = describe_layer(data, view)
         layer = data.layers[view.layers[view.cursor]].layer
         if "pixelwise" not in data.probes:

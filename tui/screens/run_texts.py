@@ -1,4 +1,4 @@
-"""The tabs of a run's screen that show files as they stand, or as they grow."""
+"""The tabs of a run's screen that show texts: its files, its advice, its events and its log."""
 
 import time
 
@@ -19,14 +19,14 @@ from tui.widgets.plain import Static
 
 
 class TextPane(RunPane):
-    """A file of the run folder, as it stands."""
+    """A text of the run, such as a file."""
 
     def compose(self) -> ComposeResult:
         """Lay the tab out."""
         yield Log(id=f"{self.id}-text")
 
     def show(self, text: str) -> None:
-        """Show a text; where it is another one, from its beginning."""
+        """Show a text from its beginning; the same text stays where it is scrolled to."""
         log = self.query_one(Log)
         if "\n".join(log.lines).strip() != text.strip():
             log.clear()
@@ -73,7 +73,7 @@ class EventsView(LogView):
     """The events of a run, a line each."""
 
     def describe_line(self, line: str) -> str:
-        """Return an event in words."""
+        """Return the text of an event."""
         event = parse_event(line)
         if event is None:
             return ""
@@ -84,7 +84,7 @@ class EventsView(LogView):
 
 
 class EventsPane(RunPane):
-    """What the stages told of themselves."""
+    """The run's events."""
 
     TITLE = "Events"
 

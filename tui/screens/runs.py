@@ -56,7 +56,7 @@ Every experiment of the logs folder, live. `enter` opens one, `space` marks it, 
 
 
 class RunsScreen(AppScreen):
-    """All experiments of a logs folder, and what became of the one under the cursor."""
+    """All experiments of a logs folder, and details of the one under the cursor."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "filter", "Filter", key_display="/", tooltip="Show only what matches"),
@@ -106,7 +106,7 @@ class RunsScreen(AppScreen):
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
-        """Follow the reader, and the clock."""
+        """Watch the app's snapshots; ages change every second."""
         self.query_one("#filter-bar").display = False
         self.query_one("#demo").display = not self.app_state.read_only
         self.watch(self.app, "snapshot", self._show)
@@ -174,7 +174,7 @@ class RunsScreen(AppScreen):
         self.paused = not self.paused
 
     def watch_paused(self) -> None:
-        """Say so, and catch up where it ends."""
+        """Show whether it is paused, and show what changed meanwhile once it goes on."""
         snapshot = self.app_state.snapshot
         if snapshot is not None:
             self._show_counts(snapshot)
@@ -205,7 +205,7 @@ class RunsScreen(AppScreen):
         self.query_one("#filter-bar").display = bool(self.query_one("#filter", Input).value)
 
     def action_back(self) -> None:
-        """Leave the filter; then take it away, and then the marks."""
+        """Clear the filter; without one, clear the marks."""
         text = self.query_one("#filter", Input)
         if text.value:
             text.value = ""

@@ -39,7 +39,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Rule:
+class ReferenceLine:
     """A line across the plot, behind the curves: vertical at a place, or dashed at a height."""
 
     label: str
@@ -89,8 +89,8 @@ class PlainCanvas(Canvas):
             self.set_pixel(place, y, letter, style)
 
 
-def _stay(*_: object, **__: object) -> None:
-    """Ask for nothing."""
+def _ignore(*_: object, **__: object) -> None:
+    """Do nothing."""
 
 
 class CurvePlot(PlotWidget, inherit_bindings=False):
@@ -126,7 +126,7 @@ zooms, dragging moves. The screen's own keys go on working.
         self.set_reactive(CurvePlot.margin_bottom, 1)
         self.set_reactive(CurvePlot.margin_left, 6)
         self._curves: Sequence[Curve] = ()
-        self._rules: Sequence[Rule] = ()
+        self._reference_lines: Sequence[ReferenceLine] = ()
         self._limits: tuple[Limits, Limits] = (None, None)
         self._names: Sequence[str] = ()
 
@@ -138,13 +138,13 @@ zooms, dragging moves. The screen's own keys go on working.
     def draw(
         self,
         curves: Sequence[Curve],
-        rules: Sequence[Rule] = (),
+        reference_lines: Sequence[ReferenceLine] = (),
         *,
         x_limits: Limits = None,
         y_limits: Limits = None,
         names: Sequence[str] = (),
     ) -> None:
-        """Draw curves in place of those before; what was zoomed to stays in sight.
+        """Draw curves in place of those before; the zoom stays.
 
         Parameters
         ----------
@@ -156,7 +156,7 @@ zooms, dragging moves. The screen's own keys go on working.
             self._limits = limits
             self.set_xlimits(*(x_limits or (None, None)))
             self.set_ylimits(*(y_limits or (None, None)))
-        self._curves, self._rules, self._names = curves, rules, names
+        self._curves, self._reference_lines, self._names = curves, reference_lines, names
         self._draw_to_size()
 
     def on_resize(self) -> None:
@@ -170,8 +170,8 @@ zooms, dragging moves. The screen's own keys go on working.
         width = max(20, self.size.width - self.margin_left)
         self._name_axis()
         self.clear()
-        for rule in self._rules:
-            self._draw_rule(rule, x_limits or (0.0, 1.0), y_limits or (0.0, 1.0), width)
+        for line in self._reference_lines:
+            self._draw_reference_line(line, x_limits or (0.0, 1.0), y_limits or (0.0, 1.0), width)
         for curve in (curve for curve in self._curves if curve.is_line):
             x, y = decimate(curve.x, curve.y, 2 * width)
             self.plot(x, y, curve.color, HiResMode.BRAILLE)
@@ -183,10 +183,10 @@ zooms, dragging moves. The screen's own keys go on working.
             self._needs_rerender = False
 
     def _render_plot(self) -> None:
-        """Draw the canvases, each shown anew once: they would ask for that at every point, 1,300 times."""
+        """Draw the canvases, and refresh each once: Textual would at every point, 1,300 times."""
         canvases = list(self.query(Canvas))
         for canvas in canvases:
-            canvas.refresh = _stay  # type: ignore[assignment, method-assign]
+            canvas.refresh = _ignore  # type: ignore[assignment, method-assign]
         try:
             super()._render_plot()
         finally:
@@ -194,16 +194,16 @@ zooms, dragging moves. The screen's own keys go on working.
                 del canvas.refresh
                 canvas.refresh()
 
-    def _draw_rule(
-        self, rule: Rule, x_limits: tuple[float, float], y_limits: tuple[float, float], width: int
+    def _draw_reference_line(
+        self, line: ReferenceLine, x_limits: tuple[float, float], y_limits: tuple[float, float], width: int
     ) -> None:
-        """Draw a rule of markers: the plot's own lines would hide the curves."""
-        n = 2 * self.size.height if rule.is_vertical else width * 2 // 3
-        start, end = y_limits if rule.is_vertical else x_limits
+        """Draw a line of markers: the plot's own lines would hide the curves."""
+        n = 2 * self.size.height if line.is_vertical else width * 2 // 3
+        start, end = y_limits if line.is_vertical else x_limits
         along = [start + (end - start) * i / max(1, n) for i in range(n + 1)]
-        across = [rule.at] * (n + 1)
-        points = (across, along) if rule.is_vertical else (along, across)
-        self.scatter(*points, rule.marker, rule.color)
+        across = [line.at] * (n + 1)
+        points = (across, along) if line.is_vertical else (along, across)
+        self.scatter(*points, line.marker, line.color)
 
     def _name_axis(self) -> None:
         if not self._names:

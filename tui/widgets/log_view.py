@@ -32,11 +32,11 @@ class LogView(Log):
         self._rest = ""
 
     def on_mount(self) -> None:
-        """Look again and again."""
+        """Poll the file."""
         self.set_interval(POLL_S, self._poll)
 
     def follow(self, path: Path | None) -> None:
-        """Show the end of another file, and what it gains."""
+        """Show the end of another file, and what is appended to it."""
         if path != self._path:
             self.clear()
             self._path, self._offset, self._stamp, self._rest = path, None, None, ""

@@ -12,18 +12,18 @@ from textual.widget import Widget
 
 
 class Slider(Widget, can_focus=True):
-    """One of some values, moved by the arrows or the mouse.
+    """A choice among ordered values, moved by the arrows or the mouse.
 
     Parameters
     ----------
     label
-        What is set.
+        The name of what it sets.
     texts
-        How each value reads.
+        The text of each value.
     place
-        The one to start with.
+        Index of the first value.
     keys
-        What moves it from anywhere on the screen, said beside it.
+        The screen's keys that move it, shown beside it.
     """
 
     HELP = (
@@ -50,7 +50,7 @@ class Slider(Widget, can_focus=True):
     place: reactive[int] = reactive(0)
 
     class Changed(Message):
-        """It stands elsewhere."""
+        """The slider has moved."""
 
         def __init__(self, slider: "Slider") -> None:
             super().__init__()
@@ -70,7 +70,7 @@ class Slider(Widget, can_focus=True):
 
     @property
     def text(self) -> str:
-        """How its value reads."""
+        """The text of its value."""
         return self._texts[self.place] if self._texts else "–"
 
     def set_texts(self, texts: Sequence[str], place: int) -> None:
@@ -85,7 +85,7 @@ class Slider(Widget, can_focus=True):
         return max(0, min(place, len(self._texts) - 1))
 
     def watch_place(self) -> None:
-        """Tell where it stands."""
+        """Post that it moved."""
         self.post_message(self.Changed(self))
 
     def action_step(self, steps: int) -> None:
@@ -124,7 +124,7 @@ class Slider(Widget, can_focus=True):
             self._move_to(event.x)
 
     def on_mouse_up(self) -> None:
-        """Let it go."""
+        """Release the mouse."""
         self.release_mouse()
 
     def _move_to(self, x: int) -> None:

@@ -15,7 +15,7 @@ from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from satstore.reports.listing.table_layout import Column, cut, fit
+from satstore.reports.listing.table_layout import Column, cut, fit_widths
 
 T = TypeVar("T")
 
@@ -184,7 +184,7 @@ class Table(ScrollView, Generic[T], can_focus=True):
         self.refresh()
 
     def _fit(self) -> bool:
-        widths = fit(list(self._columns.values()), self.rows, self.size.width - 1, self.gap)
+        widths = fit_widths(list(self._columns.values()), self.rows, self.size.width - 1, self.gap)
         is_new, self.widths = widths != self.widths, widths
         return is_new
 

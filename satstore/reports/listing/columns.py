@@ -8,7 +8,7 @@ from rich.text import Text
 
 from satstore.reports.colors import SATURATION_LIGHT
 from satstore.reports.listing.reader import Experiment
-from satstore.reports.listing.table_layout import Cell, Column, plain
+from satstore.reports.listing.table_layout import Cell, Column, cell_text
 from satstore.runs.manifest import STAGE_KEYS, StageStatus
 from satstore.system.text import MARKS, clean, counted, describe_age, describe_size
 
@@ -131,7 +131,7 @@ def sort_experiments(experiments: Iterable[Experiment], column: str, is_reversed
 
 
 def describe_counts(experiments: Iterable[Experiment], n_all: int | None = None) -> Text:
-    """Return how many experiments there are, and of those how many need a look."""
+    """Return how many experiments are listed, and how many run, failed or can't be read."""
     shown = list(experiments)
     many = len(shown) if n_all is None or n_all == len(shown) else n_all
     of = "" if many == len(shown) else f"{len(shown)} of "
@@ -149,7 +149,7 @@ def describe_counts(experiments: Iterable[Experiment], n_all: int | None = None)
 
 def describe_row(experiment: Experiment) -> dict[str, str]:
     """Return the texts of an experiment's row, by column, at full length."""
-    return {column.key: plain(column.cell(experiment)) for column in COLUMNS}
+    return {column.key: cell_text(column.cell(experiment)) for column in COLUMNS}
 
 
 def describe_problem(experiment: Experiment) -> str:

@@ -13,7 +13,7 @@ from satstore.registry import suggest
 from satstore.reports.listing.reader import Experiment
 from satstore.runs.manifest import STAGE_KEYS, StageStatus
 
-Test = Callable[[Experiment], bool]
+Predicate = Callable[[Experiment], bool]
 
 TEXTS: Mapping[str, Callable[[Experiment], str]] = {
     "run": lambda e: e.run_id,
@@ -55,7 +55,7 @@ TERM = re.compile(r"(?P<field>[A-Za-z][\w-]*)(?P<operator>>=|<=|>|<|=|:)(?P<valu
 class Filter:
     """Terms that experiments must meet, all of them."""
 
-    tests: tuple[Test, ...] = ()
+    tests: tuple[Predicate, ...] = ()
 
     def matches(self, experiment: Experiment) -> bool:
         """Tell whether an experiment meets all terms."""
@@ -91,7 +91,7 @@ def split_words(text: str) -> list[str]:
     return text.split()
 
 
-def _parse_word(word: str) -> Test | None:
+def _parse_word(word: str) -> Predicate | None:
     if len(word) > 1 and word[0] in "-!":
         test = _parse_word(word[1:])
         return None if test is None else lambda e: not test(e)
@@ -130,7 +130,7 @@ def _complete(value: str, known: tuple[str, ...], before: str) -> str:
     raise ConfigError(f"{before}{value}: expected {', '.join(known)}")
 
 
-def _match_state(value: str) -> Test:
+def _match_state(value: str) -> Predicate:
     known = ("running", "failed", "cancelled", "done", "unreadable")
     state = _complete(value.lower(), known, "is:")
     if state == "unreadable":
@@ -149,12 +149,12 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
     return lambda text: pattern in text.lower()
 
 
-def _match_anywhere(word: str) -> Test:
+def _match_anywhere(word: str) -> Predicate:
     matches = _matcher(word)
     return lambda e: any(matches(t) for t in (e.run_id, e.path.name, e.model, e.dataset, e.problem))
 
 
-def _compare(field: str, sign: str, value: str) -> Test:
+def _compare(field: str, sign: str, value: str) -> Predicate:
     found = re.fullmatch(r"([0-9]*\.?[0-9]+)([a-z%]*)", value.lower())
     units = UNITS.get(field, {})
     if found is None or (found[2] and found[2] not in units):

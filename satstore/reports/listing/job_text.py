@@ -1,4 +1,4 @@
-"""How jobs read, wherever the terminal app and the commands show them."""
+"""Texts on jobs, for the terminal app and the commands."""
 
 from collections.abc import Iterable
 
@@ -18,7 +18,7 @@ def describe_job(job: Job) -> str:
 
 
 def describe_progress(progress: Progress) -> str:
-    """Return how far a stage is, in words."""
+    """Return how far a stage is, its rate and the time left."""
     parts = [stage_name(progress.stage)]
     if progress.share is not None:
         parts[0] += f" {progress.share:.0%}"

@@ -24,7 +24,7 @@ from satstore.system.usage import Usage, UsageMeter
 TAIL_BYTES = 4096
 
 Stamp = tuple[int, int, int]
-"""Modification time in nanoseconds, size in bytes, and inode: another one, another content."""
+"""Modification time in nanoseconds, size in bytes, and inode; it changes with the content."""
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,10 @@ class Snapshot:
 class _Known:
     stamp: Stamp
     experiment: Experiment
-    running: Run | None = None  # kept while a stage runs: its process may die without a word
+    running: Run | None = None  # read again while a stage runs: its process may be killed
 
 
-class Reader:
+class LogsReader:
     """Reads a logs folder again and again, and only what changed in it."""
 
     def __init__(self, logs_dir: Path) -> None:
@@ -125,7 +125,7 @@ class Reader:
         """Return what the folder holds now: the same object as before if nothing changed."""
         try:
             snapshot = self._read()
-        except Exception as error:  # whatever it is, the next look may find it gone
+        except Exception as error:  # of any kind: the next poll may find it gone
             reason = error.strerror if isinstance(error, OSError) else None
             problem = f"can't be read: {reason or f'{type(error).__name__}: {error}'}"
             snapshot = Snapshot(self._last.experiments, self._last.jobs, problem)
@@ -135,13 +135,13 @@ class Reader:
 
     def _read(self) -> Snapshot:
         stamps = find_manifests(self.logs_dir)
-        known = {folder: self._look(folder, stamp) for folder, stamp in stamps.items()}
+        known = {folder: self._read_folder(folder, stamp) for folder, stamp in stamps.items()}
         self._known = {folder: found for folder, found in known.items() if found is not None}
         self._jobs = {job.number: job for job in list_jobs(self.logs_dir, self._jobs)}
         experiments = tuple(found.experiment for found in self._known.values())
         return Snapshot(experiments, tuple(self._jobs.values()))
 
-    def _look(self, folder: str, stamp: Stamp) -> _Known | None:
+    def _read_folder(self, folder: str, stamp: Stamp) -> _Known | None:
         known = self._known.get(folder)
         if known is None or known.stamp != stamp:
             return read_experiment(Path(folder), stamp)
@@ -186,7 +186,7 @@ def read_experiment(path: Path, stamp: Stamp, run: Run | None = None) -> _Known 
     """Return what lists show of an experiment, from its manifest or the run given; None if it is gone."""
     try:
         run = Run(path) if run is None else run
-        experiment = summarize(run, stamp)
+        experiment = summarize_experiment(run, stamp)
     except NotFoundError:
         return None
     except ValidationError as error:
@@ -202,7 +202,7 @@ def read_experiment(path: Path, stamp: Stamp, run: Run | None = None) -> _Known 
     return _Known(stamp, experiment, run if experiment.has("running") else None)
 
 
-def summarize(run: Run, stamp: Stamp) -> Experiment:
+def summarize_experiment(run: Run, stamp: Stamp) -> Experiment:
     """Return what lists show of a run."""
     config, manifest = run.config, run.manifest
     stages = run.statuses()
@@ -258,7 +258,7 @@ class ReaderThread(threading.Thread):
     ) -> None:
         super().__init__(name="reader", daemon=True)  # a hanging network disk must not keep the app alive
         self.measures = False
-        self._reader = Reader(logs_dir)
+        self._reader = LogsReader(logs_dir)
         self._meter = UsageMeter()
         self._post, self._post_usages = post, post_usages
         self._interval_s = interval_s

@@ -51,12 +51,12 @@ def as_cell(content: Cell | str) -> Cell:
     return ((content, ""),) if isinstance(content, str) else content
 
 
-def plain(content: Cell | str) -> str:
+def cell_text(content: Cell | str) -> str:
     """Return a cell's text."""
     return content if isinstance(content, str) else "".join(text for text, _ in content)
 
 
-def fit(columns: Sequence[Column[T]], rows: Sequence[T], room: int, gap: int) -> dict[str, int]:
+def fit_widths(columns: Sequence[Column[T]], rows: Sequence[T], room: int, gap: int) -> dict[str, int]:
     """Return the widths of the columns that have room, by key, in the columns' order.
 
     Those of the lowest ranks come in first, at their least; what is left goes to them in the same order,
@@ -87,7 +87,7 @@ def fit(columns: Sequence[Column[T]], rows: Sequence[T], room: int, gap: int) ->
 def _need(column: Column[T], rows: Sequence[T]) -> int:
     if column.least == column.most:
         return column.least
-    longest = max((len(plain(column.cell(row))) for row in rows), default=0)
+    longest = max((len(cell_text(column.cell(row))) for row in rows), default=0)
     return max(column.least, min(column.most, longest))
 
 
