@@ -32,7 +32,7 @@ from satstore.analysis.logistic.engine import ThreadEngine
 from satstore.analysis.logistic.estimator import LogisticProbe
 from satstore.analysis.logistic.loss import LossQuery
 from satstore.analysis.logistic.solver import Objective
-from satstore.analysis.logistic.tile_threads import crew_of_threads
+from satstore.analysis.logistic.tile_threads import start_tile_threads
 from satstore.analysis.row_source import ArrayRows
 from satstore.storage.zarr import open_latents
 from satstore.system.memory import peak_bytes, reset_peak, resident_bytes
@@ -128,10 +128,10 @@ def measure_passes(store: Path, turns: int) -> dict[str, float]:
     ram = ArrayRows(layer.numpy().reshape(len(labels), -1).astype(np.float32))
     left, right = (random.standard_normal((2048, 2048), dtype=np.float32) for _ in range(2))
     times: dict[str, list[float]] = {"disk": [], "ram": [], "sgemm": []}
-    # In one crew, as the passes of a fit are; the first turn fills its scratch and the file cache.
-    with crew_of_threads() as crew:
+    # With the same threads, as the passes of a fit are; the first turn fills its scratch and the file cache.
+    with start_tile_threads() as threads:
         engines = {
-            name: ThreadEngine(rows, codes, len(classes), crew)
+            name: ThreadEngine(rows, codes, len(classes), threads)
             for name, rows in (("disk", layer.rows()), ("ram", ram))
         }
         for turn in range(turns + 1):

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.analysis.row_source import Rows
+from satstore.analysis.row_source import RowSource
 from satstore.errors import ConfigError, MemoryLimitError
 
 Float64 = NDArray[np.float64]
-MakeRows = Callable[[], Rows]
+MakeRows = Callable[[], RowSource]
 """Opens a layer's rows anew, for another pass from the first on."""
 
 BLOCK_BYTES = 2**25

@@ -1,4 +1,4 @@
-"""The mean and the standard deviation of each feature of a source of rows."""
+"""Compute each feature's mean and standard deviation over rows."""
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.analysis.row_source import Rows
+from satstore.analysis.row_source import RowSource
 from satstore.analysis.tiles import tile_height, tiles
 from satstore.errors import ConfigError, NumericsError
 
@@ -19,7 +19,7 @@ class FeatureMoments(NamedTuple):
     std: NDArray[np.float64]
 
 
-def feature_moments(rows: Rows, pool: Executor) -> FeatureMoments:
+def feature_moments(rows: RowSource, pool: Executor) -> FeatureMoments:
     """Take each feature's mean and standard deviation from the source, or compute them in one float64 pass.
 
     Blocks are merged by the rule of Chan, Golub and LeVeque (1979): no difference of large sums is taken.
@@ -27,7 +27,7 @@ def feature_moments(rows: Rows, pool: Executor) -> FeatureMoments:
     Raises
     ------
     NumericsError
-        If there are NaN or infinities: says how many, and in which rows.
+        If there are NaN or infinities; it names their number and rows.
     """
     n_features = rows.shape[1]
     known = [getattr(rows, name, None) for name in FeatureMoments._fields]
@@ -35,7 +35,7 @@ def feature_moments(rows: Rows, pool: Executor) -> FeatureMoments:
         return _known_moments(known, n_features)
     count, mean, squares = 0, np.zeros(n_features), np.zeros(n_features)
     step = max(1, 2**18 // n_features)  # float64 copies of 2 MiB
-    for place, tile in tiles(rows, tile_height(n_features, 1), None, None, pool):
+    for place, tile in tiles(rows, tile_height(n_features, 1), pool):
         with np.errstate(invalid="ignore", over="ignore"):
             for start in range(0, len(tile), step):
                 block = tile[start : start + step].astype(np.float64)
@@ -62,8 +62,8 @@ def _known_moments(known: Sequence[Any], n_features: int) -> FeatureMoments:
     return FeatureMoments(mean, std)
 
 
-def nonfinite_error(rows: Rows, start: int = 0) -> NumericsError:
-    """Count the values that are not finite, from the given row on, and make the error that tells."""
+def nonfinite_error(rows: RowSource, start: int = 0) -> NumericsError:
+    """Count the values that are not finite, from a row on, and return the error that reports them."""
     height = tile_height(rows.shape[1], 1)
     n_values, n_bad = 0, 0
     found: list[str] = []

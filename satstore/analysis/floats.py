@@ -1,4 +1,4 @@
-"""Conversions of stored numbers to float32 or float64: exact, and quick for float16."""
+"""Convert stored numbers to float32 or float64: exactly, and fast for float16."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from satstore.errors import ConfigError
 
 Floats = NDArray[np.floating[Any]]
+Float64s = NDArray[np.float64]
 
 
 def widen(values: NDArray[Any], out: Floats) -> None:
@@ -53,8 +54,8 @@ def as_floats(values: NDArray[Any], shift: Floats | None, dtype: Any) -> Floats:
     found = float_dtype(values.dtype)
     wide = np.result_type(found, np.float32 if dtype is None else dtype)
     if values.dtype == np.float16:
-        halves, values = values, np.empty(values.shape, np.float32)
-        widen(halves, values)
+        narrow, values = values, np.empty(values.shape, np.float32)
+        widen(narrow, values)
     if shift is not None:
         # In the wider dtype: where the mean is many times the std, narrowing first loses digits.
         values = np.subtract(values, shift.astype(wide), dtype=wide)

@@ -1,4 +1,4 @@
-"""Sources of rows: samples by features, read a range at a time.
+"""Read rows, samples by features, a range at a time.
 
 A source is anything with a ``shape`` and a ``read``; NumPy, Dask and Zarr arrays are wrapped. Neither Dask
 nor Zarr is imported here: an array of theirs can only arrive once its library is loaded.
@@ -17,11 +17,11 @@ from satstore.errors import ConfigError
 
 
 @runtime_checkable
-class Rows(Protocol):
-    """A source of rows that need not fit in memory.
+class RowSource(Protocol):
+    """Rows that need not fit in memory.
 
-    A source that knows them may also have ``mean`` and ``std``, of n_features entries each (any shape): they
-    spare the solver a pass. They set its coordinates, not its answer, so approximate ones will do.
+    A source may also have ``mean`` and ``std``, of n_features entries each (any shape): they spare the solver
+    a pass. They set its preconditioner, not its answer, so approximate ones will do.
     """
 
     @property
@@ -70,7 +70,7 @@ class BlockRows:
     Attributes
     ----------
     mean, std
-        Each feature's, if known: to be set by whoever knows them. See Rows.
+        Each feature's, if known: set by the caller. See RowSource.
     """
 
     def __init__(
@@ -128,20 +128,20 @@ class BlockRows:
         return blocks[start - low : stop - low]
 
 
-def lazy_rows(data: Any) -> Rows | None:
-    """Wrap what is read out of core: Rows themselves, a Dask or a Zarr array, or an xarray one over either.
+def as_row_source(data: Any) -> RowSource | None:
+    """Wrap data that is read out of core: a RowSource, a Dask or Zarr array, or an xarray one over either.
 
     Returns
     -------
-    Rows or None
-        None for everything that is in memory already, and for what is no array at all.
+    RowSource or None
+        None for all that is in memory already, and for what is no array.
 
     Raises
     ------
     ConfigError
         If the array has one axis only, is not of real numbers, or is a Dask array of unknown chunk sizes.
     """
-    if isinstance(data, Rows):
+    if isinstance(data, RowSource):
         return data
     if _is_instance(data, "xarray", "DataArray"):
         data = data.data

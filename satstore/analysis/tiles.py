@@ -1,4 +1,4 @@
-"""Tiles: the ranges of rows over which sums run.
+"""Cut rows into tiles, the ranges over which sums run.
 
 A sum over rows comes out equal bit for bit from every source because it runs over tiles, whose height is a
 function of the problem's sizes only, visited in order. How a source is chunked decides what is read together,
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.analysis.floats import Floats, as_floats, widen
-from satstore.analysis.row_source import BlockRows, Rows
+from satstore.analysis.row_source import BlockRows, RowSource
 from satstore.errors import NumericsError
 
 TILE_BYTES = 24 * 2**20
@@ -34,7 +34,7 @@ def tile_height(n_features: int, n_outputs: int) -> int:
 
 
 def tiles(
-    rows: Rows, height: int, shift: Floats | None, dtype: Any, pool: Executor
+    rows: RowSource, height: int, pool: Executor, *, shift: Floats | None = None, dtype: Any = None
 ) -> Iterator[tuple[slice, Floats]]:
     """Yield (range, tile) for all rows in order; while one is used, the pool prepares the next.
 
@@ -65,7 +65,7 @@ def tiles(
     yield from _ahead(read, range(0, rows.shape[0], height), rows.shape[0], pool)
 
 
-def stored_tiles(rows: Rows, starts: range, pool: Executor) -> Iterator[tuple[slice, NDArray[Any]]]:
+def stored_tiles(rows: RowSource, starts: range, pool: Executor) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Yield (range, tile) of adjoining tiles as they are stored; `as_floats` makes of them what tiles yields.
 
     Parameters
@@ -80,7 +80,7 @@ Reader = Callable[[Floats], Floats]
 """Gives a tile's rows, as floats: in the float32 array (rows, n_features) that it gets, or in another."""
 
 
-def tile_readers(rows: Rows, starts: range, pool: Executor) -> Iterator[tuple[slice, Reader]]:
+def tile_readers(rows: RowSource, starts: range, pool: Executor) -> Iterator[tuple[slice, Reader]]:
     """Yield (range, reader) of adjoining tiles, whose readers may be called by many threads at once.
 
     Where rows can be read so, they read; of others they hand on what the pool has read ahead.
@@ -116,7 +116,7 @@ def _ahead(
         yield slice(start, start + len(tile)), tile
 
 
-def _read(rows: Rows, start: int, stop: int) -> NDArray[Any]:
+def _read(rows: RowSource, start: int, stop: int) -> NDArray[Any]:
     read = rows.read_stored if isinstance(rows, BlockRows) else rows.read
     tile = np.asarray(read(start, stop))
     expected = (stop - start, rows.shape[1])

@@ -154,10 +154,10 @@ def probe_memory(plan: ModelPlan, counts: Counts, n_threads: int, base_bytes: in
         The interpreter with all libraries loaded.
     """
     from satstore.analysis.logistic.memory import fit_bytes
-    from satstore.analysis.logistic.preconditioner import Problem
+    from satstore.analysis.logistic.problem import LogisticProblem
 
     problems = [
-        Problem(
+        LogisticProblem(
             n_rows=counts.n_train,
             n_features=prod(shape),
             n_classes=counts.n_classes,

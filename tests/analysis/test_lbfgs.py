@@ -3,16 +3,16 @@ import pytest
 from scipy.optimize import minimize as scipy_minimize
 from scipy.optimize import rosen, rosen_der
 
-from satstore.analysis.logistic.lbfgs import Ends, Evaluation, minimize
+from satstore.analysis.logistic.lbfgs import StoppingCriteria, ValueAndGradient, minimize
 
 
 def evaluate_rosen(points, _):
     gradients = np.array([rosen_der(point) for point in points])
-    return Evaluation(np.array([rosen(p) for p in points]), gradients, np.abs(gradients).max(axis=1))
+    return ValueAndGradient(np.array([rosen(p) for p in points]), gradients, np.abs(gradients).max(axis=1))
 
 
-def ends(n, measure=1e-6, max_iter=500, rounding=1e-15, max_trials=20):
-    return Ends(measure, np.full(n, max_iter), rounding, max_trials)
+def stop_at(n, tol=1e-6, rounding=1e-15):
+    return StoppingCriteria(tol=tol, max_iter=np.full(n, 500), rounding=rounding, max_trials=20)
 
 
 OPTIONS = {"memory": 10, "dtype": np.float64}
@@ -24,9 +24,9 @@ def starts():
 
 
 def test_minimize__takes_about_as_many_iterations_as_scipys(starts):
-    found = minimize(evaluate_rosen, starts, ends(7), **OPTIONS)
+    found = minimize(evaluate_rosen, starts, stop_at(7), **OPTIONS)
     assert not found.stalled.any()
-    assert (found.measure <= 1e-6).all()
+    assert (found.optimality <= 1e-6).all()
     assert np.allclose(found.point, 1, atol=1e-5)
     for start, n_iterations in zip(starts, found.n_iterations, strict=True):
         peer = scipy_minimize(
@@ -36,9 +36,9 @@ def test_minimize__takes_about_as_many_iterations_as_scipys(starts):
 
 
 def test_minimize__solves_each_problem_as_it_would_alone(starts):
-    together = minimize(evaluate_rosen, starts, ends(7), **OPTIONS)
+    together = minimize(evaluate_rosen, starts, stop_at(7), **OPTIONS)
     for index, start in enumerate(starts):
-        alone = minimize(evaluate_rosen, start[None], ends(1), **OPTIONS)
+        alone = minimize(evaluate_rosen, start[None], stop_at(1), **OPTIONS)
         assert np.allclose(together.point[index], alone.point[0], atol=1e-6)
 
 
@@ -50,14 +50,14 @@ def test_minimize__evaluates_only_what_is_under_way(starts):
         return evaluate_rosen(points, index)
 
     starts[3] = 1.0  # the minimum
-    minimize(evaluate, starts, ends(7), **OPTIONS)
+    minimize(evaluate, starts, stop_at(7), **OPTIONS)
     assert seen[0] == list(range(7))
     assert all(3 not in index for index in seen[1:])
     assert len(seen[-1]) < 6
 
 
 def test_minimize__stops_after_max_iter_iterations(starts):
-    limits = Ends(0.0, np.array([0, 1, 5]), 0.0, 20)
+    limits = StoppingCriteria(tol=0.0, max_iter=np.array([0, 1, 5]), rounding=0.0, max_trials=20)
     found = minimize(evaluate_rosen, starts[:3], limits, **OPTIONS)
     assert list(found.n_iterations) == [0, 1, 5]
     assert np.array_equal(found.point[0], starts[0])
@@ -69,10 +69,10 @@ def test_minimize__steps_back_from_what_is_not_finite():
             value = points[:, 0] - np.log(points[:, 0]) / 2  # for x > 0, the minimum at 1/2
             gradient = 1 - 0.5 / points
         seen.extend(value)
-        return Evaluation(value, gradient, np.abs(gradient[:, 0]))
+        return ValueAndGradient(value, gradient, np.abs(gradient[:, 0]))
 
     seen = []
-    found = minimize(evaluate, np.array([[0.9]]), ends(1), memory=5, dtype=np.float64)
+    found = minimize(evaluate, np.array([[0.9]]), stop_at(1), memory=5, dtype=np.float64)
     assert np.isnan(seen[1])
     assert found.point[0, 0] == pytest.approx(0.5, abs=1e-5)
 
@@ -82,9 +82,9 @@ def test_minimize__says_where_the_value_can_not_be_lowered_further():
 
     def evaluate(points, _):
         value = np.square(points).sum(axis=1) + 1 + 1e-9 * noise.standard_normal(len(points))
-        return Evaluation(value, 2 * points, np.full(len(points), 1.0))
+        return ValueAndGradient(value, 2 * points, np.full(len(points), 1.0))
 
-    found = minimize(evaluate, np.ones((2, 3)), ends(2, rounding=1e-8), **OPTIONS)
+    found = minimize(evaluate, np.ones((2, 3)), stop_at(2, rounding=1e-8), **OPTIONS)
     assert found.stalled.all()
     assert found.value == pytest.approx(1, abs=1e-7)
 
@@ -97,10 +97,10 @@ def test_minimize__goes_by_the_slopes_where_rounding_hides_the_values():
         evaluations.append(len(points))
         gradient = curvature * points
         value = np.vecdot(points, gradient) / 2 + 1 + 1e-8 * noise.standard_normal(len(points))
-        return Evaluation(value, gradient, np.abs(gradient).max(axis=1))
+        return ValueAndGradient(value, gradient, np.abs(gradient).max(axis=1))
 
     evaluations = []
     starts = noise.standard_normal((5, 12))
-    found = minimize(evaluate, starts, ends(5, measure=1e-7, rounding=1e-7), **OPTIONS)
-    assert (found.measure <= 1e-7).all()
+    found = minimize(evaluate, starts, stop_at(5, tol=1e-7, rounding=1e-7), **OPTIONS)
+    assert (found.optimality <= 1e-7).all()
     assert len(evaluations) <= 1.3 * found.n_iterations.max()

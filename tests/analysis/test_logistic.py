@@ -18,7 +18,7 @@ from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from satstore.analysis import row_source as rows_module
+from satstore.analysis import tiles
 from satstore.analysis.logistic import solver
 from satstore.analysis.logistic.engine import sum_in_order
 from satstore.analysis.logistic.estimator import LogisticProbe, evaluate
@@ -119,7 +119,7 @@ def test_probe__goes_on_in_float64_where_float32_can_get_no_further(monkeypatch)
     residuals = np.exp(log_softmax(logits, axis=1)) - np.eye(3)[y]
     assert np.abs(residuals.T @ wide + probe.coef_).max() / len(y) < 2.1e-7
     assert np.abs(residuals.mean(axis=0)).max() < 2.1e-7
-    monkeypatch.setattr(solver, "PRECISIONS", solver.PRECISIONS[:1])
+    monkeypatch.setattr(solver, "WORKING_PRECISIONS", solver.WORKING_PRECISIONS[:1])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         assert LogisticProbe(tol=2e-7).fit(X, y).n_iter_ < probe.n_iter_
@@ -163,7 +163,7 @@ def same(one, other):
 @pytest.fixture
 def small_tiles(monkeypatch):
     """Make tiles of 64 rows, so that small data have many."""
-    monkeypatch.setattr(rows_module, "TILE_MAX_ROWS", 64)
+    monkeypatch.setattr(tiles, "TILE_MAX_ROWS", 64)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def reference():
     """conv-like data and the probe of the NumPy array, with tiles of 64 rows."""
     X, y = conv_like(300, 24, 3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "TILE_MAX_ROWS", 64)
+        patch.setattr(tiles, "TILE_MAX_ROWS", 64)
         return X, y, LogisticProbe(tol=0.01).fit(X, y)
 
 
@@ -180,7 +180,7 @@ def check_chunks(reference, chunk_rows, chunk_features):
     chunks = (chunk_rows, chunk_features)
     store = zarr.create_array(zarr.storage.MemoryStore(), data=X, chunks=chunks)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rows_module, "TILE_MAX_ROWS", 64)
+        patch.setattr(tiles, "TILE_MAX_ROWS", 64)
         for data in (store, da.from_array(X, chunks=chunks)):
             probe = LogisticProbe(tol=0.01).fit(data, y)
             assert same(probe, expected)
@@ -360,7 +360,7 @@ def test_probe__keeps_its_digits_where_the_mean_is_far_above_the_std():
 # 47 and 125 MiB as float32; half as stored, which with the sums and tiles is above the bound too.
 @pytest.mark.parametrize("n_rows", [12_000, pytest.param(32_000, marks=pytest.mark.long)])
 def test_fit__needs_no_memory_for_all_rows(tmp_path, monkeypatch, n_rows):
-    monkeypatch.setattr(rows_module, "TILE_BYTES", 2**20)
+    monkeypatch.setattr(tiles, "TILE_BYTES", 2**20)
     shape = (n_rows, 256, 2, 2)
     rng = np.random.default_rng(0)
     y = rng.integers(0, 3, n_rows)
@@ -412,8 +412,8 @@ def test_sum_in_order__adds_tiles_in_float64():
     tile, codes = rng.standard_normal((100, 5), dtype=np.float32), rng.integers(0, 3, 100)
     query = LossQuery(rng.standard_normal((1, 3, 5), dtype=np.float32), np.zeros((1, 3), np.float32))
     whole = query.share(tile, codes)
-    halves = [query.share(tile[p], codes[p]) for p in (slice(50), slice(50, 100))]
-    found = sum_in_order(halves, query.zero())
+    parts = [query.share(tile[p], codes[p]) for p in (slice(50), slice(50, 100))]
+    found = sum_in_order(parts, query.zero())
     assert found.loss == pytest.approx(whole.loss)
     assert found.weights.dtype == np.float64
     assert np.allclose(found.weights, whole.weights, rtol=1e-4, atol=1e-5)

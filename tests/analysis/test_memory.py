@@ -6,7 +6,7 @@ from threadpoolctl import threadpool_limits
 
 from satstore.analysis.logistic.estimator import LogisticProbe
 from satstore.analysis.logistic.memory import fit_bytes, problems_at_once
-from satstore.analysis.logistic.preconditioner import Problem
+from satstore.analysis.logistic.problem import LogisticProblem
 from satstore.analysis.row_source import BlockRows
 
 
@@ -27,12 +27,17 @@ def test_fit_bytes__are_what_a_fit_takes(n_rows, n_features, n_classes):
             _, peak_bytes = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-    projected = fit_bytes(Problem(n_rows, n_features, n_classes, 1.0, 1e-4, 14), n_threads=2)
+    problem = LogisticProblem(
+        n_rows=n_rows, n_features=n_features, n_classes=n_classes, C=1.0, tol=1e-4, max_iter=14
+    )
+    projected = fit_bytes(problem, n_threads=2)
     assert 0.8 * projected < peak_bytes < 1.2 * projected
 
 
 def test_problems_at_once__are_as_many_as_there_is_room_for():
-    problem = Problem(1000, 64 * 32, 10, 1.0, 1e-4, 100, n_positions=64)
+    problem = LogisticProblem(
+        n_rows=1000, n_features=64 * 32, n_classes=10, C=1.0, tol=1e-4, max_iter=100, n_positions=64
+    )
     assert problems_at_once(problem, 2**40) == 64
     assert problems_at_once(problem, 0) == 1
     assert 1 < problems_at_once(problem, 2**20) < 64

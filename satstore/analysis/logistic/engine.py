@@ -1,4 +1,4 @@
-"""Engines: what computes the sums over all rows that are asked for, one pass at a time.
+"""Compute sums over all rows, one pass at a time.
 
 Rows are cut into tiles, and runs of tiles into spans. A tile's share is computed by one thread, shares are
 added tile by tile within a span, and spans in order. All of it follows from the problem's sizes alone, so
@@ -13,10 +13,10 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from satstore.analysis.feature_moments import FeatureMoments, feature_moments, nonfinite_error
-from satstore.analysis.floats import Floats, as_floats
-from satstore.analysis.logistic.loss import Codes, Float64s
-from satstore.analysis.logistic.tile_threads import Crew
-from satstore.analysis.row_source import Rows
+from satstore.analysis.floats import Float64s, Floats, as_floats
+from satstore.analysis.logistic.loss import Codes
+from satstore.analysis.logistic.tile_threads import TileThreads
+from satstore.analysis.row_source import RowSource
 from satstore.analysis.tiles import Reader, tile_height, tile_readers
 
 MAX_SPANS = 16
@@ -28,7 +28,7 @@ Sums_co = TypeVar("Sums_co", bound=tuple[Any, ...], covariant=True)
 
 
 class Query(Protocol[Sums_co]):
-    """Something to be summed over all rows, each tile's share a pure function of the tile and its codes."""
+    """A sum over all rows, each tile's share of it a pure function of the tile and its codes."""
 
     @property
     def weights(self) -> Floats:
@@ -36,10 +36,10 @@ class Query(Protocol[Sums_co]):
 
     @property
     def shift(self) -> Float64s | None:
-        """What is to be taken off every row, (n_features,); None for nothing."""
+        """Values to subtract from every row, (n_features,); None for nothing."""
 
     def zero(self) -> Sums_co:
-        """Return sums of nothing."""
+        """Return the sums over no rows."""
 
     def share(self, tile: Floats, codes: Codes) -> Sums_co:
         """Compute the share of a tile (n, n_features), with the class numbers codes (n,)."""
@@ -58,7 +58,7 @@ class Engine(Protocol):
         """
 
     def sample(self, n_rows: int) -> Floats:
-        """Return so many rows, evenly spaced over all, (n_rows, n_features), float32 or float64.
+        """Return n_rows rows, evenly spaced over all, (n_rows, n_features), float32 or float64.
 
         Raises
         ------
@@ -67,7 +67,7 @@ class Engine(Protocol):
         """
 
     def sums(self, query: Query[Sums]) -> Sums:
-        """Return what is asked for, summed over all rows in one pass.
+        """Compute a query's sums over all rows in one pass.
 
         Raises
         ------
@@ -84,7 +84,7 @@ def make_spans(n_rows: int, height: int) -> list[range]:
 
 
 def sum_in_order(parts: Iterable[Sums], total: Sums) -> Sums:
-    """Add parts to a total, in place, first to last: the one order that every way of computing them keeps."""
+    """Add parts to a total, in place, first to last, which every engine does in this order."""
     for part in parts:
         for array, share in zip(total, part, strict=True):
             # Cast as a whole, NumPy adds four times faster than when it casts on the way.
@@ -93,7 +93,7 @@ def sum_in_order(parts: Iterable[Sums], total: Sums) -> Sums:
 
 
 def sums_of_spans(
-    rows: Rows, codes: Codes, query: Query[Sums], spans: Sequence[range], crew: Crew
+    rows: RowSource, codes: Codes, query: Query[Sums], *, spans: Sequence[range], threads: TileThreads
 ) -> Iterator[Sums]:
     """Yield each span's share of a query; the spans adjoin each other."""
     starts = range(spans[0].start, spans[-1].stop, spans[0].step)
@@ -103,12 +103,12 @@ def sums_of_spans(
         floats = read(_scratch.floats(place.stop - place.start, rows.shape[1]))
         return query.share(as_floats(floats, query.shift, query.weights.dtype), codes[place])
 
-    parts = crew.map(share, tile_readers(rows, starts, crew.reader))
+    parts = threads.map(share, tile_readers(rows, starts, threads.reader))
     for span in spans:
         yield sum_in_order(islice(parts, len(span)), query.zero())
 
 
-def sample_span(rows: Rows, n_sample: int, span: range, crew: Crew) -> Floats:
+def sample_span(rows: RowSource, n_sample: int, *, span: range, threads: TileThreads) -> Floats:
     """Return those of n_sample rows, evenly spaced over all, that lie in a span."""
     chosen = np.arange(n_sample) * rows.shape[0] // n_sample
 
@@ -120,24 +120,24 @@ def sample_span(rows: Rows, n_sample: int, span: range, crew: Crew) -> Floats:
         picked: Floats = floats[chosen[first:last] - place.start]
         return picked
 
-    return np.concatenate(list(crew.map(pick, tile_readers(rows, span, crew.reader))))
+    return np.concatenate(list(threads.map(pick, tile_readers(rows, span, threads.reader))))
 
 
-def check_sums(sums: Sums, rows: Rows, crew: Crew) -> Sums:
+def check_finite(sums: Sums, rows: RowSource, threads: TileThreads) -> Sums:
     """Return sums over rows if they are finite.
 
     Raises
     ------
     NumericsError
-        Saying which rows are not.
+        If they are not; it names the rows that hold NaN or infinities.
     """
     if not np.isfinite(sums[0]).all():
-        raise crew.reader.submit(nonfinite_error, rows).result()
+        raise threads.reader.submit(nonfinite_error, rows).result()
     return sums
 
 
 class _Scratch(local):
-    """A thread's array for tiles: of a new one for each, the system would have to clear the pages."""
+    """Each thread's array for tiles, reused: the system would have to clear the pages of a new one."""
 
     def __init__(self) -> None:
         self._values = np.empty(0, np.float32)
@@ -152,7 +152,7 @@ _scratch = _Scratch()
 
 
 class ThreadEngine:
-    """Passes over rows with the threads of a crew.
+    """Passes over rows with threads of this process.
 
     Parameters
     ----------
@@ -161,23 +161,24 @@ class ThreadEngine:
     codes
         (n,), the class numbers.
     n_logits
-        How many logits a row has.
+        The number of logits of a row, of all positions.
     """
 
-    def __init__(self, rows: Rows, codes: Codes, n_logits: int, crew: Crew) -> None:
-        self._rows, self._codes, self._crew = rows, codes, crew
+    def __init__(self, rows: RowSource, codes: Codes, n_logits: int, threads: TileThreads) -> None:
+        self._rows, self._codes, self._threads = rows, codes, threads
         self._spans = make_spans(rows.shape[0], tile_height(rows.shape[1], n_logits))
 
     def moments(self) -> FeatureMoments:
         """Return the features' moments; see :meth:`Engine.moments`."""
-        return feature_moments(self._rows, self._crew.reader)
+        return feature_moments(self._rows, self._threads.reader)
 
     def sample(self, n_rows: int) -> Floats:
         """Return rows evenly spaced over all; see :meth:`Engine.sample`."""
-        sample = np.concatenate([sample_span(self._rows, n_rows, span, self._crew) for span in self._spans])
-        return check_sums((sample,), self._rows, self._crew)[0]
+        parts = (sample_span(self._rows, n_rows, span=span, threads=self._threads) for span in self._spans)
+        sample = np.concatenate(list(parts))
+        return check_finite((sample,), self._rows, self._threads)[0]
 
     def sums(self, query: Query[Sums]) -> Sums:
         """Make one pass; see :meth:`Engine.sums`."""
-        parts = sums_of_spans(self._rows, self._codes, query, self._spans, self._crew)
-        return check_sums(sum_in_order(parts, query.zero()), self._rows, self._crew)
+        parts = sums_of_spans(self._rows, self._codes, query, spans=self._spans, threads=self._threads)
+        return check_finite(sum_in_order(parts, query.zero()), self._rows, self._threads)

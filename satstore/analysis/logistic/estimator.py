@@ -18,10 +18,10 @@ from satstore.analysis.floats import Floats, float_dtype
 from satstore.analysis.logistic.engine import ThreadEngine
 from satstore.analysis.logistic.evaluation import EvaluationQuery, class_codes
 from satstore.analysis.logistic.loss import Codes, class_logits, softmax, tile_logits
-from satstore.analysis.logistic.preconditioner import Problem
+from satstore.analysis.logistic.problem import LogisticProblem
 from satstore.analysis.logistic.solver import solve
-from satstore.analysis.logistic.tile_threads import crew_of_threads
-from satstore.analysis.row_source import ArrayRows, Rows, lazy_rows
+from satstore.analysis.logistic.tile_threads import start_tile_threads
+from satstore.analysis.row_source import ArrayRows, RowSource, as_row_source
 from satstore.analysis.tiles import tile_height, tiles
 from satstore.errors import ConfigError
 
@@ -31,9 +31,10 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     A scikit-learn classifier of NumPy arrays and all that scikit-learn takes for one, of two axes; also of
     Dask and Zarr arrays of two or more axes (those after the first are flattened into features), xarray's
-    over either, and Rows. Of these, a tile of 16 MiB per thread, three more and two stored blocks are in
-    memory at a time; the solver's history takes 16 · MEMORY bytes per coefficient. The same values give the
-    same coefficients, bit for bit, however they are stored and chunked, on any number of threads.
+    over either, and a :class:`.RowSource`. Of these, a tile of 24 MiB per thread, three more and two stored
+    blocks are in memory at a time; the solver's history takes 8 · MEMORY bytes per coefficient. The same
+    values give the same coefficients, bit for bit, however they are stored and chunked, on any number of
+    threads.
 
     Parameters
     ----------
@@ -89,9 +90,16 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ConfigError(
                 f"the labels have one class only, {str(self.classes_[0])!r}; a probe needs two or more"
             )
-        problem = Problem(*rows.shape, len(self.classes_), self.C, self.tol, int(self.max_iter))
-        with crew_of_threads() as crew:
-            solution = solve(ThreadEngine(rows, codes, problem.n_outputs, crew), problem)
+        problem = LogisticProblem(
+            n_rows=rows.shape[0],
+            n_features=rows.shape[1],
+            n_classes=len(self.classes_),
+            C=self.C,
+            tol=self.tol,
+            max_iter=int(self.max_iter),
+        )
+        with start_tile_threads() as threads:
+            solution = solve(ThreadEngine(rows, codes, problem.n_outputs, threads), problem)
         self.coef_, self.intercept_ = solution.weights[0], solution.intercept[0]
         self._shift = None if solution.shift is None else solution.shift[0]
         self.n_iter_, self.n_passes_ = int(solution.n_iterations[0]), solution.n_passes
@@ -126,10 +134,10 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 logits: Floats = tile_logits(tile[:, None], weights, offset)[0]
             return logits
 
-        with crew_of_threads() as crew:
-            for logits in crew.map(compute, tiles(rows, height, self._shift, None, crew.reader)):
+        with start_tile_threads() as threads:
+            for logits in threads.map(compute, tiles(rows, height, threads.reader, shift=self._shift)):
                 if not np.isfinite(logits).all():
-                    raise crew.reader.submit(nonfinite_error, rows).result()
+                    raise threads.reader.submit(nonfinite_error, rows).result()
                 yield logits
 
     def _model(self, dtype: Any) -> tuple[Floats, Floats]:
@@ -137,9 +145,9 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         offset = self.intercept_ if self._shift is None else self.intercept_ + self.coef_ @ self._shift
         return self.coef_[None].astype(dtype), offset[None].astype(dtype)
 
-    def _rows(self, X: Any) -> Rows:
+    def _rows(self, X: Any) -> RowSource:
         check_is_fitted(self)
-        rows = lazy_rows(X)
+        rows = as_row_source(X)
         if rows is None:
             return ArrayRows(validate_data(self, X, reset=False, dtype="numeric"))
         if rows.shape[1] != self.n_features_in_ or not rows.shape[0]:
@@ -148,8 +156,8 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         return rows
 
-    def _training_data(self, X: Any, y: Any) -> tuple[Rows, NDArray[Any]]:
-        rows = lazy_rows(X)
+    def _training_data(self, X: Any, y: Any) -> tuple[RowSource, NDArray[Any]]:
+        rows = as_row_source(X)
         if rows is None:
             X, y = validate_data(self, X, y, dtype="numeric")
             return ArrayRows(X), y
@@ -188,8 +196,8 @@ class LogisticProbe(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
-    """How a probe does on rows that it may not have seen.
+class ProbeScores:
+    """How well a probe predicts the labels of some rows.
 
     Attributes
     ----------
@@ -218,7 +226,7 @@ class Evaluation:
     n_unseen: int
 
 
-def evaluate(probe: LogisticProbe, rows: Any, labels: Any, top: int = 5) -> Evaluation:
+def evaluate(probe: LogisticProbe, rows: Any, labels: Any, top: int = 5) -> ProbeScores:
     """Evaluate a fitted probe in one pass over rows, of any kind that it can be fitted to.
 
     Parameters
@@ -244,10 +252,10 @@ def evaluate(probe: LogisticProbe, rows: Any, labels: Any, top: int = 5) -> Eval
     # Products are in the dtype of the rows, as in predict.
     weights, offset = probe._model(float_dtype(rows.read(0, 1).dtype))
     query = EvaluationQuery(weights, offset, probe._shift, top)
-    with crew_of_threads() as crew:
-        sums = ThreadEngine(rows, codes, len(probe.coef_), crew).sums(query)
+    with start_tile_threads() as threads:
+        sums = ThreadEngine(rows, codes, len(probe.coef_), threads).sums(query)
     n_seen = int(sums.confusion.sum())
-    return Evaluation(
+    return ProbeScores(
         accuracy=int(sums.right[0]) / n_rows,
         top_accuracy=int(sums.top[0]) / n_rows,
         loss=float(sums.loss[0]) / n_seen if n_seen else float("nan"),

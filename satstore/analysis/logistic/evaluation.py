@@ -1,4 +1,4 @@
-"""How fitted probes do on rows that they may not have seen: accuracies, losses and confusions in one pass."""
+"""Evaluate fitted probes on rows: accuracies, losses and confusion matrices in one pass."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -6,8 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.analysis.floats import Floats
-from satstore.analysis.logistic.loss import Codes, Float64s, as_maps, class_logits, softmax_loss, tile_logits
+from satstore.analysis.floats import Float64s, Floats
+from satstore.analysis.logistic.loss import Codes, class_logits, softmax_loss, split_positions, tile_logits
 
 
 class EvaluationSums(NamedTuple):
@@ -21,16 +21,16 @@ class EvaluationSums(NamedTuple):
 
 @dataclass(frozen=True)
 class EvaluationQuery:
-    """Asks how probes of weights (P, K, C) and offset (P, K) do on rows less a shift.
+    """Evaluate probes of weights (P, K, F) and offset (P, K) on rows less a shift.
 
     Rows of codes below 0 count as wrong by all measures, and are left out of loss and confusion.
 
     Attributes
     ----------
     shift
-        (P · C,), taken off every row; None for nothing.
+        (P · F,), taken off every row; None for nothing.
     top
-        How many of a row's most probable classes are looked at.
+        A row counts as among the top if its class is one of so many most probable ones.
     confused
         Whether confusions are counted; else their array is empty, (P, 0, 0).
     """
@@ -49,13 +49,14 @@ class EvaluationQuery:
         return EvaluationSums(np.zeros(p), right, top, np.zeros((p, k, k), np.int64))
 
     def share(self, tile: Floats, codes: Codes) -> EvaluationSums:
-        """Compute the share of a tile of rows (n, P · C), less the shift, of codes (n,)."""
+        """Compute the share of a tile of rows (n, P · F), less the shift, of codes (n,)."""
         sums = self.zero()
-        with np.errstate(invalid="ignore", over="ignore"):  # NaN shows in the loss, and is told there
-            logits = class_logits(tile_logits(as_maps(tile, self.weights, None), self.weights, self.offset))
+        with np.errstate(invalid="ignore", over="ignore"):  # NaN shows in the loss, and is reported there
+            maps = split_positions(tile, self.weights, None)
+            logits = class_logits(tile_logits(maps, self.weights, self.offset))
             seen = np.flatnonzero(codes >= 0)
             logits, own = logits[..., seen], codes[seen]
-            sums.top[:] = np.count_nonzero(ranks(logits, own) < self.top, axis=-1)
+            sums.top[:] = np.count_nonzero(count_more_probable(logits, own) < self.top, axis=-1)
             predicted = logits.argmax(axis=1)
             sums.right[:] = np.count_nonzero(predicted == own, axis=-1)
             if self.confused:
@@ -71,8 +72,8 @@ def class_codes(labels: NDArray[np.generic], classes: NDArray[np.generic]) -> Co
     return np.where(classes[codes] == labels, codes, -1)
 
 
-def ranks(logits: Floats, codes: Codes) -> Codes:
-    """Return the place of each row's own class, (P, n), when logits (P, k, n) descend and ties keep order."""
+def count_more_probable(logits: Floats, codes: Codes) -> Codes:
+    """Count the classes before each row's own, (P, n), as logits (P, k, n) descend and ties keep order."""
     own = logits[:, codes, np.arange(len(codes))][:, None]
     earlier = np.arange(logits.shape[1])[:, None] < codes
     return np.asarray(np.count_nonzero((logits > own) | ((logits == own) & earlier), axis=1))

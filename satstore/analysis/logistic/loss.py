@@ -1,8 +1,7 @@
 """The losses of logistic regression, and one tile's share of them: pure functions.
 
-P problems are computed at once, each with its own features of the same rows: P is the number of positions of
-a pixelwise probe, else 1. The other shapes: n rows, C features, k classes, and K outputs: k, or 1 for two
-classes.
+P problems are computed at once, each with its own features of the same rows. Shapes as in :mod:`.problem`: P
+problems (1, or one per position of a pixelwise probe), n rows, F features, k classes, K outputs.
 """
 
 from collections.abc import Callable
@@ -13,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from satstore.analysis.floats import Floats
+from satstore.analysis.floats import Float64s, Floats
 
-Float64s = NDArray[np.float64]
 Codes = NDArray[np.int64]
+"""A class number per row, (n,): the place of its label among the sorted classes; −1 for none of them."""
 
 
 class LossSums(NamedTuple):
-    """Sums over rows: the losses (P,), and their gradients by W (P, K, C) and by b (P, K)."""
+    """Sums over rows: the losses (P,), and their gradients by W (P, K, F) and by b (P, K)."""
 
     loss: Float64s
     weights: Floats
@@ -76,8 +75,8 @@ def binomial_loss(logits: Floats, codes: Codes) -> tuple[Float64s, Floats]:
     return losses, (expit(wide) - codes).astype(logits.dtype)
 
 
-def loss_of(n_outputs: int) -> Loss:
-    """Return the loss of so many outputs: the binomial for one, else the softmax."""
+def choose_loss(n_outputs: int) -> Loss:
+    """Return the loss for a number of outputs: the binomial for one, else the softmax."""
     return softmax_loss if n_outputs > 1 else binomial_loss
 
 
@@ -93,7 +92,7 @@ def softmax(logits: Floats) -> Floats:
 
 
 def tile_logits(tile: Floats, weights: Floats, offset: Floats) -> Floats:
-    """Compute weights (P, K, C) times tile (n, P, C) plus offset (P, K), (P, K, n)."""
+    """Compute weights (P, K, F) times tile (n, P, F) plus offset (P, K), (P, K, n)."""
     logits = weights @ tile.transpose(1, 2, 0)
     logits += offset[:, :, None]
     return logits
@@ -101,14 +100,14 @@ def tile_logits(tile: Floats, weights: Floats, offset: Floats) -> Floats:
 
 @dataclass(frozen=True)
 class LossQuery:
-    """Asks for the loss and its gradients at weights (p, K, C) and offset (p, K), of rows less a shift.
+    """Asks for the loss and its gradients at weights (p, K, F) and offset (p, K), of rows less a shift.
 
     Attributes
     ----------
     weights, offset
         In the dtype of the products, float32 or float64.
     shift
-        (P · C,), taken off every row; None for nothing.
+        (P · F,), taken off every row; None for nothing.
     positions
         Which of the P positions of a row the p problems are of; None for all.
     """
@@ -124,13 +123,13 @@ class LossQuery:
         return LossSums(np.zeros(shape[0]), np.zeros(shape), np.zeros(shape[:2]))
 
     def share(self, tile: Floats, codes: Codes) -> LossSums:
-        """Compute the share of a tile of rows (n, P · C), less the shift, of codes (n,)."""
-        maps = as_maps(tile, self.weights, self.positions)
+        """Compute the share of a tile of rows (n, P · F), less the shift, of codes (n,)."""
+        maps = split_positions(tile, self.weights, self.positions)
         return tile_loss_and_gradient(maps, codes, self.weights, self.offset)
 
 
-def as_maps(tile: Floats, weights: Floats, positions: NDArray[np.int64] | None) -> Floats:
-    """Return a tile of rows (n, P · C) by position, (n, p, C)."""
+def split_positions(tile: Floats, weights: Floats, positions: NDArray[np.int64] | None) -> Floats:
+    """Return a tile of rows (n, P · F) by position, (n, p, F)."""
     maps = tile.reshape(len(tile), -1, weights.shape[2])
     return maps if positions is None else maps[:, positions]
 
@@ -141,10 +140,10 @@ def tile_loss_and_gradient(tile: Floats, codes: Codes, weights: Floats, offset: 
     Parameters
     ----------
     tile
-        (n, P, C), float32 or float64, and of the same dtype: weights (P, K, C), offset (P, K).
+        (n, P, F), float32 or float64, and of the same dtype: weights (P, K, F), offset (P, K).
     codes
         (n,), the class numbers.
     """
-    with np.errstate(invalid="ignore", over="ignore"):  # NaN shows in the loss, and is told there
-        totals, residuals = loss_of(weights.shape[1])(tile_logits(tile, weights, offset), codes)
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN shows in the loss, and is reported there
+        totals, residuals = choose_loss(weights.shape[1])(tile_logits(tile, weights, offset), codes)
         return LossSums(totals, residuals @ tile.transpose(1, 0, 2), residuals.sum(axis=2, dtype=np.float64))

@@ -1,6 +1,6 @@
-"""What fits take in memory, in bytes: projected before they begin."""
+"""Project the memory that fits take, in bytes, before they begin."""
 
-from satstore.analysis.logistic.preconditioner import Problem
+from satstore.analysis.logistic.problem import LogisticProblem
 from satstore.analysis.tiles import tile_height
 
 # The solver's vectors, per coefficient of the problems that it solves at once: its history of 10 pairs of
@@ -9,25 +9,25 @@ from satstore.analysis.tiles import tile_height
 SOLVER_BYTES = 146
 # Results of all problems: points and weights, float64.
 RESULT_BYTES = 24
-# A sample's values as they are read, as the coordinates take them, and the basis that comes of them: float32,
-# float64 and, of as many directions as rows at most, float64; only the basis stays.
+# A sample's values as they are read (float32) and as the preconditioner takes them (float64), and its basis of
+# as many directions as rows at most (float64); only the basis stays.
 SAMPLE_BYTES, BASIS_BYTES = 12, 8
 
 
-def problems_at_once(problem: Problem, room_bytes: int) -> int:
-    """Return how many of the problems the solver can take on at once, one at least."""
+def problems_at_once(problem: LogisticProblem, room_bytes: int) -> int:
+    """Return how many of the problems the solver has room for at once, one at least."""
     return max(1, min(problem.n_positions, room_bytes // (SOLVER_BYTES * problem.n_coefficients)))
 
 
-def fit_bytes(problem: Problem, n_threads: int) -> int:
-    """Return what a fit takes, above its process: of many problems, one at a time.
+def fit_bytes(problem: LogisticProblem, n_threads: int) -> int:
+    """Return the bytes that a fit takes on top of its process: of many problems, solved one at a time.
 
     Parameters
     ----------
     n_threads
-        That compute with a tile each.
+        Threads that compute with one tile each.
     """
-    n_logits = problem.n_positions * problem.n_outputs
+    n_logits = problem.n_logits
     height = min(problem.n_rows, tile_height(problem.n_features, n_logits))
     n_tiles = -(-problem.n_rows // height)
     n_computing = min(n_threads, n_tiles)

@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from satstore.analysis.floats import as_floats
-from satstore.analysis.logistic.engine import Query, Sums, ThreadEngine, check_sums
+from satstore.analysis.logistic.engine import Query, Sums, ThreadEngine, check_finite
 from satstore.analysis.logistic.loss import Codes, LossQuery, LossSums
-from satstore.analysis.logistic.tile_threads import Crew
+from satstore.analysis.logistic.tile_threads import TileThreads
 from satstore.analysis.moments import full_precision
-from satstore.analysis.row_source import Rows
+from satstore.analysis.row_source import RowSource
 from satstore.analysis.tiles import stored_tiles, tile_height
 
-# Of a device's free memory, what rows may stay in.
+# The share of a device's free memory that rows may stay in.
 KEPT_SHARE = 0.6
 
 
@@ -31,8 +31,10 @@ class TorchEngine(ThreadEngine):
         Such as ``cuda:0``.
     """
 
-    def __init__(self, rows: Rows, codes: Codes, n_logits: int, crew: Crew, device: torch.device) -> None:
-        super().__init__(rows, codes, n_logits, crew)
+    def __init__(
+        self, rows: RowSource, codes: Codes, n_logits: int, threads: TileThreads, *, device: torch.device
+    ) -> None:
+        super().__init__(rows, codes, n_logits, threads)
         self._device = device
         self._device_codes = torch.from_numpy(codes).to(device)
         self._height = tile_height(rows.shape[1], n_logits)
@@ -55,7 +57,7 @@ class TorchEngine(ThreadEngine):
                 for array, share in zip(total, _loss_and_gradient(maps, codes, weights, offset), strict=True):
                     array += share
         found = LossSums(*(array.cpu().numpy() for array in total))
-        return check_sums(found, self._rows, self._crew)
+        return check_finite(found, self._rows, self._threads)
 
     def _tiles(self, dtype: torch.dtype) -> Iterator[tuple[int, Tensor]]:
         """Yield (first row, tile) in order: those that are kept, then those that have to be read."""
@@ -65,7 +67,7 @@ class TorchEngine(ThreadEngine):
         if first >= self._rows.shape[0]:
             return
         starts = range(first, self._rows.shape[0], self._height)
-        for place, tile in stored_tiles(self._rows, starts, self._crew.reader):
+        for place, tile in stored_tiles(self._rows, starts, self._threads.reader):
             floats = tile if tile.dtype == np.float16 else as_floats(tile, None, None)
             values = torch.from_numpy(floats).to(self._device)
             if self._room_bytes >= values.nbytes and len(self._kept) * self._height == place.start:
@@ -77,7 +79,7 @@ class TorchEngine(ThreadEngine):
 def _loss_and_gradient(
     maps: Tensor, codes: Tensor, weights: Tensor, offset: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute what LossQuery.share does, of maps (n, P, C): losses (P,), and gradients (P, K, C), (P, K)."""
+    """Compute what LossQuery.share does, of maps (n, P, F): losses (P,), and gradients (P, K, F), (P, K)."""
     logits = torch.baddbmm(offset[:, :, None], weights, maps.permute(1, 2, 0))
     if logits.shape[1] == 1:
         targets = codes.to(torch.float64).expand(logits.shape[0], 1, -1)

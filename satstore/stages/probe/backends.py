@@ -11,10 +11,10 @@ from satstore.analysis.floats import Floats, widen
 from satstore.analysis.logistic.engine import Engine, ThreadEngine
 from satstore.analysis.logistic.evaluation import EvaluationQuery, EvaluationSums, class_codes
 from satstore.analysis.logistic.memory import fit_bytes, problems_at_once
-from satstore.analysis.logistic.preconditioner import Problem
+from satstore.analysis.logistic.problem import LogisticProblem
 from satstore.analysis.logistic.solver import Solution, solve
-from satstore.analysis.logistic.tile_threads import crew_of_threads
-from satstore.analysis.row_source import BlockRows, Rows
+from satstore.analysis.logistic.tile_threads import start_tile_threads
+from satstore.analysis.row_source import BlockRows, RowSource
 from satstore.stages.probe.fit import Fit, Means, Splits
 from satstore.storage.zarr import LatentArray
 from satstore.system.cores import count_cores
@@ -46,8 +46,15 @@ def fit_layer(
     axes = train.shape[1:-1] if job.latents.pooling == "pixelwise" else ()
     n_positions = int(np.prod(axes, dtype=np.int64))
     value_bytes = max(latents[job.layer].array.dtype.itemsize for latents in splits.values())
-    problem = Problem(
-        train.shape[0], train.n_features, len(classes), job.C, job.tol, job.max_iter, n_positions, value_bytes
+    problem = LogisticProblem(
+        n_rows=train.shape[0],
+        n_features=train.n_features,
+        n_classes=len(classes),
+        C=job.C,
+        tol=job.tol,
+        max_iter=job.max_iter,
+        n_positions=n_positions,
+        value_bytes=value_bytes,
     )
     with make_engines(job, splits, classes, problem, means, cluster) as engines:
         room_bytes = means.memory_bytes - resident_bytes()
@@ -68,7 +75,7 @@ def fit_layer(
 
 
 def measure(
-    problem: Problem,
+    problem: LogisticProblem,
     solution: Solution,
     seen: EvaluationSums,
     unseen: EvaluationSums,
@@ -92,7 +99,7 @@ def make_engines(
     job: Fit,
     splits: Splits,
     classes: NDArray[np.int64],
-    problem: Problem,
+    problem: LogisticProblem,
     means: Means,
     cluster: "Cluster | None",
 ) -> Iterator[Mapping[str, Engine]]:
@@ -114,7 +121,7 @@ def make_engines(
         }
         return
     n_threads = choose_threads(job, problem, means)
-    with crew_of_threads(n_threads) as crew:
+    with start_tile_threads(n_threads) as threads:
         room_bytes = means.memory_bytes - resident_bytes() - fit_bytes(problem, n_threads)
         engines: dict[str, Engine] = {}
         for split, latents in splits.items():
@@ -125,13 +132,15 @@ def make_engines(
 
                 from satstore.analysis.logistic.torch_engine import TorchEngine
 
-                engines[split] = TorchEngine(rows, codes, n_logits, crew, torch.device(means.device))
+                engines[split] = TorchEngine(
+                    rows, codes, n_logits, threads, device=torch.device(means.device)
+                )
             else:
-                engines[split] = ThreadEngine(rows, codes, n_logits, crew)
+                engines[split] = ThreadEngine(rows, codes, n_logits, threads)
         yield engines
 
 
-def open_rows(latents: LatentArray, room_bytes: int) -> Rows:
+def open_rows(latents: LatentArray, room_bytes: int) -> RowSource:
     """Open a layer's rows: in memory, as they are stored, where there is room for them, else block by block.
 
     That spares every pass but the first the decoding, and changes no bit.
@@ -151,7 +160,7 @@ def open_rows(latents: LatentArray, room_bytes: int) -> Rows:
     return inner
 
 
-def choose_threads(job: Fit, problem: Problem, means: Means) -> int:
+def choose_threads(job: Fit, problem: LogisticProblem, means: Means) -> int:
     """Return how many threads the memory limit allows, the cores at most.
 
     Raises

@@ -20,7 +20,7 @@ from satstore.analysis.floats import Floats
 from satstore.analysis.logistic.engine import (
     Query,
     Sums,
-    check_sums,
+    check_finite,
     make_spans,
     sample_span,
     sum_in_order,
@@ -28,8 +28,8 @@ from satstore.analysis.logistic.engine import (
 )
 from satstore.analysis.logistic.evaluation import class_codes
 from satstore.analysis.logistic.loss import Codes
-from satstore.analysis.logistic.tile_threads import Crew, crew_of_one, lasting_crew
-from satstore.analysis.row_source import Rows
+from satstore.analysis.logistic.tile_threads import TileThreads, keep_tile_threads, start_single_thread
+from satstore.analysis.row_source import RowSource
 from satstore.analysis.tiles import tile_height
 from satstore.config.keys import LatentsKey
 from satstore.errors import ClusterError, reason_of
@@ -66,7 +66,7 @@ class LatentSource:
     digest: str
     classes: tuple[int, ...]
 
-    def rows(self) -> Rows:
+    def rows(self) -> RowSource:
         """Open the rows anew: who reads them keeps a block."""
         return _open(self)[0].rows()
 
@@ -87,7 +87,7 @@ class Cluster:
 
     client: "Client"
     n_threads: int
-    crew: Crew
+    threads: TileThreads
 
     def run(self, function: Callable[[], Any]) -> list[Any]:
         """Call a function in every worker process; a worker that is lost meanwhile is passed over."""
@@ -116,8 +116,8 @@ def start_cluster(n_workers: int) -> Iterator[Cluster]:
                 )
             )
         client = opened.enter_context(Client(cluster))
-        crew = opened.enter_context(crew_of_one())
-        yield Cluster(client, max(1, n_cores // n_workers), crew)
+        threads = opened.enter_context(start_single_thread())
+        yield Cluster(client, max(1, n_cores // n_workers), threads)
 
 
 @contextmanager
@@ -140,10 +140,10 @@ def join_cluster(address: str) -> Iterator[Cluster]:
         raise ClusterError(
             f"no Dask scheduler answers at {address} within {CONNECT_S} s ({reason}); {advice}"
         ) from error
-    with client, crew_of_one() as crew:
+    with client, start_single_thread() as threads:
         if not client.scheduler_info()["workers"]:
             raise ClusterError(f"the Dask scheduler at {address} has no workers; {advice}")
-        yield Cluster(client, 1, crew)
+        yield Cluster(client, 1, threads)
 
 
 def _take_large_queries() -> None:
@@ -158,13 +158,13 @@ class ClusterEngine:
 
     def __init__(self, cluster: Cluster, source: LatentSource, n_logits: int) -> None:
         # A thread of this process, for what is read here.
-        self._cluster, self._source, self._crew = cluster, source, cluster.crew
+        self._cluster, self._source, self._threads = cluster, source, cluster.threads
         self._rows = source.rows()
         self._spans = make_spans(self._rows.shape[0], tile_height(self._rows.shape[1], n_logits))
 
     def moments(self) -> FeatureMoments:
         """Return the features' moments, which the store has as a rule."""
-        return feature_moments(self._rows, self._crew.reader)
+        return feature_moments(self._rows, self._threads.reader)
 
     def sample(self, n_rows: int) -> Floats:
         """Return rows evenly spaced over all, which the workers pick from their spans."""
@@ -173,7 +173,7 @@ class ClusterEngine:
             client.submit(_sample, self._source, n_rows, span, n_threads, pure=False) for span in self._spans
         ]
         sample = np.concatenate([future.result() for future in futures])
-        return check_sums((sample,), self._rows, self._crew)[0]
+        return check_finite((sample,), self._rows, self._threads)[0]
 
     def sums(self, query: Query[Sums]) -> Sums:
         """Make one pass, its spans on the workers."""
@@ -181,7 +181,7 @@ class ClusterEngine:
 
         for _ in range(ATTEMPTS):
             try:
-                return check_sums(self._pass(query), self._rows, self._crew)
+                return check_finite(self._pass(query), self._rows, self._threads)
             except (CancelledError, CommClosedError):
                 pass
         raise ClusterError(
@@ -205,10 +205,10 @@ def _same(query: Query[Sums]) -> Query[Sums]:
 
 
 def _span(source: LatentSource, query: Query[Sums], span: range, n_threads: int) -> Sums:
-    crew = lasting_crew(n_threads)
-    [sums] = sums_of_spans(source.rows(), source.codes(), query, [span], crew)
+    threads = keep_tile_threads(n_threads)
+    [sums] = sums_of_spans(source.rows(), source.codes(), query, spans=[span], threads=threads)
     return sums
 
 
 def _sample(source: LatentSource, n_rows: int, span: range, n_threads: int) -> Floats:
-    return sample_span(source.rows(), n_rows, span, lasting_crew(n_threads))
+    return sample_span(source.rows(), n_rows, span=span, threads=keep_tile_threads(n_threads))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from satstore.analysis.feature_moments import feature_moments
 from satstore.analysis.floats import widen
-from satstore.analysis.row_source import ArrayRows, BlockRows, Rows, lazy_rows
+from satstore.analysis.row_source import ArrayRows, BlockRows, RowSource, as_row_source
 from satstore.analysis.tiles import TILE_BYTES, TILE_MAX_ROWS, tile_height, tiles
 from satstore.errors import ConfigError, NumericsError
 
@@ -24,16 +24,16 @@ def pool():
         yield pool
 
 
-def all_halves():
+def all_float16():
     return np.arange(2**16, dtype=np.uint16).view(np.float16)
 
 
 @pytest.mark.parametrize("width", [1, 7, 2**16])
-def test_widen__equals_numpys_cast_for_every_half_bit_for_bit(width):
-    halves = np.resize(all_halves(), (2**16 // width + 1, width))
-    wide = np.empty(halves.shape, np.float32)
-    widen(halves, wide)
-    expected = halves.astype(np.float32)
+def test_widen__equals_numpys_cast_for_every_float16_bit_for_bit(width):
+    narrow = np.resize(all_float16(), (2**16 // width + 1, width))
+    wide = np.empty(narrow.shape, np.float32)
+    widen(narrow, wide)
+    expected = narrow.astype(np.float32)
     numbers = ~np.isnan(expected)
     assert np.array_equal(wide[numbers].view(np.uint32), expected[numbers].view(np.uint32))
     assert np.isnan(wide[~numbers]).all()
@@ -109,30 +109,30 @@ def test_block_rows__refuse_one_axis_and_complex_numbers():
         recording_rows(np.ones((3, 2), np.complex64), [0, 3])
 
 
-def test_lazy_rows__wraps_what_is_out_of_core_only(tmp_path):
+def test_as_row_source__wraps_what_is_out_of_core_only(tmp_path):
     array = np.arange(48, dtype=np.float16).reshape(4, 3, 2, 2)
     stored = zarr.create_array(tmp_path / "a.zarr", data=array, chunks=(3, 2, 2, 2))
     lazy = da.from_array(array, chunks=(3, 1, 2, 2))
     rows = ArrayRows(np.ones((2, 2)))
-    assert lazy_rows(rows) is rows
+    assert as_row_source(rows) is rows
     for wrapped in (stored, lazy, xr.DataArray(lazy)):
-        found = lazy_rows(wrapped)
-        assert isinstance(found, Rows)
+        found = as_row_source(wrapped)
+        assert isinstance(found, RowSource)
         assert np.array_equal(found.read(0, 4), array.reshape(4, 12))
     for eager in (array, [[1, 2]], None, "text", xr.DataArray(array)):
-        assert lazy_rows(eager) is None
+        assert as_row_source(eager) is None
 
 
-def test_lazy_rows__refuses_unknown_chunk_sizes():
+def test_as_row_source__refuses_unknown_chunk_sizes():
     lazy = da.ones((6, 2), chunks=2)
     with pytest.raises(ConfigError, match="unknown chunk sizes"):
-        lazy_rows(lazy[lazy[:, 0] > 0])
+        as_row_source(lazy[lazy[:, 0] > 0])
 
 
-def test_lazy_rows__refuses_arrays_of_no_axis(tmp_path):
+def test_as_row_source__refuses_arrays_of_no_axis(tmp_path):
     for array in (zarr.create_array(tmp_path / "a.zarr", data=np.array(1.0)), da.from_array(np.array(1.0))):
         with pytest.raises(ConfigError, match="two or more axes"):
-            lazy_rows(array)
+            as_row_source(array)
 
 
 def test_rows__import_neither_dask_nor_zarr():
@@ -152,7 +152,7 @@ def test_tile_height__keeps_tiles_within_the_budget(n_features, n_outputs):
 def test_tiles__cover_the_rows_in_order_less_the_shift(pool):
     array = np.arange(20, dtype=np.float32).reshape(10, 2)
     shift = np.array([1.0, 2.0])
-    found = list(tiles(ArrayRows(array), 4, shift, np.float32, pool))
+    found = list(tiles(ArrayRows(array), 4, pool, shift=shift, dtype=np.float32))
     assert [place for place, _ in found] == [slice(0, 4), slice(4, 8), slice(8, 10)]
     assert np.array_equal(np.concatenate([tile for _, tile in found]), array - shift)
     assert {tile.dtype for _, tile in found} == {np.dtype(np.float32)}
@@ -161,13 +161,13 @@ def test_tiles__cover_the_rows_in_order_less_the_shift(pool):
 def test_tiles__are_views_where_nothing_has_to_change(pool):
     array = np.ones((10, 2), np.float32)
     assert all(
-        np.shares_memory(tile, array) for _, tile in tiles(ArrayRows(array), 4, None, np.float32, pool)
+        np.shares_memory(tile, array) for _, tile in tiles(ArrayRows(array), 4, pool, dtype=np.float32)
     )
 
 
 def test_tiles__take_the_shift_off_before_narrowing(pool):
     array = 1e9 + np.arange(8.0).reshape(4, 2)
-    ((_, tile),) = tiles(ArrayRows(array), 4, np.full(2, 1e9), np.float32, pool)
+    ((_, tile),) = tiles(ArrayRows(array), 4, pool, shift=np.full(2, 1e9), dtype=np.float32)
     assert tile.dtype == np.float32
     assert np.array_equal(tile, np.arange(8.0).reshape(4, 2))
 
@@ -180,7 +180,7 @@ def test_tiles__refuse_a_source_that_gives_another_shape(pool):
             return np.ones((1, 2), np.float32)
 
     with pytest.raises(NumericsError, match=r"rows 0 to 10 of shape \(10, 2\), got \(1, 2\)"):
-        list(tiles(Short(), 10, None, np.float32, pool))
+        list(tiles(Short(), 10, pool, dtype=np.float32))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "int32"])
@@ -228,10 +228,10 @@ def test_tiles__need_memory_for_tiles_and_blocks_only(tmp_path, pool):
     )
     for start in range(0, 3000, 512):
         stored[start : start + 512] = 1
-    rows, height = lazy_rows(stored), 128  # 2 MiB as float32; a block is 0.5 MiB
+    rows, height = as_row_source(stored), 128  # 2 MiB as float32; a block is 0.5 MiB
     tracemalloc.start()
     try:
-        total = sum(float(tile[:, 0].sum()) for _, tile in tiles(rows, height, None, np.float32, pool))
+        total = sum(float(tile[:, 0].sum()) for _, tile in tiles(rows, height, pool, dtype=np.float32))
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
