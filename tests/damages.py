@@ -7,12 +7,10 @@ from typing import Any
 
 from tiny import results
 
-from satstore.config.keys import ProbeKey
 from satstore.errors import SatstoreError
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
-from satstore.stages.probe.fit import check_latents
-from satstore.stages.probe.stage import ProbeParameters, make_fit
+from satstore.stages.probe.latents import check_layer, open_probe_latents
 
 IGNORED = {".lock", "events.jsonl"}
 """Files that no number comes from: nothing is said of them."""
@@ -98,9 +96,9 @@ def differs(folder: Path, expected: dict[str, Any]) -> bool:
     try:
         run = Run(folder)
         for key in run.manifest.latents:
-            splits = {split: run.latents(key.group, split, key.epoch) for split in ("train", "eval")}
+            latents = open_probe_latents(run, key)
             for layer in run.layers:
-                check_latents(run, make_fit(run, ProbeKey(key), layer, ProbeParameters()), splits)
+                check_layer(latents, layer)
         for table in run.probe_tables():
             for layer in run.layers:
                 run.confusion(layer, table)

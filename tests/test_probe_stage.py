@@ -56,16 +56,13 @@ from satstore.runs.manifest import (
 from satstore.runs.run import Run
 from satstore.stages.pipeline import make_plan, run_stages
 from satstore.stages.probe import fit as probe_fit
-from satstore.stages.probe.dask_backend import (
-    Cluster,
-    ClusterEngine,
-    LatentSource,
-    join_cluster,
-    start_cluster,
-)
-from satstore.stages.probe.fit import Fit, Fitted
-from satstore.stages.probe.table import begin, commit
-from satstore.storage.zarr import AnalysisStore, LatentWriter
+from satstore.stages.probe.backends import Backend
+from satstore.stages.probe.dask_backend import join_cluster, start_cluster
+from satstore.stages.probe.dask_engine import Cluster, DaskEngine, LatentSource
+from satstore.stages.probe.job import ProbeJob, ProbeResult
+from satstore.stages.probe.memory import MemoryPeaks
+from satstore.stages.probe.table import commit_layer, discard_old_probes
+from satstore.storage.zarr import AnalysisStore, LatentSplit, LatentWriter
 from satstore.storage.zarr.durable_store import open_store
 from satstore.system.memory import resident_bytes
 
@@ -366,6 +363,20 @@ def test_probe__a_lost_table_names_the_command(run: Run) -> None:
     assert list(lines(start(run, overwrite=True))) == list(LAYERS)
 
 
+def test_probe__opens_the_latents_of_each_split_once_for_all_layers(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents, opened = Run.latents, []
+
+    def see(run: Run, key: str, split: str) -> LatentSplit:
+        opened.append((key, split))
+        return latents(run, key, split)
+
+    monkeypatch.setattr(Run, "latents", see)
+    start(run)
+    assert opened == [("pool4", "train"), ("pool4", "eval")]
+
+
 # Prefixes
 
 
@@ -560,11 +571,11 @@ def test_probe__warnings_of_what_was_fitted_again_are_gone(run: Run) -> None:
 # Positions
 
 
-def test_commit__a_layer_of_many_positions_has_a_row_of_each(run: Run) -> None:
+def test_commit_layer__a_layer_of_many_positions_has_a_row_of_each(run: Run) -> None:
     record = run.manifest.latents[POOL4]
     run.commit(change=lambda manifest: manifest.latents.update({LatentsKey("pixelwise"): record}))
     key = ProbeKey(LatentsKey("pixelwise"))
-    begin(run, key, run.layers, ProbesRecord(C=1, tol=1e-4, max_iter=1000))
+    discard_old_probes(run, key, run.layers, ProbesRecord(C=1, tol=1e-4, max_iter=1000))
     accuracy = np.arange(6).reshape(2, 3) / 10
     stem = {"layer": "stem", "n_features": 4, "n_iter": 7}
     rows = [
@@ -580,8 +591,8 @@ def test_commit__a_layer_of_many_positions_has_a_row_of_each(run: Run) -> None:
         "class_index": np.arange(3),
     }
     single = {"layer": "fc", "n_features": 5, "y": 0, "x": 0, "eval_accuracy": 0.5, "converged": True}
-    commit(run, key, "fc", Fitted((single,)))
-    commit(run, key, "stem", Fitted(tuple(rows), arrays))
+    commit_layer(run, key, "fc", ProbeResult((single,)))
+    commit_layer(run, key, "stem", ProbeResult(tuple(rows), arrays))
 
     found = Run(run.path)
     table = found.table("probe-pixelwise")
@@ -645,12 +656,12 @@ def check_goes_on(run: Run, before: dict[str, str], status: str) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps a peak of memory that can be reset")
-def test_peaks__of_fits_side_by_side_are_each_their_own() -> None:
+def test_memory_peaks__of_fits_side_by_side_are_each_their_own() -> None:
     size = 2**27
-    peaks = probe_fit.Peaks(None)
-    with peaks.measured() as first:
+    peaks = MemoryPeaks()
+    with peaks.watch_fit() as first:
         np.ones(size, np.uint8)
-        with peaks.measured() as second:
+        with peaks.watch_fit() as second:
             second_peak = second()
             assert first() - second_peak > size / 2
 
@@ -659,15 +670,15 @@ def test_probe__interrupted_keeps_what_was_fitted_and_fits_the_rest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_experiment(tmp_path, layers=MANY)
-    fit = probe_fit.fit
+    fit_layer = probe_fit.fit_layer
 
-    def interrupt(job: Fit, *rest: Any) -> Fitted:
+    def interrupt(job: ProbeJob, backend: Backend) -> ProbeResult:
         if job.layer == "layer3":
             raise KeyboardInterrupt
-        return fit(job, *rest)
+        return fit_layer(job, backend)
 
     with monkeypatch.context() as patch:
-        patch.setattr(probe_fit, "fit", interrupt)
+        patch.setattr(probe_fit, "fit_layer", interrupt)
         with pytest.raises(KeyboardInterrupt):
             start(run)
     check_goes_on(run, lines(Run(run.path)), "cancelled")
@@ -693,10 +704,10 @@ def test_cluster__passes_over_workers_that_are_lost_while_it_asks() -> None:
 
 def mortal_sums(run: Run, cluster: Cluster, *, folder: Path | None = None, number: int = 0) -> list[Any]:
     """Return what one query of a layer gives; where a folder is given, a worker dies of it."""
-    source = LatentSource(str(run.latents_path), "pool4", "train", "stem", "d", (0, 1, 2))
+    source = LatentSource(str(run.latents_path), POOL4, "train", "stem", "d", (0, 1, 2))
     weights = np.random.default_rng(0).normal(size=(1, 3, 16)).astype(np.float32)
     query = EvaluationQuery(weights, np.zeros((1, 3), np.float32), None, 5)
-    engine = ClusterEngine(cluster, source, 3)
+    engine = DaskEngine(cluster, source, 3)
     return list(engine.sums(query if folder is None else Mortal(query, folder, number)))
 
 

@@ -9,8 +9,8 @@ from satstore.analysis.tiles import tile_height
 SOLVER_BYTES = 146
 # Results of all problems: points and weights, float64.
 RESULT_BYTES = 24
-# A sample's values as they are read (float32) and as the preconditioner takes them (float64), and its basis of
-# as many directions as rows at most (float64); only the basis stays.
+# A sample's values as they are read (float32) and as the preconditioner takes them (float64), and its basis
+# (at most as many directions as rows, float64); only the basis stays.
 SAMPLE_BYTES, BASIS_BYTES = 12, 8
 
 

@@ -1,143 +1,106 @@
-"""Fitting one layer's probes: with threads of this process, on a device, or on a Dask cluster."""
+"""Where probes are fitted: threads of this process, or a torch device; for a cluster see dask_backend."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-from numpy.typing import NDArray
+from contextlib import AbstractContextManager, contextmanager
+from types import TracebackType
+from typing import Protocol
 
 from satstore.analysis.floats import Floats, widen
 from satstore.analysis.logistic.engine import Engine, ThreadEngine
-from satstore.analysis.logistic.evaluation import EvaluationQuery, EvaluationSums, class_codes
-from satstore.analysis.logistic.memory import fit_bytes, problems_at_once
+from satstore.analysis.logistic.loss import Codes
+from satstore.analysis.logistic.memory import fit_bytes
 from satstore.analysis.logistic.problem import LogisticProblem
-from satstore.analysis.logistic.solver import Solution, solve
-from satstore.analysis.logistic.tile_threads import start_tile_threads
+from satstore.analysis.logistic.tile_threads import TileThreads, start_tile_threads
 from satstore.analysis.row_source import BlockRows, RowSource
-from satstore.stages.probe.fit import Fit, Means, Splits
+from satstore.stages.probe.job import ProbeJob
+from satstore.stages.probe.latents import SPLITS
+from satstore.stages.probe.memory import MemoryBudget, MemoryPeaks
 from satstore.storage.zarr import LatentArray
 from satstore.system.cores import count_cores
-from satstore.system.limits import check_memory
 from satstore.system.memory import resident_bytes
 
-if TYPE_CHECKING:
-    from satstore.stages.probe.dask_backend import Cluster
 
-TOP = 5
-# Confusion matrices of all positions are kept up to here; a table of accuracies says the rest.
-CONFUSIONS_BYTES = 64 * 2**20
+class Backend(Protocol):
+    """Where probes are fitted. It is entered once for all layers, and ends what it has started.
 
-
-def fit_layer(
-    job: Fit, splits: Splits, means: Means, cluster: "Cluster | None"
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Fit a layer's probe, or one for each position; return their measures for the table, and their arrays.
-
-    Raises
-    ------
-    NumericsError
-        If the latents hold NaN or infinities.
-    MemoryLimitError
-        If the memory limit, or this machine's memory, is too small.
+    Attributes
+    ----------
+    n_layers_at_once
+        How many layers to fit side by side.
+    memory
+        What this process may take.
+    peaks
+        What fits take.
     """
-    train = splits["train"][job.layer]
-    classes = np.unique(splits["train"].labels)
-    axes = train.shape[1:-1] if job.latents.pooling == "pixelwise" else ()
-    n_positions = int(np.prod(axes, dtype=np.int64))
-    value_bytes = max(latents[job.layer].array.dtype.itemsize for latents in splits.values())
-    problem = LogisticProblem(
-        n_rows=train.shape[0],
-        n_features=train.n_features,
-        n_classes=len(classes),
-        C=job.C,
-        tol=job.tol,
-        max_iter=job.max_iter,
-        n_positions=n_positions,
-        value_bytes=value_bytes,
-    )
-    with make_engines(job, splits, classes, problem, means, cluster) as engines:
-        room_bytes = means.memory_bytes - resident_bytes()
-        solution = solve(engines["train"], problem, problems_at_once(problem, room_bytes))
-        confused = n_positions * len(classes) ** 2 * 8 <= CONFUSIONS_BYTES
-        query = EvaluationQuery(*solution.model(np.float32), top=TOP, confused=confused)
-        seen, unseen = (engines[split].sums(query) for split in ("train", "eval"))
-    n_eval = splits["eval"][job.layer].shape[0]
-    measures = [measure(problem, solution, seen, unseen, n_eval, position) for position in range(n_positions)]
-    for place, row in zip(np.ndindex(*axes), measures, strict=True):
-        row |= dict(zip(("y", "x"), place, strict=False))
-    arrays: dict[str, NDArray[Any]] = {"coef": solution.weights, "intercept": solution.intercept}
-    arrays |= {"confusion": unseen.confusion} if confused else {}
-    arrays = {name: array.reshape(*axes, *array.shape[1:]) for name, array in arrays.items()}
-    if axes:
-        arrays["accuracy"] = unseen.right.reshape(axes) / n_eval
-    return measures, arrays | {"class_index": classes}
+
+    n_layers_at_once: int
+    memory: MemoryBudget
+    peaks: MemoryPeaks
+
+    def __enter__(self) -> object: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+    def engines(
+        self, job: ProbeJob, problem: LogisticProblem
+    ) -> AbstractContextManager[Mapping[str, Engine]]:
+        """Make what passes over a layer's latents of each split.
+
+        Raises
+        ------
+        MemoryLimitError
+            If the memory limit, or this machine's memory, is too small.
+        """
 
 
-def measure(
-    problem: LogisticProblem,
-    solution: Solution,
-    seen: EvaluationSums,
-    unseen: EvaluationSums,
-    n_eval: int,
-    position: int,
-) -> dict[str, Any]:
-    """Return one probe's row."""
-    return {
-        "train_accuracy": int(seen.right[position]) / problem.n_rows,
-        "eval_accuracy": int(unseen.right[position]) / n_eval,
-        "top5": int(unseen.top[position]) / n_eval,
-        "train_loss": float(seen.loss[position]) / problem.n_rows,
-        "objective": float(solution.objective[position]),
-        "n_iter": int(solution.n_iterations[position]),
-        "converged": bool(solution.converged[position]),
-    }
+class ThreadBackend:
+    """Threads of this process: as many as there are cores, and as the memory limit allows."""
+
+    n_layers_at_once = 1
+
+    def __init__(self, memory: MemoryBudget) -> None:
+        self.memory, self.peaks = memory, MemoryPeaks()
+
+    def __enter__(self) -> object:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing lasts longer than a layer."""
+
+    @contextmanager
+    def engines(self, job: ProbeJob, problem: LogisticProblem) -> Iterator[Mapping[str, Engine]]:
+        """Make what passes over a layer's latents of each split; see :meth:`Backend.engines`."""
+        n_threads = choose_threads(job, problem, self.memory)
+        with start_tile_threads(n_threads) as threads:
+            room_bytes = self.memory.free_bytes() - fit_bytes(problem, n_threads)
+            engines: dict[str, Engine] = {}
+            for split in SPLITS:
+                # Those of eval are passed over once.
+                rows = open_rows(job.open(split), room_bytes if split == "train" else 0)
+                engines[split] = self.make_engine(rows, job.latents.codes(split), problem.n_logits, threads)
+            yield engines
+
+    def make_engine(self, rows: RowSource, codes: Codes, n_logits: int, threads: TileThreads) -> Engine:
+        """Make what passes over one split."""
+        return ThreadEngine(rows, codes, n_logits, threads)
 
 
-@contextmanager
-def make_engines(
-    job: Fit,
-    splits: Splits,
-    classes: NDArray[np.int64],
-    problem: LogisticProblem,
-    means: Means,
-    cluster: "Cluster | None",
-) -> Iterator[Mapping[str, Engine]]:
-    """Make what computes over the latents of each split."""
-    n_logits = problem.n_positions * problem.n_outputs
-    if cluster is not None:
-        if not means.force:
-            # What this process holds; the workers' tiles are no more than those of a thread each.
-            refuse_too_much(job, resident_bytes() + fit_bytes(problem, 1), means)
-        from satstore.stages.probe.dask_backend import ClusterEngine, LatentSource
+class TorchBackend(ThreadBackend):
+    """A torch device, such as ``cuda:0``, to which threads of this process read."""
 
-        yield {
-            split: ClusterEngine(
-                cluster,
-                LatentSource(job.store, job.latents, split, job.layer, job.digest, tuple(classes.tolist())),
-                n_logits,
-            )
-            for split in splits
-        }
-        return
-    n_threads = choose_threads(job, problem, means)
-    with start_tile_threads(n_threads) as threads:
-        room_bytes = means.memory_bytes - resident_bytes() - fit_bytes(problem, n_threads)
-        engines: dict[str, Engine] = {}
-        for split, latents in splits.items():
-            codes = class_codes(latents.labels, classes)
-            rows = open_rows(latents[job.layer], room_bytes if split == "train" else 0)
-            if means.device is not None:
-                import torch
+    def __init__(self, memory: MemoryBudget, device: str) -> None:
+        super().__init__(memory)
+        self._device = device
 
-                from satstore.analysis.logistic.torch_engine import TorchEngine
+    def make_engine(self, rows: RowSource, codes: Codes, n_logits: int, threads: TileThreads) -> Engine:
+        """Make what passes over one split."""
+        import torch
 
-                engines[split] = TorchEngine(
-                    rows, codes, n_logits, threads, device=torch.device(means.device)
-                )
-            else:
-                engines[split] = ThreadEngine(rows, codes, n_logits, threads)
-        yield engines
+        from satstore.analysis.logistic.torch_engine import TorchEngine
+
+        return TorchEngine(rows, codes, n_logits, threads, device=torch.device(self._device))
 
 
 def open_rows(latents: LatentArray, room_bytes: int) -> RowSource:
@@ -148,19 +111,19 @@ def open_rows(latents: LatentArray, room_bytes: int) -> RowSource:
     rows = latents.rows()
     if latents.array.nbytes > room_bytes:
         return rows
-    held = latents.numpy()
+    values = latents.numpy()
 
-    def widened(start: int, stop: int, out: Floats) -> Floats:
-        widen(held[start:stop].reshape(out.shape), out)
+    def load_floats(start: int, stop: int, out: Floats) -> Floats:
+        widen(values[start:stop].reshape(out.shape), out)
         return out
 
-    edges = range(held.shape[0] + 1)
-    inner = BlockRows(lambda low, high: held[low:high], held.shape, held.dtype, edges, widened)
-    inner.mean, inner.std = rows.mean, rows.std
-    return inner
+    edges = range(values.shape[0] + 1)
+    in_memory = BlockRows(lambda low, high: values[low:high], values.shape, values.dtype, edges, load_floats)
+    in_memory.mean, in_memory.std = rows.mean, rows.std
+    return in_memory
 
 
-def choose_threads(job: Fit, problem: LogisticProblem, means: Means) -> int:
+def choose_threads(job: ProbeJob, problem: LogisticProblem, memory: MemoryBudget) -> int:
     """Return how many threads the memory limit allows, the cores at most.
 
     Raises
@@ -170,13 +133,7 @@ def choose_threads(job: Fit, problem: LogisticProblem, means: Means) -> int:
     """
     held_bytes = resident_bytes()
     for n_threads in range(count_cores(), 0, -1):
-        if held_bytes + fit_bytes(problem, n_threads) <= means.memory_bytes:
+        if held_bytes + fit_bytes(problem, n_threads) <= memory.limit_bytes:
             break
-    if not means.force:
-        refuse_too_much(job, held_bytes + fit_bytes(problem, n_threads), means)
+    memory.check(held_bytes + fit_bytes(problem, n_threads), str(job))
     return n_threads
-
-
-def refuse_too_much(job: Fit, needed_bytes: int, means: Means) -> None:
-    """Refuse a fit that the memory limit, or this machine's memory, does not suffice for."""
-    check_memory(needed_bytes, means.memory_bytes, f"the probe of layer {job.layer} at {job.latents}")

@@ -1,97 +1,66 @@
-"""Passes over stored latents on a Dask cluster: of this machine, or of many.
-
-A task computes one span of rows with as many threads as its worker has cores for; the client adds the spans
-in order and makes the steps. A task is a pure function of the store and the query: where a worker is lost,
-Dask computes its spans anew, on another.
-"""
+"""Fit probes on a Dask cluster: of this machine, or of many."""
 
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from types import TracebackType
 
-import numpy as np
-
-from satstore.analysis.feature_moments import FeatureMoments, feature_moments
-from satstore.analysis.floats import Floats
-from satstore.analysis.logistic.engine import (
-    Query,
-    Sums,
-    check_finite,
-    make_spans,
-    sample_span,
-    sum_in_order,
-    sums_of_spans,
-)
-from satstore.analysis.logistic.evaluation import class_codes
-from satstore.analysis.logistic.loss import Codes
-from satstore.analysis.logistic.tile_threads import TileThreads, keep_tile_threads, start_single_thread
-from satstore.analysis.row_source import RowSource
-from satstore.analysis.tiles import tile_height
-from satstore.config.keys import LatentsKey
+from satstore.analysis.logistic.engine import Engine
+from satstore.analysis.logistic.memory import fit_bytes
+from satstore.analysis.logistic.problem import LogisticProblem
+from satstore.analysis.logistic.tile_threads import start_single_thread
 from satstore.errors import ClusterError, reason_of
-from satstore.storage.zarr import LatentArray, open_latents
+from satstore.stages.probe.dask_engine import Cluster, DaskEngine, LatentSource
+from satstore.stages.probe.job import ProbeJob
+from satstore.stages.probe.latents import SPLITS
+from satstore.stages.probe.memory import MemoryBudget, MemoryPeaks
 from satstore.system.cores import count_cores
+from satstore.system.memory import resident_bytes
 from satstore.system.signals import children_ignoring_sigint
 
-if TYPE_CHECKING:
-    from distributed import Client
-
 CONNECT_S = 10
-ATTEMPTS = 5
-"""How often a pass is tried that was lost with its workers."""
 
 
-@dataclass(frozen=True)
-class LatentSource:
-    """A layer's stored latents of one split, as any process can open them.
+class DaskBackend:
+    """A Dask cluster whose workers share out the rows of a layer.
 
-    Attributes
+    Two layers are fitted at a time: while one takes a step, the workers pass over the rows of the other.
+
+    Parameters
     ----------
-    store
-        The store's absolute path, or its URL.
-    digest
-        Of the latents: other ones at the same place are another source.
-    classes
-        The labels that are numbered, ascending; others get −1.
+    n_workers
+        Processes of this machine that are started.
+    scheduler
+        The address of a cluster to join instead.
     """
 
-    store: str
-    latents: LatentsKey
-    split: str
-    layer: str
-    digest: str
-    classes: tuple[int, ...]
+    n_layers_at_once = 2
 
-    def rows(self) -> RowSource:
-        """Open the rows anew: who reads them keeps a block."""
-        return _open(self)[0].rows()
+    def __init__(self, memory: MemoryBudget, *, n_workers: int, scheduler: str | None = None) -> None:
+        self.memory, self.peaks = memory, MemoryPeaks(lambda function: self._cluster.run(function))
+        self._connection = join_cluster(scheduler) if scheduler else start_cluster(n_workers)
 
-    def codes(self) -> Codes:
-        """Return the class number of each row."""
-        return _open(self)[1]
+    def __enter__(self) -> object:
+        self._cluster = self._connection.__enter__()
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._connection.__exit__(kind, error, traceback)
 
-@lru_cache(maxsize=8)
-def _open(source: LatentSource) -> tuple[LatentArray, Codes]:
-    latents = open_latents(source.store).split(str(source.latents), source.split)
-    return latents[source.layer], class_codes(latents.labels, np.asarray(source.classes))
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A connection to a Dask cluster, how many threads a task may have, and what computes beside it."""
-
-    client: "Client"
-    n_threads: int
-    threads: TileThreads
-
-    def run(self, function: Callable[[], Any]) -> list[Any]:
-        """Call a function in every worker process; a worker that is lost meanwhile is passed over."""
-        return list(self.client.run(function, on_error="ignore").values())
+    @contextmanager
+    def engines(self, job: ProbeJob, problem: LogisticProblem) -> Iterator[Mapping[str, Engine]]:
+        """Make what passes over a layer's latents of each split; see :meth:`.backends.Backend.engines`."""
+        # What this process takes; the workers' tiles are no more than those of a thread each.
+        self.memory.check(resident_bytes() + fit_bytes(problem, 1), str(job))
+        latents = job.latents
+        classes = tuple(latents.classes.tolist())
+        sources = {
+            split: LatentSource(latents.store, latents.key, split, job.layer, job.digest, classes)
+            for split in SPLITS
+        }
+        yield {s: DaskEngine(self._cluster, source, problem.n_logits) for s, source in sources.items()}
 
 
 @contextmanager
@@ -103,7 +72,7 @@ def start_cluster(n_workers: int) -> Iterator[Cluster]:
     n_cores = count_cores()
     n_workers = min(n_workers, n_cores)
     with ExitStack() as opened:
-        # At its end a Ctrl-C is heard that came meanwhile: the cluster has to end then.
+        # A Ctrl-C that comes meanwhile is raised at the end of this block, and ends the cluster.
         with children_ignoring_sigint():
             cluster = opened.enter_context(
                 LocalCluster(
@@ -147,68 +116,7 @@ def join_cluster(address: str) -> Iterator[Cluster]:
 
 
 def _take_large_queries() -> None:
-    """Let Dask not warn of tasks that are large: a query may be, and there is one for all spans of a pass."""
+    """Keep Dask from warning of large tasks: a query may be large, and one serves all spans of a pass."""
     import dask
 
     dask.config.set({"distributed.admin.large-graph-warning-threshold": 2**60})
-
-
-class ClusterEngine:
-    """Passes over a layer's latents on a cluster; see :class:`satstore.analysis.logistic.engine.Engine`."""
-
-    def __init__(self, cluster: Cluster, source: LatentSource, n_logits: int) -> None:
-        # A thread of this process, for what is read here.
-        self._cluster, self._source, self._threads = cluster, source, cluster.threads
-        self._rows = source.rows()
-        self._spans = make_spans(self._rows.shape[0], tile_height(self._rows.shape[1], n_logits))
-
-    def moments(self) -> FeatureMoments:
-        """Return the features' moments, which the store has as a rule."""
-        return feature_moments(self._rows, self._threads.reader)
-
-    def sample(self, n_rows: int) -> Floats:
-        """Return rows evenly spaced over all, which the workers pick from their spans."""
-        client, n_threads = self._cluster.client, self._cluster.n_threads
-        futures = [
-            client.submit(_sample, self._source, n_rows, span, n_threads, pure=False) for span in self._spans
-        ]
-        sample = np.concatenate([future.result() for future in futures])
-        return check_finite((sample,), self._rows, self._threads)[0]
-
-    def sums(self, query: Query[Sums]) -> Sums:
-        """Make one pass, its spans on the workers."""
-        from distributed.comm.core import CommClosedError
-
-        for _ in range(ATTEMPTS):
-            try:
-                return check_finite(self._pass(query), self._rows, self._threads)
-            except (CancelledError, CommClosedError):
-                pass
-        raise ClusterError(
-            "the cluster's workers were lost again and again; what is done is kept: run it again"
-        )
-
-    def _pass(self, query: Query[Sums]) -> Sums:
-        client, n_threads = self._cluster.client, self._cluster.n_threads
-        # Handed on as the result of a task, which is computed anew where it is lost with its worker. What is
-        # scattered is not: and where a worker is lost meanwhile, the scheduler may go on for ever to send it.
-        sent = client.submit(_same, query, pure=False)
-        futures = [
-            client.submit(_span, self._source, sent, span, n_threads, pure=False) for span in self._spans
-        ]
-        total: Sums = sum_in_order((future.result() for future in futures), query.zero())
-        return total
-
-
-def _same(query: Query[Sums]) -> Query[Sums]:
-    return query
-
-
-def _span(source: LatentSource, query: Query[Sums], span: range, n_threads: int) -> Sums:
-    threads = keep_tile_threads(n_threads)
-    [sums] = sums_of_spans(source.rows(), source.codes(), query, spans=[span], threads=threads)
-    return sums
-
-
-def _sample(source: LatentSource, n_rows: int, span: range, n_threads: int) -> Floats:
-    return sample_span(source.rows(), n_rows, span=span, threads=keep_tile_threads(n_threads))

@@ -1,112 +1,42 @@
-"""Fitting the probe of one layer, and of many layers side by side."""
+"""Fit the probes of one layer, and of many layers one after the other or side by side."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
-from satstore.config.keys import LatentsKey, ProbeKey
-from satstore.errors import ConfigError, CorruptError, NotFoundError, NumericsError, SatstoreError
-from satstore.runs.repair import extract_command
-from satstore.runs.run import Run
-from satstore.storage.commit_log import is_anything
-from satstore.system.memory import peak_bytes, reset_peak
+import numpy as np
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from satstore.stages.probe.dask_backend import Cluster
-    from satstore.storage.zarr import LatentSplit
+from satstore.analysis.logistic.evaluation import EvaluationQuery, EvaluationSums
+from satstore.analysis.logistic.memory import problems_at_once
+from satstore.analysis.logistic.problem import LogisticProblem
+from satstore.analysis.logistic.solver import Solution, solve
+from satstore.errors import ConfigError, NumericsError, SatstoreError
+from satstore.stages.probe.backends import Backend
+from satstore.stages.probe.job import ProbeJob, ProbeResult
+from satstore.stages.probe.latents import check_layer, check_train_classes
 
-Splits = Mapping[str, "LatentSplit"]
-"""The latents of train and eval."""
+TOP = 5
+# Confusion matrices of all positions are kept up to here; a table of accuracies says the rest.
+CONFUSIONS_BYTES = 64 * 2**20
 
 
-@dataclass(frozen=True)
-class Fit:
-    """What is to be fitted: one layer for one table of a run.
-
-    Attributes
-    ----------
-    path
-        The run's folder.
-    key
-        The table's.
-    store, digest
-        Where the latents lie, and what they are known by.
-    """
-
-    path: Path
-    key: ProbeKey
-    layer: str
-    store: str
-    digest: str
-    C: float
-    tol: float
-    max_iter: int
-
-    @property
-    def latents(self) -> LatentsKey:
-        """The key of the latents."""
-        return self.key.latents
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A layer's rows of the table, one or one per position, and the arrays that go to the store.
-
-    Latents that allow no probe have one row, whose ``error`` says why, and no arrays.
-    """
-
-    rows: tuple[dict[str, Any], ...]
-    arrays: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Means:
-    """What fits layers: threads of this process, a device, or a Dask cluster.
-
-    Attributes
-    ----------
-    workers
-        Processes on this machine that share out each layer's rows; 1 for none but this one.
-    scheduler
-        The address of a Dask cluster's scheduler; None for none.
-    device
-        Such as ``cuda:0``; None for the CPU.
-    memory_bytes
-        What this process may take.
-    force
-        Begin also where memory can't suffice.
-    """
-
-    workers: int
-    scheduler: str | None
-    device: str | None
-    memory_bytes: int
-    force: bool
-
-
-def fit_all(todo: list[Fit], means: Means) -> Iterator[tuple[Fit, Fitted | SatstoreError]]:
-    """Fit layers and hand each on as it is done."""
-    if not todo:
+def fit_layers(
+    jobs: Sequence[ProbeJob], backend: Backend
+) -> Iterator[tuple[ProbeJob, ProbeResult | SatstoreError]]:
+    """Fit layers and yield each as it is done, with its result or the error that it failed with."""
+    if not jobs:
         return
-    if means.scheduler is None and (means.workers == 1 or means.device is not None):
-        peaks = Peaks(None)
-        for job in todo:
-            yield job, try_fit(job, means, None, peaks)
+    if backend.n_layers_at_once == 1:
+        with backend:
+            for job in jobs:
+                yield job, _fit_or_fail(job, backend)
         return
-    from satstore.stages.probe.dask_backend import join_cluster, start_cluster
-
-    opened = join_cluster(means.scheduler) if means.scheduler else start_cluster(means.workers)
-    # Two layers at a time: while one takes a step, the workers pass over the rows of the other. On Ctrl-C,
-    # the cluster goes first, and the drivers fail for want of it.
-    with ThreadPoolExecutor(2) as drivers, opened as cluster:
-        peaks = Peaks(cluster)
-        futures = {drivers.submit(try_fit, job, means, cluster, peaks): job for job in todo}
+    # On Ctrl-C, the backend ends first, and the layers that are under way fail for want of it.
+    with ThreadPoolExecutor(backend.n_layers_at_once) as drivers, backend:
+        futures = {drivers.submit(_fit_or_fail, job, backend): job for job in jobs}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
@@ -114,190 +44,92 @@ def fit_all(todo: list[Fit], means: Means) -> Iterator[tuple[Fit, Fitted | Satst
             drivers.shutdown(wait=False, cancel_futures=True)
 
 
-def try_fit(job: Fit, means: Means, cluster: "Cluster | None", peaks: "Peaks") -> Fitted | SatstoreError:
-    """Fit one layer, or return why its latents can't be read, or not within the memory limit."""
+def _fit_or_fail(job: ProbeJob, backend: Backend) -> ProbeResult | SatstoreError:
     try:
-        with peaks.measured() as peak:
-            return fit(job, means, cluster, peak)
+        return fit_layer(job, backend)
     except SatstoreError as error:
         return error
 
 
-def fit(job: Fit, means: Means, cluster: "Cluster | None", peak: Callable[[], int]) -> Fitted:
-    """Fit one layer's probes and evaluate them on both splits; the row of latents that allow none says why.
-
-    Parameters
-    ----------
-    peak
-        Returns the peak of memory of this fit; see :meth:`Peaks.measured`.
+def fit_layer(job: ProbeJob, backend: Backend) -> ProbeResult:
+    """Fit one layer's probes and evaluate them; of latents that allow none, the row says why.
 
     Raises
     ------
     NotFoundError, CorruptError
         If the latents aren't there, or can't be read.
-    ConfigError
-        If the memory limit is too small for them.
+    MemoryLimitError
+        If the memory limit, or this machine's memory, is too small for them.
     ClusterError
         If the cluster lost what it was computing.
     """
-    from satstore.stages.probe import (
-        backends as probe_backends,  # takes seconds to load, which are no layer's
+    started = time.perf_counter()
+    with backend.peaks.watch_fit() as peak:
+        check_layer(job.latents, job.layer)
+        train = job.open("train")
+        row = {"layer": job.layer, "n_features": train.shape[-1] if job.axes else train.n_features}
+        try:
+            check_train_classes(job.latents)
+            fitted = solve_and_evaluate(job, backend)
+        except (NumericsError, ConfigError) as error:
+            return ProbeResult(({**row, "converged": False, "error": str(error)},))
+        row |= {"duration_s": round(time.perf_counter() - started, 3), "peak_memory_bytes": peak()}
+    return ProbeResult(tuple({**row, **of_position} for of_position in fitted.rows()), fitted.arrays())
+
+
+def solve_and_evaluate(job: ProbeJob, backend: Backend) -> "FittedProbes":
+    """Fit one layer's probe, or one for each position, to the train split, and evaluate it on both."""
+    problem = job.problem()
+    with backend.engines(job, problem) as engines:
+        n_at_once = problems_at_once(problem, backend.memory.free_bytes())
+        solution = solve(engines["train"], problem, n_at_once)
+        confused = problem.n_positions * problem.n_classes**2 * 8 <= CONFUSIONS_BYTES
+        query = EvaluationQuery(*solution.model(np.float32), top=TOP, confused=confused)
+        on_train, on_eval = (engines[split].sums(query) for split in ("train", "eval"))
+    return FittedProbes(
+        job=job,
+        problem=problem,
+        solution=solution,
+        on_train=on_train,
+        on_eval=on_eval,
+        n_eval=job.open("eval").shape[0],
     )
 
-    started = time.perf_counter()
-    run = Run(job.path)
-    splits = {split: run.latents(str(job.latents), split) for split in ("train", "eval")}
-    check_latents(run, job, splits)
-    row: dict[str, Any] = {"layer": job.layer, "n_features": n_features_of(job, splits["train"])}
-    try:
-        check_train_labels(run, splits["train"])
-        found, arrays = probe_backends.fit_layer(job, splits, means, cluster)
-    except (NumericsError, ConfigError) as error:
-        return Fitted(({**row, "converged": False, "error": str(error)},))
-    costs = {
-        "duration_s": round(time.perf_counter() - started, 3),
-        "peak_memory_bytes": peak(),
-    }
-    return Fitted(tuple({**row, **measures, **costs} for measures in found), arrays)
 
+@dataclass(frozen=True, kw_only=True)
+class FittedProbes:
+    """One layer's probes, one per position, and their sums over the samples of both splits."""
 
-def n_features_of(job: Fit, latents: "LatentSplit") -> int:
-    """Return the features that one probe sees."""
-    array = latents[job.layer]
-    return array.shape[-1] if job.latents.pooling == "pixelwise" else array.n_features
+    job: ProbeJob
+    problem: LogisticProblem
+    solution: Solution
+    on_train: EvaluationSums
+    on_eval: EvaluationSums
+    n_eval: int
 
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Yield what the table says of each position."""
+        n_train, n_eval, solution = self.problem.n_rows, self.n_eval, self.solution
+        for position, place in enumerate(np.ndindex(*self.job.axes)):
+            yield {
+                **dict(zip(("y", "x"), place, strict=False)),
+                "train_accuracy": int(self.on_train.right[position]) / n_train,
+                "eval_accuracy": int(self.on_eval.right[position]) / n_eval,
+                "top5": int(self.on_eval.top[position]) / n_eval,
+                "train_loss": float(self.on_train.loss[position]) / n_train,
+                "objective": float(solution.objective[position]),
+                "n_iter": int(solution.n_iterations[position]),
+                "converged": bool(solution.converged[position]),
+            }
 
-# What may be wrong with the latents
-
-
-def check_latents(run: Run, job: Fit, splits: Splits) -> None:
-    """Check that a layer's latents are there, as they were written, one for each label.
-
-    Their files are read once more, for their digests: beside the passes of a fit, that is little, and no
-    other way tells a shard from its neighbour that has taken its place.
-
-    Raises
-    ------
-    NotFoundError, CorruptError
-        If not; the message names the layer, the split and the remedy.
-    """
-    from satstore.storage.zarr.layout import encode_layer
-
-    location = run.latents_location
-    committed = run.commits.read(location.name)
-    remedy = f"write it again with: {extract_command(run, job.latents, overwrite=True)}"
-    for split, latents in splits.items():
-        if job.layer not in latents:
-            raise NotFoundError(
-                f"{run.name} has no {split} latents of layer {job.layer} at {job.latents}; "
-                f"write them with: {extract_command(run, job.latents, overwrite=True)}"
-            )
-        for part in (encode_layer(job.layer), "label", "sample_id"):
-            committed.check(location, f"{job.latents}/{split}/{part}", remedy, is_anything)
-        array = latents[job.layer].array
-        if array.shape[0] != len(latents.labels):
-            raise CorruptError(
-                f"{run.name}: layer {job.layer} at {job.latents} has {array.shape[0]} {split} samples, but "
-                f"there are {len(latents.labels)} labels; write them again with: "
-                f"{extract_command(run, job.latents, overwrite=True)}"
-            )
-
-
-def check_train_labels(run: Run, latents: "LatentSplit") -> None:
-    """Check that there is something to tell apart.
-
-    Raises
-    ------
-    ConfigError
-        If the train split has one class or one sample.
-    """
-    names = class_names(run)
-    found = sorted(set(latents.labels.tolist()))
-    if len(found) < 2:
-        what = f"one class, {names[found[0]]!r}" if len(latents.labels) > 1 else "one sample"
-        what = what if found else "no sample"
-        raise ConfigError(f"the train split has {what} only; a probe needs samples of two classes or more")
-
-
-def warn_of_classes(run: Run, key: LatentsKey) -> None:
-    """Warn of classes that one split has and the other lacks.
-
-    Raises
-    ------
-    NotFoundError, CorruptError
-        If the latents aren't there, or their labels can't be read or are none of the run's classes.
-    """
-    names = class_names(run)
-    found: dict[str, set[int]] = {}
-    for split in ("train", "eval"):
-        found[split] = set(run.latents(str(key), split).labels.tolist())
-        strange = sorted(found[split] - set(range(len(names))))
-        if strange:
-            raise CorruptError(
-                f"{run.name}: the {split} labels at {key} hold {strange[0]}, expected 0 to "
-                f"{len(names) - 1}, the indices of its classes; write them again with: "
-                f"{extract_command(run, key, overwrite=True)}"
-            )
-    for split, other, effect in (
-        ("eval", "train", "their samples count as wrong"),
-        ("train", "eval", "the eval accuracy says nothing of them"),
-    ):
-        lacking = [names[index] for index in sorted(found[split] - found[other])]
-        if lacking:
-            shown = ", ".join(map(repr, lacking[:5])) + (", …" if len(lacking) > 5 else "")
-            run.warn(
-                "probe",
-                f"at {key.group}, the {split} split has {len(lacking)} classes that the {other} split lacks "
-                f"({shown}): {effect}; give both splits the same classes",
-            )
-
-
-def class_names(run: Run) -> list[str]:
-    """Return the names of the run's classes, by index."""
-    assert run.manifest.dataset is not None
-    return run.manifest.dataset.classes
-
-
-# What a fit takes
-
-
-class Peaks:
-    """The peaks of memory of fits that run side by side, in this process and in a cluster's workers.
-
-    A process has one peak, which a fit that begins resets: what it was by then counts for those that run.
-    """
-
-    def __init__(self, cluster: "Cluster | None") -> None:
-        self._cluster = cluster
-        self._lock = Lock()
-        self._running: dict[object, int] = {}
-
-    @contextmanager
-    def measured(self) -> Iterator[Callable[[], int]]:
-        """Begin a fit's peak; give what returns it: the resident memory of the process that had the most.
-
-        Libraries and the fits beside it are included. Where the system keeps no peak that can be reset, it
-        is the highest of that process's life.
-        """
-        fit = object()
-        with self._lock:
-            self._note()
-            self._running[fit] = 0
-            reset_peak()
-            if self._cluster is not None:
-                self._cluster.run(reset_peak)
-        try:
-            yield partial(self._peak, fit)
-        finally:
-            with self._lock:
-                del self._running[fit]
-
-    def _peak(self, fit: object) -> int:
-        with self._lock:
-            self._note()
-            return self._running[fit]
-
-    def _note(self) -> None:
-        if self._running:
-            peaks = [peak_bytes(), *(self._cluster.run(peak_bytes) if self._cluster is not None else ())]
-            self._running = {fit: max(known, *peaks) for fit, known in self._running.items()}
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what goes to the store: with the axes y and x first, if each position has a probe."""
+        axes = self.job.axes
+        arrays: dict[str, NDArray[Any]] = {
+            "coef": self.solution.weights,
+            "intercept": self.solution.intercept,
+        }
+        arrays |= {"confusion": self.on_eval.confusion} if self.on_eval.confusion.size else {}
+        arrays = {name: array.reshape(*axes, *array.shape[1:]) for name, array in arrays.items()}
+        arrays |= {"accuracy": self.on_eval.right.reshape(axes) / self.n_eval} if axes else {}
+        return arrays | {"class_index": self.job.latents.classes}

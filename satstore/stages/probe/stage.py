@@ -28,10 +28,11 @@ from satstore.stages.selection import latents_of, layers_of
 from satstore.stages.stage import Stage
 
 if TYPE_CHECKING:
-    from satstore.stages.probe.fit import Fit
+    from satstore.stages.probe.backends import Backend
+    from satstore.stages.probe.job import ProbeJob
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
-"""What is there on a machine that has a GPU: of Linux, and of Linux under Windows."""
+"""Files that a machine with a GPU has, under Linux and under Linux on Windows."""
 
 
 def _check_prefix(prefix: str) -> str:
@@ -99,7 +100,7 @@ def keys_of(run: Run, parameters: ProbeParameters) -> list[ProbeKey]:
 
 
 def settings_of(parameters: ProbeParameters) -> ProbesRecord:
-    """Return what a table's probes are to be fitted with, no layer fitted yet."""
+    """Return the record of a table with no layer fitted yet."""
     return ProbesRecord(C=parameters.C, tol=parameters.tol, max_iter=parameters.max_iter)
 
 
@@ -135,7 +136,7 @@ def pending_layers(run: Run, key: ProbeKey, parameters: ProbeParameters) -> list
 
 
 def pending(run: Run, parameters: ProbeParameters) -> list[str]:
-    """Say which layers of which tables are not fitted."""
+    """List the layers that are not fitted, with their tables."""
     keys = keys_of(run, parameters)
     return [f"{layer} at {key}" for key in keys for layer in pending_layers(run, key, parameters)]
 
@@ -148,55 +149,84 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
     SatstoreError
         The first error that kept a layer from being fitted, after all others were.
     """
-    from satstore.stages.probe.fit import Fitted, Means, fit_all, warn_of_classes
-    from satstore.stages.probe.table import begin, commit
-    from satstore.system.limits import beside_gpu
+    from satstore.stages.probe.fit import fit_layers
+    from satstore.stages.probe.job import ProbeResult
+    from satstore.stages.probe.table import commit_layer
 
-    device = choose_device(parameters)
-    todo: list[Fit] = []
+    backend = make_backend(parameters)
+    jobs, errors = make_jobs(run, parameters)
+    for n_done, (job, result) in enumerate(fit_layers(jobs, backend), start=1):
+        if isinstance(result, ProbeResult):
+            commit_layer(run, job.key, job.layer, result)
+        else:
+            errors.append(result)
+        run.emit("probe", "progress", f"{job.layer} at {job.key}", done=n_done, total=len(jobs))
+    if errors:  # after all other layers were fitted; these are pending until what is wrong is mended
+        raise errors[0]
+
+
+def make_jobs(run: Run, parameters: ProbeParameters) -> "tuple[list[ProbeJob], list[SatstoreError]]":
+    """Open the latents of each table and discard its old probes; return its layers that are to be fitted.
+
+    Also the errors of tables whose latents can't be read.
+    """
+    from satstore.stages.probe.job import ProbeJob
+    from satstore.stages.probe.latents import check_labels, open_probe_latents, warn_of_missing_classes
+    from satstore.stages.probe.table import discard_old_probes, latents_digest
+
+    jobs: list[ProbeJob] = []
     errors: list[SatstoreError] = []
     for key in keys_of(run, parameters):
         layers = pending_layers(run, key, parameters)
         if not layers:
             continue
         try:
-            warn_of_classes(run, key.latents)
+            latents = open_probe_latents(run, key.latents)
+            check_labels(latents)
         except SatstoreError as error:
             errors.append(error)
             continue
-        begin(run, key, layers, settings_of(parameters))
-        todo += [make_fit(run, key, layer, parameters) for layer in layers]
-    limit = parameters.memory_limit if device is None else beside_gpu(parameters.memory_limit)
-    means = Means(parameters.workers, parameters.scheduler, device, limit, parameters.force)
-    for done, (job, fitted) in enumerate(fit_all(todo, means), start=1):
-        if isinstance(fitted, Fitted):
-            commit(run, job.key, job.layer, fitted)
-        else:
-            errors.append(fitted)
-        run.emit("probe", "progress", f"{job.layer} at {job.key}", done=done, total=len(todo))
-    if errors:  # after all other layers were fitted; these are pending until what is wrong is mended
-        raise errors[0]
+        warn_of_missing_classes(run, latents)
+        discard_old_probes(run, key, layers, settings_of(parameters))
+        jobs += [
+            ProbeJob(
+                key=key,
+                layer=layer,
+                latents=latents,
+                digest=latents_digest(run, key, layer) or "",
+                C=parameters.C,
+                tol=parameters.tol,
+                max_iter=parameters.max_iter,
+            )
+            for layer in layers
+        ]
+    return jobs, errors
 
 
-def make_fit(run: Run, key: ProbeKey, layer: str, parameters: ProbeParameters) -> "Fit":
-    """Say what is to be fitted of a layer."""
-    from satstore.stages.probe.fit import Fit
-    from satstore.stages.probe.table import latents_digest
+def make_backend(parameters: ProbeParameters) -> "Backend":
+    """Return where probes are to be fitted: on a GPU, on a cluster, or on threads of this process.
 
-    place = run.latents_path
-    return Fit(
-        run.path,
-        key,
-        layer,
-        store=place if isinstance(place, str) else str(place.absolute()),
-        digest=latents_digest(run, key, layer) or "",
-        C=parameters.C,
-        tol=parameters.tol,
-        max_iter=parameters.max_iter,
-    )
+    Raises
+    ------
+    DeviceError
+        If the device isn't there.
+    """
+    from satstore.stages.probe.backends import ThreadBackend, TorchBackend
+    from satstore.stages.probe.memory import MemoryBudget
+    from satstore.system.limits import beside_gpu
+
+    device = choose_gpu(parameters)
+    if device is not None:
+        return TorchBackend(MemoryBudget(beside_gpu(parameters.memory_limit), parameters.force), device)
+    memory = MemoryBudget(parameters.memory_limit, parameters.force)
+    if parameters.workers == 1 and parameters.scheduler is None:
+        return ThreadBackend(memory)
+    from satstore.stages.probe.dask_backend import DaskBackend
+
+    return DaskBackend(memory, n_workers=parameters.workers, scheduler=parameters.scheduler)
 
 
-def choose_device(parameters: ProbeParameters) -> str | None:
+def choose_gpu(parameters: ProbeParameters) -> str | None:
     """Return the GPU that passes are to be made on; None for the CPU.
 
     Raises
@@ -204,10 +234,10 @@ def choose_device(parameters: ProbeParameters) -> str | None:
     DeviceError
         If the device isn't there.
     """
-    spread = parameters.workers > 1 or parameters.scheduler is not None
+    is_shared = parameters.workers > 1 or parameters.scheduler is not None
     asked = parameters.device
     # Without a driver there is no GPU: that spares the seconds that torch takes to load.
-    if asked == "cpu" or (asked is None and (spread or not any(Path(p).exists() for p in GPU_DRIVERS))):
+    if asked == "cpu" or (asked is None and (is_shared or not any(Path(p).exists() for p in GPU_DRIVERS))):
         return None
     from satstore.training import devices
 

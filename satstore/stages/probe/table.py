@@ -1,15 +1,17 @@
-"""The tables of probes: their rows, which layers they count as fitted, and how a layer is committed."""
+"""Write the tables of probes, and commit one layer at a time."""
 
 import csv
 import hashlib
 import io
 from collections.abc import Collection, Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from satstore.config.keys import ProbeKey
 from satstore.runs.manifest import Manifest, ProbesRecord
 from satstore.runs.run import Run
-from satstore.stages.probe.fit import Fitted
+
+if TYPE_CHECKING:
+    from satstore.stages.probe.job import ProbeResult
 
 COLUMNS = (
     "layer",
@@ -29,7 +31,7 @@ COLUMNS = (
 
 
 def latents_digest(run: Run, key: ProbeKey, layer: str) -> str | None:
-    """Return the digest of the latents that a layer's probe is fitted on and tried on; None if not stored."""
+    """Return the digest of the latents that a layer's probe is made with; None if they aren't stored."""
     record = run.manifest.latents.get(key.latents)
     if record is None:
         return None
@@ -40,8 +42,8 @@ def latents_digest(run: Run, key: ProbeKey, layer: str) -> str | None:
     return None if None in digests else hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
 
 
-def write_rows(run: Run, key: ProbeKey, rows: Iterable[Mapping[str, Any]]) -> bytes:
-    """Return a table with its rows in forward order of the layers, then by position."""
+def format_table(run: Run, key: ProbeKey, rows: Iterable[Mapping[str, Any]]) -> bytes:
+    """Return a table as CSV, its rows in forward order of the layers, then by position."""
     forward = {layer: index for index, layer in enumerate(run.layers)}
     positions = ("y", "x") if key.latents.pooling == "pixelwise" else ()
     text = io.StringIO()
@@ -57,8 +59,8 @@ def write_rows(run: Run, key: ProbeKey, rows: Iterable[Mapping[str, Any]]) -> by
     return text.getvalue().encode()
 
 
-def begin(run: Run, key: ProbeKey, layers: Collection[str], settings: ProbesRecord) -> None:
-    """Let go of layers' old probes, and of all that had other settings; note the new settings."""
+def discard_old_probes(run: Run, key: ProbeKey, layers: Collection[str], settings: ProbesRecord) -> None:
+    """Discard the old probes of some layers, and all with other settings; record the new settings."""
     from satstore.storage.zarr import AnalysisStore
 
     known = run.manifest.probes.get(key, settings)
@@ -74,23 +76,24 @@ def begin(run: Run, key: ProbeKey, layers: Collection[str], settings: ProbesReco
         accuracy = manifest.summary.probe_accuracy.pop(key, {})
         if kept:
             manifest.summary.probe_accuracy[key] = {layer: accuracy.get(layer) for layer in kept}
-        old = tuple(f"probe: {describe(key, layer)} " for layer in run.layers if layer not in kept)
+        gone = [layer for layer in run.layers if layer not in kept]
+        old = tuple(f"probe: {describe_layer_probe(key, layer)} " for layer in gone)
         manifest.warnings = [line for line in manifest.warnings if not line.startswith(old)]
 
-    run.commit({key.file: write_rows(run, key, rows)} if rows else {}, change)
+    run.commit({key.file: format_table(run, key, rows)} if rows else {}, change)
     if not kept:  # what lies there may be the damaged group that is to be replaced
         AnalysisStore(run.analysis_path, run.commits).remove_probes(str(key))
 
 
-def commit(run: Run, key: ProbeKey, layer: str, fitted: Fitted) -> None:
+def commit_layer(run: Run, key: ProbeKey, layer: str, result: "ProbeResult") -> None:
     """Commit one layer: its arrays, then its rows; its accuracy in lists is the mean over its positions."""
     from satstore.storage.zarr import AnalysisStore
 
-    if fitted.arrays:
-        AnalysisStore(run.analysis_path, run.commits).write_probe(str(key), layer, fitted.arrays)
-    warn(run, key, layer, fitted.rows)
-    rows = [row for row in run.rows(key.table) if row["layer"] != layer] + list(fitted.rows)
-    found = [row["eval_accuracy"] for row in fitted.rows if "eval_accuracy" in row]
+    if result.arrays:
+        AnalysisStore(run.analysis_path, run.commits).write_probe(str(key), layer, result.arrays)
+    warn_of_layer(run, key, layer, result.rows)
+    rows = [row for row in run.rows(key.table) if row["layer"] != layer] + list(result.rows)
+    found = [row["eval_accuracy"] for row in result.rows if "eval_accuracy" in row]
     digest = latents_digest(run, key, layer)
     assert digest is not None
 
@@ -99,20 +102,21 @@ def commit(run: Run, key: ProbeKey, layer: str, fitted: Fitted) -> None:
         accuracy = sum(found) / len(found) if found else None
         manifest.summary.probe_accuracy.setdefault(key, {})[layer] = accuracy
 
-    run.commit({key.file: write_rows(run, key, rows)}, change)
+    run.commit({key.file: format_table(run, key, rows)}, change)
 
 
-def warn(run: Run, key: ProbeKey, layer: str, rows: Collection[Mapping[str, Any]]) -> None:
-    """Tell of a layer that has no probe, or of its probes that did not converge."""
+def warn_of_layer(run: Run, key: ProbeKey, layer: str, rows: Collection[Mapping[str, Any]]) -> None:
+    """Warn of a layer that has no probe, or whose probes did not converge."""
+    name = describe_layer_probe(key, layer)
     for row in rows:
         if row.get("error"):
-            run.warn("probe", f"{describe(key, layer)} has no probe: {row['error']}")
+            run.warn("probe", f"{name} has no probe: {row['error']}")
     stopped = [row["n_iter"] for row in rows if not row["converged"] and not row.get("error")]
     if stopped:
         count = f" at {len(stopped)} of {len(rows)} positions" if len(rows) > 1 else ""
-        run.warn("probe", f"{describe(key, layer)} did not converge in {max(stopped)} iterations{count}")
+        run.warn("probe", f"{name} did not converge in {max(stopped)} iterations{count}")
 
 
-def describe(key: ProbeKey, layer: str) -> str:
-    """Return how warnings begin that are of a layer's probe."""
+def describe_layer_probe(key: ProbeKey, layer: str) -> str:
+    """Return the name of a layer's probe, which its warnings begin with."""
     return f"layer {layer} at {key}"
