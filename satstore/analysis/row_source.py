@@ -79,6 +79,7 @@ class BlockRows:
         shape: Sequence[int],
         dtype: Any,
         edges: Sequence[int],
+        *,
         load_floats: Callable[[int, int, Floats], Floats] | None = None,
     ) -> None:
         if len(shape) < 2:

@@ -42,7 +42,7 @@ class EvaluationQuery:
     confused: bool = True
 
     def zero(self) -> EvaluationSums:
-        """Return sums of nothing."""
+        """Return the sums over no rows."""
         p, n_outputs = self.offset.shape
         k = max(2, n_outputs) if self.confused else 0
         right, top = np.zeros((2, p), np.int64)

@@ -118,7 +118,7 @@ class LossQuery:
     positions: NDArray[np.int64] | None = None
 
     def zero(self) -> LossSums:
-        """Return sums of nothing, float64."""
+        """Return the sums over no rows, float64."""
         shape = self.weights.shape
         return LossSums(np.zeros(shape[0]), np.zeros(shape), np.zeros(shape[:2]))
 

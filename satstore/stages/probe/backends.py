@@ -118,7 +118,9 @@ def open_rows(latents: LatentArray, room_bytes: int) -> RowSource:
         return out
 
     edges = range(values.shape[0] + 1)
-    in_memory = BlockRows(lambda low, high: values[low:high], values.shape, values.dtype, edges, load_floats)
+    in_memory = BlockRows(
+        lambda low, high: values[low:high], values.shape, values.dtype, edges, load_floats=load_floats
+    )
     in_memory.mean, in_memory.std = rows.mean, rows.std
     return in_memory
 

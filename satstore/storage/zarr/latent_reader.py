@@ -97,7 +97,7 @@ class LatentArray:
         """
         edges = [*range(0, self.shape[0], self.array.chunks[0]), self.shape[0]]
         load_floats = self._read_floats if self._shards else None
-        rows = BlockRows(self._read, self.shape, self.array.dtype, edges, load_floats)
+        rows = BlockRows(self._read, self.shape, self.array.dtype, edges, load_floats=load_floats)
         mean, std = self.mean, self.std
         if np.isfinite(mean).all() and np.isfinite(std).all():  # else a pass will say which rows are not
             rows.mean, rows.std = mean, std
