@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from command_line import HANGS_S, WORKS_S
 
-from satstore.cli import command
+from satstore.cli import interrupts
 from satstore.registry import DATASETS, MODELS
 from satstore.system import signals
 from satstore.system.memory import peak_bytes
@@ -99,7 +99,7 @@ def _see_peaks(event: str = "", arguments: tuple[Any, ...] = ("/clear_refs",)) -
 
 
 if _told is not None:
-    command.PATIENCE_S = HANGS_S  # on a busy machine, two keys may be pressed seconds apart
+    interrupts.PATIENCE_S = HANGS_S  # on a busy machine, two keys may be pressed seconds apart
     if os.environ["HELD_AT"] == PEAKS:
         sys.addaudithook(_see_peaks)
         atexit.register(_see_peaks)

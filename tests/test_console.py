@@ -1,4 +1,4 @@
-"""What commands print where the encoding of stdout lacks their marks: ASCII twins, and nothing fails."""
+"""What commands print where the encoding of stdout lacks their marks: ASCII marks, and nothing fails."""
 
 import io
 import re
@@ -40,7 +40,7 @@ def print_in(encoding: str, monkeypatch: pytest.MonkeyPatch, *words: str) -> str
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "cp1252"])
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: words[0])
-def test_command__prints_twins_of_the_marks_that_an_encoding_lacks(
+def test_command__replaces_the_marks_that_an_encoding_lacks(
     logs: Path, encoding: str, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = print_in(encoding, monkeypatch, *words, "--logs-dir", str(logs))
@@ -59,9 +59,13 @@ def test_command__prints_the_marks_themselves_in_utf_8(logs: Path, monkeypatch: 
     assert "✓train ✓extract ✓saturation ✓probe" in found
 
 
-def test_twins__are_of_all_marks_that_commands_print() -> None:
-    root = Path(satstore.cli.__file__).parents[1]
-    sources = [*root.glob("cli/*.py"), root / "system" / "text.py", root / "reports" / "evidence.py"]
+def test_ascii_marks__replace_all_marks_that_commands_print() -> None:
+    folder = Path(satstore.cli.__file__).parent
+    sources = [
+        *folder.glob("*.py"),
+        folder.parent / "system" / "text.py",
+        folder.parent / "reports" / "evidence.py",
+    ]
     marks = {mark for path in sources for mark in re.findall(r"[^\x00-\x7f]", path.read_text())}
-    assert marks - console.TWINS.keys() <= {"\ufffd"}, "what stands for a character that is none"
-    assert all(twin.isascii() for twin in console.TWINS.values())
+    assert marks - console.ASCII_MARKS.keys() <= {"\ufffd"}, "what stands for a character that is none"
+    assert all(mark.isascii() for mark in console.ASCII_MARKS.values())

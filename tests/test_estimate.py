@@ -179,16 +179,15 @@ def test_estimate__of_a_run_is_that_of_its_config(config: Path, logs: Path) -> N
 
 
 def test_estimate__says_what_is_missing(tmp_path: Path) -> None:
-    from satstore.cli.estimate import Question, load_counted, read_configs
+    from satstore.cli.estimate import load_counted, read_configs
 
     [config] = read_config({"dataset": f"ImageFolder:{tmp_path}/none"})
     with pytest.raises(NotFoundError, match="--samples N --classes K"):
         load_counted(config)
     with pytest.raises(ConfigError, match="give --config or --run, or --model"):
-        read_configs(None, {"model": None}, on_paper=False)
+        read_configs(None, {}, on_paper=False)
     with pytest.raises(ConfigError, match="no dataset named 'NoSuchImages'"):
         read_configs(None, {"model": "vgg5", "dataset": "NoSuchImages"}, on_paper=False)
-    assert Question(None, 1, None, None, None, 1, 1, False, None).n_classes is None
 
 
 def test_plan__counts_every_pooling_and_lists_multiply() -> None:

@@ -18,7 +18,7 @@ from rich.console import Console
 from tiny import CONFIG as TINY
 from torch import nn
 
-from satstore.cli.show import describe_layers, print_layers
+from satstore.cli.show import print_layers, summarize_layers
 from satstore.config.grid import read_config
 from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, NotFoundError
@@ -329,7 +329,7 @@ def test_probe__a_prefix_that_reads_as_an_epoch_is_refused(prefix: str) -> None:
 
 
 def test_show_and_plot__are_of_the_last_epoch(evolved: Run) -> None:
-    assert all(list(layer["probe_accuracy"]) == ["pool4"] for layer in describe_layers(evolved))
+    assert all(list(layer["probe_accuracy"]) == ["pool4"] for layer in summarize_layers(evolved))
     console = Console(width=200, record=True, file=io.StringIO())
     print_layers(console, evolved)
     assert console.export_text().count("probe pool4") == 1

@@ -13,7 +13,7 @@ from command_line import HANGS_S, satstore
 from held import CONFIG, Held
 from tiny import results
 
-from satstore.cli.command import ended_by_signals
+from satstore.cli.interrupts import stop_on_signals
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
 from satstore.stages.pipeline import run_experiments
@@ -148,9 +148,9 @@ def run_python(code: str, folder: Path, **options: Any) -> str:
 def test_ctrl_c__another_ends_at_once_what_takes_too_long_to_end(tmp_path: Path) -> None:
     code = """
 import signal
-from satstore.cli import command
-command.PATIENCE_S = -1
-with command.ended_by_signals():
+from satstore.cli import interrupts
+interrupts.PATIENCE_S = -1
+with interrupts.stop_on_signals():
     try:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt:
@@ -179,7 +179,7 @@ def test_ctrl_c__while_a_cluster_starts_closes_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(distributed, "LocalCluster", PressedMeanwhile)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with pytest.raises(KeyboardInterrupt), ended_by_signals(), dask_backend.start_cluster(1):
+        with pytest.raises(KeyboardInterrupt), stop_on_signals(), dask_backend.start_cluster(1):
             pytest.fail("it was not heard")
     finally:
         for number, handler in before.items():  # a process that was told to stop is deaf from then on
@@ -212,10 +212,10 @@ def test_ctrl_c__that_a_library_turns_into_an_error_is_one_all_the_same(tmp_path
     code = """
 import signal
 from satstore.system import signals
-from satstore.cli.command import Terminated, ended_by_signals
+from satstore.cli.interrupts import Terminated, stop_on_signals
 for number, kind in ((signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)):
     try:
-        with ended_by_signals():
+        with stop_on_signals():
             import pressed
     except KeyboardInterrupt as error:
         print(type(error) is kind, type(error.__cause__).__name__, signals.stop_requested.is_set())
@@ -228,12 +228,12 @@ def test_ctrl_c__that_a_library_swallows_is_heard_with_the_next_progress(tmp_pat
     code = """
 import signal
 from pathlib import Path
-from satstore.cli.command import ended_by_signals
+from satstore.cli.interrupts import stop_on_signals
 from satstore.config.experiment import ExperimentConfig
 from satstore.runs.logs_folder import make_run
 run = make_run(Path("logs"), "res", ExperimentConfig())
 try:
-    with ended_by_signals(), run.stage("train", {}):
+    with stop_on_signals(), run.stage("train", {}):
         run.emit("train", "progress", done=1)
         try:
             signal.raise_signal(signal.SIGINT)

@@ -30,7 +30,7 @@ from rich.console import Console
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from satstore.analysis.logistic.evaluation import EvaluationQuery
-from satstore.cli.show import describe_layers, print_layers
+from satstore.cli.show import print_layers, summarize_layers
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import (
@@ -486,7 +486,7 @@ def test_probe__values_that_are_not_finite_are_told_and_the_other_layers_go_on(
     assert pending(run) == []
     with pytest.raises(NotFoundError, match=r"layer block\.0\.conv at pool4 allows no probe; .*csv"):
         run.confusion("block.0.conv")
-    assert describe_layers(run)[1]["probe_accuracy"] == {"pool4": None}
+    assert summarize_layers(run)[1]["probe_accuracy"] == {"pool4": None}
 
 
 @pytest.mark.parametrize(

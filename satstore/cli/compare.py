@@ -1,10 +1,13 @@
-"""``satstore compare``: what two runs' layers have in common."""
+"""``satstore compare``: the similarity of two runs' layers."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from satstore.cli.console import say
+from cyclopts import CycloptsError, Parameter
+
+from satstore.cli.console import print_json, print_line
+from satstore.cli.options import Json, LogsDir, RunName
 from satstore.cli.output import output_file
 from satstore.cli.progress import Bar
 from satstore.config.keys import LatentsKey
@@ -15,6 +18,7 @@ from satstore.runs.logs_folder import open_run
 from satstore.runs.manifest import drawn_layers
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
+from satstore.stages.parameters import DEFAULT_MEMORY_LIMIT, MemoryLimit
 from satstore.storage.commit_log import is_anything
 
 if TYPE_CHECKING:
@@ -22,65 +26,108 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def compare_cka(
-    names: tuple[str, str],
-    pooling: str | None,
-    split: str,
-    out: Path | None,
-    memory_bytes: int,
-    logs_dir: Path | None,
-    as_json: bool,
+def compare_runs(
+    run: RunName,
+    other: RunName,
+    *,
+    cka: Annotated[
+        bool, Parameter(negative="", help="linear CKA of every layer of one with every layer of the other")
+    ] = False,
+    pooling: Annotated[
+        str | None, Parameter(name=["--pooling", "-d"], help="of the latents; by default the first of both")
+    ] = None,
+    split: Annotated[Literal["train", "eval"], Parameter(help="of the latents")] = "eval",
+    out: Annotated[
+        Path | None, Parameter(help="PNG, SVG or PDF, a CSV beside it, or a folder; by default cka.png")
+    ] = None,
+    memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT,
+    as_json: Json = False,
+    logs_dir: LogsDir = None,
 ) -> None:
-    """Compare the layers of two runs by linear CKA; draw a heat map and write a table beside it.
+    """Compute the linear CKA of two runs' layers; draw it as a heat map, with a CSV table beside it.
 
     Raises
     ------
+    CycloptsError
+        If nothing says what to compare.
     ConfigError
-        If the runs' latents are of other samples, or ``out`` is no picture's name.
+        If the runs' latents are of other samples, or ``out`` is not the name of a picture.
     NotFoundError
-        If they have no latents at one pooling.
+        If the runs have no latents at the pooling.
     """
-    from satstore.analysis.cka import linear_cka
-    from satstore.reports.plots import plot_cka, save_figure
+    if not cka:
+        raise CycloptsError(msg="say what to compare: --cka; curves are compared by: satstore plot RES1 RES2")
     from satstore.reports.plots.style import SUFFIXES
 
     path = output_file(out, Path("cka.png"), SUFFIXES)
-    runs = [open_run(name, logs_dir) for name in names]
+    runs = [open_run(name, logs_dir) for name in (run, other)]
     key = choose_latents(runs, pooling)
     check_samples(runs, key, split)
-    layers = [drawn_layers(run.manifest.layers) for run in runs]
-    rows = []
-    for run, wanted in zip(runs, layers, strict=True):
+    names, table = compute_cka(runs, key, split, memory_limit)
+    draw_cka(runs, names, table, path)
+    if as_json:
+        values = [[_number(value) for value in row] for row in table]
+        print_json({"pooling": str(key), "split": split, "layers": names, "cka": values})
+    else:
+        print_line(path.absolute())
+        print_line(path.with_suffix(".csv").absolute())
+
+
+def compute_cka(
+    runs: Sequence[Run], key: LatentsKey, split: str, memory_bytes: int
+) -> tuple[tuple[list[str], list[str]], "NDArray[np.float64]"]:
+    """Compute the linear CKA of every layer of one run with every layer of the other; show the progress.
+
+    Returns
+    -------
+    names
+        The layers of each run.
+    table
+        CKA by layer of the first run and layer of the second; NaN where it is not defined.
+
+    Raises
+    ------
+    NotFoundError
+        If a run has no latents of the layers that figures show.
+    """
+    from satstore.analysis.cka import linear_cka
+
+    inputs = []
+    for run in runs:
         latents = run.latents(str(key), split)
-        rows.append({layer: latents[layer].rows for layer in wanted if layer in latents})
-        if not rows[-1]:
+        wanted = drawn_layers(run.manifest.layers)
+        inputs.append({layer: latents[layer].rows for layer in wanted if layer in latents})
+        if not inputs[-1]:
             raise NotFoundError(f"{run.name} has no latents at {key} of the layers that figures show")
-    n_pairs, done = len(rows[0]) * len(rows[1]), 0
+    n_pairs, done = len(inputs[0]) * len(inputs[1]), 0
     with Bar() as bar:
 
-        def advance(one: str, other: str) -> None:
+        def report(one: str, other: str) -> None:
             nonlocal done
             done += 1
             bar.listen(Event("compare", "progress", f"{one}, {other}", done=done, total=n_pairs))
 
-        found = linear_cka(rows[0], rows[1], memory_bytes, advance)
+        table = linear_cka(inputs[0], inputs[1], memory_bytes, report)
+    return (list(inputs[0]), list(inputs[1])), table
+
+
+def draw_cka(
+    runs: Sequence[Run], names: tuple[list[str], list[str]], table: "NDArray[np.float64]", path: Path
+) -> None:
+    """Draw a heat map of CKA, and write its values as CSV beside it."""
+    from satstore.reports.plots import plot_cka, save_figure
+
     first, second = name_experiments([run.config for run in runs], [run.name for run in runs])
-    save_figure(plot_cka(found, list(rows[0]), list(rows[1]), first, second), path)
-    write_table(found, list(rows[0]), list(rows[1]), path.with_suffix(".csv"))
-    if as_json:
-        content = {"pooling": str(key), "split": split, "layers": [list(part) for part in rows]}
-        print(json.dumps({**content, "cka": [[_number(v) for v in row] for row in found]}, indent=1))  # noqa: T201
-        return
-    say(f"{path.absolute()}")
-    say(f"{path.with_suffix('.csv').absolute()}")
+    save_figure(plot_cka(table, *names, first, second), path)
+    write_table(table, *names, path.with_suffix(".csv"))
 
 
 def _number(value: float) -> float | None:
     return None if value != value else float(value)
 
 
-def choose_latents(runs: list[Run], pooling: str | None) -> LatentsKey:
-    """Return the key of the pooling asked for, or the first that both runs have, or the first of one."""
+def choose_latents(runs: Sequence[Run], pooling: str | None) -> LatentsKey:
+    """Return the key of the given pooling, or of the first one that both runs, or one of them, have."""
     if pooling:
         return LatentsKey(pooling)
     held = [
@@ -91,15 +138,15 @@ def choose_latents(runs: list[Run], pooling: str | None) -> LatentsKey:
     return next(iter([*both, *held[0], *held[1], LatentsKey("4")]))
 
 
-def check_samples(runs: list[Run], key: LatentsKey, split: str) -> None:
-    """Check that two runs' latents are of the same samples in the same order, and as they were committed.
+def check_samples(runs: Sequence[Run], key: LatentsKey, split: str) -> None:
+    """Check that two runs' latents are of the same samples in the same order, and undamaged.
 
     Raises
     ------
     ConfigError
-        If not.
+        If sample ids or labels differ.
     CorruptError
-        If a file is not what was committed.
+        If a file differs from what was committed.
     """
     import numpy as np
 
@@ -119,12 +166,14 @@ def check_samples(runs: list[Run], key: LatentsKey, split: str) -> None:
         run.commits.read(location.name).check(location, f"{key}/{split}", remedy, is_anything)
 
 
-def write_table(found: "NDArray[np.float64]", rows: list[str], columns: list[str], path: Path) -> None:
-    """Write the table as CSV: a row per layer of the first run, a column per layer of the second."""
+def write_table(
+    table: "NDArray[np.float64]", row_names: list[str], column_names: list[str], path: Path
+) -> None:
+    """Write CKA as CSV: a row per layer of the first run, a column per layer of the second."""
     from satstore.reports.spreadsheets import write_rows
     from satstore.storage.files import write_file
 
-    cells = [["" if value != value else float(value) for value in row] for row in found]
-    table: list[list[object]] = [["layer", *columns]]
-    table += [[name, *row] for name, row in zip(rows, cells, strict=True)]
-    write_file(path, write_rows(table).encode())
+    cells = [["" if value != value else float(value) for value in row] for row in table]
+    lines: list[list[object]] = [["layer", *column_names]]
+    lines += [[name, *row] for name, row in zip(row_names, cells, strict=True)]
+    write_file(path, write_rows(lines).encode())

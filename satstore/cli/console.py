@@ -1,16 +1,17 @@
-"""What commands print: names, errors and logs come from files, and none of them may command the terminal."""
+"""Printing text safely: names and logs come from files, and must not control the terminal."""
 
 import codecs
 import io
+import json
 import sys
 from typing import Any
 
-from rich.console import Console  # noqa: TID251 - of which the safe one is made
+from rich.console import Console  # noqa: TID251 - the base of the safe one
 from rich.text import Text
 
 from satstore.errors import printable
 
-TWINS = {
+ASCII_MARKS = {
     **dict.fromkeys("✗✖⚠", "!"),
     **dict.fromkeys("✓✚", "+"),
     **dict.fromkeys("●◆■★", "*"),
@@ -23,40 +24,47 @@ TWINS = {
     **dict.fromkeys("▲↑", "^"),
     **{"←": "<", "×": "x", "○": "o", "…": "...", "±": "+-"},
 }
-"""Marks and bars to what stands for them in ASCII."""
+"""Mark or bar -> what is printed for it where the encoding lacks it."""
 
 
-def take_any_encoding() -> None:
-    """Let stdout and stderr print what their encoding lacks: marks by their ASCII twins, others by number."""
-    codecs.register_error("satstore", _encode_otherwise)
+def replace_unencodable() -> None:
+    """Let stdout and stderr replace characters that their encoding lacks, by ASCII marks or by escapes."""
+    codecs.register_error("satstore", _encode_replacement)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and codecs.lookup(stream.encoding).name != "utf-8":
             stream.reconfigure(errors="satstore")
 
 
-def _encode_otherwise(error: UnicodeError) -> tuple[str, int]:
+def _encode_replacement(error: UnicodeError) -> tuple[str, int]:
     assert isinstance(error, UnicodeEncodeError)
     text = error.object[error.start : error.end]
-    return "".join(TWINS.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text), error.end
+    return "".join(
+        ASCII_MARKS.get(c, c.encode("ascii", "backslashreplace").decode()) for c in text
+    ), error.end
 
 
 class SafeConsole(Console):
-    """A console that prints texts as they are: control characters as such, no markup, no names of emoji."""
+    """A console that prints texts literally: control characters replaced, no markup, no names of emoji."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, highlight=False, **options)
 
     def render_str(self, text: str, **options: Any) -> Text:
-        """Return a text to print; every string passes here, also those in tables."""
+        """Return a text to print; rich passes every string through here, also those in tables."""
         return super().render_str(printable(text), **options)
 
 
 def make_console() -> SafeConsole:
-    """Return a console on stdout; where that is no terminal, lines are as long as they need to be."""
+    """Return a console on stdout, which doesn't wrap lines unless that is a terminal."""
     width = None if sys.stdout.isatty() else 10_000
     return SafeConsole(width=width)
 
 
-def say(text: object, *, is_error: bool = False) -> None:
+def print_line(text: object, *, is_error: bool = False) -> None:
     """Print a line on stdout, or on stderr."""
     print(printable(str(text)), file=sys.stderr if is_error else sys.stdout, flush=True)
+
+
+def print_json(content: object) -> None:
+    """Print values as JSON on stdout."""
+    print_line(json.dumps(content, indent=1))

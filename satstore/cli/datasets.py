@@ -1,12 +1,15 @@
-"""Commands on datasets: what is there, and sorting what isn't sorted by class."""
+"""``satstore dataset``: check datasets, and sort their images into class folders."""
 
-import json
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from satstore.cli.console import say
+from cyclopts import Parameter
+
+from satstore.cli.console import print_json, print_line
+from satstore.cli.options import Json
 from satstore.cli.progress import Bar
 from satstore.config.experiment import ExperimentConfig
 from satstore.datasets.preparation import (
@@ -19,67 +22,60 @@ from satstore.datasets.preparation import (
     unpack,
 )
 from satstore.errors import CorruptError, NotFoundError
+from satstore.registry import DATASETS
 from satstore.runs.events import Event
 
+if TYPE_CHECKING:
+    from satstore.datasets.image_data import ImageData, ImageSplit
 
-class Counting:
-    """Shows how far a piece of work is."""
+Seed = Annotated[int, Parameter(help="gives the same split every time")]
 
-    def __init__(self, bar: Bar, what: str) -> None:
-        self._bar, self._what = bar, what
+
+class ProgressReporter:
+    """Shows the progress of one piece of work on a bar."""
+
+    def __init__(self, bar: Bar, text: str) -> None:
+        self._bar, self._text = bar, text
 
     def __call__(self, done: int, total: int | None = None) -> None:
-        """Show a number of things done."""
-        self._bar.listen(Event("dataset", "progress", self._what, done=done, total=total or done))
+        """Show how many of all items are done."""
+        self._bar.listen(Event("dataset", "progress", self._text, done=done, total=total or done))
 
 
 def check_dataset(
-    name: str, data_dir: Path | None, resolution: int, may_download: bool, as_json: bool
+    name: Annotated[str, Parameter(help="a name of: satstore list datasets")],
+    *,
+    data_dir: Annotated[
+        Path | None, Parameter(help="the folder that holds it; by default TORCH_DATADIR, else tmp")
+    ] = None,
+    resolution: Annotated[int, Parameter(help="pixels that images are read at")] = 64,
+    download: Annotated[bool, Parameter(negative="", help="download what isn't there")] = False,
+    as_json: Json = False,
 ) -> None:
-    """Print what there is of a dataset, every image read; what isn't there is downloaded only if it may be.
+    """Read every image of a dataset, and print the size of its splits and classes.
 
     Raises
     ------
     NotFoundError
-        If it isn't there.
+        If the dataset isn't there, and ``download`` is not set.
     CorruptError
         If images can't be decoded.
     """
-    from satstore.datasets.corrupt_images import find_corrupt
     from satstore.datasets.downloads import without_downloads
-    from satstore.datasets.foreign_loaders import from_loaders, takes_loaders
-    from satstore.datasets.image_data import ImageData
-    from satstore.datasets.image_folder import FileSource
-    from satstore.registry import DATASETS
 
-    place = data_dir or ExperimentConfig().data_dir
-    factory = DATASETS[name]
-    with nullcontext() if may_download else without_downloads():
-        data: ImageData = (
-            from_loaders(name, factory, resolution, 1, place)
-            if takes_loaders(factory)
-            else factory(resolution=resolution, data_dir=place, augment=False, seed=0)
-        )
-    report: dict[str, Any] = {"dataset": name, "n_classes": len(data.classes), "splits": {}}
-    n_corrupt = 0
+    with nullcontext() if download else without_downloads():
+        data = load_plain(name, data_dir or ExperimentConfig().data_dir, resolution)
     with Bar() as bar:
-        for split, images in (("train", data.train_plain), ("eval", data.eval)):
-            counts = Counter(images.labels.tolist())
-            in_order = sorted(range(len(data.classes)), key=lambda label: counts[label])
-            corrupt: list[str] = []
-            where = getattr(images.source, "folder", None)  # a plugin's source need not say
-            if isinstance(images.source, FileSource):
-                found = find_corrupt(images.source, Counting(bar, f"read {split}"))
-                corrupt = [found[index] for index in sorted(found)]
-            n_corrupt += len(corrupt)
-            report["splits"][split] = {
-                "folder": str(where) if where else None,
-                "n_images": len(images),
-                "smallest_class": {"name": data.classes[in_order[0]], "n_images": counts[in_order[0]]},
-                "largest_class": {"name": data.classes[in_order[-1]], "n_images": counts[in_order[-1]]},
-                "corrupt": corrupt,
-            }
-    print(json.dumps(report, indent=1) if as_json else describe(report))  # noqa: T201
+        splits = {
+            split: summarize_split(images, data.classes, ProgressReporter(bar, f"read {split}"))
+            for split, images in (("train", data.train_plain), ("eval", data.eval))
+        }
+    report = {"dataset": name, "n_classes": len(data.classes), "splits": splits}
+    if as_json:
+        print_json(report)
+    else:
+        print_line(describe_report(report))
+    n_corrupt = sum(len(split["corrupt"]) for split in splits.values())
     if n_corrupt:
         raise CorruptError(
             f"{n_corrupt} images of {name} can't be decoded; replace them, or leave them out with the config "
@@ -87,8 +83,37 @@ def check_dataset(
         )
 
 
-def describe(report: dict[str, Any]) -> str:
-    """Return a report in lines."""
+def load_plain(name: str, data_dir: Path, resolution: int) -> "ImageData":
+    """Load a dataset without augmentation."""
+    from satstore.datasets.foreign_loaders import from_loaders, takes_loaders
+
+    factory = DATASETS[name]
+    if takes_loaders(factory):
+        return from_loaders(name, factory, resolution, 1, data_dir)
+    data: ImageData = factory(resolution=resolution, data_dir=data_dir, augment=False, seed=0)
+    return data
+
+
+def summarize_split(images: "ImageSplit", classes: Sequence[str], report: ProgressReporter) -> dict[str, Any]:
+    """Return a split's entry of ``dataset check --json``; read every image to find the corrupt ones."""
+    from satstore.datasets.corrupt_images import find_corrupt
+    from satstore.datasets.image_folder import FileSource
+
+    counts = Counter(images.labels.tolist())
+    in_order = sorted(range(len(classes)), key=lambda label: counts[label])
+    corrupt = find_corrupt(images.source, report) if isinstance(images.source, FileSource) else {}
+    folder = getattr(images.source, "folder", None)  # the source of a plugin may have none
+    return {
+        "folder": str(folder) if folder else None,
+        "n_images": len(images),
+        "smallest_class": {"name": classes[in_order[0]], "n_images": counts[in_order[0]]},
+        "largest_class": {"name": classes[in_order[-1]], "n_images": counts[in_order[-1]]},
+        "corrupt": [corrupt[index] for index in sorted(corrupt)],
+    }
+
+
+def describe_report(report: dict[str, Any]) -> str:
+    """Return the report of ``dataset check`` as text."""
     lines = [f"{report['dataset']}: {report['n_classes']:,} classes"]
     for split, found in report["splits"].items():
         smallest, largest = found["smallest_class"], found["largest_class"]
@@ -101,36 +126,40 @@ def describe(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def split_folder(folder: Path, val: float, seed: int) -> None:
+def split_folder(
+    folder: Annotated[Path, Parameter(help="a folder with a folder of images per class")],
+    *,
+    val: Annotated[float, Parameter(help="share of each class that goes to val/")] = 0.1,
+    seed: Seed = 0,
+) -> None:
     """Move the images of a folder of class folders into ``train/`` and ``val/``."""
     moves = begin_split(folder, val, seed)
     _move(moves)
     finish_split(folder)
     counts = {name: sum(1 for p in (folder / name).rglob("*") if p.is_file()) for name in ("train", "val")}
-    say(
+    print_line(
         f"{folder}: {counts['train']:,} images in train/, {counts['val']:,} in val/ ({len(moves):,} moved); "
         f'use it as "dataset": "ImageFolder:{folder}"'
     )
 
 
-def prepare_dataset(what: str, path: Path, val: float, seed: int) -> None:
-    """Sort a shipped archive, or the folder that it unpacks to, into class folders.
+def prepare_dataset(
+    what: Literal["inaturalist", "tinyimagenet"],
+    path: Annotated[Path, Parameter(help="the archive as it is shipped, or the folder that it unpacks to")],
+    *,
+    val: Annotated[
+        float, Parameter(help="share of each class for test/, where iNaturalist's own split is not there")
+    ] = 0.1,
+    seed: Seed = 0,
+) -> None:
+    """Sort a dataset's archive, or the folder that it unpacks to, into class folders.
 
     Raises
     ------
     NotFoundError
-        If it is not what it should be.
+        If the archive does not hold the dataset.
     """
-    folder = path
-    if not path.is_dir():
-        with Bar() as bar:
-            show = Counting(bar, f"unpack {path.name}")
-            for done in unpack(path, path.parent):
-                show(done)
-        stem = path.name.split(".")[0]
-        folder = path.parent / ("tiny-imagenet-200" if what == "tinyimagenet" else stem)
-        if not folder.is_dir():
-            raise NotFoundError(f"{path} does not unpack to {folder.name}/; it is no archive of {what}")
+    folder = path if path.is_dir() else _unpack(path, what)
     if what == "tinyimagenet":
         place = folder
         moves = plan_tiny_imagenet(folder)
@@ -138,11 +167,24 @@ def prepare_dataset(what: str, path: Path, val: float, seed: int) -> None:
         place = folder.parent / "inaturalist"
         moves = plan_inaturalist(folder, place, val, seed)
     _move(moves)
-    say(f"{place.absolute()}: {len(moves):,} images sorted by class")
+    print_line(f"{place.absolute()}: {len(moves):,} images sorted by class")
+
+
+def _unpack(path: Path, what: str) -> Path:
+    """Unpack a dataset's archive beside it, and return the folder."""
+    with Bar() as bar:
+        report = ProgressReporter(bar, f"unpack {path.name}")
+        for done in unpack(path, path.parent):
+            report(done)
+    stem = path.name.split(".")[0]
+    folder = path.parent / ("tiny-imagenet-200" if what == "tinyimagenet" else stem)
+    if not folder.is_dir():
+        raise NotFoundError(f"{path} does not unpack to {folder.name}/; it is no archive of {what}")
+    return folder
 
 
 def _move(moves: Moves) -> None:
     with Bar() as bar:
-        show = Counting(bar, "move")
+        report = ProgressReporter(bar, "move")
         for done in move(moves):
-            show(done, len(moves))
+            report(done, len(moves))

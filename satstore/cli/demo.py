@@ -1,39 +1,55 @@
-"""``satstore demo``: the main job, end to end, on scikit-learn's handwritten digits."""
+"""``satstore demo``: all stages, end to end, on scikit-learn's handwritten digits."""
 
 import shutil
 import sys
 from pathlib import Path
+from typing import Annotated
 
-from satstore.cli import command
-from satstore.cli.command import ended_by_signals
+from cyclopts import Parameter
+
+from satstore.cli.command_line import get_words
 from satstore.cli.console import make_console
+from satstore.cli.interrupts import stop_on_signals
+from satstore.cli.options import Detach, LogsDir
 from satstore.cli.progress import Bar
-from satstore.cli.run_stages import describe
+from satstore.cli.run_stages import describe_outcome, start_in_background
 from satstore.cli.show import print_layers
 from satstore.config.grid import read_config
 from satstore.jobs.record import record_job
+from satstore.runs.logs_folder import check_run_id, find_logs_dir
 from satstore.runs.run import Run
+from satstore.stages.parameters import Device
 from satstore.stages.pipeline import Outcome, make_plan, make_runs, run_stages
 
 
-def run_demo(run_id: str, device: str | None, logs_dir: Path | None) -> None:
-    """Run the demo's stages, or find them done, and show the result."""
+def run_demo(
+    *,
+    run_id: Annotated[str, Parameter(help="the name of the run's folder")] = "demo",
+    device: Annotated[Device, Parameter(help="cpu or cuda:N")] = None,
+    logs_dir: LogsDir = None,
+    detach: Detach = False,
+) -> None:
+    """Run the demo's stages that are not done yet, and show the result."""
+    if detach:
+        check_run_id(run_id)
+        start_in_background(find_logs_dir(logs_dir))
+        return
     [config] = read_config("demo")
     bar = Bar()
     [run] = make_runs([config], run_id, logs_dir, bar.listen)
-    with ended_by_signals(), record_job(command.words, run.path.parent.parent) as bar.record:
+    with stop_on_signals(), record_job(get_words(), run.path.parent.parent) as bar.record:
         bar.record.run = run.name
         with bar:
             outcomes = run_stages([run], make_plan(config.stages, {"device": device}), with_needs=True)
             for outcome in outcomes:
                 if outcome.error is not None:
                     raise outcome.error
-                bar.say(describe(outcome))
+                bar.print_above(describe_outcome(outcome))
         show_demo(run, outcomes, logs_dir)
 
 
 def show_demo(run: Run, outcomes: list[Outcome], logs_dir: Path | None) -> None:
-    """Draw the demo's figure, and print what it found and what to try next."""
+    """Draw the demo's figure, and print its layers, its accuracy and commands to try next."""
     from satstore.reports.plots import plot_layers, save_figure
 
     run.reload()
@@ -44,7 +60,7 @@ def show_demo(run: Run, outcomes: list[Outcome], logs_dir: Path | None) -> None:
     console.print()
     print_layers(console, run)
     logs = f" --logs-dir {logs_dir}" if logs_dir else ""
-    command = own_command()
+    command = find_own_command()
     console.print(
         f"""
 test accuracy  {run.manifest.summary.test_accuracy:.2%}
@@ -58,8 +74,8 @@ try next:
     )
 
 
-def own_command() -> str:
-    """Return how to call this program from here: its name where the shell finds it, else its path."""
+def find_own_command() -> str:
+    """Return the command that calls this program: its name if the shell finds it, else its path."""
     if shutil.which("satstore"):
         return "satstore"
     script = Path(sys.argv[0])

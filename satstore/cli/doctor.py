@@ -1,6 +1,5 @@
-"""``satstore doctor``: whether this installation can do what it is for, and what hinders it."""
+"""``satstore doctor``: check that this installation works."""
 
-import json
 import os
 import platform
 import shutil
@@ -12,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal
 
-from satstore.cli.console import say
+from satstore.cli.console import print_json, print_line
+from satstore.cli.options import Json, LogsDir
 from satstore.errors import reason_of
 from satstore.runs.logs_folder import find_logs_dir
 from satstore.system.cores import count_cores
@@ -27,31 +27,37 @@ LITTLE_DISK, LITTLE_MEMORY = 5 * 2**30, 3 * 2**30
 
 @dataclass(frozen=True)
 class Check:
-    """What was looked at, how it is, and what to do where it isn't right."""
+    """The result of a check: the part checked, its state, and what was found and what to do."""
 
     what: str
     state: State
     found: str
 
 
-def examine(logs_dir: Path | None, as_json: bool) -> int:
-    """Print how each part of the installation is; return 1 if something keeps satstore from working."""
-    checks = []
-    for look in (check_python, check_packages, check_torch, check_memory, check_terminal, check_data):
-        checks += list(look())
-    checks += list(check_logs(find_logs_dir(logs_dir)))
-    is_bad = any(check.state == "bad" for check in checks)
+def check_installation(*, as_json: Json = False, logs_dir: LogsDir = None) -> None:
+    """Check each part of the installation, and print the results.
+
+    Raises
+    ------
+    SystemExit
+        With code 1, if something keeps satstore from working.
+    """
+    checks: list[Check] = []
+    for check_part in (check_python, check_packages, check_torch, check_memory, check_terminal, check_data):
+        checks += check_part()
+    checks += check_logs(find_logs_dir(logs_dir))
     if as_json:
-        print(json.dumps([asdict(check) for check in checks], indent=1))  # noqa: T201
-        return is_bad
-    width = max(len(check.what) for check in checks)
-    for check in checks:
-        say(f"{MARKS[check.state]} {check.what:{width}}  {check.found}")
-    return is_bad
+        print_json([asdict(check) for check in checks])
+    else:
+        width = max(len(check.what) for check in checks)
+        for check in checks:
+            print_line(f"{MARKS[check.state]} {check.what:{width}}  {check.found}")
+    if any(check.state == "bad" for check in checks):
+        raise SystemExit(1)
 
 
 def check_python() -> Iterator[Check]:
-    """Look at Python and the system."""
+    """Check the versions of Python and of the system."""
     found = f"{platform.python_version()} on {platform.system()} {platform.release()}, {platform.machine()}"
     yield Check("Python", "ok" if sys.version_info >= (3, 11) else "bad", found)
     if sys.platform == "win32":
@@ -59,7 +65,7 @@ def check_python() -> Iterator[Check]:
 
 
 def check_packages() -> Iterator[Check]:
-    """Look at the versions of what satstore needs."""
+    """Check the versions of the packages that satstore needs."""
     from packaging.requirements import Requirement
 
     yield Check("satstore", "ok", version("satstore"))
@@ -88,12 +94,14 @@ def check_packages() -> Iterator[Check]:
 
 
 def check_torch() -> Iterator[Check]:
-    """Look whether torch and torchvision load, and which GPUs there are."""
+    """Check that torch and torchvision load, and list the GPUs."""
     try:
         import torch
         import torchvision
 
-        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)  # whose binary has to match torch's
+        torchvision.ops.nms(
+            torch.zeros(1, 4), torch.zeros(1), 0.5
+        )  # fails if its binary doesn't match torch's
     except Exception as error:  # whatever a broken installation raises
         text = reason_of(error, with_type=True)
         yield Check("torch", "bad", f"{text}; install torch and torchvision again, of the same release")
@@ -112,7 +120,7 @@ def check_torch() -> Iterator[Check]:
 
 
 def check_memory() -> Iterator[Check]:
-    """Look at memory and cores."""
+    """Check the free memory and the number of cores."""
     memory, n_cores = available_memory(), count_cores()
     state: State = "ok" if memory >= LITTLE_MEMORY else "note"
     less = "" if state == "ok" else "; take a smaller --memory-limit than 2 GiB"
@@ -120,7 +128,7 @@ def check_memory() -> Iterator[Check]:
 
 
 def check_terminal() -> Iterator[Check]:
-    """Look whether the terminal can show the app."""
+    """Check that the terminal can show the terminal app."""
     encoding = (sys.stdout.encoding or "").lower()
     columns, lines = shutil.get_terminal_size()
     if not sys.stdout.isatty():
@@ -134,7 +142,7 @@ def check_terminal() -> Iterator[Check]:
 
 
 def check_data() -> Iterator[Check]:
-    """Look at the folder of datasets."""
+    """Check the folder of datasets."""
     from satstore.config.experiment import ExperimentConfig
 
     folder = ExperimentConfig().data_dir
@@ -157,7 +165,7 @@ def check_data() -> Iterator[Check]:
 
 
 def _check_downloads(folder: Path) -> Iterator[Check]:
-    """Look whether what was downloaded is whole."""
+    """Check that downloaded datasets have all their files."""
     from satstore.datasets.cifar import CIFAR10, CIFAR100
     from satstore.datasets.mnist import FILES
 
@@ -174,7 +182,7 @@ def _check_downloads(folder: Path) -> Iterator[Check]:
 
 
 def check_logs(folder: Path) -> Iterator[Check]:
-    """Look whether runs can be written, locked and synced, and how much room there is."""
+    """Check that runs can be written and locked in a logs folder, and how much disk is free."""
     problem = _try_writing(nearest_folder(folder))
     if problem:
         yield Check("logs folder", "bad", f"{folder.absolute()}: {problem}; choose another with --logs-dir")
@@ -187,7 +195,7 @@ def check_logs(folder: Path) -> Iterator[Check]:
 
 
 def _try_writing(place: Path) -> str:
-    """Return what keeps a folder from holding runs; nothing if it can."""
+    """Return why a folder can't hold runs; an empty text if it can."""
     from filelock import FileLock
 
     from satstore.storage.files import write_file

@@ -1,15 +1,15 @@
-"""Commands about jobs: list, follow and cancel them."""
+"""``satstore jobs``, ``log`` and ``cancel``: list, follow and end jobs."""
 
-import json
 import sys
 import time
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.table import Table
 
-from satstore.cli.console import make_console, say
+from satstore.cli.console import make_console, print_json, print_line
+from satstore.cli.options import Json, LogsDir
 from satstore.errors import printable
 from satstore.jobs.job import Job, find_job, list_jobs, read_job, tail
 from satstore.jobs.start import cancel_job
@@ -18,42 +18,44 @@ from satstore.runs.logs_folder import find_logs_dir
 from satstore.system.text import clean, describe_age
 from satstore.system.usage import Usage, UsageMeter
 
+JobNumber = Annotated[int, Parameter(help="a job's number, as satstore jobs prints it")]
+
 POLL_S = 0.2
 PIECE_BYTES = 2**20
 
 
-def show_jobs(logs_dir: Path | None, as_json: bool) -> None:
+def show_jobs(*, as_json: Json = False, logs_dir: LogsDir = None) -> None:
     """Print the jobs of a logs folder, the newest first."""
     root = find_logs_dir(logs_dir)
     jobs = list_jobs(root)
     usages = measure_jobs(jobs)
     if as_json:
-        print(json.dumps([as_record(job, usages.get(job.number)) for job in jobs], indent=1))  # noqa: T201
+        print_json([summarize_job(job, usages.get(job.number)) for job in jobs])
     elif not jobs:
-        say(f"no jobs in {root.absolute()}; start one with any stage and --detach")
+        print_line(f"no jobs in {root.absolute()}; start one with any stage and --detach")
     else:
-        make_console().print(make_table(jobs, usages))
+        make_console().print(make_jobs_table(jobs, usages))
 
 
 def measure_jobs(jobs: list[Job]) -> dict[int, Usage]:
-    """Return what the running jobs use, by number."""
+    """Return what each running job uses, by job number."""
     meter, running = UsageMeter(), [job for job in jobs if job.is_running and job.pid]
     for job in running:
         meter.measure(job.pid or 0)
     if running:
-        time.sleep(0.2)  # CPU time is counted between two looks
+        time.sleep(0.2)  # CPU usage is measured between two readings
     found = {job.number: meter.measure(job.pid or 0) for job in running}
     return {number: usage for number, usage in found.items() if usage is not None}
 
 
-def as_record(job: Job, usage: Usage | None) -> dict[str, Any]:
+def summarize_job(job: Job, usage: Usage | None) -> dict[str, Any]:
     """Return a job's entry of ``jobs --json``."""
     content = asdict(job) | {"path": str(job.path), "command": job.command, "duration_s": job.duration_s}
     return content | {"usage": None if usage is None else asdict(usage)}
 
 
-def make_table(jobs: list[Job], usages: dict[int, Usage]) -> Table:
-    """Return the table of jobs."""
+def make_jobs_table(jobs: list[Job], usages: dict[int, Usage]) -> Table:
+    """Return the table of jobs that ``satstore jobs`` prints."""
     table = Table(box=None, pad_edge=False)
     has_gpu = any(usage.gpu_bytes is not None for usage in usages.values())
     columns = ("job", "state", "progress", "CPU", "memory", *(("GPU",) if has_gpu else ()), "age", "command")
@@ -74,32 +76,44 @@ def make_table(jobs: list[Job], usages: dict[int, Usage]) -> Table:
     return table
 
 
-def cancel_one(number: int, grace_s: float, logs_dir: Path | None) -> None:
-    """End a job, and say how it ended."""
-    job = cancel_job(find_job(number, find_logs_dir(logs_dir)), grace_s)
-    say(f"job {job.number} is {job.state}; its command goes on where it was: {job.command}")
+def cancel(
+    job: JobNumber,
+    *,
+    grace: Annotated[float, Parameter(help="seconds that it has to stop before it is killed")] = 10.0,
+    logs_dir: LogsDir = None,
+) -> None:
+    """End a job, and print how it ended."""
+    ended = cancel_job(find_job(job, find_logs_dir(logs_dir)), grace)
+    print_line(f"job {ended.number} is {ended.state}; its command goes on where it was: {ended.command}")
 
 
-def show_log(number: int, follow: bool, logs_dir: Path | None) -> None:
-    """Print a job's log, and go on until it ends where that is wanted."""
-    job = find_job(number, find_logs_dir(logs_dir))
+def show_log(
+    job: JobNumber,
+    *,
+    follow: Annotated[
+        bool, Parameter(name=["--follow", "-f"], negative="", help="print what comes until it ends")
+    ] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Print a job's log; with ``follow``, until the job ends."""
+    found = find_job(job, find_logs_dir(logs_dir))
     offset = 0
     try:
         while True:
-            is_over = not job.is_running
-            text, offset = tail(job.log_path, PIECE_BYTES, offset)
+            has_ended = not found.is_running
+            text, offset = tail(found.log_path, PIECE_BYTES, offset)
             sys.stdout.write(printable(text))
             sys.stdout.flush()
             if text:
                 continue
-            if is_over or not follow:
+            if has_ended or not follow:
                 break
             time.sleep(POLL_S)
-            job = read_job(job.path) or job
+            found = read_job(found.path) or found
     except KeyboardInterrupt:
-        if not job.is_running:
+        if not found.is_running:
             raise
-        say(f"\njob {job.number} goes on; end it with: satstore cancel {job.number}")
+        print_line(f"\njob {found.number} goes on; end it with: satstore cancel {found.number}")
         return
-    if follow and job.state != "done":
-        say(f"job {job.number}: {job.state}", is_error=True)
+    if follow and found.state != "done":
+        print_line(f"job {found.number}: {found.state}", is_error=True)

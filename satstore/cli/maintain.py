@@ -1,14 +1,15 @@
-"""Commands that take care of what is stored: check it, say what it takes, and free the disk."""
+"""``satstore verify``, ``clean`` and ``du``: check stored runs, free the disk, show disk usage."""
 
-import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import CycloptsError, Parameter
 from rich.table import Table
 
-from satstore.cli.console import SafeConsole, make_console, say
+from satstore.cli.completers import complete_runs
+from satstore.cli.console import SafeConsole, make_console, print_json, print_line
+from satstore.cli.options import Json, LogsDir, RunName
 from satstore.cli.progress import Bar
 from satstore.errors import ConfigError, CorruptError
 from satstore.runs.disk_usage import DiskUsage, check_removable, latents_bytes, measure, remove_latents
@@ -18,32 +19,33 @@ from satstore.runs.run import Run
 from satstore.system.text import describe_size
 
 
-def verify_experiments(name: str, logs_dir: Path | None, as_json: bool) -> None:
-    """Read all that is committed of some experiments, and print what is found.
+def verify_experiments(run: RunName, *, as_json: Json = False, logs_dir: LogsDir = None) -> None:
+    """Read all stored data of experiments, and print what is damaged and how to repair it.
 
     Raises
     ------
     CorruptError
-        If anything is wrong.
+        If anything is damaged.
     """
     unreadable: list[CorruptError] = []
     with Bar() as bar:
-        reports = [verify(run, bar, as_json) for run in find_runs(name, logs_dir, bar.listen, unreadable)]
+        runs = find_runs(run, logs_dir, bar.listen, unreadable)
+        reports = [verify_experiment(each, bar, as_json) for each in runs]
     for error in unreadable:
         if not as_json:
-            say(f"{error}; restore it, or train again under another run id")
+            print_line(f"{error}; restore it, or train again under another run id")
     if as_json:
         lost = [
             {"run": None, "findings": [{"what": str(e), "command": "", "is_wrong": True}]} for e in unreadable
         ]
-        print(json.dumps([*reports, *lost], indent=1))  # noqa: T201
+        print_json([*reports, *lost])
     n_wrong = len(unreadable) + sum(report["n_wrong"] for report in reports)
     if n_wrong:
-        raise CorruptError(f"{count(n_wrong, 'thing is', 'things are')} wrong with {name}")
+        raise CorruptError(f"{count(n_wrong, 'thing is', 'things are')} wrong with {run}")
 
 
-def verify(run: Run, bar: Bar, as_json: bool) -> dict[str, Any]:
-    """Check one experiment, print findings as they come unless JSON is wanted, and return a report."""
+def verify_experiment(run: Run, bar: Bar, as_json: bool) -> dict[str, Any]:
+    """Read all stored data of one experiment; print each finding, unless JSON is wanted; return a report."""
     from satstore.runs.verify import Verification
 
     verification = Verification(run, bar.listen)
@@ -67,60 +69,83 @@ def verify(run: Run, bar: Bar, as_json: bool) -> dict[str, Any]:
 
 
 def count(n: int, one: str, several: str) -> str:
-    """Return a number of things in words."""
+    """Return a number and the form of a phrase that goes with it."""
     return f"{n} {one if n == 1 else several}"
 
 
-def clean_experiments(name: str, logs_dir: Path | None, yes: bool) -> None:
-    """Remove the latents of some experiments, after asking, and say how much that freed.
+def clean_experiments(
+    run: RunName,
+    *,
+    latents: Annotated[
+        bool, Parameter(negative="", help="remove the latents; satstore extract writes them again")
+    ] = False,
+    yes: Annotated[bool, Parameter(negative="", help="do not ask")] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Remove the latents of experiments, after asking, and print how much that freed.
 
     Raises
     ------
+    CycloptsError
+        If nothing says what to remove.
     ConfigError
-        If there is no terminal to ask on, and no --yes.
+        If there is no terminal to ask on, and no ``--yes``.
     SatstoreError
-        Before anything is removed, if some could not be extracted again.
+        If some latents could not be extracted again; nothing is removed then.
     """
-    runs = {run: size_bytes for run in find_runs(name, logs_dir) if (size_bytes := latents_bytes(run))}
-    if not runs:
-        say(f"{name} has no latents on disk")
+    if not latents:
+        raise CycloptsError(msg="say what to remove; what can be made again are: --latents")
+    found = find_runs(run, logs_dir)
+    sizes = {each: size_bytes for each in found if (size_bytes := latents_bytes(each))}
+    if not sizes:
+        print_line(f"{run} has no latents on disk")
         return
-    for run, size_bytes in runs.items():
-        check_removable(run)
-        say(f"{run.name}: latents, {describe_size(size_bytes)}")
-    total = describe_size(sum(runs.values()))
+    for each, size_bytes in sizes.items():
+        check_removable(each)
+        print_line(f"{each.name}: latents, {describe_size(size_bytes)}")
+    total = describe_size(sum(sizes.values()))
     if not yes and not sys.stdin.isatty():
         raise ConfigError(f"nothing was removed: to free {total} where no terminal can ask, say --yes")
     if not yes and input(f"remove them and free {total}? [y/N] ").strip().lower() not in ("y", "yes"):
-        say("nothing was removed")
+        print_line("nothing was removed")
         return
-    freed_bytes = sum(remove_latents(run) for run in runs)
-    again = "\n".join(f"  {extract_command(run, *run.manifest.re_extractable)}" for run in runs)
-    say(f"freed {describe_size(freed_bytes)}; to write them again:\n{again}")
+    freed_bytes = sum(remove_latents(each) for each in sizes)
+    again = "\n".join(f"  {extract_command(each, *each.manifest.re_extractable)}" for each in sizes)
+    print_line(f"freed {describe_size(freed_bytes)}; to write them again:\n{again}")
 
 
-def show_usage(name: str | None, logs_dir: Path | None, as_json: bool) -> None:
-    """Print what experiments take on disk: one row each, or, of a run id, by pooling, split and layer."""
-    if name is None:
+def show_disk_usage(
+    run: Annotated[
+        str | None,
+        Parameter(help="a run id, or one experiment of it; by default all", completer=complete_runs),
+    ] = None,
+    *,
+    as_json: Annotated[
+        bool, Parameter(name="--json", negative="", help="print JSON, sizes in bytes")
+    ] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Print the disk usage of experiments: a row each, or, of a run, by pooling, split and layer."""
+    if run is None:
         unreadable: list[CorruptError] = []
         runs = list_runs(logs_dir, unreadable)
         for error in unreadable:
-            say(f"warning: {error}", is_error=True)
+            print_line(f"warning: {error}", is_error=True)
     else:
-        runs = find_runs(name, logs_dir)
-    usages = {run.name: measure(run) for run in runs}
+        runs = find_runs(run, logs_dir)
+    usages = {each.name: measure(each) for each in runs}
     if as_json:
-        print(json.dumps([as_record(name, usage) for name, usage in usages.items()], indent=1))  # noqa: T201
+        print_json([summarize_usage(name, usage) for name, usage in usages.items()])
     elif not usages:
-        say(f"no runs in {find_logs_dir(logs_dir).absolute()}")
-    elif name is None:
+        print_line(f"no runs in {find_logs_dir(logs_dir).absolute()}")
+    elif run is None:
         print_usages(make_console(), usages)
     else:
         for experiment, usage in usages.items():
             print_usage(make_console(), experiment, usage)
 
 
-def as_record(name: str, usage: DiskUsage) -> dict[str, Any]:
+def summarize_usage(name: str, usage: DiskUsage) -> dict[str, Any]:
     """Return an experiment's entry of ``du --json``."""
     return {
         "run": name,
@@ -137,7 +162,7 @@ def as_record(name: str, usage: DiskUsage) -> dict[str, Any]:
 
 
 def print_usages(console: SafeConsole, usages: dict[str, DiskUsage]) -> None:
-    """Print one row per experiment, and their sum."""
+    """Print the disk usage of experiments, a row each, and their sum."""
     keys = sorted({key for usage in usages.values() for key in usage.by_key if key}, key=str)
     rows = {
         name: [
@@ -153,7 +178,7 @@ def print_usages(console: SafeConsole, usages: dict[str, DiskUsage]) -> None:
 
 
 def print_usage(console: SafeConsole, name: str, usage: DiskUsage) -> None:
-    """Print an experiment's latents layer by layer, then the rest."""
+    """Print the disk usage of an experiment: its latents layer by layer, then the rest."""
     console.print(name)
     columns = list(dict.fromkeys((key, split) for key, split, _ in usage.latents if split))
     layers = dict.fromkeys(layer for _, _, layer in usage.latents if layer)
@@ -172,7 +197,7 @@ def print_usage(console: SafeConsole, name: str, usage: DiskUsage) -> None:
 
 
 def print_sizes(console: SafeConsole, heading: str, columns: list[str], rows: dict[str, list[int]]) -> None:
-    """Print a table of sizes, and under several rows their sum."""
+    """Print a table of sizes, with a last row of sums if there are several."""
     table = Table(box=None, pad_edge=False)
     table.add_column(heading, no_wrap=True)
     for column in columns:

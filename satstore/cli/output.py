@@ -1,4 +1,4 @@
-"""Where a command writes what it makes: what ``--out`` means, for all commands that have it."""
+"""The files and folders that ``--out`` stands for."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +12,17 @@ def output_file(out: Path | None, default: Path, suffixes: Sequence[str]) -> Pat
     Parameters
     ----------
     out
-        What was given as ``--out``: a file, if it ends in one of the suffixes and is no folder, or else a
-        folder, in which the file has its usual name.
+        The value of ``--out``: a file, if it ends in one of the suffixes and is no existing folder; else the
+        folder of the file, which then has the name of the default.
     default
-        The file that is written without ``--out``.
+        The file to write without ``--out``.
     suffixes
         Of the formats that the command writes, such as ``.png``.
 
     Raises
     ------
     ConfigError
-        If ``out`` ends in something else, or is a file.
+        If ``out`` has another suffix, or is another existing file.
     """
     if out is None:
         return default
@@ -32,12 +32,12 @@ def output_file(out: Path | None, default: Path, suffixes: Sequence[str]) -> Pat
 
 
 def output_folder(out: Path | None, default: Path) -> Path:
-    """Return the folder that a command writes several files to.
+    """Return the folder that a command writes its files to.
 
     Raises
     ------
     ConfigError
-        If ``out`` is called like a file, or is one.
+        If ``out`` has a suffix, or is an existing file.
     """
     return default if out is None else _folder(out, "a folder, for several files are written")
 

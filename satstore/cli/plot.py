@@ -1,123 +1,152 @@
-"""Commands that draw: one run or several, and the paper's figures."""
+"""``satstore plot``: one experiment, or several over each other."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from satstore.cli.console import say
+from cyclopts import Parameter
+
+from satstore.cli.completers import complete_runs
+from satstore.cli.console import print_line
+from satstore.cli.options import LogsDir, RunName
 from satstore.cli.output import output_file, output_folder
 from satstore.errors import ConfigError, NotFoundError
-from satstore.runs.logs_folder import find_logs_dir, find_runs, open_run
+from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from satstore.cli.app import Format, Kind, Quantity
+Kind = Literal["layers", "training", "spectrum", "pixelwise", "projection", "evolution"]
+Quantity = Literal["saturation", "intrinsic_dimension"]
 
 
+@Parameter(name="*")
 @dataclass(frozen=True)
 class PlotOptions:
-    """What ``satstore plot`` draws; see its flags."""
+    """What ``satstore plot`` draws, and how."""
 
-    kind: "Kind | None" = None
-    quantity: "Quantity | None" = None
-    all_layers: bool = False
-    evolution: bool = False
-    by_depth: bool = False
-    delta: float | None = None
-    epoch: str | None = None
+    out: Annotated[
+        Path | None,
+        Parameter(help="PNG, SVG or PDF, or a folder; by default, such as layers.png, in the run's folder"),
+    ] = None
+    all_layers: Annotated[bool, Parameter(negative="", help="draw shortcuts and the last Linear too")] = False
+    kind: Annotated[Kind | None, Parameter(help="what to draw of one run; by default its layers")] = None
+    quantity: Annotated[
+        Quantity | None,
+        Parameter(help="draw it as bars, after the last epoch, --epoch N or each: --epoch all"),
+    ] = None
+    evolution: Annotated[
+        bool, Parameter(negative="", help="the same as --kind evolution: the layers' curves over the epochs")
+    ] = False
+    by_depth: Annotated[
+        bool, Parameter(negative="", help="align the layers of several runs by their share of the depth")
+    ] = False
+    delta: Annotated[float | None, Parameter(help="of the saturation; by default the config's")] = None
+    epoch: Annotated[
+        str | None, Parameter(help="the first is 1; by default the last; all: with --quantity")
+    ] = None
 
 
-def plot_experiments(names: Sequence[str], logs_dir: Path | None, out: Path | None, o: PlotOptions) -> Path:
-    """Draw an experiment, its epochs, or several experiments, and return the file's path.
+def plot_experiments(
+    run: RunName,
+    *others: Annotated[str, Parameter(help="more runs, to compare", completer=complete_runs)],
+    options: PlotOptions = PlotOptions(),
+    logs_dir: LogsDir = None,
+) -> None:
+    """Draw an experiment, its epochs, or several experiments, and print the path of the file or folder.
 
     Raises
     ------
     ConfigError
         If options exclude each other, or there is no such epoch or delta.
     """
+    names = (run, *others)
+    check_options(names, options)
+    runs = [open_run(name, logs_dir) for name in names]
+    path = plot_runs(runs, options) if options.quantity is None else plot_epochs(runs[0], options)
+    print_line(path.absolute())
+
+
+def plot_runs(runs: Sequence[Run], options: PlotOptions) -> Path:
+    """Draw an experiment, or several over each other, and return the path of the file."""
     from satstore.reports.plots import plot_comparison, save_figure
     from satstore.reports.plots.style import SUFFIXES
 
-    check_options(names, o)
-    runs = [open_run(name, logs_dir) for name in names]
-    if o.quantity is not None:
-        return plot_epochs(runs[0], out, o)
-    kind = "evolution" if o.evolution else o.kind or "layers"
-    default = runs[0].path / usual_name(kind, o) if len(runs) == 1 else Path(usual_name("comparison", o))
-    path = output_file(out, default, SUFFIXES)
     if len(runs) > 1:
-        figure = plot_comparison(runs, o.by_depth, o.all_layers, o.delta)
+        path = output_file(options.out, Path(name_file("comparison", options)), SUFFIXES)
+        figure = plot_comparison(runs, options.by_depth, options.all_layers, options.delta)
     else:
-        figure = draw(runs[0], kind, o)
+        kind = "evolution" if options.evolution else options.kind or "layers"
+        path = output_file(options.out, runs[0].path / name_file(kind, options), SUFFIXES)
+        figure = draw_experiment(runs[0], kind, options)
     save_figure(figure, path)
-    return path.absolute()
+    return path
 
 
-def usual_name(what: str, o: PlotOptions) -> str:
-    """Return the file name of a picture, by what it shows and how, so that no other one is replaced."""
+def name_file(what: str, options: PlotOptions) -> str:
+    """Return the default file name of a picture, which differs for each choice of options."""
     words = [what]
-    words += ["by-depth"] if o.by_depth else []
-    words += ["all-layers"] if o.all_layers else []
-    words += [f"delta{o.delta:g}"] if o.delta is not None else []
-    words += [f"epoch{o.epoch}"] if o.epoch is not None else []
+    words += ["by-depth"] if options.by_depth else []
+    words += ["all-layers"] if options.all_layers else []
+    words += [f"delta{options.delta:g}"] if options.delta is not None else []
+    words += [f"epoch{options.epoch}"] if options.epoch is not None else []
     return "-".join(words) + ".png"
 
 
-def check_options(names: Sequence[str], o: PlotOptions) -> None:
-    """Refuse options that exclude each other.
+def check_options(names: Sequence[str], options: PlotOptions) -> None:
+    """Check that no options exclude each other.
 
     Raises
     ------
     ConfigError
-        Naming them.
+        If two do; the message names them.
     """
-    if o.delta is not None and not 0 < o.delta <= 1:
-        raise ConfigError(f"--delta {o.delta:g}: expected a number above 0 and at most 1")
-    of_one = {"--evolution": o.evolution, "--epoch": o.epoch, "--quantity": o.quantity}
-    of_one["--kind"] = o.kind not in (None, "layers")
+    if options.delta is not None and not 0 < options.delta <= 1:
+        raise ConfigError(f"--delta {options.delta:g}: expected a number above 0 and at most 1")
+    of_one = {"--evolution": options.evolution, "--epoch": options.epoch, "--quantity": options.quantity}
+    of_one["--kind"] = options.kind not in (None, "layers")
     if len(names) > 1 and any(of_one.values()):
         given = ", ".join(flag for flag, value in of_one.items() if value)
         raise ConfigError(f"{given}: for one experiment, {len(names)} are named")
-    if len(names) == 1 and o.by_depth:
+    if len(names) == 1 and options.by_depth:
         raise ConfigError("--by-depth aligns several experiments; name two at least")
-    if o.quantity is not None and (o.kind or o.evolution):
+    if options.quantity is not None and (options.kind or options.evolution):
         raise ConfigError("--quantity draws each epoch's bars, which are of no other kind; leave --kind out")
-    if o.epoch == "all" and o.quantity is None:
+    if options.epoch == "all" and options.quantity is None:
         raise ConfigError("--epoch all draws a picture per epoch; say of what: --quantity saturation")
-    if o.epoch is not None and (
-        o.evolution or o.kind in ("training", "pixelwise", "projection", "evolution")
+    if options.epoch is not None and (
+        options.evolution or options.kind in ("training", "pixelwise", "projection", "evolution")
     ):
         raise ConfigError("--epoch: what is drawn is of no one epoch; leave it out")
 
 
-def draw(run: Run, kind: str, o: PlotOptions) -> "Figure":
+def draw_experiment(run: Run, kind: str, options: PlotOptions) -> "Figure":
     """Draw one experiment."""
     from satstore.reports import plots
 
-    epoch = find_epoch(run, o.epoch)
+    epoch = parse_epoch(run, options.epoch)
     kinds: dict[str, Callable[[], Figure]] = {
-        "layers": lambda: plots.plot_layers(run, o.all_layers, o.delta, epoch),
+        "layers": lambda: plots.plot_layers(run, options.all_layers, options.delta, epoch),
         "training": lambda: plots.plot_training(run),
-        "spectrum": lambda: plots.plot_spectrum(run, o.all_layers, epoch),
-        "pixelwise": lambda: plots.plot_pixelwise(run, o.all_layers),
+        "spectrum": lambda: plots.plot_spectrum(run, options.all_layers, epoch),
+        "pixelwise": lambda: plots.plot_pixelwise(run, options.all_layers),
         "projection": lambda: plots.plot_projection(run),
-        "evolution": lambda: plots.plot_evolution(run, o.all_layers),
+        "evolution": lambda: plots.plot_evolution(run, options.all_layers),
     }
     return kinds[kind]()
 
 
-def find_epoch(run: Run, text: str | None) -> int | None:
-    """Return an epoch that a run has, counted from 0, of a text that counts from 1; None for the last.
+def parse_epoch(run: Run, text: str | None) -> int | None:
+    """Parse an epoch of a run, counted from 1; return it counted from 0, or None for the last one.
 
     Raises
     ------
     ConfigError
-        If it has no such epoch.
+        If the run has no such epoch.
     NotFoundError
-        If it has none yet.
+        If the run has no epoch yet.
     """
     if text is None:
         return None
@@ -130,59 +159,21 @@ def find_epoch(run: Run, text: str | None) -> int | None:
     return int(text) - 1
 
 
-def plot_epochs(run: Run, out: Path | None, o: PlotOptions) -> Path:
-    """Draw a quantity of every layer after one epoch, or a picture per epoch into a folder."""
+def plot_epochs(run: Run, options: PlotOptions) -> Path:
+    """Draw a quantity of every layer after one epoch or each; return the path of the file or folder."""
     from satstore.reports.plots import plot_epoch, save_figure
     from satstore.reports.plots.style import SUFFIXES
 
-    assert o.quantity is not None
-    if o.epoch != "all":
-        epoch = find_epoch(run, o.epoch)
+    assert options.quantity is not None
+    if options.epoch != "all":
+        epoch = parse_epoch(run, options.epoch)
         epoch = run.last_epoch if epoch is None else epoch
-        name = usual_name(o.quantity, replace(o, epoch=str(epoch + 1)))
-        path = output_file(out, run.path / name, SUFFIXES)
-        save_figure(plot_epoch(run, epoch, o.quantity, o.all_layers, o.delta), path)
-        return path.absolute()
-    folder = output_folder(out, run.path / f"{o.quantity}-epochs")
+        name = name_file(options.quantity, replace(options, epoch=str(epoch + 1)))
+        path = output_file(options.out, run.path / name, SUFFIXES)
+        save_figure(plot_epoch(run, epoch, options.quantity, options.all_layers, options.delta), path)
+        return path
+    folder = output_folder(options.out, run.path / f"{options.quantity}-epochs")
     for epoch in range(run.last_epoch + 1):
-        figure = plot_epoch(run, epoch, o.quantity, o.all_layers, o.delta)
-        save_figure(figure, folder / usual_name(o.quantity, replace(o, epoch=f"{epoch + 1:03d}")))
-    return folder.absolute()
-
-
-# The paper's figures
-
-
-def draw_figure(
-    name: str, run_id: str, out: Path | None, kind: "Format", published: bool, logs_dir: Path | None
-) -> None:
-    """Draw a figure of the paper, or of any config, from the runs that it describes; say what is missing.
-
-    Raises
-    ------
-    NotFoundError
-        If there is no such config, or no such run id.
-    """
-    from satstore.reports.figures import find_panels
-    from satstore.reports.plots import plot_paper_figure, plot_relative, save_figure, tabulate_relative
-    from satstore.reports.plots.style import SUFFIXES
-
-    panels = find_panels(name, run_id, logs_dir)
-    if all(panel.run is None for panel in panels):
-        find_runs(run_id, logs_dir)  # for its error, where there is nothing of that run id
-    stem = Path(name).stem
-    folder = find_logs_dir(logs_dir, panels[0].config) / run_id
-    path = output_file(out, folder / f"{stem}.{kind}", SUFFIXES)
-    lacking = [panel for panel in panels if panel.lacks]
-    commands = list(dict.fromkeys(panel.command for panel in lacking))
-    if stem.startswith("table"):
-        table = tabulate_relative(panels)
-        save_figure(plot_relative(table, [f"what is missing: {command}" for command in commands]), path)
-        say(table.to_string(index=False, na_rep="–", float_format="{:.1%}".format))
-    else:
-        save_figure(plot_paper_figure(panels, published), path)
-    say(f"{path.absolute()}")
-    if lacking:
-        say(f"{len(lacking)} of {len(panels)} experiments are not complete; go on with:")
-        for command in commands:
-            say(f"  {command}")
+        figure = plot_epoch(run, epoch, options.quantity, options.all_layers, options.delta)
+        save_figure(figure, folder / name_file(options.quantity, replace(options, epoch=f"{epoch + 1:03d}")))
+    return folder

@@ -1,62 +1,53 @@
-"""The progress bar: a listener of a run's events."""
+"""The progress bar, which shows a run's events."""
 
 import logging
 import os
 import sys
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from satstore.cli.console import SafeConsole, say
-from satstore.jobs.record import JobRecord
+from satstore.cli.console import SafeConsole, print_line
 from satstore.runs.events import Event
 from satstore.system.text import clean, stage_name
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from satstore.jobs.record import JobRecord
 
 _log = logging.getLogger("satstore")
 
 
-class _Announcements(logging.Handler):
-    """Shows what the library logs, such as a download that is about to start."""
+class _BarHandler(logging.Handler):
+    """Prints log records, such as that a download starts, above a progress bar."""
 
     def __init__(self, bar: "Bar") -> None:
         super().__init__(logging.INFO)
         self._bar = bar
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Show one record."""
-        self._bar.say(record.getMessage())
+        """Print one record."""
+        self._bar.print_above(record.getMessage())
 
 
 class Bar:
-    """Shows events on stderr: a bar that moves on a terminal, a line per message elsewhere.
+    """Shows events on stderr: a progress bar on a terminal, a line per message elsewhere.
 
     Attributes
     ----------
     record
-        The job's, which is told the same.
+        The record of the command's job, which gets the same events and lines; None where there is no job.
     """
 
     def __init__(self) -> None:
         self._console = SafeConsole(stderr=True, soft_wrap=True)
-        self._progress = Progress(
-            TextColumn("{task.fields[stage]:<10}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.percentage:>3.0f}%", markup=False),
-            TimeElapsedColumn(),
-            TextColumn("left", markup=False),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
+        self._progress = _make_progress(self._console)
         self._task: TaskID | None = None
         self.record: JobRecord | None = None
-        self._noted = ""
+        self._last_note = ""
 
     def __enter__(self) -> Self:
-        self._handler = _Announcements(self)
+        self._handler = _BarHandler(self)
         _log.addHandler(self._handler)
         _log.setLevel(logging.INFO)
         self._progress.start()
@@ -90,26 +81,43 @@ class Bar:
                 self._progress.remove_task(self._task)
             self._task = None
         elif event.kind == "warning":
-            self.say(f"warning: {stage_name(event.stage)}: {event.text}")
+            self.print_above(f"warning: {stage_name(event.stage)}: {event.text}")
         else:
-            self.say(event.text)
+            self.print_above(event.text)
 
     def _note(self, event: Event) -> None:
-        """Write a line at every new text of a job's progress, such as an epoch: its log is all to see."""
-        if "SATSTORE_JOB" in os.environ and event.text and event.text != self._noted:
+        """Print a line for each new text of progress, such as an epoch, in a job, whose log has no bar."""
+        if "SATSTORE_JOB" in os.environ and event.text and event.text != self._last_note:
             values = "".join(f"  {name} {value:.3f}" for name, value in event.values.items())
-            self.say(f"{stage_name(event.stage)}: {event.text}{values}")
-            self._noted = event.text
+            self.print_above(f"{stage_name(event.stage)}: {event.text}{values}")
+            self._last_note = event.text
 
     def print(self, text: str) -> None:
-        """Print a line of the command's own output on stdout, above the bar where both are one terminal."""
+        """Print a line of output on stdout; above the bar if stdout is the bar's terminal."""
         if sys.stdout.isatty() and self._console.is_terminal:
-            self.say(text)
+            self.print_above(text)
         else:
-            say(text)
+            print_line(text)
 
-    def say(self, text: str) -> None:
-        """Print a line above the bar."""
+    def print_above(self, text: str) -> None:
+        """Print a line on stderr, above the bar, and in the job's log."""
         if self.record is not None:
             self.record.say(text)
         self._console.print(text)
+
+
+def _make_progress(console: SafeConsole) -> "Progress":
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.fields[stage]:<10}", markup=False),
+        BarColumn(bar_width=24),
+        TextColumn("{task.percentage:>3.0f}%", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("left", markup=False),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )

@@ -1,20 +1,19 @@
-"""Commands that look: they read manifests and tables and print."""
+"""``satstore ls`` and ``satstore show``: experiments, and the layers of one of them."""
 
-import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.table import Table
 
-from satstore.cli.console import SafeConsole, make_console, say
-from satstore.config.grid import list_configs, read_content
+from satstore.cli.console import SafeConsole, make_console, print_json, print_line
+from satstore.cli.options import Json, LogsDir, RunName
 from satstore.config.keys import ProbeKey
 from satstore.errors import ConfigError, CorruptError
-from satstore.registry import REGISTRIES, STAGES
 from satstore.runs.logs_folder import find_logs_dir, list_runs, open_run
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
@@ -29,18 +28,22 @@ from satstore.system.text import (
 )
 
 
-def list_experiments(logs_dir: Path | None, as_json: bool) -> None:
-    """Print the experiments of a logs folder."""
+def list_experiments(*, as_json: Json = False, logs_dir: LogsDir = None) -> None:
+    """Print the experiments of a logs folder, with epochs, accuracy and the states of their stages."""
     unreadable: list[CorruptError] = []
     runs = list_runs(logs_dir, unreadable)
     for error in unreadable:
-        say(f"warning: {error}", is_error=True)
+        print_line(f"warning: {error}", is_error=True)
     if as_json:
-        print(json.dumps([summarize(run) for run in runs], indent=1))  # noqa: T201
-        return
-    if not runs:
-        say(f"no runs in {find_logs_dir(logs_dir).absolute()}; try: satstore demo")
-        return
+        print_json([summarize_run(run) for run in runs])
+    elif not runs:
+        print_line(f"no runs in {find_logs_dir(logs_dir).absolute()}; try: satstore demo")
+    else:
+        make_console().print(make_runs_table(runs))
+
+
+def make_runs_table(runs: Iterable[Run]) -> Table:
+    """Return the table of experiments that ``satstore ls`` prints."""
     table = Table(box=None, pad_edge=False)
     for name in ("run", "epoch", "accuracy", "stages", "age"):
         table.add_column(
@@ -56,11 +59,11 @@ def list_experiments(logs_dir: Path | None, as_json: bool) -> None:
         )
         epochs = f"{summary.epochs_done}/{run.config.epoch}"
         table.add_row(run.name, epochs, accuracy, marks, describe_age(time.time() - run.manifest.created))
-    make_console().print(table)
+    return table
 
 
-def summarize(run: Run) -> dict[str, Any]:
-    """Return an experiment's row of ``ls --json``."""
+def summarize_run(run: Run) -> dict[str, Any]:
+    """Return an experiment's entry of ``ls --json``."""
     config, summary = run.config, run.manifest.summary
     return {
         "run_id": run.run_id,
@@ -76,8 +79,8 @@ def summarize(run: Run) -> dict[str, Any]:
     }
 
 
-def describe_layers(run: Run) -> list[dict[str, Any]]:
-    """Return an experiment's layers, in forward order, with what was measured after the last epoch."""
+def summarize_layers(run: Run) -> list[dict[str, Any]]:
+    """Return an experiment's layers, in forward order, with their results after the last epoch."""
     summary = run.manifest.summary
     fitted = [key for key in run.manifest.last_probes if key in summary.probe_accuracy]
     layers = []
@@ -101,15 +104,46 @@ def describe_layers(run: Run) -> list[dict[str, Any]]:
     return layers
 
 
-def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
-    """Print an experiment's manifest and layers."""
-    run = open_run(name, logs_dir)
-    if as_json:
-        content = run.manifest.model_dump(mode="json") | {"layers": describe_layers(run)}
-        for stage, record in content["stages"].items():
-            record["status"] = run.status(stage)  # a process that died could not say so
-        print(json.dumps(content, indent=1))  # noqa: T201
+def show_experiment(
+    run: RunName,
+    *,
+    as_json: Json = False,
+    advice: Annotated[
+        bool, Parameter(negative="", help="say what the curves mean, and what to try, instead")
+    ] = False,
+    least_gain: Annotated[
+        float | None,
+        Parameter(help="accuracy that a layer's probe has to gain to count; by default .01, a point"),
+    ] = None,
+    tail_share: Annotated[
+        float | None,
+        Parameter(help="share of the median saturation that a tail's layers stay under; by default .5"),
+    ] = None,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Print an experiment's state and layers, or advice on it."""
+    if advice:
+        thresholds = {"least_gain": least_gain, "tail_share": tail_share}
+        given = {key: value for key, value in thresholds.items() if value is not None}
+        show_advice(run, logs_dir, as_json, given)
         return
+    found = open_run(run, logs_dir)
+    if as_json:
+        print_json(describe_experiment(found))
+    else:
+        print_experiment(found)
+
+
+def describe_experiment(run: Run) -> dict[str, Any]:
+    """Return an experiment's manifest and layers for ``show --json``."""
+    content = run.manifest.model_dump(mode="json") | {"layers": summarize_layers(run)}
+    for stage, record in content["stages"].items():
+        record["status"] = run.status(stage)  # the manifest does not show that a process died
+    return content
+
+
+def print_experiment(run: Run) -> None:
+    """Print an experiment's config, stages, layers, costs and warnings."""
     console = make_console()
     config, manifest = run.config, run.manifest
     console.print(f"{run.name}")
@@ -141,12 +175,12 @@ def show_experiment(name: str, logs_dir: Path | None, as_json: bool) -> None:
 
 
 def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Mapping[str, float]) -> None:
-    """Print what an experiment's curves mean, and what to try.
+    """Print advice on an experiment: what its curves mean, and what to try.
 
     Raises
     ------
     ConfigError
-        If a threshold is none.
+        If a threshold is negative or not finite.
     """
     for key, value in thresholds.items():
         if not 0 <= value < math.inf:
@@ -156,7 +190,7 @@ def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Map
     run = open_run(name, logs_dir)
     advice = advise_on(run, **thresholds)
     if as_json:
-        print(json.dumps(asdict(advice), indent=1))  # noqa: T201
+        print_json(asdict(advice))
         return
     console = make_console()
     console.print(f"{run.name}: {run.config.title}")
@@ -167,15 +201,15 @@ def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Map
 def print_layers(console: SafeConsole, run: Run) -> None:
     """Print the table of an experiment's layers, each number with a small bar."""
     keys = [key for key in run.manifest.summary.probe_accuracy if key in run.manifest.last_probes]
-    layers = describe_layers(run)
-    widest = max(layer["n_features"] for layer in layers) or 1  # of imported layers, nobody knows
+    layers = summarize_layers(run)
+    widest = max(layer["n_features"] for layer in layers) or 1  # imported layers may have 0: unknown
     deepest = max((layer["intrinsic_dimension"] or 0 for layer in layers), default=0) or 1
     unconverged, has_failed = find_unconverged(run, keys), False
     table = Table(box=None, pad_edge=False)
     table.add_column("layer", no_wrap=True)
     for name in ("features", "dimension", "saturation", *(f"probe {key}" for key in keys)):
         table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)  # its bars
+        table.add_column("", no_wrap=True)  # bars
     summary = run.manifest.summary
     for layer in layers:
         name = layer["layer"]
@@ -197,7 +231,7 @@ def print_layers(console: SafeConsole, run: Run) -> None:
 
 
 def find_unconverged(run: Run, keys: list[ProbeKey]) -> set[tuple[ProbeKey, str]]:
-    """Return table and layer of the probes that stopped before they converged."""
+    """Return the table and layer of each probe that stopped before it converged."""
     found = set()
     for key in keys:
         if run.has_file(key.file):
@@ -210,7 +244,7 @@ def find_unconverged(run: Run, keys: list[ProbeKey]) -> set[tuple[ProbeKey, str]
 def as_cells(
     found: Mapping[str, float | None], layer: str, form: str = "{:.1%}", whole: float = 1
 ) -> list[str]:
-    """Return a layer's number and the bar of its share of a whole; a mark where there is none."""
+    """Return a layer's number, or a mark if it has none, and a bar of its share of the whole."""
     value = found.get(layer)
     return [describe_number(found, layer, form), "" if value is None else draw_bar(value / whole)]
 
@@ -219,68 +253,3 @@ def draw_bar(share: float, width: int = 8) -> str:
     """Return a bar, in eighths of a block, for a share in [0, 1]."""
     eighths = round(max(0.0, min(1.0, share)) * width * 8)
     return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]
-
-
-def list_entries(what: str, details: bool, as_json: bool) -> None:
-    """Print the names of a registry, or of the shipped configs.
-
-    Raises
-    ------
-    ConfigError
-        If details are asked for of what has none.
-    """
-    if details and what != "models":
-        raise ConfigError(f"--details is for models; {what} have none")
-    rows = describe_entries(what)
-    if details:
-        print_details(rows, as_json)
-    elif as_json:
-        print(json.dumps(rows, indent=1))  # noqa: T201
-    else:
-        table = Table(box=None, pad_edge=False, show_header=False)
-        for row in rows:
-            table.add_row(*row.values())
-        make_console().print(table)
-
-
-def describe_entries(what: str) -> list[dict[str, str]]:
-    """Return name, family where there is one, and description of a registry's entries, or of configs."""
-    if what == "configs":
-        return [
-            {"name": name, "description": str(read_content(path).get("note", ""))}
-            for name, path in list_configs().items()
-        ]
-    if what == "stages":
-        return [{"name": name, "description": STAGES[name].description} for name in STAGES]
-    return [
-        {
-            "name": entry.name + (f":{entry.argument.upper()}" if entry.argument else ""),
-            "family": entry.family,
-            "description": entry.description,
-        }
-        for entry in REGISTRIES[what].entries()
-    ]
-
-
-def print_details(rows: list[dict[str, str]], as_json: bool) -> None:
-    """Print models with parameters, depth and smallest resolution, each as soon as it is known."""
-    from satstore.models.details import N_CLASSES, inspect_model
-
-    if as_json:
-        print(json.dumps([row | asdict(inspect_model(row["name"])) for row in rows], indent=1))  # noqa: T201
-        return
-    widths = [max(len(row[key]) for row in rows) for key in ("name", "family")]
-    heads = f"{'model':{widths[0]}}  {'family':{widths[1]}}  parameters  depth  smallest"
-    say(heads)
-    for row in rows:
-        found = inspect_model(row["name"])
-        depth, smallest = (
-            "–" if value is None else f"{value}" for value in (found.depth, found.smallest_resolution)
-        )
-        name, family = row["name"], row["family"]
-        sizes = f"{found.n_parameters:>10,}  {depth:>5}  {smallest:>5} px"
-        say(f"{name:{widths[0]}}  {family:{widths[1]}}  {sizes}  {row['description']}")
-    say(
-        f"parameters with {N_CLASSES:,} classes; depth: layers with weights on the longest path; "
-        "smallest: pixels of a side that training needs"
-    )

@@ -1,13 +1,16 @@
-"""``satstore status``: what the terminal app starts with, as lines."""
+"""``satstore status``: the terminal app's table of experiments, as text or CSV."""
 
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
+from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
 from satstore.cli.console import make_console
+from satstore.cli.options import LogsDir
 from satstore.errors import UnknownNameError
 from satstore.registry import suggest
 from satstore.reports.listing.columns import (
@@ -18,7 +21,7 @@ from satstore.reports.listing.columns import (
     describe_row,
     sort_experiments,
 )
-from satstore.reports.listing.filters import Filter
+from satstore.reports.listing.filters import parse_filter
 from satstore.reports.listing.job_text import describe_job
 from satstore.reports.listing.reader import Experiment, LogsReader, Snapshot
 from satstore.reports.listing.table_layout import as_cell
@@ -30,35 +33,53 @@ WATCH_S = 1.0
 
 
 def show_status(
-    logs_dir: Path | None, watch: bool, wanted: Filter, order: tuple[str, bool], as_csv: bool
+    *,
+    watch: Annotated[bool, Parameter(negative="", help="print it again whenever something changed")] = False,
+    filter: Annotated[str | None, Parameter(help="such as: model:resnet* acc>90 probe:done text")] = None,
+    sort: Annotated[str, Parameter(help="a column")] = "run",
+    reverse: Annotated[bool, Parameter(negative="", help="the largest first")] = False,
+    csv: Annotated[bool, Parameter(negative="", help="print CSV")] = False,
+    logs_dir: LogsDir = None,
 ) -> None:
-    """Print the experiments that a filter leaves, sorted by a column or in reverse, and the jobs that run.
+    """Print the experiments that match a filter, sorted by a column, and the running jobs.
 
     Raises
     ------
+    ConfigError
+        If the filter can't be parsed.
     UnknownNameError
         If there is no such column.
     """
-    given, is_reversed = order
-    keys = {column.label: column.key for column in COLUMNS} | {key: key for key in SORT_KEYS}
-    if given not in keys:
-        raise UnknownNameError(f"no column {given!r}{suggest(given, keys, len(keys))}")
-    column = keys[given]
+    wanted, column = parse_filter(filter or ""), find_sort_key(sort)
     root = find_logs_dir(logs_dir)
     reader, printed = LogsReader(root), None
     while True:
         snapshot = reader.poll()
         if snapshot is not printed:
             found = [e for e in snapshot.experiments if wanted.matches(e)]
-            experiments = sort_experiments(found, column, is_reversed)
-            if as_csv:
-                write_csv(experiments)
+            experiments = sort_experiments(found, column, reverse)
+            if csv:
+                print_csv(experiments)
             else:
                 print_snapshot(experiments, snapshot, root)
             printed = snapshot
         if not watch:
             return
         time.sleep(WATCH_S)
+
+
+def find_sort_key(name: str) -> str:
+    """Return the key of a column that is named by its label or key.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such column.
+    """
+    keys = {column.label: column.key for column in COLUMNS} | {key: key for key in SORT_KEYS}
+    if name not in keys:
+        raise UnknownNameError(f"no column {name!r}{suggest(name, keys, len(keys))}")
+    return keys[name]
 
 
 def print_snapshot(experiments: list[Experiment], snapshot: Snapshot, root: Path) -> None:
@@ -84,7 +105,7 @@ def print_snapshot(experiments: list[Experiment], snapshot: Snapshot, root: Path
             console.print(clean(f"job {job.number}: {job.command} {describe_job(job)}"))
 
 
-def write_csv(experiments: list[Experiment]) -> None:
+def print_csv(experiments: list[Experiment]) -> None:
     """Print experiments as CSV."""
     heads = [column.key for column in COLUMNS]
     sys.stdout.write(write_rows([heads, *([*describe_row(e).values()] for e in experiments)]))

@@ -1,49 +1,64 @@
-"""``satstore export`` and ``import``: runs and their tables, for other machines and other tools."""
+"""``satstore export`` and ``import``: runs and their tables for other machines and tools."""
 
+import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Annotated, Literal
 
-from satstore.cli.console import say
+from cyclopts import Parameter
+
+from satstore.cli.console import print_line
+from satstore.cli.options import LogsDir, RunName
 from satstore.cli.output import output_file, output_folder
+from satstore.cli.progress import Bar
 from satstore.errors import ConfigError, CorruptError, NotFoundError, reason_of
 from satstore.runs.logs_folder import find_logs_dir, find_runs
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
 
-if TYPE_CHECKING:
-    from satstore.cli.app import To
+Format = Literal["csv", "parquet", "zip"]
 
 
-def export_runs(name: str, to: "To", out: Path | None, latents: bool, logs_dir: Path | None) -> None:
-    """Write each experiment's tables into a folder, or pack each into a zip file; print what was written.
+def export_runs(
+    run: RunName,
+    *,
+    to: Annotated[
+        Format,
+        Parameter(help="csv and parquet: its tables; zip: all of it, which satstore import opens elsewhere"),
+    ],
+    out: Annotated[
+        Path | None, Parameter(help="a folder, or one experiment's zip file; by default this folder")
+    ] = None,
+    latents: Annotated[
+        bool, Parameter(negative="", help="pack the latents too; without them, extract writes them again")
+    ] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Write each experiment's tables into a folder, or pack each into a zip file; print the paths.
 
     Raises
     ------
     ConfigError
-        If latents are to go into tables, or ``out`` is called like a file and several are written.
+        If latents are wanted in tables, or ``out`` is the name of a file and several are written.
     NotFoundError
-        If an experiment has no table, or Parquet has no writer here.
+        If an experiment has no table, or Parquet's writer is not installed.
     """
     from satstore.runs.archive import pack_run
 
     if latents and to != "zip":
         raise ConfigError(f"--latents go into a zip file; --to {to} writes tables")
-    runs = find_runs(name, logs_dir)
-    stems = [f"{run.run_id}-{run.experiment}" for run in runs]
+    runs = find_runs(run, logs_dir)
+    stems = [f"{each.run_id}-{each.experiment}" for each in runs]
     if to == "zip" and len(runs) == 1:
         paths = [output_file(out, Path(f"{stems[0]}.zip"), (".zip",))]
     else:
         paths = [output_folder(out, Path()) / (f"{stem}.zip" if to == "zip" else stem) for stem in stems]
-    for run, path in zip(runs, paths, strict=True):
-        for written in [pack_run(run, path, latents)] if to == "zip" else write_tables(run, to, path):
-            say(written)
+    for each, path in zip(runs, paths, strict=True):
+        for written in [pack_run(each, path, latents)] if to == "zip" else write_tables(each, to, path):
+            print_line(written)
 
 
-def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
-    """Write a run's tables as CSV, in which no name is a formula, or as Parquet, and return their paths."""
-    import io
-
-    from satstore.reports.spreadsheets import without_formulas
+def write_tables(run: Run, to: Format, folder: Path) -> list[Path]:
+    """Write a run's tables as CSV, with formulas escaped, or as Parquet, and return their paths."""
     from satstore.storage.files import write_file
     from satstore.storage.safe_files import check_folders
 
@@ -52,54 +67,93 @@ def write_tables(run: Run, to: "To", folder: Path) -> list[Path]:
         raise NotFoundError(f"{run.name} has no tables yet; run: satstore train --run {run.name}")
     written = []
     for name in sorted(names):
-        content = io.BytesIO()
-        if to == "csv":
-            run.rows(name)  # which says what is wrong with a table that is none
-            content.write(without_formulas(run.read_file(f"{name}.csv")))
-        else:
-            table = run.table(name)
-            try:
-                table.to_parquet(content, index=False)
-            except (ValueError, TypeError) as error:  # pyarrow's own errors are of either
-                reason = reason_of(error)
-                raise CorruptError(f"{run.name}: {name}.csv can't be written as Parquet: {reason}") from error
-            except ImportError:
-                remedy = "install it with: pip install pyarrow"
-                raise NotFoundError(f"--to parquet needs pyarrow; {remedy}") from None
+        content = encode_csv(run, name) if to == "csv" else encode_parquet(run, name)
         path = folder / f"{name}.{to}"
         check_folders(folder.parent, path)
-        write_file(path, content.getvalue())
+        write_file(path, content)
         written.append(path.absolute())
     return written
 
 
-def import_runs(path: Path, run_id: str | None, latents: bool, logs_dir: Path | None) -> None:
-    """Unpack a run, or read a folder of phd-lab's logs, and say what the runs are called.
+def encode_csv(run: Run, name: str) -> bytes:
+    """Return a table of a run as CSV, with formulas escaped."""
+    from satstore.reports.spreadsheets import without_formulas
+
+    run.rows(name)  # raises an error if the file is no table
+    return without_formulas(run.read_file(f"{name}.csv"))
+
+
+def encode_parquet(run: Run, name: str) -> bytes:
+    """Return a table of a run as Parquet.
+
+    Raises
+    ------
+    CorruptError
+        If the table can't be written as Parquet.
+    NotFoundError
+        If pyarrow is not installed.
+    """
+    table, content = run.table(name), io.BytesIO()
+    try:
+        table.to_parquet(content, index=False)
+    except (ValueError, TypeError) as error:  # pyarrow's errors are subclasses of either
+        reason = reason_of(error)
+        raise CorruptError(f"{run.name}: {name}.csv can't be written as Parquet: {reason}") from error
+    except ImportError:
+        remedy = "install it with: pip install pyarrow"
+        raise NotFoundError(f"--to parquet needs pyarrow; {remedy}") from None
+    return content.getvalue()
+
+
+def import_runs(
+    path: Annotated[
+        Path, Parameter(help="a zip file that satstore export wrote, or a folder of phd-lab's logs")
+    ],
+    *,
+    run_id: Annotated[str | None, Parameter(help="by default that which it had")] = None,
+    latents: Annotated[
+        bool,
+        Parameter(
+            negative="", help="of phd-lab: its latents too, from the folder or latent_datasets beside it"
+        ),
+    ] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Unpack a run, or import a folder of phd-lab's logs, and print the names of the runs.
 
     Raises
     ------
     ConfigError
-        If latents are asked for of a run that is packed, which has its own with it.
+        If latents are wanted of a packed run, which brings its own.
     """
     if path.is_dir():
-        from satstore.cli.progress import Bar
-        from satstore.compat.phd_lab import import_logs
-
-        with Bar() as bar:
-            runs = import_logs(path, find_logs_dir(logs_dir), run_id, latents=latents, listener=bar.listen)
-        for run in runs:
-            say(f"{run.name}")
-            for warning in run.manifest.warnings[1:]:
-                say(f"satstore: warning: {warning}", is_error=True)
-        return
-    if latents:
+        import_phd_lab(path, run_id, latents, logs_dir)
+    elif latents:
         raise ConfigError(
             f"--latents is for a folder of phd-lab's logs; {path} brings the latents packed in it"
         )
+    else:
+        import_archive(path, run_id, logs_dir)
+
+
+def import_phd_lab(path: Path, run_id: str | None, latents: bool, logs_dir: Path | None) -> None:
+    """Import a folder of phd-lab's logs, and print the names and warnings of the runs."""
+    from satstore.compat.phd_lab import import_logs
+
+    with Bar() as bar:
+        runs = import_logs(path, find_logs_dir(logs_dir), run_id, latents=latents, listener=bar.listen)
+    for run in runs:
+        print_line(run.name)
+        for warning in run.manifest.warnings[1:]:
+            print_line(f"satstore: warning: {warning}", is_error=True)
+
+
+def import_archive(path: Path, run_id: str | None, logs_dir: Path | None) -> None:
+    """Unpack a run from a zip file, and print its name."""
     from satstore.runs.archive import unpack_run
 
     run = unpack_run(path, find_logs_dir(logs_dir), run_id)
-    say(f"{run.name}")
+    print_line(run.name)
     if run.manifest.re_extractable:
         again = extract_command(run, *run.manifest.re_extractable)
-        say(f"its latents did not travel; write them again with: {again}")
+        print_line(f"its latents did not travel; write them again with: {again}")

@@ -1,0 +1,221 @@
+"""Tables and JSON of ``satstore estimate``."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from satstore.cli.console import SafeConsole, make_console
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.naming import name_experiments
+from satstore.models.plan import ModelPlan
+from satstore.planning.estimate import (
+    PASSES,
+    TYPICAL_RATIO,
+    Counts,
+    Memory,
+    Ratios,
+    Times,
+    kept_bytes,
+    latent_bytes,
+    latent_passes,
+    store_bytes,
+)
+from satstore.system.limits import available_memory, free_disk
+from satstore.system.memory import resident_bytes
+from satstore.system.text import describe_duration, describe_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentEstimate:
+    """What one experiment will take.
+
+    Attributes
+    ----------
+    ratios, measured
+        Compression of latents by pooling and layer, and how it was measured; empty if it was not.
+    times
+        Of the stages; None if this machine was not timed.
+    """
+
+    config: ExperimentConfig
+    counts: Counts
+    plan: ModelPlan
+    ratios: Ratios
+    measured: str
+    memory: Memory
+    memory_limit: int
+    times: Times | None
+    device: str
+    logs_dir: Path
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes on disk of all latents, of every epoch."""
+        return store_bytes(self.plan, self.counts.n_samples, self.ratios) * latent_passes(self.config)
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes on disk of all checkpoints."""
+        return kept_bytes(self.plan, self.config)
+
+
+def print_estimates(estimates: Sequence[ExperimentEstimate]) -> None:
+    """Print the estimates of experiments, and their sum if there are several."""
+    console = make_console()
+    names = name_experiments([estimate.config for estimate in estimates])
+    for place, (name, estimate) in enumerate(zip(names, estimates, strict=True)):
+        if place:
+            console.print()
+        print_estimate(console, name, estimate)
+    if len(estimates) > 1:
+        print_total(console, estimates)
+
+
+def print_estimate(console: SafeConsole, name: str, estimate: ExperimentEstimate) -> None:
+    """Print an estimate: a table of layers, then what the stages need and what is free here."""
+    counts, plan = estimate.counts, estimate.plan
+    console.print(
+        f"{name}: {counts.n_train:,} + "
+        f"{counts.n_eval:,} images, {counts.n_classes:,} classes, {plan.n_values / 1e6:.1f} M parameters"
+    )
+    console.print(make_layers_table(estimate))
+    source = f"measured: {estimate.measured}" if estimate.measured else f"typical: {TYPICAL_RATIO} of float16"
+    console.print(f"on disk: float16, compressed; {source}")
+    n_epochs = latent_passes(estimate.config)
+    console.print(f"latents of {n_epochs} epochs, each as above\n" if n_epochs > 1 else "")
+    console.print(make_needs_table(estimate))
+    for shortage in find_shortages(estimate):
+        console.print(f"✗ {shortage}")
+    if estimate.times is not None:
+        console.print(
+            f"times on this machine's {estimate.device}, from a short calibration; "
+            f"probes at {PASSES} passes a layer (14 to 148 were seen)"
+        )
+
+
+def make_layers_table(estimate: ExperimentEstimate) -> Table:
+    """Return the table of layers, in forward order, with a line of totals."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("layer", "kind", "output"):
+        table.add_column(name, no_wrap=True)
+    keys, n_samples = estimate.plan.keys, estimate.counts.n_samples
+    for key in keys:
+        for name in (f"{key} features", "float16", "on disk"):
+            table.add_column(name, justify="right", no_wrap=True)
+    totals = {key: [0, 0, 0] for key in keys}
+    for layer in estimate.plan.layers:
+        cells = [layer.layer, layer.kind, " × ".join(map(str, layer.output_shape))]
+        for key in keys:
+            if key not in layer.latents:
+                cells += ["", "", ""]
+                continue
+            shape = layer.latents[key]
+            ratio = estimate.ratios.get((key, layer.layer), TYPICAL_RATIO)
+            row = [
+                layer.n_features(key),
+                latent_bytes(shape, n_samples),
+                latent_bytes(shape, n_samples, ratio),
+            ]
+            totals[key] = [total + value for total, value in zip(totals[key], row, strict=True)]
+            cells += [f"{row[0]:,}", *map(describe_size, row[1:])]
+        table.add_row(*cells)
+    cells = [f"{len(estimate.plan.layers)} layers", "", ""]
+    for total in totals.values():
+        cells += [f"{total[0]:,}", *map(describe_size, total[1:])]
+    table.add_row(*cells)
+    return table
+
+
+def make_needs_table(estimate: ExperimentEstimate) -> Table:
+    """Return the table of what the stages need, with what is free here in the last row."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("stage", "memory", "time", "disk"):
+        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    for name in ("train", "extract", "probe"):
+        memory = describe_size(getattr(estimate.memory, name))
+        duration = (
+            "" if estimate.times is None else f"about {describe_duration(getattr(estimate.times, name))}"
+        )
+        disk = {"train": estimate.checkpoint_bytes, "extract": estimate.disk_bytes}.get(name)
+        table.add_row(
+            name,
+            f"{'roughly ' if name == 'train' else ''}{memory}",
+            duration,
+            describe_size(disk) if disk else "",
+        )
+    memory_here, disk_here = available_memory(), free_disk(estimate.logs_dir)
+    table.add_row(
+        "here",
+        "" if memory_here is None else f"{describe_size(memory_here)} available",
+        "",
+        f"{describe_size(disk_here)} free",
+    )
+    return table
+
+
+def find_shortages(estimate: ExperimentEstimate) -> list[str]:
+    """Return a sentence for each resource that does not suffice."""
+    memory_here, disk_here = available_memory(), free_disk(estimate.logs_dir)
+    lines = []
+    if estimate.disk_bytes + estimate.checkpoint_bytes > disk_here:
+        lines.append(f"the disk of {estimate.logs_dir} does not suffice")
+    for name in ("train", "extract", "probe"):
+        needed = getattr(estimate.memory, name)
+        if memory_here is not None and needed > memory_here + resident_bytes():
+            lines.append(f"the memory here does not suffice to {name}")
+        elif name != "train" and needed > estimate.memory_limit:
+            lines.append(f"--memory-limit {describe_size(estimate.memory_limit)} does not suffice to {name}")
+    return lines
+
+
+def print_total(console: SafeConsole, estimates: Sequence[ExperimentEstimate]) -> None:
+    """Print the sums over a grid's experiments."""
+    parts = [f"{describe_size(sum(estimate.disk_bytes for estimate in estimates))} on disk"]
+    times = [estimate.times for estimate in estimates if estimate.times is not None]
+    for name in ("train", "extract", "probe"):
+        if times:
+            parts.append(f"{name} about {describe_duration(sum(getattr(t, name) for t in times))}")
+    console.print(f"\n{len(estimates)} experiments: {', '.join(parts)}")
+
+
+def summarize_estimate(estimate: ExperimentEstimate) -> dict[str, Any]:
+    """Return an experiment's entry of ``estimate --json``; sizes in bytes, times in seconds."""
+    n_samples = estimate.counts.n_samples
+    return {
+        "config": estimate.config.model_dump(mode="json"),
+        **asdict(estimate.counts),
+        "n_parameters": estimate.plan.n_values,
+        "layers": [
+            {
+                "layer": layer.layer,
+                "kind": layer.kind,
+                "output_shape": layer.output_shape,
+                "latents": {
+                    str(key): {
+                        "shape": shape,
+                        "n_features": layer.n_features(key),
+                        "float16_bytes": latent_bytes(shape, n_samples),
+                        "disk_bytes": latent_bytes(
+                            shape, n_samples, estimate.ratios.get((key, layer.layer), TYPICAL_RATIO)
+                        ),
+                    }
+                    for key, shape in layer.latents.items()
+                },
+            }
+            for layer in estimate.plan.layers
+        ],
+        "compression": estimate.measured or "typical",
+        "n_latent_epochs": latent_passes(estimate.config),
+        "disk_bytes": estimate.disk_bytes,
+        "checkpoint_bytes": estimate.checkpoint_bytes,
+        "disk_free_bytes": free_disk(estimate.logs_dir),
+        "memory_bytes": asdict(estimate.memory),
+        "memory_available_bytes": available_memory(),
+        "memory_limit_bytes": estimate.memory_limit,
+        "times_s": None if estimate.times is None else asdict(estimate.times),
+        "passes": PASSES,
+        "lacks": find_shortages(estimate),
+    }
