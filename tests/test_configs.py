@@ -13,7 +13,7 @@ from command_line import satstore
 from small_data import small_data, write_folder
 
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.grid import list_configs, read_config, read_content
+from satstore.config.grid import list_configs, read_config, read_json_config
 from satstore.models.build import build_model
 from satstore.registry import STAGES
 from satstore.runs.run import Run
@@ -94,7 +94,7 @@ def test_config__is_what_the_table_says(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_config__keeps_the_published_keys_and_says_what_it_shows(name: str) -> None:
-    content = read_content(list_configs()[name])
+    content = read_json_config(list_configs()[name])
     assert {
         "model",
         "epoch",
@@ -166,7 +166,7 @@ def run_pixelwise(folder: Path, sizes: list[int], **changes: object) -> tuple[pd
     table, convs
         The probes, and the convs' names.
     """
-    content = read_content(list_configs()["section3.4/figure6"]) | {"epoch": 1, **changes}
+    content = read_json_config(list_configs()["section3.4/figure6"]) | {"epoch": 1, **changes}
     (folder / "config.json").write_text(json.dumps(content))
     words = ["run", "--config", "config.json", "--run-id", "res", "--device", "cpu", "--max-iter", "30"]
     result = satstore(*words, cwd=folder)

@@ -1,8 +1,8 @@
-"""What the curves of a network mean, by the criteria of the papers, and what to try.
+"""Advice from saturation and probe accuracy: which layers do no work, and what to change.
 
-The tail is that of :func:`satstore.analysis.tail.find_tail`; the border layer is the first whose input has a
-receptive field larger than the image: layers from it on see nothing new ("(Input) Size Matters for CNN
-Classifiers", Richter et al., arXiv 2102.01582).
+The tail is the last layers of a network, which do no work that the ones before did not do. The border layer
+is the first whose input has a receptive field larger than the image: layers from it on see nothing new
+("(Input) Size Matters for CNN Classifiers", Richter et al., arXiv 2102.01582).
 """
 
 import math
@@ -10,37 +10,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from satstore.analysis.tail import LEAST_GAIN, TAIL_SHARE, find_tail
+import numpy as np
 
+LEAST_GAIN, TAIL_SHARE = 0.01, 0.5
 FEWEST_LAYERS = 4
-SURE = 1.96
-"""Standard errors of an accuracy within which it lies, of 20 times 19."""
+CONFIDENCE = 1.96
+"""Standard errors in a 95 % confidence interval of an accuracy."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a network, by layer in forward order; NaN where a layer has no number.
+    """The measurements of a network that advice rests on, by layer in forward order; NaN where there is none.
 
     Attributes
     ----------
     layers
-        Those of the main path.
+        The layers of the main path.
     accuracy, saturation
-        Of the probes on the eval split, and of the train split's activations, as fractions.
+        Accuracy of the probes on the eval split, and saturation on the train split, as fractions.
     unconverged
         Layers whose probes stopped early.
     border
-        The border layer; None if no layer sees more than the image, or nobody knows.
+        The border layer; None if no layer sees more than the image, or it was not computed.
+    knows_border
+        Whether receptive fields were computed.
     n_eval, n_classes
-        Of the eval split.
+        Images of the eval split, and classes of the dataset.
     test_accuracy
-        The model's.
+        The model's accuracy; None if it was not measured.
     resolution
-        In pixels.
+        Height and width of the input, in pixels.
     costs
-        Each layer's parameters and FLOPs per image, empty where nobody counted.
+        Each layer's parameters and FLOPs per image; empty if they were not counted.
     total
-        The model's.
+        The whole model's parameters and FLOPs per image.
     """
 
     layers: Sequence[str]
@@ -59,7 +62,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Advice:
-    """Sentences: what was found, what to try, and why there is too little to advise."""
+    """Findings, suggestions, and reasons why the evidence is too thin to advise, as sentences."""
 
     findings: tuple[str, ...] = ()
     suggestions: tuple[str, ...] = ()
@@ -67,25 +70,25 @@ class Advice:
 
     @property
     def parts(self) -> dict[str, tuple[str, ...]]:
-        """Headings and the sentences under them."""
+        """Sentences by the heading that they are shown under."""
         parts = {"found": self.findings, "too thin to advise": self.thin, "try": self.suggestions}
         return {title: texts for title, texts in parts.items() if texts}
 
     def lines(self) -> list[str]:
-        """Return it as lines of text."""
+        """Return headings and sentences as lines of text."""
         parts = self.parts.items()
         return [line for title, texts in parts for line in (f"{title}:", *(f"  {t}" for t in texts))]
 
 
 def advise(known: Evidence, least_gain: float = LEAST_GAIN, tail_share: float = TAIL_SHARE) -> Advice:
-    """Say what the curves mean, with the numbers that it rests on, and what to try.
+    """Describe what the curves mean, with their numbers, and suggest changes.
 
     Parameters
     ----------
     least_gain
-        Accuracy that a probe has to gain over the best before it, for its layer to add something.
+        The accuracy that a probe has to gain over the best before it for its layer to add something.
     tail_share
-        Share of the median saturation that a tail's layers stay under.
+        The share of the median saturation that a tail's layers stay under.
     """
     thin = tuple(find_thin(known, least_gain))
     findings: list[str] = []
@@ -99,8 +102,44 @@ def advise(known: Evidence, least_gain: float = LEAST_GAIN, tail_share: float = 
     return Advice(tuple(findings), suggestions, thin)
 
 
+def find_tail(
+    probe_accuracy: Sequence[float | None],
+    saturation: Sequence[float | None],
+    least_gain: float = LEAST_GAIN,
+    share: float = TAIL_SHARE,
+) -> int | None:
+    """Find the first layer of the tail.
+
+    From it on, no probe gains more than `least_gain` over the best before it, and saturation stays under
+    `share` of the median of all layers.
+
+    Parameters
+    ----------
+    probe_accuracy, saturation
+        By layer, in forward order, fractions; None or NaN where unknown.
+
+    Returns
+    -------
+    int or None
+        The layer's index; None if there is no tail. A layer without either number ends the search.
+    """
+    accuracy = np.array([math.nan if value is None else value for value in probe_accuracy], dtype=float)
+    saturated = np.array([math.nan if value is None else value for value in saturation], dtype=float)
+    if len(accuracy) != len(saturated) or not np.isfinite(saturated).any():
+        return None
+    low = saturated < share * np.nanmedian(saturated)
+    start = None
+    for place in range(len(accuracy) - 1, 0, -1):
+        before = accuracy[:place]
+        best = np.nanmax(before) if np.isfinite(before).any() else math.nan
+        if not (low[place] and accuracy[place] <= best + least_gain):  # false for NaN
+            break
+        start = place
+    return start
+
+
 def find_thin(known: Evidence, least_gain: float) -> list[str]:
-    """Return why the evidence is too thin to advise, if it is."""
+    """Return the reasons why the evidence is too thin to advise; empty if it is not."""
     if not known.layers:
         return ["no layer is known yet; run satstore train"]
     thin = []
@@ -124,17 +163,18 @@ def find_thin(known: Evidence, least_gain: float) -> list[str]:
     if reached is not None and known.n_classes and reached < 2 / known.n_classes:
         thin.append(f"the model's accuracy of {reached:.1%} is near chance: train it further first")
     if known.n_eval and math.isfinite(best):
-        error = SURE * math.sqrt(max(best * (1 - best), 1 / known.n_eval) / known.n_eval)
+        error = CONFIDENCE * math.sqrt(max(best * (1 - best), 1 / known.n_eval) / known.n_eval)
         if error > least_gain:
             thin.append(
-                f"{known.n_eval} eval images tell accuracies apart to about ±{points(error)}, and a layer is "
-                f"asked to gain {points(least_gain)}; take more images, or a larger --least-gain"
+                f"{known.n_eval} eval images tell accuracies apart to about ±{describe_points(error)}, and a "
+                f"layer is asked to gain {describe_points(least_gain)}; take more images, or a larger "
+                "--least-gain"
             )
     return thin
 
 
 def describe_border(known: Evidence) -> list[str]:
-    """Say where the border layer is."""
+    """Describe where the border layer is."""
     if not known.knows_border:
         return ["border layer: not known; run satstore receptive-field"]
     if known.border is None:
@@ -145,12 +185,13 @@ def describe_border(known: Evidence) -> list[str]:
 
 
 def describe_tail(known: Evidence, tail: int | None, least_gain: float, tail_share: float) -> list[str]:
-    """Say where the tail starts, by which numbers."""
+    """Describe where the tail starts, and by which numbers."""
     finite = [value for value in known.saturation if math.isfinite(value)]
     if not finite:
         return []
     middle = median(finite)
-    rule = f"(a gain of {points(least_gain)} at most, saturation under {tail_share:g} × median {middle:.1%})"
+    gain = describe_points(least_gain)
+    rule = f"(a gain of {gain} at most, saturation under {tail_share:g} × median {middle:.1%})"
     if tail is None:
         return [f"tail: none {rule}"]
     best, at = _best(known, tail)
@@ -163,21 +204,21 @@ def describe_tail(known: Evidence, tail: int | None, least_gain: float, tail_sha
 
 
 def describe_idle(known: Evidence, tail: int | None, least_gain: float) -> list[str]:
-    """Name the layers before the tail whose probe gains too little."""
+    """Name the layers before the tail whose probes gain too little."""
     end = len(known.layers) if tail is None else tail
     idle = [
         known.layers[place]
         for place in range(1, end)
-        if known.accuracy[place] <= _best(known, place)[0] + least_gain  # which NaN is not
+        if known.accuracy[place] <= _best(known, place)[0] + least_gain  # false for NaN
     ]
     if not idle:
         return []
-    before = "" if tail is None else " before the tail"
-    return [f"layers{before} that add {points(least_gain)} at most to the best before: {name_some(idle, 8)}"]
+    before, gain = "" if tail is None else " before the tail", describe_points(least_gain)
+    return [f"layers{before} that add {gain} at most to the best before: {name_some(idle, 8)}"]
 
 
 def describe_saturation(known: Evidence, tail: int | None) -> list[str]:
-    """Say how saturated the layers outside of the tail are."""
+    """Describe how saturated the layers outside the tail are."""
     rest = known.saturation[:tail]
     finite = [value for value in rest if math.isfinite(value)]
     if not finite:
@@ -189,7 +230,7 @@ def describe_saturation(known: Evidence, tail: int | None) -> list[str]:
 
 
 def suggest_changes(known: Evidence, tail: int | None) -> list[str]:
-    """Return what to try."""
+    """Return suggestions: a larger input, less downsampling, or fewer layers."""
     if tail is None:
         return ["nothing to cut: every stretch of layers adds something, or is saturated"]
     border = known.layers.index(known.border) if known.border in known.layers else None
@@ -213,25 +254,25 @@ def suggest_changes(known: Evidence, tail: int | None) -> list[str]:
     return [*found, cut]
 
 
-def points(share: float) -> str:
-    """Return a difference of accuracies in percentage points."""
+def describe_points(share: float) -> str:
+    """Return a difference of accuracies in percentage points, as text."""
     number = f"{100 * share:.2g}"
     return f"{number} point" + ("" if number == "1" else "s")
 
 
 def describe_share(share: float) -> str:
-    """Return a share in whole percent, unless that would call something nothing."""
+    """Return a share in whole percent; ``under 1%`` for a small one, which would round to 0%."""
     return "under 1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 
 def name_some(names: Sequence[str], n_most: int = 4) -> str:
-    """Return some names, the first ones of many."""
+    """Return the first of some names, and how many more there are."""
     more = f" and {len(names) - n_most} more" if len(names) > n_most else ""
     return ", ".join(names[:n_most]) + more
 
 
 def _best(known: Evidence, end: int) -> tuple[float, int]:
-    """Return the best accuracy before a place, and where it is."""
+    """Return the best accuracy before a layer, and the index of its layer."""
     at = max(range(end), key=lambda i: _or_zero(known.accuracy[i]))
     return known.accuracy[at], at
 

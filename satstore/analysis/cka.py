@@ -1,8 +1,8 @@
-"""Linear CKA: how alike what two layers know of the same samples is, whatever the directions it lies in.
+"""Linear CKA: the similarity of two layers' representations of the same samples, up to a rotation.
 
 "Similarity of Neural Network Representations Revisited" (Kornblith et al., 2019): with centred X and Y of the
-same rows, CKA = ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) in the Frobenius norm; from 0, of nothing in common, to 1, of the same
-up to a rotation and a scale.
+same rows, CKA = ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) in the Frobenius norm: 0 for nothing in common, 1 for the same up to
+a rotation and a scale.
 """
 
 import math
@@ -24,7 +24,7 @@ BLOCK_BYTES = 2**25
 
 @dataclass
 class _Product:
-    """The product of two centred matrices, of blocks of their rows: shifted, so that nothing cancels out."""
+    """The product of two centred matrices, summed over blocks of shifted rows to avoid cancellation."""
 
     product: Float64
     sums: tuple[Float64, Float64]
@@ -52,9 +52,9 @@ def linear_cka(
     Parameters
     ----------
     first, second
-        Layer to what opens its rows (sample, feature): of the same samples in the same order.
+        Layer to a function that opens its rows (sample, feature); the same samples in the same order.
     memory_bytes
-        What the products may take; of several layers they are taken in one pass where they fit.
+        The most memory that products take; those of several layers are summed in one pass where they fit.
     advance
         Called with the names of each pair that is done.
 
@@ -96,7 +96,7 @@ def linear_cka(
 
 
 def _groups(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
-    """Yield places, in order, in groups whose sizes sum up to no more than `most`, or of one."""
+    """Yield indices in order, in groups whose sizes add up to at most `most`, one index at least."""
     group: list[int] = []
     for place, size in enumerate(sizes):
         if group and sum(sizes[i] for i in group) + size > most:
@@ -108,7 +108,7 @@ def _groups(sizes: Sequence[int], most: int) -> Iterator[list[int]]:
 
 
 def _norms(make: MakeRows, others: Sequence[MakeRows]) -> list[float]:
-    """Return the norms of a layer's centred products with others, in one pass over all of them."""
+    """Compute the norms of a layer's centred products with other layers, in one pass over all."""
     rows, beside = make(), [other() for other in others]
     n_rows, width = rows.shape
     height = max(1, BLOCK_BYTES // (4 * max(width, *(other.shape[1] for other in beside))))

@@ -1,4 +1,4 @@
-"""Models compiled by torch, whose code calls only the hooks that were there when it was compiled."""
+"""Hooks on models that torch.compile compiled: compiled code calls only hooks that were there before."""
 
 import logging
 import sys
@@ -21,7 +21,7 @@ def uncompiled(model: nn.Module) -> nn.Module:
     Raises
     ------
     ConfigError
-        If it is TorchScript: its layers are no modules that Python calls.
+        If it is TorchScript, whose layers Python doesn't call.
     """
     frames = sys.modules.get("torch._dynamo.eval_frame")  # there once something was compiled
     while frames is not None and isinstance(model, frames.OptimizedModule):
@@ -35,25 +35,25 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def prepare_to_compile() -> None:
-    """Have the hooks that are added from now on run as they are if the model is compiled later.
+    """Import torch's compiler, so that hooks added from now on are called if the model is compiled later.
 
-    It imports torch's compiler, which takes a second; optimizers do so as well.
+    The import takes a second; optimizers import it as well.
     """
     import torch._dynamo  # noqa: F401 - for the sake of the import
 
 
 def called_when_compiled(hook: Hook) -> Hook:
-    """Return a hook for layers that compiled code calls: what was compiled before is compiled anew."""
+    """Return a hook that compiled code calls too; models that were compiled before are compiled again."""
     if "torch._dynamo" not in sys.modules:
         return hook
     if _has_compiled():
         _log.info("compiled models are compiled anew: what was compiled before calls no hooks")
         torch.compiler.reset()
-    # As it is: traced, each function that a hook calls would be compiled for each layer.
+    # Not traced: each function that a hook calls would be compiled for each layer.
     return cast(Hook, torch.compiler.disable(hook))  # type: ignore[no-untyped-call]  # torch has no hints here
 
 
 def _has_compiled() -> bool:
-    """Tell whether ``torch.compile`` compiled anything since its last reset; in doubt, it did."""
+    """Tell whether ``torch.compile`` compiled anything since its last reset; True if torch doesn't tell."""
     seen = getattr(getattr(sys.modules["torch._dynamo"], "convert_frame", None), "input_codes", None)
     return bool(getattr(seen, "seen", True))

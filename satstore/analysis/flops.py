@@ -1,4 +1,4 @@
-"""What a model costs to compute: parameters, multiply-accumulates and floating-point operations, by layer.
+"""The computing cost of a model: parameters and floating-point operations, by layer.
 
 torch's own counter counts matrix products, convolutions and attention, in the forward and in the backward
 pass, two operations per multiply-accumulate. Biases, norms, activations and pooling are not counted.
@@ -15,12 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 @dataclass(frozen=True)
 class Cost:
-    """What a module costs for one image, its submodules left out; ``layer`` is empty for the model itself.
+    """The cost of a module for one image, without its submodules; ``layer`` is empty for the model itself.
 
     Attributes
     ----------
     n_parameters
-        Of the module's own.
+        Values of the module's own parameters.
     flops
         Operations of the forward pass.
     """
@@ -32,12 +32,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a model costs for one image.
+    """The cost of a model for one image.
 
     Attributes
     ----------
     modules
-        Those with parameters or operations, in order of definition; their sums are the model's.
+        The modules with parameters or operations, in order of definition; they add up to the model's.
     flops, backward_flops
         Operations of the forward pass, and of the backward pass that training adds.
     """
@@ -48,12 +48,12 @@ class Costs:
 
 
 def count_costs(model: nn.Module, image: Tensor) -> Costs:
-    """Count what a model costs.
+    """Count the parameters and operations of a model.
 
     Parameters
     ----------
     model
-        A model, whose modes are afterwards what they were; on the ``meta`` device, nothing is computed.
+        The model; its modes are restored. On the ``meta`` device nothing is computed.
     image
         (1, 3, r, r).
     """
@@ -109,6 +109,6 @@ def _count_convolution_backward(
     output_mask: Sequence[bool],
     out_shape: Any,
 ) -> int:
-    """Each gradient, by input and by weight, takes the multiply-accumulates of the forward pass."""
+    """Count the operations of both gradients: each takes those of the forward pass."""
     once: int = conv_flop_count(list(x_shape), list(w_shape), list(grad_out_shape), transposed=transposed)
     return once * sum(map(bool, output_mask[:2]))

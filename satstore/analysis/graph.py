@@ -1,4 +1,4 @@
-"""Models without values, and their graphs."""
+"""Copies of models without values, on the ``meta`` device, and their graphs."""
 
 import copy
 from typing import Any
@@ -9,8 +9,8 @@ from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.errors import ConfigError, reason_of
 
 
-def without_values(model: nn.Module) -> nn.Module:
-    """Return a copy of a model in eval mode on the meta device, without hooks; the model isn't changed."""
+def copy_to_meta(model: nn.Module) -> nn.Module:
+    """Copy a model to the meta device, in eval mode and without hooks; the model isn't changed."""
     held: list[Any] = [*model.parameters(), *model.buffers()]
     # Old-style weight norm, spectral norm and pruning leave the weight as a plain attribute.
     held += [
@@ -29,20 +29,20 @@ def without_values(model: nn.Module) -> nn.Module:
     return found
 
 
-def trace_without_values(model: nn.Module) -> fx.GraphModule:
-    """Return the graph of a model in eval mode, without hooks, its parameters and buffers without memory.
+def trace_on_meta(model: nn.Module) -> fx.GraphModule:
+    """Trace the graph of a model in eval mode, without hooks; parameters and buffers take no memory.
 
     Raises
     ------
     ConfigError
         If the model can't be traced; the message names the module.
     """
-    blank = without_values(model)
+    blank = copy_to_meta(model)
     return fx.GraphModule(blank, _trace(blank))
 
 
 class _Tracer(fx.Tracer):
-    """Remembers the innermost module that it is in, and doesn't look into layers."""
+    """Traces a model, layers as one node each; knows the innermost module that it is in."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class _Tracer(fx.Tracer):
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
         self.inside.append(self.path_of_module(m))
         result = super().call_module(m, forward, args, kwargs)
-        self.inside.pop()  # not after an error, so that it names the module
+        self.inside.pop()  # not after an error, which names the module
         return result
 
 

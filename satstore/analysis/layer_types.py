@@ -1,4 +1,4 @@
-"""Which of a model's modules count as its layers: those with weights that mix features."""
+"""The types of modules that count as layers: those with weights that mix features."""
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd

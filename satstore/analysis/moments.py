@@ -1,4 +1,4 @@
-"""Mean and covariance of samples, batch by batch: sums in float64, at the price of one float32 product."""
+"""Mean and covariance of samples, batch by batch: float32 products, summed in float64."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -118,7 +118,7 @@ class Moments:
                 self._wait(samples)
 
     def merge(self, other: "Moments") -> None:
-        """Add another's samples by Chan's rule; `other` stays as it is.
+        """Add the samples of other moments by Chan's rule; `other` stays as it is.
 
         Raises
         ------
@@ -130,7 +130,7 @@ class Moments:
         self._add(other)
 
     def _add(self, other: "Moments") -> None:
-        """Merge what has settled."""
+        """Merge moments that have no waiting rows."""
         if self._count == 0:
             self._count, self._mean, self._scatter = other._count, other._mean.clone(), other._scatter.clone()
         elif other._count > 0:
@@ -153,7 +153,7 @@ class Moments:
             self._settled()
 
     def _settled(self) -> "Moments":
-        """Take in the rows that wait, and return itself."""
+        """Add the waiting rows, and return itself."""
         if self._waiting:
             waiting, self._waiting = self._waiting, []
             with torch.no_grad():
@@ -187,12 +187,12 @@ class Moments:
 
 
 def _rows_to_wait_for(n_features: int) -> int:
-    """Return how many rows are worth a product: four per feature, where that isn't too many to keep."""
+    """Return how many rows are gathered for one product: four per feature, where memory allows."""
     return max(n_features, min(4 * n_features, _WAITING_ROWS))
 
 
 def moments_bytes(n_features: Iterable[int]) -> int:
-    """Project what a pass's moments take at their peak, in bytes.
+    """Estimate the peak memory of the moments of a pass, in bytes.
 
     Each layer holds its scatter, rows that wait, and, once computed, the covariances of two splits; one layer
     at a time has products of a batch, or its eigenvalues computed.
@@ -226,7 +226,7 @@ def _moments_of(samples: Tensor) -> Moments:
 
 
 def _sum_products(samples: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum xxᵀ and x over the rows, less `shift`: mostly float32 within a block, float64 over blocks."""
+    """Sum xxᵀ and x over the rows, minus `shift`: mostly float32 within a block, float64 over blocks."""
     n_features = samples.shape[1]
     narrow = n_features < _NARROW_FEATURES
     precision = torch.float64 if narrow else torch.promote_types(samples.dtype, torch.float32)

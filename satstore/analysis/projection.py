@@ -63,7 +63,7 @@ def random_basis(n_features: int, dimension: int, seed: Iterable[int]) -> Float6
     Parameters
     ----------
     seed
-        Numbers that give the same basis every time.
+        Numbers; the same ones give the same basis every time.
     """
     draws = np.random.default_rng(list(seed)).standard_normal((n_features, dimension))
     basis: Float64 = np.linalg.qr(draws)[0]
@@ -80,7 +80,7 @@ def project_onto(x: "Tensor", projection: "Tensor", mean: "Tensor") -> "Tensor":
     projection
         (feature, feature): P, symmetric.
     mean
-        (feature,): the point that stays where it is.
+        (feature,): the point that the projection leaves unchanged.
     """
     import torch
 

@@ -1,7 +1,7 @@
-"""From a covariance to its spectrum, and from spectra to intrinsic dimension and saturation.
+"""Spectra of covariances, and their intrinsic dimension and saturation.
 
-Spectra are what is stored, so that any delta and either definition can be asked for afterwards,
-for all epochs at once. NumPy only: `satstore saturation` need not wait for torch.
+Spectra are stored, so that saturation at any delta and by either definition can be computed afterwards, for
+all epochs at once. NumPy only: `satstore saturation` need not wait for torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -102,7 +102,7 @@ def intrinsic_dimension(eigenvalues: Float64, delta: float, definition: Definiti
 
 
 def dimension_table(eigenvalues: Float64, deltas: Sequence[float]) -> Float64:
-    """Return the exact intrinsic dimension at many deltas at once, one pass over the spectra for all.
+    """Tabulate the exact intrinsic dimension at many deltas, in one pass over the spectra.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The models that configs name: a file per family, and the table of names, which imports no torch."""
+"""The models that configs name: a file per family, and a table of names that imports no torch."""
 
 from satstore.models.catalogue import ROWS
 
@@ -19,6 +19,6 @@ ABSENT = {
     r"msnet(18|22).*|fatnet": "satstore has no such network; mpnet18_1_2_3_7 has paths of two kernel sizes",
     r"alainfc|ThreeNet\d+": "satstore has no networks of Linear layers alone; a plugin can register one",
 }
-"""Of models that phd-lab's configs name and satstore lacks: a pattern of names to why, or what it has."""
+"""Models that phd-lab's configs name and satstore lacks: a pattern of names to a reason or substitute."""
 
 __all__ = ["ABSENT", "ROWS"]

@@ -1,4 +1,4 @@
-"""Modules that weigh a map by channel or by position."""
+"""Attention modules, which weigh a feature map by channel or by position."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -10,7 +10,7 @@ Attention = Literal["channel", "position"]
 
 
 class ChannelAttention(nn.Module):
-    """Squeeze and excitation: a weight per channel, from the means of all channels.
+    """Weighs channels, by weights from the means of all channels: squeeze and excitation.
 
     Hu, Shen, Sun: "Squeeze-and-Excitation Networks", 2018.
     """
@@ -31,7 +31,7 @@ class ChannelAttention(nn.Module):
 
 
 class PositionAttention(nn.Module):
-    """A weight per position, from the mean and the largest of the channels around it.
+    """Weighs positions, by weights from the mean and the maximum over channels around them.
 
     Woo, Park, Lee, Kweon: "CBAM: Convolutional Block Attention Module", 2018.
     """
@@ -47,12 +47,12 @@ class PositionAttention(nn.Module):
 
 
 def build_attention(kinds: Sequence[Attention], n_channels: int, n_hidden: int) -> nn.Module:
-    """Build what weighs a map, one kind after the other; nothing for none.
+    """Build attention modules, one after the other; the identity for none.
 
     Parameters
     ----------
     n_channels
-        Of the map.
+        Channels of the map.
     n_hidden
         Features between the two Linear layers of ``channel``.
     """

@@ -1,4 +1,4 @@
-"""The tables of the models: a variant is a row, and this module imports nothing heavy.
+"""The table of models, a row per variant; it imports nothing slow.
 
 A VGG's plan is written as in the paper's tables: ``64*4`` is four convs of 64 channels, ``64/2`` a conv of
 stride 2, ``64@7`` one with a kernel of 7, ``M`` a max-pool that halves the map.
@@ -7,7 +7,8 @@ stride 2, ``64@7`` one with a kernel of 7, ``M`` a max-pool that halves the map.
 from itertools import combinations
 from typing import Any
 
-from satstore.models import phd_lab_rows, torchvision_rows
+from satstore.models.phd_lab_entries import phd_lab_entries
+from satstore.models.torchvision_entries import torchvision_entries
 from satstore.registry import Entry
 
 VGG_PLANS = {
@@ -46,7 +47,7 @@ VGG_PLANS = {
 }
 
 DIVISORS = {"S": 2, "XS": 4, "XXS": 8, "XXXS": 16}
-"""By how much a width suffix divides the channels."""
+"""The number that each width suffix divides the channels by."""
 
 VGG_WIDTHS = {
     "vgg5": ("S",),
@@ -60,7 +61,7 @@ VGG_WIDTHS = {
     "vgg19": ("S", "XS", "XXS", "XXXS"),
 }
 
-# (name, the plan's name, arguments, in what it differs)
+# (name, the plan's name, arguments, the difference)
 VGG_VARIANTS: list[tuple[str, str, dict[str, Any], str]] = [
     *(
         (f"{plan}_{suffix}", plan, {"divisor": DIVISORS[suffix]}, f"channels divided by {DIVISORS[suffix]}")
@@ -94,7 +95,7 @@ EP00: dict[str, Any] = {**EP0, **EP01}
 NO_SKIP: dict[str, Any] = {"shortcut": "none"}
 PC: dict[str, Any] = {**EP00, "stem_kernel_size": 3}
 
-# (name, arguments, what it is)
+# (name, arguments, description)
 RESNETS: list[tuple[str, dict[str, Any], str]] = [
     ("resnet18", RESNET18, "as in torchvision"),
     ("resnet34", RESNET34, "as in torchvision"),
@@ -197,7 +198,7 @@ ROWS: tuple[Entry, ...] = (
         for name, arguments, _ in RESNETS
         if name == original
     ),
-    *phd_lab_rows.rows(),
-    *torchvision_rows.rows(),
+    *phd_lab_entries(),
+    *torchvision_entries(),
 )
 """The built-in rows of :data:`satstore.registry.MODELS`."""

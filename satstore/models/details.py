@@ -1,11 +1,11 @@
-"""What a model's name alone doesn't say: its parameters, depth and smallest resolution."""
+"""Details of a model: its parameters, depth and smallest resolution."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import fx, nn
 
-from satstore.analysis.graph import trace_without_values
+from satstore.analysis.graph import trace_on_meta
 from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.errors import ConfigError
 from satstore.models.build import build_model, resolution_step, smallest_resolution
@@ -14,18 +14,18 @@ N_CLASSES = 1000
 
 
 @dataclass(frozen=True)
-class Details:
-    """A model's sizes with 1,000 classes.
+class ModelDetails:
+    """The sizes of a model with 1,000 classes.
 
     Attributes
     ----------
     n_parameters
-        Values that training changes.
+        Trainable values.
     depth
         Conv, ConvTranspose, Linear and LSTM layers on the longest path from image to logits; None if the
         model can't be traced.
     smallest_resolution
-        Pixels of a side that it needs at least; None if it takes none up to 1024, or needs values to tell.
+        The smallest resolution in pixels; None if it is above 1024, or can't be found on the meta device.
     """
 
     n_parameters: int
@@ -33,8 +33,8 @@ class Details:
     smallest_resolution: int | None
 
 
-def inspect_model(name: str) -> Details:
-    """Build a model without values, and take its sizes."""
+def inspect_model(name: str) -> ModelDetails:
+    """Build a model on the meta device and take its sizes."""
     try:
         smallest = smallest_resolution(name)
         device = "meta"
@@ -44,10 +44,10 @@ def inspect_model(name: str) -> Details:
         model = build_model(name, N_CLASSES, smallest or 224 // resolution_step(name) * resolution_step(name))
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     try:
-        depth = measure_depth(trace_without_values(model))
+        depth = measure_depth(trace_on_meta(model))
     except ConfigError:
         depth = None
-    return Details(n_parameters, depth, smallest)
+    return ModelDetails(n_parameters, depth, smallest)
 
 
 def measure_depth(graph: fx.GraphModule) -> int:

@@ -1,4 +1,4 @@
-"""Networks whose blocks have several paths side by side, with kernels and depths of their own."""
+"""Networks whose blocks have parallel paths of different kernel sizes and depths."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ WIDTHS = (64, 128, 256, 512)
 
 
 class Path(nn.Module):
-    """Convs of one kernel size with batch norm and ReLU, the last of which has the stride."""
+    """Convs of one kernel size with batch norm and ReLU; the last has the stride."""
 
-    def __init__(self, n_in: int, width: int, depth: int, size: int, dilation: int, stride: int) -> None:
+    def __init__(self, n_in: int, width: int, *, depth: int, size: int, dilation: int, stride: int) -> None:
         super().__init__()
         padding = (size + (size - 1) * (dilation - 1)) // 2
         self.layers = nn.Sequential(
@@ -40,13 +40,13 @@ class Path(nn.Module):
 
 
 class MultipathBlock(nn.Module):
-    """Paths from the same input, whose outputs are added up."""
+    """Parallel paths of convs on the same input, whose outputs are added."""
 
     def __init__(self, paths: Sequence[tuple[int, int, int]], n_in: int, width: int, stride: int) -> None:
         super().__init__()
         self.path_names = [f"pathway{i}" for i in range(len(paths))]
         for name, (depth, size, dilation) in zip(self.path_names, paths, strict=True):
-            self.add_module(name, Path(n_in, width, depth, size, dilation, stride))
+            self.add_module(name, Path(n_in, width, depth=depth, size=size, dilation=dilation, stride=stride))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the sum, (batch, width, height / stride, width / stride)."""
@@ -61,7 +61,7 @@ class MultipathNet(nn.Module):
     n_blocks
         Blocks of each stage; a stage of none is left out.
     paths
-        Of each block: the number of convs, their kernel size, their dilation.
+        For each path of a block: the number of convs, their kernel size, their dilation.
     num_classes
         Size of the output.
     """

@@ -1,4 +1,4 @@
-"""VGGs that project what their layers put out onto its principal axes, which they learn in training."""
+"""VGGs that project their layers' outputs onto principal axes, which are learned in training."""
 
 import torch
 import torch.fx
@@ -13,8 +13,8 @@ torch.fx.wrap("project_onto")  # a step of its own in the model's graph
 class PCAProjection(nn.Module):
     """Projects features onto the axes that explain a share of their variance.
 
-    In training mode, what comes in goes out, and its moments are summed. With eval mode, the sums become a
-    projection, and are forgotten; before the first, everything passes.
+    In training mode, features pass unchanged and their moments are summed. The switch to eval mode turns the
+    sums into a projection and resets them; before the first, features pass unchanged.
 
     Parameters
     ----------
@@ -23,14 +23,14 @@ class PCAProjection(nn.Module):
     delta
         Share of the variance to keep, in (0, 1].
     centred
-        Take variance about the mean, which the projection keeps; else about zero, as second moments.
+        Whether variance is about the mean, which the projection keeps; otherwise it is about zero.
 
     Attributes
     ----------
     projection
         (feature, feature): a symmetric matrix of the rank that delta needs.
     mean
-        (feature,): what the projection leaves as it is; zero unless ``centred``.
+        (feature,): the point that the projection keeps; zero unless ``centred``.
     """
 
     projection: Tensor
@@ -49,9 +49,9 @@ class PCAProjection(nn.Module):
         self.register_buffer("n_samples", torch.zeros((), dtype=torch.float64))
 
     def train(self, mode: bool = True) -> "PCAProjection":
-        """Go into training mode, or out of it, and then make a projection of what was summed."""
+        """Switch to training or eval mode; the latter turns the sums into a projection."""
         if self.training and not mode and not self.n_samples.is_meta and float(self.n_samples) > 0:
-            self._settle()
+            self._make_projection()
         return super().train(mode)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class PCAProjection(nn.Module):
         self.n_samples += samples.shape[1]
 
     @torch.no_grad()
-    def _settle(self) -> None:
+    def _make_projection(self) -> None:
         mean = self.sums / self.n_samples
         moments = self.products / self.n_samples
         if self.centred:

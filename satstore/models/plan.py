@@ -1,4 +1,4 @@
-"""A model's sizes, taken without building it: what its layers put out, and the latents that they leave.
+"""A model's sizes without training it: the shapes of its layers' outputs and latents.
 
 Shapes come from the model on torch's ``meta`` device, which computes no values: a ResNet50 at 224 px takes
 no memory and hardly any time.
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class PlannedLayer:
-    """A layer, and the shape of one sample's latent by the keys of the last epoch that it has latents of."""
+    """A layer, and the shape of one sample's latent for each key of the last epoch that applies to it."""
 
     layer: str
     kind: str
@@ -30,24 +30,24 @@ class PlannedLayer:
     latents: Mapping[LatentsKey, tuple[int, ...]]
 
     def n_features(self, key: LatentsKey) -> int:
-        """Features at a pooling, 0 if it has no latents there."""
+        """Return the features of a key; 0 if it does not apply."""
         return prod(self.latents[key]) if key in self.latents else 0
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """A model's sizes.
+    """The sizes of a model.
 
     Attributes
     ----------
     layers
-        Those that are recorded, in forward order.
+        The recorded layers, in forward order.
     n_values
-        Parameters and buffers.
+        Values of parameters and buffers.
     n_activations
-        Values that all modules put out for one image: what training keeps for the backward pass.
+        Values of all modules' outputs for one image, which training keeps for the backward pass.
     widest
-        Values that go into and come out of one module for one image, at most.
+        The most values of one module's inputs and outputs together, for one image.
     """
 
     layers: tuple[PlannedLayer, ...]
@@ -75,7 +75,7 @@ class ModelPlan:
 
 
 def build_blank(config: ExperimentConfig, n_classes: int, device: str) -> "nn.Module":
-    """Build a config's model on a device, whatever its weights."""
+    """Build a config's model on a device, with any weights."""
     import torch
 
     from satstore.models.build import build_model, explaining_misfit
@@ -84,8 +84,8 @@ def build_blank(config: ExperimentConfig, n_classes: int, device: str) -> "nn.Mo
         return build_model(config.model, n_classes, config.resolution)
 
 
-def without_values(measure: Callable[[str], T]) -> T:
-    """Measure something on the ``meta`` device, or on the CPU where a model can't do without values."""
+def on_meta_or_cpu(measure: Callable[[str], T]) -> T:
+    """Call a function with the ``meta`` device, or with the CPU if the model needs values."""
     try:
         return measure("meta")
     except (NotImplementedError, RuntimeError):
@@ -93,32 +93,32 @@ def without_values(measure: Callable[[str], T]) -> T:
 
 
 def plan_model(config: ExperimentConfig, n_classes: int, poolings: tuple[str, ...]) -> ModelPlan:
-    """Build a config's model without memory and take its sizes."""
+    """Build a config's model without memory, and take its sizes."""
     import torch
 
     from satstore.capture.layers import describe_layers, select_layers
     from satstore.models.build import explaining_misfit
 
-    def measure(device: str) -> "tuple[nn.Module, dict[str, nn.Module], _Flow, list[Layer]]":
+    def measure(device: str) -> "tuple[nn.Module, dict[str, nn.Module], _ActivationCounter, list[Layer]]":
         model = build_blank(config, n_classes, device)
         image = torch.zeros(1, 3, config.resolution, config.resolution, device=device)
         modules = select_layers(model, config.layers, config.exclude_layers)
-        flow = _Flow(model)
+        counter = _ActivationCounter(model)
         with explaining_misfit(config.model, config.resolution):
-            return model, modules, flow, describe_layers(model, image, modules)
+            return model, modules, counter, describe_layers(model, image, modules)
 
-    model, modules, flow, layers = without_values(measure)
+    model, modules, counter, layers = on_meta_or_cpu(measure)
     values = [*model.parameters(), *model.buffers()]
     return ModelPlan(
         layers=tuple(_plan_layer(layer, modules[layer.name], poolings) for layer in layers),
         n_values=sum(value.numel() for value in values),
-        n_activations=flow.n_values,
-        widest=flow.widest,
+        n_activations=counter.n_values,
+        widest=counter.widest,
     )
 
 
-class _Flow:
-    """Counts what goes through a model's innermost modules in its next forward pass."""
+class _ActivationCounter:
+    """Counts the values in and out of a model's innermost modules in its next forward pass."""
 
     def __init__(self, model: "nn.Module") -> None:
         self.n_values = self.widest = 0

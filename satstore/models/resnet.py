@@ -1,11 +1,12 @@
-"""Residual networks with torchvision's module names, and what becomes of them when skips are taken away.
+"""Residual networks with torchvision's module names, with or without skips.
 
-torchvision's own class knows neither other widths of basic blocks, nor other numbers of stages, nor blocks
-without a skip; so this is one class for all of them, and torchvision's state dicts load into it.
+torchvision's own class has no other widths of basic blocks, no other numbers of stages, and no blocks without
+a skip. This class has them all, and torchvision's state dicts load into it.
 """
 
 import re
 from collections.abc import Collection, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,18 +23,18 @@ each. ``identity``: only those that keep the shape. ``none``: none.
 
 
 class Block(nn.Module):
-    """What both kinds of block share: the skip.
+    """The base of both kinds of block: the skip.
 
     Attributes
     ----------
     expansion
         Output channels per channel of the 3 x 3 convs.
     downsample
-        What is on the skip; None for nothing.
+        The module on the skip; None for the identity.
     skip
-        Whether there is one.
+        Whether there is a skip.
     attention
-        What weighs the output of the last batch norm, before it meets the skip.
+        The module that weighs the output of the last batch norm, before the skip is added.
     """
 
     expansion: ClassVar[int] = 1
@@ -58,6 +59,7 @@ class BasicBlock(Block):
         self,
         n_in: int,
         width: int,
+        *,
         stride: int,
         downsample: nn.Module | None,
         skip: bool,
@@ -88,6 +90,7 @@ class Bottleneck(Block):
         self,
         n_in: int,
         width: int,
+        *,
         stride: int,
         downsample: nn.Module | None,
         skip: bool,
@@ -127,7 +130,7 @@ class ResNet(nn.Module):
     width
         Channels of the stem and of the first stage's 3 x 3 convs.
     stem_kernel_size, stem_stride
-        Of the first conv.
+        Kernel size and stride of the first conv.
     stem_pool
         Whether a 3 x 3 max-pool of stride 2 follows it.
     stem_width
@@ -135,9 +138,9 @@ class ResNet(nn.Module):
     shortcut
         Which blocks have a skip, and what is on it; see :data:`Shortcut`.
     shortcut_kernel_size
-        Of the convs on skips; odd.
+        The kernel size of convs on skips; odd.
     attention
-        What each block's output is weighed by; see :func:`satstore.models.attention.build_attention`.
+        The attention of each block's output; see :func:`satstore.models.attention.build_attention`.
     plain_stages
         The stages, counted from 1, that have no skips whatever ``shortcut`` says.
     num_classes
@@ -170,19 +173,25 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem_pool else nn.Identity()
         self.stage_names = [f"layer{number}" for number in range(1, len(n_blocks) + 1)]
+        make_stage = partial(
+            build_stage, block, shortcut_kernel_size=shortcut_kernel_size, attention=attention
+        )
         for number, (name, n) in enumerate(zip(self.stage_names, n_blocks, strict=True), start=1):
             channels = width * min(2 ** (number - 1), 8)
             stride = 1 if number == 1 else 2
             kind: Shortcut = "none" if number in plain_stages else shortcut
-            stage = build_stage(block, n_features, channels, n, stride, kind, shortcut_kernel_size, attention)
+            stage = make_stage(n_features, channels, n, stride=stride, shortcut=kind)
             self.add_module(name, stage)
             n_features = channels * block.expansion
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(n_features, num_classes)
+        self._draw_weights()
+        self.register_load_state_dict_pre_hook(rename_keys)  # type: ignore[no-untyped-call]  # torch has no hints here
+
+    def _draw_weights(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self.register_load_state_dict_pre_hook(rename_keys)  # type: ignore[no-untyped-call]  # torch has no hints here
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits, (batch, num_classes)."""
@@ -198,6 +207,7 @@ def build_stage(
     n_in: int,
     width: int,
     n_blocks: int,
+    *,
     stride: int,
     shortcut: Shortcut,
     shortcut_kernel_size: int = 1,
@@ -216,13 +226,13 @@ def build_stage(
             conv = nn.Conv2d(n_in, n_out, size, stride, size // 2, bias=False)
             downsample = nn.Sequential(conv, nn.BatchNorm2d(n_out))
         weighing = build_attention(attention, n_out, n_hidden=n_in // 4)
-        blocks.append(block(n_in, width, stride, downsample, skip, weighing))
+        blocks.append(block(n_in, width, stride=stride, downsample=downsample, skip=skip, attention=weighing))
         n_in, stride = n_out, 1
     return nn.Sequential(*blocks)
 
 
 def rename_keys(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Rename keys that the original models have otherwise to those of this class, in place."""
+    """Rename the keys of the original models to those of this class, in place."""
     for key in list(state):
         name = key.removeprefix(prefix)
         known = name.replace(".shortcut.", ".downsample.")

@@ -1,4 +1,4 @@
-"""SqueezeNet 1.1 with its fire modules taken apart."""
+"""SqueezeNet 1.1 and variants of its fire modules."""
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,12 @@ class Fire(nn.Module):
     n_in
         Channels of the input.
     n_squeezed
-        Channels that the first conv leaves; None for no such conv.
+        Channels of the first conv; None for no such conv.
     n_out
-        Channels of each of the others.
+        Channels of each other conv.
     beside
-        What lies beside the 3 x 3 conv, concatenated with its output: a 1 x 1 ``conv``, the ``input`` of
-        both, or nothing.
+        What is concatenated with the output of the 3 x 3 convs: a 1 x 1 ``conv``, the ``input`` of both, or
+        nothing.
     depth
         3 x 3 convs in a row.
     """

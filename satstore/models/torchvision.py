@@ -1,4 +1,4 @@
-"""torchvision's classification models: random weights, a number of classes, and logits whatever the mode."""
+"""torchvision's classification models with random weights, which return logits in every mode."""
 
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -10,7 +10,7 @@ from torch import nn
 from torchvision.models import regnet
 
 OPTIONS: dict[str, dict[str, Any]] = {
-    # Without auxiliary classifiers, which put out tuples in training; their own initialisation takes long.
+    # No auxiliary classifiers, which return tuples in training; no initialisation of their own: it is slow.
     "googlenet": {"aux_logits": False, "init_weights": False},
     "inception_v3": {"aux_logits": False, "init_weights": False},
 }
@@ -34,12 +34,12 @@ def build(name: str, *, num_classes: int = 1000) -> nn.Module:
 
 
 def build_for(name: str, *, size: str, num_classes: int = 1000, resolution: int = 224) -> nn.Module:
-    """Build a model whose layers are made for one resolution.
+    """Build a model whose layers fit one resolution.
 
     Parameters
     ----------
     size
-        The name that torchvision's argument for the resolution has.
+        The name of torchvision's argument for the resolution.
     resolution
         Height and width of the input, in pixels.
     """
@@ -51,7 +51,7 @@ def build_for(name: str, *, size: str, num_classes: int = 1000, resolution: int 
 
 
 def densenet(block_config: tuple[int, ...], *, num_classes: int = 1000) -> nn.Module:
-    """Build a DenseNet of other depth: growth rate 32, a stem of 64 channels.
+    """Build a DenseNet of another depth: growth rate 32, a stem of 64 channels.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def densenet(block_config: tuple[int, ...], *, num_classes: int = 1000) -> nn.Mo
 
 @contextmanager
 def _block_parameters_on_the_cpu() -> Any:
-    """Let RegNets compute their widths with values where their layers are built without, on ``meta``."""
+    """Let RegNets compute their widths on the CPU while their layers are built on the ``meta`` device."""
     compute = regnet.BlockParams.from_init_params
 
     def on_the_cpu(*args: Any, **kwargs: Any) -> Any:

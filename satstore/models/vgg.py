@@ -24,11 +24,11 @@ class VGG(nn.Module):
     features
         The convolutional part.
     n_features
-        Channels that it ends with.
+        Channels of its output.
     num_classes
         Size of the output.
     drawn
-        Whether weights are drawn by :meth:`reset_parameters`; else they are torch's own.
+        Whether weights are drawn by :meth:`reset_parameters`; otherwise as torch does.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class VGG(nn.Module):
             nn.BatchNorm1d(n_features),
             nn.Dropout(0.25),
             nn.Linear(n_features, n_hidden),
-            # Not in place: what a hook took from the Linear layer has to stay what that layer computed.
+            # Not in place: hooks keep the Linear layer's output, which must not change.
             nn.ReLU(),
             nn.BatchNorm1d(n_hidden),
             nn.Dropout(0.25),
@@ -89,13 +89,13 @@ def vgg(
         ``64*4`` four of them, ``64/2`` one of stride 2, ``64@7`` one with a kernel of 7 x 7, and ``M`` a
         2 x 2 max-pool.
     divisor
-        What all channels are divided by.
+        The number that all channels are divided by.
     multiple
-        What they are multiplied by.
+        The number that they are multiplied by.
     kernel_size
-        Of the convs whose plan names none; odd.
+        The kernel size of convs whose plan names none; odd.
     dilation
-        Of every conv.
+        The dilation of every conv.
     depthwise
         Whether convs whose input has a multiple of their channels are grouped by channel.
     channel_attention
@@ -127,7 +127,7 @@ def vgg(
         for _ in range(int(conv["n"] or 1)):
             n_in, channels = channels, int(conv["channels"]) * multiple // divisor
             groups = channels if depthwise and n_in % channels == 0 else 1
-            # What the dilated kernel reaches to either side: without a stride, the map keeps its size.
+            # Half the dilated kernel: without a stride, the map keeps its size.
             padding = dilation * (size - 1) // 2
             layers += [
                 nn.Conv2d(n_in, channels, size, int(conv["stride"] or 1), padding, dilation, groups),

@@ -1,15 +1,14 @@
-"""What is known of a run, for the advice on it. Without pandas, which the terminal app does not load."""
+"""The evidence of a run for advice, gathered without pandas, which the terminal app does not load."""
 
 import math
 
-from satstore.analysis.advice import Advice, Evidence, advise
-from satstore.analysis.tail import LEAST_GAIN, TAIL_SHARE
+from satstore.analysis.advice import LEAST_GAIN, TAIL_SHARE, Advice, Evidence, advise
 from satstore.runs.manifest import drawn_layers
 from satstore.runs.run import Run
 
 
 def advise_on(run: Run, least_gain: float = LEAST_GAIN, tail_share: float = TAIL_SHARE) -> Advice:
-    """Say what a run's curves mean after its last epoch; see :func:`satstore.analysis.advice.advise`.
+    """Advise on a run by its curves after the last epoch; see :func:`satstore.analysis.advice.advise`.
 
     Raises
     ------
@@ -20,7 +19,7 @@ def advise_on(run: Run, least_gain: float = LEAST_GAIN, tail_share: float = TAIL
 
 
 def gather(run: Run) -> Evidence:
-    """Return what is known of a run after its last epoch, by the layers that figures show."""
+    """Gather the evidence of a run after its last epoch, for the layers that figures show."""
     manifest, summary = run.manifest, run.manifest.summary
     layers = drawn_layers(manifest.layers)
     tables = [key for key in manifest.last_probes if not key.prefix]

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from satstore.analysis.advice import find_tail
 from satstore.analysis.spectrum import dimension_table
-from satstore.analysis.tail import find_tail
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.keys import ProbeKey
 from satstore.errors import SatstoreError

@@ -68,14 +68,14 @@ def describe_costs(
     import torch
 
     from satstore.analysis.flops import Costs, count_costs
-    from satstore.models.plan import build_blank, without_values
+    from satstore.models.plan import build_blank, on_meta_or_cpu
 
     def measure(device: str) -> Costs:
         model = build_blank(config, n_classes, device)
         return count_costs(model, torch.zeros(1, 3, config.resolution, config.resolution, device=device))
 
     try:
-        costs = without_values(measure)
+        costs = on_meta_or_cpu(measure)
     except SatstoreError:
         raise
     except Exception as error:  # what a third party's model raises

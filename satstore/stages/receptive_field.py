@@ -31,7 +31,7 @@ def tabulate(run: Run, parameters: ReceptiveFieldParameters) -> None:
     """Write the table, of the layers that the config records, and note the border layer."""
     from satstore.analysis.receptive_field.table import receptive_field
     from satstore.capture.layers import select_layers
-    from satstore.models.plan import build_blank, without_values
+    from satstore.models.plan import build_blank, on_meta_or_cpu
 
     config = run.config
 
@@ -41,7 +41,7 @@ def tabulate(run: Run, parameters: ReceptiveFieldParameters) -> None:
         table = receptive_field(model, config.resolution)
         return table[table["layer"].isin(list(recorded))]
 
-    write_fields(run, without_values(measure))
+    write_fields(run, on_meta_or_cpu(measure))
 
 
 def write_fields(run: Run, table: "pd.DataFrame") -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 
-from satstore.analysis.graph import trace_without_values
+from satstore.analysis.graph import trace_on_meta
 from satstore.analysis.receptive_field.table import receptive_field
 from satstore.errors import ConfigError
 from satstore.models.build import build_model, resolution_step, smallest_resolution
@@ -295,7 +295,7 @@ def test_receptive_field__finds_layers_of_subclasses() -> None:
 
 def test_measure_depth__counts_layers_of_subclasses() -> None:
     net = nn.Sequential(Conv(2, 4, 3), PadsFirst(4, 4, 1), nn.Flatten(), Dense(12, 2))
-    assert measure_depth(trace_without_values(net)) == 3
+    assert measure_depth(trace_on_meta(net)) == 3
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from torch import nn
 from satstore.config.grid import read_config
 from satstore.errors import ConfigError, UnknownNameError
 from satstore.models import ROWS
-from satstore.models.build import build_model, resolution_step, smallest_resolution, takes
+from satstore.models.build import build_model, resolution_step, smallest_resolution, takes_resolution
 from satstore.models.catalogue import ALIASES
 from satstore.models.details import inspect_model
 from satstore.models.plan import plan_model
@@ -250,8 +250,8 @@ def test_smallest_resolution__is_the_smallest() -> None:
     for name in ("vgg5", "vgg16", "resnet18", "squeezenet1_1", "vit_b_32"):
         found, step = smallest_resolution(name), resolution_step(name)
         assert found is not None
-        assert takes(name, found)
-        assert found == step or not takes(name, found - step)
+        assert takes_resolution(name, found)
+        assert found == step or not takes_resolution(name, found - step)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""What torch's operators do to the fields of their inputs.
+"""Rules that give the receptive fields of an operator's outputs from those of its inputs.
 
-The operators are those that a model's functions and modules come down to (torch.ops.aten). A rule takes a
-call, and returns the field of what it puts out. Rules are exact; what has none is element-wise by torch's own
-tag, a view, or measured (:mod:`satstore.analysis.receptive_field.measure`).
+The operators are those of torch.ops.aten, which all functions and modules call in the end. A rule takes a
+call, and returns the field of its outputs; None if they don't depend on the image. Rules are exact. An
+operator without a rule is element-wise by torch's tag, a view, or measured (:mod:`.operator_measurement`).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,30 +12,35 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from satstore.analysis.receptive_field.call import Call, merge_fields
-from satstore.analysis.receptive_field.lines import Field, Line, concatenate_lines, line_of
+from satstore.analysis.receptive_field.fields import (
+    AxisField,
+    TensorField,
+    axis_field_of,
+    concatenate_axis_fields,
+)
+from satstore.analysis.receptive_field.operator_call import OperatorCall, merge_fields
 from satstore.analysis.receptive_field.window_rules import adapt, convolve, everywhere, pad, pool, resize
 
-Rule = Callable[[Call], Field | None]
+Rule = Callable[[OperatorCall], TensorField | None]
 
 
-def merge(call: Call) -> Field:
-    """Elements stay where they are; what several tensors see is seen together, as by addition."""
-    return merge_fields([field for _, field in call.seen()], call.output.ndim)
+def merge(call: OperatorCall) -> TensorField:
+    """Merge the fields of all inputs, as an element-wise operator such as addition does."""
+    return merge_fields([field for _, field in call.image_inputs()], call.output.ndim)
 
 
-def reduce(call: Call) -> Field:
-    """Means, maxima and the like over dimensions take what lies along them together."""
-    if isinstance(call["other"], Tensor):  # the larger of two
+def reduce(call: OperatorCall) -> TensorField:
+    """Reduce the field over dimensions, as means and maxima do."""
+    if isinstance(call["other"], Tensor):  # torch.max of two tensors
         return merge(call)
-    image, field = call.map()
+    image, field = call.first_input()
     dims = _dims(call["dim"], image.ndim)
     return field.reduced(dims, call.output.ndim == image.ndim)
 
 
-def scan(call: Call) -> Field:
-    """Softmax, sorting and the like: each element reads all that lie along a dimension."""
-    image, field = call.map()
+def scan(call: OperatorCall) -> TensorField:
+    """Let each element read all along a dimension, as softmax and sorting do."""
+    image, field = call.first_input()
     name = "dims" if "dims" in call.arguments else "dim"
     return replace(field.reduced(_dims(call[name], image.ndim)), axes=field.axes)
 
@@ -52,11 +57,11 @@ CONTRACTIONS: Mapping[str, Mapping[str, int]] = {
     "addmm": {"self": -1, "mat1": 1, "mat2": 0},
     "baddbmm": {"self": -1, "batch1": 2, "batch2": 1},
 }
-"""The dimension of each argument that a product of matrices sums over; -1: none, it is added."""
+"""For each matrix product, the dimension of each argument that is summed over; -1: none, it is added."""
 
 
-def multiply(call: Call) -> Field:
-    """Products of matrices take together what lies along the dimension that they sum over."""
+def multiply_matrices(call: OperatorCall) -> TensorField:
+    """Reduce each factor over the dimension that the product sums over."""
     fields = []
     for name, dim in CONTRACTIONS[call.name].items():
         field = call.field_of(call[name])
@@ -65,14 +70,14 @@ def multiply(call: Call) -> Field:
     return replace(merge_fields(fields, call.output.ndim), axes=None)
 
 
-def project(call: Call) -> Field:
-    """A linear layer takes the last dimension together."""
-    image, field = call.map()
+def apply_linear(call: OperatorCall) -> TensorField:
+    """Reduce over the last dimension, the features of a Linear layer."""
+    image, field = call.first_input()
     return field.reduced([image.ndim - 1])
 
 
-def attend(call: Call) -> Field:
-    """Attention: each query reads itself, and all keys and values."""
+def attend(call: OperatorCall) -> TensorField:
+    """Let each query read itself, and all keys and values."""
     ndim = call.output.ndim
     fields = []
     for name, dims in (("query", [-1]), ("key", [-1, -2]), ("value", [-1, -2])):
@@ -82,72 +87,84 @@ def attend(call: Call) -> Field:
     return merge_fields(fields, ndim)
 
 
-def recur(call: Call) -> Field:
-    """A recurrent layer's outputs are taken to read all steps."""
-    fields = [everywhere(field, 1) for _, field in call.seen()]
+def apply_recurrent(call: OperatorCall) -> TensorField:
+    """Let each output of a recurrent layer read all steps."""
+    fields = [everywhere(field, 1) for _, field in call.image_inputs()]
     found = merge_fields(fields, 1)
     return replace(found, is_pooled=True)
 
 
-def normalise_batch(call: Call) -> Field:
-    """In eval mode, elements stay where they are; without running statistics, those of the map are read."""
-    image, field = call.map()
+def normalise_batch(call: OperatorCall) -> TensorField:
+    """Keep the field; without running statistics, add a path through the statistics of the map."""
+    image, field = call.first_input()
     running = call["running_mean"] is not None and not call["training"]
     return field if running else field.with_statistics([0, *range(2, image.ndim)])
 
 
-def normalise_groups(call: Call) -> Field:
-    """The statistics are of groups of channels and all positions."""
-    image, field = call.map()
+def normalise_groups(call: OperatorCall) -> TensorField:
+    """Add a path through the statistics of all positions."""
+    image, field = call.first_input()
     return field.with_statistics(range(1, image.ndim))
 
 
-def normalise_layer(call: Call) -> Field:
-    """The statistics are of the last dimensions."""
-    image, field = call.map()
+def normalise_layer(call: OperatorCall) -> TensorField:
+    """Add a path through the statistics of the last dimensions."""
+    image, field = call.first_input()
     return field.with_statistics(range(image.ndim - len(call["normalized_shape"]), image.ndim))
 
 
-def concatenate(call: Call) -> Field:
-    """Concatenation along channels merges; along positions, they follow one another."""
+def concatenate(call: OperatorCall) -> TensorField:
+    """Merge fields along channels; along positions, let them follow one another."""
     tensors = [t for t in call["tensors"] if t.numel()]
     fields = [call.field_of(t) for t in tensors]
     known = [field for field in fields if field is not None]
     axis = (call["dim"] or 0) % call.output.ndim
-    if any(axis in line.axes for field in known for line in field.widest) or _is_position(known, axis):
-        return _in_a_row(fields, [t.shape for t in tensors], axis)
+    if any(axis in axis_field.axes for field in known for axis_field in field.widest) or _is_position(
+        known, axis
+    ):
+        return _concatenate_positions(fields, [t.shape for t in tensors], axis)
     return merge_fields(known, call.output.ndim)
 
 
-def _in_a_row(fields: Sequence[Field | None], shapes: Sequence[Sequence[int]], axis: int) -> Field:
-    """Return the field of tensors that follow one another along an axis."""
-    lines = [
-        [concatenate_lines([line_of(field, kind, i) for field in fields], shapes, axis) for i in (0, 1)]
+def _concatenate_positions(
+    fields: Sequence[TensorField | None], shapes: Sequence[Sequence[int]], axis: int
+) -> TensorField:
+    """Return the field of tensors that are concatenated along an axis of positions."""
+    axis_fields = [
+        [
+            concatenate_axis_fields([axis_field_of(field, kind, i) for field in fields], shapes, axis)
+            for i in (0, 1)
+        ]
         for kind in ("widest", "narrowest")
     ]
     known = [field for field in fields if field is not None]
     pooled = all(field.is_pooled for field in known)
-    return Field((lines[0][0], lines[0][1]), (lines[1][0], lines[1][1]), known[0].axes, pooled)
+    return TensorField(
+        (axis_fields[0][0], axis_fields[0][1]), (axis_fields[1][0], axis_fields[1][1]), known[0].axes, pooled
+    )
 
 
-def _is_position(fields: Sequence[Field], axis: int) -> bool:
+def _is_position(fields: Sequence[TensorField], axis: int) -> bool:
     return any(field.axes is not None and axis in field.axes for field in fields)
 
 
-def stack(call: Call) -> Field:
-    """A new dimension: parts of one map follow one another along it, other tensors are seen together."""
+def stack(call: OperatorCall) -> TensorField:
+    """Let parts of one map follow one another along the new dimension; merge the fields of other tensors."""
     axis = (call["dim"] or 0) % call.output.ndim
     fields = [
-        field and replace(field.each(lambda _, line: _unsqueezed(line, axis)), axes=_after(field.axes, axis))
+        field
+        and replace(
+            field.map_axes(lambda _, axis_field: _unsqueezed(axis_field, axis)), axes=_after(field.axes, axis)
+        )
         for field in map(call.field_of, call["tensors"])
     ]
     known = [field for field in fields if field is not None]
     if all(
-        one.reach == two.reach
+        one.intervals == two.intervals
         for field in known
         for one, two in zip(field.widest, known[0].widest, strict=True)
     ):
-        return _in_a_row(fields, [_with_one(t.shape, axis) for t in call["tensors"]], axis)
+        return _concatenate_positions(fields, [_with_one(t.shape, axis) for t in call["tensors"]], axis)
     return merge_fields(known, call.output.ndim)
 
 
@@ -155,29 +172,24 @@ def _with_one(shape: Sequence[int], axis: int) -> tuple[int, ...]:
     return (*shape[:axis], 1, *shape[axis:])
 
 
-def _unsqueezed(line: Line, axis: int) -> Line:
-    shape = _with_one(line.first.shape, axis)
-    return replace(line, first=line.first.reshape(shape), last=line.last.reshape(shape))
+def _unsqueezed(axis_field: AxisField, axis: int) -> AxisField:
+    shape = _with_one(axis_field.first.shape, axis)
+    return replace(axis_field, first=axis_field.first.reshape(shape), last=axis_field.last.reshape(shape))
 
 
 def _after(axes: tuple[int, int] | None, axis: int) -> tuple[int, int] | None:
     return axes and (axes[0] + (axis <= axes[0]), axes[1] + (axis <= axes[1]))
 
 
-def nothing(_: Call) -> None:
-    """A new tensor of a tensor's shape or type: it doesn't depend on the values."""
+def ignore_values(_: OperatorCall) -> None:
+    """Return no field: the new tensor takes an input's shape or type, not its values."""
     return
 
 
-def replaced(call: Call) -> Field | None:
-    """What is copied into a tensor takes the place of what was there."""
+def copy_source(call: OperatorCall) -> TensorField | None:
+    """Return the field of a copy's source, which replaces what was there."""
     field = call.field_of(call["src"])
     return field and merge_fields([field], call.output.ndim)
-
-
-def filled(call: Call) -> Field | None:
-    """A number in the place of all elements."""
-    return None
 
 
 RULES: Mapping[str, Rule] = {
@@ -210,10 +222,10 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("var_mean", "std_mean", "argmax", "argmin", "median", "nanmedian", "mode"), reduce),
     **dict.fromkeys(("any", "all", "aminmax", "norm", "linalg_vector_norm", "count_nonzero"), reduce),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax", "_log_softmax", "sort", "argsort"), scan),
-    **dict.fromkeys(CONTRACTIONS, multiply),
-    "linear": project,
+    **dict.fromkeys(CONTRACTIONS, multiply_matrices),
+    "linear": apply_linear,
     "scaled_dot_product_attention": attend,
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), recur),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), apply_recurrent),
     "batch_norm": normalise_batch,
     **dict.fromkeys(("native_batch_norm", "_native_batch_norm_legit", "cudnn_batch_norm"), normalise_batch),
     **dict.fromkeys(("group_norm", "native_group_norm"), normalise_groups),
@@ -223,30 +235,33 @@ RULES: Mapping[str, Rule] = {
     "stack": stack,
     **dict.fromkeys(("clone", "_to_copy", "hardswish", "hardswish_", "prelu", "lift_fresh"), merge),
     **dict.fromkeys(("dropout", "feature_dropout", "contiguous", "dropout_", "alpha_dropout"), merge),
-    "copy_": replaced,
-    **dict.fromkeys(("zero_", "fill_"), filled),
+    "copy_": copy_source,
+    **dict.fromkeys(("zero_", "fill_"), ignore_values),
     **dict.fromkeys(
-        [f"{kind}_like" for kind in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")], nothing
+        [f"{kind}_like" for kind in ("empty", "zeros", "ones", "full", "rand", "randn", "randint")],
+        ignore_values,
     ),
-    **dict.fromkeys([f"new_{kind}" for kind in ("empty", "zeros", "ones", "full", "empty_strided")], nothing),
+    **dict.fromkeys(
+        [f"new_{kind}" for kind in ("empty", "zeros", "ones", "full", "empty_strided")], ignore_values
+    ),
 }
-"""Operators by name. Of the rest, torch's tag says which are element-wise; views move elements."""
+"""The rules by the operator's name."""
 
-ONLY_MAP = (
+FIRST_INPUT_RULES = (
     pool,
     adapt,
     resize,
     pad,
     reduce,
     scan,
-    project,
+    apply_linear,
     normalise_batch,
     normalise_groups,
     normalise_layer,
 )
-"""Rules for operators whose other tensors are parameters; made from the image, they take another way."""
+"""Rules that hold while the first tensor alone depends on the image; else the operator is decomposed."""
 
 
 def is_elementwise(func: Any) -> bool:
-    """Whether torch says that an operator works on each element alone."""
+    """Tell whether torch tags an operator as element-wise."""
     return torch.Tag.pointwise in func.tags

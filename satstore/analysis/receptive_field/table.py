@@ -1,4 +1,4 @@
-"""Receptive fields of every layer, from a forward pass on the ``meta`` device, which computes no values."""
+"""The table of every layer's receptive field, from a forward pass on the ``meta`` device: no values."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from satstore.analysis.compiled_models import uncompiled
-from satstore.analysis.graph import without_values
+from satstore.analysis.graph import copy_to_meta
 from satstore.analysis.layer_types import LAYER_TYPES
+from satstore.analysis.receptive_field.fields import TensorField
 from satstore.analysis.receptive_field.forward_pass import FieldMode, ListIndices, Unknown, ValueNeededError
-from satstore.analysis.receptive_field.lines import Field
 from satstore.analysis.receptive_field.window_rules import attend_in_windows
 from satstore.errors import ConfigError, reason_of
 
@@ -46,7 +46,7 @@ def receptive_field(model: nn.Module, resolution: int, n_channels: int = 3) -> "
     resolution
         Height and width of the input, in pixels.
     n_channels
-        Of the input.
+        The channels of the input.
 
     Returns
     -------
@@ -75,7 +75,7 @@ def receptive_field(model: nn.Module, resolution: int, n_channels: int = 3) -> "
 
     if resolution < 1:
         raise ConfigError(f"resolution {resolution} can't be used; give the pixels of a side, at least 1")
-    rows = _Walk(model).run(torch.empty(1, n_channels, resolution, resolution, device="meta"))
+    rows = _LayerPass(model).run(torch.empty(1, n_channels, resolution, resolution, device="meta"))
     for column, key in (("border", "_input_max"), ("strict_border", "_input_min")):
         first = next((r for r in rows if r["_is_conv"] and r[key] > resolution), None)
         for row in rows:
@@ -96,17 +96,17 @@ COLUMNS = (
 )
 
 
-class _Walk:
-    """Runs a model on the meta device, and tabulates its layers on the way."""
+class _LayerPass:
+    """Runs a model on the meta device and tabulates each layer that it calls."""
 
     def __init__(self, model: nn.Module) -> None:
         model = uncompiled(model)
-        self._model = without_values(model)
+        self._model = copy_to_meta(model)
         self._rows: dict[str, dict[str, Any]] = {}
         self._inside: list[tuple[str, nn.Module]] = [("", self._model)]
         self._mode = FieldMode()
         for real, blank in zip(model.buffers(), self._model.buffers(), strict=True):
-            self._mode.note_values(blank, real.detach())
+            self._mode.known_values.note(blank, real.detach())
 
     def run(self, image: Tensor) -> list[dict[str, Any]]:
         """Return a row per layer, in forward order."""
@@ -119,16 +119,16 @@ class _Walk:
                 raise
             except ValueNeededError as error:
                 raise ConfigError(
-                    f"{self._place()} can't be traced: its code asks for values; its forward must not branch "
-                    f"on its tensors' values"
+                    f"{self._module_name()} can't be traced: its code asks for values; its forward must not "
+                    f"branch on its tensors' values"
                 ) from error
             except Exception as error:  # what a layer raises on a map that is too small for it
                 reason = reason_of(error)
-                raise ConfigError(f"{self._place()} can't be followed: {reason[:200]}") from error
+                raise ConfigError(f"{self._module_name()} can't be followed: {reason[:200]}") from error
         return list(self._rows.values())
 
-    def _place(self) -> str:
-        """Return where in the model the pass is."""
+    def _module_name(self) -> str:
+        """Name the innermost module that the pass is in."""
         name, module = self._inside[-1]
         return (
             f"module {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
@@ -169,7 +169,7 @@ class _Walk:
 
     def _note_swin(self, module: Any, image: Tensor, output: Tensor) -> None:
         field = self._mode.field_of(image)
-        if isinstance(field, Field):
+        if isinstance(field, TensorField):
             field = attend_in_windows(field, image, module.window_size, module.shift_size)
         self._mode.note(output, field)
 
@@ -177,16 +177,16 @@ class _Walk:
         name = self._inside[-1][0]
         while not isinstance(output, Tensor):
             output = output[0]
-        seen, field = self._mode.field_of(image), self._mode.field_of(output)
-        for found in (seen, field):
+        before, field = self._mode.field_of(image), self._mode.field_of(output)
+        for found in (before, field):
             if isinstance(found, Unknown):
-                raise ConfigError(f"{self._place()}: no receptive field is known behind {found.reason}")
-        if name in self._rows or not isinstance(seen, Field) or not isinstance(field, Field):
+                raise ConfigError(f"{self._module_name()}: no receptive field is known behind {found.reason}")
+        if name in self._rows or not isinstance(before, TensorField) or not isinstance(field, TensorField):
             return
         vertical = field.widest[0]
-        # Where all positions see the same, the narrowest path still tells how far apart they are.
+        # Where all positions see the same, the narrowest path still has the distance between them.
         jump = next(
-            (j for line in (vertical, field.narrowest[0]) if (j := line.jump) > 0 or j < 0), vertical.jump
+            (j for axis in (vertical, field.narrowest[0]) if (j := axis.jump) > 0 or j < 0), vertical.jump
         )
         self._rows[name] = {
             "layer": name,
@@ -196,24 +196,24 @@ class _Walk:
             "jump": int(jump) if jump.is_integer() else jump,
             "start": vertical.start,
             "map_size": _height(field, output),
-            "_is_conv": isinstance(module, _ConvNd) and not seen.is_pooled,
-            "_input_max": seen.size[1],
-            "_input_min": seen.size[0],
+            "_is_conv": isinstance(module, _ConvNd) and not before.is_pooled,
+            "_input_max": before.size[1],
+            "_input_min": before.size[0],
         }
 
 
-def _height(field: Field, output: Tensor) -> int:
-    """Return how many positions a tensor has along the image's height."""
-    line = field.widest[0]
-    if len(line.axes) == 1 and not field.is_flat:
-        return int(output.shape[line.axes[0]])
-    if not line.axes:
+def _height(field: TensorField, output: Tensor) -> int:
+    """Count a tensor's positions along the image's height."""
+    vertical = field.widest[0]
+    if len(vertical.axes) == 1 and not field.is_flat:
+        return int(output.shape[vertical.axes[0]])
+    if not vertical.axes:
         return int(output.shape[field.axes[0]]) if field.axes else 1
-    return len({*zip(line.first.ravel().tolist(), line.last.ravel().tolist(), strict=True)})
+    return len({*zip(vertical.first.ravel().tolist(), vertical.last.ravel().tolist(), strict=True)})
 
 
 def _is_swin_attention(module: nn.Module) -> bool:
-    """Whether a module is torchvision's attention in shifted windows, whose mask no shape shows."""
+    """Tell whether a module is torchvision's attention in shifted windows, whose mask can't be followed."""
     return any(
         kind.__module__ == "torchvision.models.swin_transformer" and kind.__name__.startswith("ShiftedWindow")
         for kind in type(module).__mro__

@@ -1,4 +1,4 @@
-"""What windows over a map do to its field: convolution, pooling, interpolation, padding and tiles."""
+"""Rules for windows over a map: convolution, pooling, interpolation, padding, and attention in windows."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,17 +7,17 @@ from typing import Any
 
 from torch import Tensor
 
-from satstore.analysis.receptive_field.call import Call, merge_fields
-from satstore.analysis.receptive_field.lines import Field, Line
-from satstore.analysis.receptive_field.measure import measure_resize
-from satstore.analysis.receptive_field.reach import conv_taps, spread_taps
+from satstore.analysis.receptive_field.fields import AxisField, TensorField
+from satstore.analysis.receptive_field.input_intervals import conv_taps, spread_taps
+from satstore.analysis.receptive_field.measurement import measure_interpolation
+from satstore.analysis.receptive_field.operator_call import OperatorCall, merge_fields
 
 Reads = tuple[Sequence[Sequence[int]], int]
-"""What positions read, by phase, and the step of a period; see :meth:`.reach.Reach.read`."""
+"""The taps of each phase, and the step of a period; see :meth:`.input_intervals.InputIntervals.read`."""
 
 
-def convolve(call: Call) -> Field:
-    """Slide a window over the map, or, transposed, spread it; channels are taken together."""
+def convolve(call: OperatorCall) -> TensorField:
+    """Slide a window over the map, or spread it if transposed; reduce over the channels."""
     image, kernel = call["input"], call["weight"]
     n = kernel.ndim - 2
     fields = []
@@ -29,7 +29,7 @@ def convolve(call: Call) -> Field:
     return merge_fields(fields, call.output.ndim)
 
 
-def _convolved(call: Call, field: Field, n: int) -> Field:
+def _convolved(call: OperatorCall, field: TensorField, n: int) -> TensorField:
     kernel = call["weight"].shape[2:]
     strides, paddings, dilations = (_tuple(call[k], n) for k in ("stride", "padding", "dilation"))
     taps = [conv_taps(*part) for part in zip(kernel, paddings, dilations, strict=True)]
@@ -40,27 +40,27 @@ def _convolved(call: Call, field: Field, n: int) -> Field:
     return _windows(field.reduced([1]), call["input"], call.output, reads)
 
 
-def _windows(field: Field, before: Tensor, after: Tensor, reads: Sequence[Reads]) -> Field:
-    """Apply windows along a tensor's last axes; axes of the image that are 1 there lie in their order."""
+def _windows(field: TensorField, before: Tensor, after: Tensor, reads: Sequence[Reads]) -> TensorField:
+    """Apply windows along a tensor's last axes; image axes that are 1 long there are taken in their order."""
     ndim, spatial = after.ndim, range(after.ndim - len(reads), after.ndim)
-    own = find_axes(field, spatial)
+    own = locate_axes(field, spatial)
 
-    def change(i: int, line: Line) -> Line:
+    def change(i: int, axis_field: AxisField) -> AxisField:
         for axis, (taps, step) in zip(spatial, reads, strict=True):
-            whole = not line.axes and axis == own[i] and before.shape[axis] == 1
+            whole = not axis_field.axes and axis == own[i] and before.shape[axis] == 1
             keeps = step == 1 and len(taps) == 1 and list(taps[0]) == [0]
-            if (axis in line.axes or whole) and not keeps:
-                line = line.window(axis, taps, step, after.shape[axis])
-        return line
+            if (axis in axis_field.axes or whole) and not keeps:
+                axis_field = axis_field.window(axis, taps, step, after.shape[axis])
+        return axis_field
 
-    return replace(field.each(change), axes=own if None not in own and ndim >= 3 else None)
+    return replace(field.map_axes(change), axes=own if None not in own and ndim >= 3 else None)
 
 
-def find_axes(field: Field, spatial: range) -> Any:
-    """Return where height and width lie among the spatial axes: where they vary, were known, or are left."""
+def locate_axes(field: TensorField, spatial: range) -> Any:
+    """Find height and width among the spatial axes: where fields vary, were before, or in their order."""
     if field.is_flat:
         return None, None
-    found = [line.axes[0] if len(line.axes) == 1 else None for line in field.widest]
+    found = [axis_field.axes[0] if len(axis_field.axes) == 1 else None for axis_field in field.widest]
     for i in (0, 1):
         hint = field.axes[i] if field.axes else spatial[i - 2] if len(spatial) > 1 else None
         if found[i] is None and not field.widest[i].axes and hint in spatial and hint not in found:
@@ -68,23 +68,25 @@ def find_axes(field: Field, spatial: range) -> Any:
     return tuple(found)
 
 
-def everywhere(field: Field, ndim: int) -> Field:
-    """Return the field of all of a tensor, for each element of another: of a kernel made from the image."""
+def everywhere(field: TensorField, ndim: int) -> TensorField:
+    """Let each output see all that the tensor sees, such as a kernel that is made of the image."""
     count = field.widest[0].first.ndim
     found = field.reduced(range(count))
     return replace(
-        found.each(
-            lambda _, line: replace(
-                line, first=line.first.reshape((1,) * ndim), last=line.last.reshape((1,) * ndim)
+        found.map_axes(
+            lambda _, axis_field: replace(
+                axis_field,
+                first=axis_field.first.reshape((1,) * ndim),
+                last=axis_field.last.reshape((1,) * ndim),
             )
         ),
         axes=None,
     )
 
 
-def pool(call: Call) -> Field:
+def pool(call: OperatorCall) -> TensorField:
     """Pool over windows."""
-    image, field = call.map()
+    image, field = call.first_input()
     kernel = call["kernel_size"]
     n = 3 if call.name.endswith(("3d", "3d_with_indices")) else 2 if "2d" in call.name else 1
     sizes = _tuple(kernel, n)
@@ -95,25 +97,25 @@ def pool(call: Call) -> Field:
     return _windows(field, image, call.output, reads)
 
 
-def adapt(call: Call) -> Field:
-    """Pool to a number of positions, each of a cell of the map."""
-    image, field = call.map()
+def adapt(call: OperatorCall) -> TensorField:
+    """Pool to a number of positions, each of which reads a cell of the map."""
+    image, field = call.first_input()
     n = int(call.name[-2]) if call.name[-2].isdigit() else 2
     dims = range(image.ndim - n, image.ndim)
     if all(call.output.shape[d] == 1 for d in dims):
         return field.reduced(dims)
 
-    def change(_: int, line: Line) -> Line:
+    def change(_: int, axis_field: AxisField) -> AxisField:
         for d in dims:
-            line = line.adapted(d, image.shape[d], call.output.shape[d])
-        return line
+            axis_field = axis_field.adapted(d, image.shape[d], call.output.shape[d])
+        return axis_field
 
-    return field.each(change)
+    return field.map_axes(change)
 
 
-def resize(call: Call) -> Field:
-    """Enlarge or shrink a map: each position reads what the interpolation reads of it."""
-    image, field = call.map()
+def resize(call: OperatorCall) -> TensorField:
+    """Interpolate a map to another size."""
+    image, field = call.first_input()
     n = 3 if "3d" in call.name or "trilinear" in call.name else 1 if "1d" in call.name else 2
     n = 1 if call.name == "upsample_linear1d" else n
     given = call["scale_factors"]
@@ -124,42 +126,44 @@ def resize(call: Call) -> Field:
     for d, scale in zip(range(image.ndim - n, image.ndim), scales, strict=True):
         before, after = image.shape[d], call.output.shape[d]
         ratio = Fraction(after, before) if scale is None else Fraction(scale).limit_denominator(1000)
-        reads.append(measure_resize(call.name, bool(call["align_corners"]), before, after, ratio))
+        reads.append(measure_interpolation(call.name, bool(call["align_corners"]), before, after, ratio))
     return _windows(field, image, call.output, reads)
 
 
-def pad(call: Call) -> Field:
-    """Padding of any kind moves the first position out of the map, as if the map went on there."""
-    image, field = call.map()
+def pad(call: OperatorCall) -> TensorField:
+    """Shift the positions by a padding of any kind, as if the map went on beyond its border."""
+    image, field = call.first_input()
     widths = list(call["pad"] if call["pad"] is not None else call["padding"])
     before = {image.ndim - 1 - i: w for i, w in enumerate(widths[::2])}
-    own = find_axes(field, range(image.ndim))
+    own = locate_axes(field, range(image.ndim))
 
-    def change(i: int, line: Line) -> Line:
+    def change(i: int, axis_field: AxisField) -> AxisField:
         for axis, width in before.items():
-            alone = not line.axes and axis == own[i] and image.shape[axis] == 1
-            if axis in line.axes or (alone and (width or call.output.shape[axis] > 1)):
-                line = line.window(axis, [[-width]], 1, call.output.shape[axis])
-        return line
+            alone = not axis_field.axes and axis == own[i] and image.shape[axis] == 1
+            if axis in axis_field.axes or (alone and (width or call.output.shape[axis] > 1)):
+                axis_field = axis_field.window(axis, [[-width]], 1, call.output.shape[axis])
+        return axis_field
 
-    return field.each(change)
+    return field.map_axes(change)
 
 
-def attend_in_windows(field: Field, image: Tensor, window: Sequence[int], shifts: Sequence[int]) -> Field:
-    """Return the field of Swin's attention, within tiles of (batch, height, width, channel) maps.
+def attend_in_windows(
+    field: TensorField, image: Tensor, window: Sequence[int], shifts: Sequence[int]
+) -> TensorField:
+    """Return the field after Swin's attention, within windows of (batch, height, width, channel) maps.
 
-    The mask of shifted tiles keeps what meets at the map's borders apart.
+    Its mask keeps opposite borders of the map, which meet in shifted windows, apart.
     """
     sizes = image.shape[1:3]
     tiles = [min(w, n) for w, n in zip(window, sizes, strict=True)]
     moved = [s if t < n else 0 for s, t, n in zip(shifts, tiles, sizes, strict=True)]
 
-    def change(i: int, line: Line) -> Line:
+    def change(i: int, axis_field: AxisField) -> AxisField:
         tile, axis, n = tiles[i], i + 1, sizes[i]
         reads = [[p - (p - moved[i]) % tile + j for j in range(tile)] for p in range(tile)]
-        return line.window(axis, reads, tile, n)
+        return axis_field.window(axis, reads, tile, n)
 
-    return replace(field.reduced([3]).each(change), axes=(1, 2))
+    return replace(field.reduced([3]).map_axes(change), axes=(1, 2))
 
 
 def _tuple(value: Any, n: int) -> tuple[int, ...]:

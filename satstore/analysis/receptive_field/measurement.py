@@ -1,8 +1,8 @@
-"""The reach of operators that no rule is known for, measured on real values.
+"""Which positions an operator reads, measured on real values, for operators without a rule.
 
-The operator runs on a CPU in double precision, on inputs of the shapes that it has in the model. If it only
-moves elements, that shows on inputs whose values name their places; else the elements of one place after the
-other are changed, and what changes in the output has read them.
+The operator runs on a CPU in double precision, on inputs of the shapes that it has in the model. An operator
+that only moves elements is recognised by inputs whose values are codes of their positions. For others, the
+elements of one position after the other are changed: the outputs that change read that position.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,25 +14,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from satstore.analysis.receptive_field.places import NOTHING, Places, compress
+from satstore.analysis.receptive_field.positions import NOTHING, Positions, compress
 
 SEED = 0
-MOST_PLACES = 1024
-"""Places of an input that are changed one after the other, at most."""
+MAX_POSITIONS = 1024
+"""The most positions of an input that are changed one after the other."""
 
 
 class UnmeasurableError(Exception):
-    """An operator whose reach can't be measured; its text says why."""
+    """An operator that can't be measured; the message says why."""
 
 
 @lru_cache(maxsize=256)
-def measure_resize(
+def measure_interpolation(
     name: str, align_corners: bool, n_before: int, n_after: int, scale: Fraction
 ) -> tuple[tuple[tuple[int, ...], ...], int]:
-    """Return what an interpolation reads along an axis, by phase, and the step of a period.
+    """Measure what an interpolation reads along an axis; see :meth:`.input_intervals.InputIntervals.read`.
 
-    It is linear: what it makes of unit vectors are its weights. The period and the step are those of the
-    scale, so that a longer map shows what no border cuts.
+    An interpolation is linear: its outputs for unit vectors are its weights. They repeat with the numerator
+    of the scale; the period in the middle of a map that is long enough is not cut by a border.
     """
     if align_corners:
         over, under = n_after - 1, n_before - 1
@@ -42,8 +42,8 @@ def measure_resize(
         return ((0,),), 1
     if align_corners and not (n_before > 1 and n_after > 1):
         return tuple((0,) for _ in range(n_after)), 0
-    reach = 4 + 4 * -(-step // period)
-    turns = 2 * -(-reach // step) + 3
+    intervals = 4 + 4 * -(-step // period)
+    turns = 2 * -(-intervals // step) + 3
     before, after = step * turns + align_corners, period * turns + align_corners
     weights = _weights(name, align_corners, before, after, scale)
     turn = turns // 2
@@ -55,7 +55,7 @@ def measure_resize(
 
 
 def _weights(name: str, align_corners: bool, before: int, after: int, scale: Fraction) -> Any:
-    """Return the weights (before, after) of an interpolation along its last axis."""
+    """Compute the weights (before, after) of an interpolation along its last axis."""
     function = getattr(torch.ops.aten, name)
     eye = torch.eye(before, dtype=torch.float64)
     n = 3 if "3d" in name or name == "upsample_trilinear3d" else 1 if "1d" in name else 2
@@ -64,18 +64,18 @@ def _weights(name: str, align_corners: bool, before: int, after: int, scale: Fra
     size, scales = [*[1] * (n - 1), after], [*[None] * (n - 1), float(scale)]
     names = {1: ["scales"], 2: ["scales_h", "scales_w"], 3: ["scales_d", "scales_h", "scales_w"]}[n]
     found = function(image, size, **options, **dict(zip(names, scales, strict=True)))
-    # Weights that are 0 but for rounding are none.
+    # Weights this small are rounding errors of 0.
     return np.where(
         found.reshape(before, after).abs().numpy() < 1e-9, 0, found.reshape(before, after).numpy()
     )
 
 
-def measure(
+def measure_reads(
     run: Callable[[Sequence[Tensor]], Sequence[Tensor]],
     shapes: Sequence[tuple[int, ...]],
-    places: Sequence[tuple[Places, Places]],
-) -> list[tuple[Places, Places]]:
-    """Measure which places each element of an operator's outputs reads.
+    positions: Sequence[tuple[Positions, Positions]],
+) -> list[tuple[Positions, Positions]]:
+    """Measure which positions each element of an operator's outputs reads.
 
     Parameters
     ----------
@@ -83,19 +83,24 @@ def measure(
         The operator: takes its inputs that depend on the image, returns its outputs.
     shapes
         Of these inputs.
-    places
-        For each input, the first and last place that each of its elements reads, broadcastable to its shape.
+    positions
+        For each input, the first and last position that its elements read, broadcastable to its shape.
 
     Returns
     -------
     list of (first, last)
         For each output; 1 long along dimensions along which they are the same.
+
+    Raises
+    ------
+    UnmeasurableError
+        If it has too many positions, or gives other values each time.
     """
-    groups = [_group(*pair, shape) for pair, shape in zip(places, shapes, strict=True)]
+    groups = [_group(*pair, shape) for pair, shape in zip(positions, shapes, strict=True)]
     if len(shapes) == 1 and (moved := _measure_moves(run, shapes[0], *groups[0])):
         return moved
-    if sum(len(pairs) for _, pairs in groups) > MOST_PLACES:
-        raise UnmeasurableError(f"it has more than {MOST_PLACES} positions along an axis")
+    if sum(len(pairs) for _, pairs in groups) > MAX_POSITIONS:
+        raise UnmeasurableError(f"it has more than {MAX_POSITIONS} positions along an axis")
     random = torch.Generator().manual_seed(SEED)
     inputs = [torch.rand(shape, generator=random, dtype=torch.float64) + 0.1 for shape in shapes]
     base = run(inputs)
@@ -120,8 +125,8 @@ def _same(one: Tensor, two: Tensor) -> bool:
     return one.shape == two.shape and bool(((one == two) | (one.isnan() & two.isnan())).all())
 
 
-def _group(first: Places, last: Places, shape: tuple[int, ...]) -> tuple[Tensor, list[list[int]]]:
-    """Return the number of each element's pair of places, and the pairs."""
+def _group(first: Positions, last: Positions, shape: tuple[int, ...]) -> tuple[Tensor, list[list[int]]]:
+    """Number the different pairs (first, last); return each element's number, and the pairs."""
     pairs, inverse = np.unique(np.stack([first.ravel(), last.ravel()]), axis=1, return_inverse=True)
     return torch.from_numpy(inverse.reshape(first.shape)).expand(shape), pairs.T.tolist()
 
@@ -131,10 +136,10 @@ def _measure_moves(
     shape: tuple[int, ...],
     group: Tensor,
     pairs: list[list[int]],
-) -> list[tuple[Places, Places]] | None:
-    """Return the places of an operator that only moves elements, or None if it does more."""
+) -> list[tuple[Positions, Positions]] | None:
+    """Measure an operator that only moves elements; return None if it does more."""
     random = torch.Generator().manual_seed(SEED)
-    found: list[list[Places]] = []
+    found: list[list[Positions]] = []
     for _ in range(2):
         codes = torch.randn(len(pairs), generator=random, dtype=torch.float64)
         order = torch.argsort(codes)
@@ -142,8 +147,8 @@ def _measure_moves(
         for output in run([codes[group]]):
             if not output.is_floating_point():
                 return None
-            place = torch.searchsorted(codes[order], output.contiguous()).clamp(max=len(pairs) - 1)
-            number = order[place]
+            position = torch.searchsorted(codes[order], output.contiguous()).clamp(max=len(pairs) - 1)
+            number = order[position]
             known = codes[number] == output
             if not bool((known | (output == 0)).all()):
                 return None

@@ -1,4 +1,4 @@
-"""The table of torchvision's classification models, with the paper's names for some; it imports nothing."""
+"""The table of torchvision's classification models, with the paper's names for some; no torch."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ from satstore.registry import Entry
 BUILD = "satstore.models.torchvision:build"
 BUILD_FOR = "satstore.models.torchvision:build_for"
 
-# family: (torchvision's names, separated by spaces; what they are)
+# family: (torchvision's names, separated by spaces; description)
 FAMILIES: dict[str, tuple[str, str]] = {
     "AlexNet": ("alexnet", "five convs, three Linear layers"),
     "ConvNeXt": (
@@ -60,7 +60,7 @@ FAMILIES: dict[str, tuple[str, str]] = {
     "Wide ResNet": ("wide_resnet50_2 wide_resnet101_2", "ResNet with bottlenecks of twice the width"),
 }
 
-# name: (family, torchvision's argument for the resolution, the step that resolutions go by, what it is)
+# name: (family, torchvision's argument for the resolution, the step of resolutions, description)
 SIZED: dict[str, tuple[str, str, int, str]] = {
     "vit_b_16": ("ViT", "image_size", 16, "vision transformer, base, patches of 16x16"),
     "vit_b_32": ("ViT", "image_size", 32, "vision transformer, base, patches of 32x32"),
@@ -88,11 +88,11 @@ OTHER_NAMES = {
     "torchvision_vgg16": "vgg16",
     "torchvision_vgg19": "vgg19",
 }
-"""The names that configs use for some, and satstore's for those that the paper's models took."""
+"""The names that configs use for some, and satstore's names for those that the paper's models have taken."""
 
 
-def rows() -> Iterator[Entry]:
-    """Return a row per name."""
+def torchvision_entries() -> Iterator[Entry]:
+    """Yield the entry of each name."""
     families = {name: family for family, (names, _) in FAMILIES.items() for name in names.split()}
     for name, family in families.items():
         yield Entry(name, BUILD, {"name": name}, family, FAMILIES[family][1])

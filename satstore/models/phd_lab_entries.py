@@ -1,4 +1,4 @@
-"""The models that phd-lab's configs name beside those of the paper, by its own definitions; no torch.
+"""The table of models that phd-lab's configs name besides those of the paper; it imports no torch.
 
 Where a name and its definition differ (``mpnet18_1_4_1_7`` has kernels of 3 and 7), the definition counts.
 """
@@ -192,8 +192,8 @@ SQUEEZENETS: dict[str, tuple[dict[str, Any], str]] = {
 DENSENETS = {"densenet9": (2, 2, 2, 2), "densenet18": (4, 4, 4, 4), "densenet65": (6, 8, 12, 6)}
 
 
-def rows() -> Iterator[Entry]:
-    """Return a row per name."""
+def phd_lab_entries() -> Iterator[Entry]:
+    """Yield the entry of each name."""
     for name, plan in VGG_PLANS.items():
         yield Entry(name, VGG, {"plan": plan}, "VGG", f"convs {plan}")
     for name, plan in FULL_VGGS.items():

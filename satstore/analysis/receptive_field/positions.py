@@ -6,15 +6,15 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-Places = NDArray[np.int64]
+Positions = NDArray[np.int64]
 NOTHING = 1 << 40
-"""The first place of an element that reads nothing; its last place is the negative."""
+"""The first position of an element that reads nothing; its last position is ``-NOTHING``."""
 
 
-def compress(places: Places) -> Places:
-    """Return places 1 long along the dimensions along which they are the same."""
+def compress(positions: Positions) -> Positions:
+    """Shorten dimensions along which all positions are the same to 1."""
     # What was broadcast shows in its strides; only the rest is compared.
-    found = places[tuple(slice(0, 1 if stride == 0 else None) for stride in places.strides)]
+    found = positions[tuple(slice(0, 1 if stride == 0 else None) for stride in positions.strides)]
     for d, n in enumerate(found.shape):
         part = found[(slice(None),) * d + (slice(0, 1),)]
         if n > 1 and (found == part).all():
@@ -22,11 +22,11 @@ def compress(places: Places) -> Places:
     return found
 
 
-def reshape(places: Places, before: Sequence[int], after: Sequence[int]) -> Places:
-    """Return the places of a tensor that is reshaped, 1 long along dimensions along which they are the same.
+def reshape(positions: Positions, before: Sequence[int], after: Sequence[int]) -> Positions:
+    """Return the positions that a tensor's elements read after a reshape, compressed.
 
     Dimensions are taken in the smallest groups that keep their number of elements; only groups along which
-    places differ are broadcast.
+    positions differ are broadcast.
     """
     if 0 in before:
         return np.zeros(tuple(after), dtype=np.int64)
@@ -38,21 +38,26 @@ def reshape(places: Places, before: Sequence[int], after: Sequence[int]) -> Plac
         i, j = min(i + 1, len(before)), min(j + 1, len(after))
         while (have := prod(before[start:i])) != (want := prod(after[begin:j])):
             i, j = (i + 1, j) if have < want else (i, j + 1)
-        varies = any(n > 1 for n in places.shape[start:i])
-        broadcast += before[start:i] if varies else places.shape[start:i]
+        varies = any(n > 1 for n in positions.shape[start:i])
+        broadcast += before[start:i] if varies else positions.shape[start:i]
         shape += after[begin:j] if varies else [1] * (j - begin)
-    return compress(np.broadcast_to(places, broadcast).reshape(shape))
+    return compress(np.broadcast_to(positions, broadcast).reshape(shape))
 
 
-def find_reads(first: Places, last: Places, n_places: int) -> tuple[list[range], int] | None:
-    """Find which taps positions read, by phase, and how many places a period moves on.
+def find_taps(first: Positions, last: Positions, n_positions: int) -> tuple[list[range], int] | None:
+    """Find a periodic pattern of reads: the taps of each phase, and how far a period advances.
 
     Parameters
     ----------
     first, last
-        (n,) places that each position reads, from first to last.
-    n_places
-        Of the map that is read. Beyond its borders nothing was seen: there, less may be read.
+        (n,): the first and last position that each output reads.
+    n_positions
+        The number of positions of the map that is read. Outputs at its borders may read less.
+
+    Returns
+    -------
+    taps, step
+        As :meth:`.input_intervals.InputIntervals.read` takes them; None if there is no such pattern.
     """
     n = len(first)
     if n == 1:
@@ -65,24 +70,24 @@ def find_reads(first: Places, last: Places, n_places: int) -> tuple[list[range],
     if n == 2:
         return None
     for period in range(1, min(n // 3, 64) + 1):
-        found = _find_cut_reads(first, last, n_places, period)
+        found = _find_cut_taps(first, last, n_positions, period)
         if found:
             return found
     return None
 
 
-def _find_cut_reads(
-    first: Places, last: Places, n_places: int, period: int
+def _find_cut_taps(
+    first: Positions, last: Positions, n_positions: int, period: int
 ) -> tuple[list[range], int] | None:
-    """Find reads of a period in the middle of a map, that hold up to its borders once they are cut there."""
+    """Find the taps of a period in the middle of a map; they must explain its borders too, cut there."""
     base = (len(first) - period) // 2 // period * period
     nexts = [first[base + period] - first[base], last[base + period] - last[base]]
     if nexts[0] != nexts[1] or nexts[0] <= 0:
         return None
     step = int(nexts[0])
     turns, phases = np.divmod(np.arange(len(first)) - base, period)
-    low, high = (places[base + phases] + turns * step for places in (first, last))
-    cut_low, cut_high = np.maximum(low, 0), np.minimum(high, n_places - 1)
+    low, high = (positions[base + phases] + turns * step for positions in (first, last))
+    cut_low, cut_high = np.maximum(low, 0), np.minimum(high, n_positions - 1)
     empty = cut_low > cut_high
     agree = np.where(empty, first > last, (cut_low == first) & (cut_high == last))
     if not agree.all():

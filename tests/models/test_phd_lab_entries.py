@@ -9,7 +9,7 @@ from phd_lab_counts import COUNTS
 from torch import nn
 
 from satstore.models.attention import ChannelAttention, PositionAttention
-from satstore.models.phd_lab_rows import rows
+from satstore.models.phd_lab_entries import phd_lab_entries
 from satstore.registry import MODELS
 
 QUICK = """
@@ -26,7 +26,7 @@ def build(name: str) -> nn.Module:
 
 
 def test_rows__are_all_counted() -> None:
-    assert [row.name for row in rows()] == list(COUNTS)
+    assert [row.name for row in phd_lab_entries()] == list(COUNTS)
 
 
 @pytest.mark.parametrize("name", in_tiers(COUNTS, QUICK))
