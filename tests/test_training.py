@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from satstore.analysis.spectrum import eigenvalues
 from satstore.capture.recorders import MomentRecorder
 from satstore.config.grid import read_config
-from satstore.datasets.lost_workers import explaining_lost_workers
+from satstore.datasets.worker_failures import explaining_lost_workers
 from satstore.errors import ConfigError, CorruptError, DeviceError, MemoryLimitError, NumericsError
 from satstore.registry import MODELS
 from satstore.reports.run_curves import read_curves

@@ -12,14 +12,14 @@ from satstore.cli.console import print_json, print_line
 from satstore.cli.options import Json
 from satstore.cli.progress import Bar
 from satstore.config.experiment import ExperimentConfig
-from satstore.datasets.preparation import (
+from satstore.datasets.archives import unpack
+from satstore.datasets.class_folders import (
     Moves,
     begin_split,
     finish_split,
     move,
     plan_inaturalist,
     plan_tiny_imagenet,
-    unpack,
 )
 from satstore.errors import CorruptError, NotFoundError
 from satstore.registry import DATASETS

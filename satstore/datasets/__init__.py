@@ -1,4 +1,4 @@
-"""Datasets: a file per source, a row per name.
+"""The table of datasets: a file per source, a row per name.
 
 ``DATASETS[name](resolution=32, data_dir="tmp", augment=True, seed=0)`` returns an
 :class:`~satstore.datasets.image_data.ImageData`. This module holds only the rows and imports nothing slow.
@@ -194,4 +194,4 @@ ABSENT = {
     r"Cifar10RC": "satstore's Cifar10 has shifts and flips, and no crops of random size",
     r"ResizedImageNet16|AgeFace(V2|V3)?|ZIEL_U?C|UrbanSounds": _OWN_FOLDERS,
 }
-"""Of datasets that phd-lab's configs name and satstore lacks: a pattern of names to what it has instead."""
+"""Datasets that phd-lab's configs name and satstore lacks: a pattern of names to what it has instead."""

@@ -1,10 +1,10 @@
-"""Cifar10 and Cifar100.
+"""The datasets Cifar10 and Cifar100.
 
 Expected below the data folder, as the archives of https://www.cs.toronto.edu/~kriz/cifar.html unpack:
 ``cifar-10-batches-py/`` (``data_batch_1`` to ``5``, ``test_batch``, ``batches.meta``), ``cifar-100-python/``
-(``train``, ``test``, ``meta``). An archive that lies there (``cifar-10-python.tar.gz``) is unpacked; what is
-missing is downloaded by torchvision. What the files hold is checked; where they are not the published ones,
-by their checksums, this is said. They are read without running anything that a pickle names.
+(``train``, ``test``, ``meta``). An archive that lies there (``cifar-10-python.tar.gz``) is unpacked; missing
+files are downloaded by torchvision. Their content is checked; the log warns if their checksums are not those
+of the published files. They are read without running anything that a pickle names.
 """
 
 import hashlib
@@ -20,9 +20,9 @@ import numpy as np
 import torch
 import torchvision.datasets
 
-from satstore.datasets.downloads import Files, locate_or_download
+from satstore.datasets.canvas_placement import Canvas, check_room, place_randomly
+from satstore.datasets.downloads import DatasetFiles, locate_or_download
 from satstore.datasets.image_data import ImageData, ImageSplit, PixelSource, assemble
-from satstore.datasets.placement import Canvas, check_room, place_randomly
 from satstore.datasets.transforms import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -43,8 +43,8 @@ SHAPE = (3, 32, 32)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How a dataset lies on disk: which files hold the images, and under which keys labels and names are."""
+class FileLayout:
+    """The files of a dataset, and the keys of their labels and class names."""
 
     name: str
     folder: str
@@ -57,13 +57,13 @@ class Layout:
     names_key: str
 
     @property
-    def files(self) -> Files:
-        """All of its files."""
+    def files(self) -> DatasetFiles:
+        """The files and where to get them."""
         names = [*self.train, *self.eval, self.meta]
-        return Files(self.name, self.folder, names, PAGE, archive=self.archive)
+        return DatasetFiles(self.name, self.folder, names, PAGE, archive=self.archive)
 
 
-CIFAR10 = Layout(
+CIFAR10 = FileLayout(
     "Cifar10",
     "cifar-10-batches-py",
     "cifar-10-python.tar.gz",
@@ -74,7 +74,7 @@ CIFAR10 = Layout(
     "labels",
     "label_names",
 )
-CIFAR100 = Layout(
+CIFAR100 = FileLayout(
     "Cifar100",
     "cifar-100-python",
     "cifar-100-python.tar.gz",
@@ -106,14 +106,14 @@ def cifar(
     data_dir
         The folder that has, or gets, the folder ``cifar-10-batches-py`` or ``cifar-100-python``.
     seed
-        Of the places on a canvas; nothing else but the augmentation is random.
+        The seed of the positions on a canvas; nothing else but the augmentation is random.
     name
-        The dataset's: what follows ``Cifar10`` or ``Cifar100``, or comes before, names a variant.
+        The dataset's name; the letters around ``Cifar10`` or ``Cifar100`` name a variant.
     border
-        Centre the images and surround them, instead of resizing; the random crop is padded alike, but for
-        ``reflect``, with black.
+        Centre the images and pad them, instead of resizing; the random crop is padded in the same way, but
+        with black for ``reflect``.
     canvas
-        Place them at random, instead of cropping and resizing; see :mod:`satstore.datasets.placement`.
+        Place them at random, instead of cropping and resizing; see :mod:`.canvas_placement`.
 
     Raises
     ------
@@ -126,10 +126,7 @@ def cifar(
     """
     layout = CIFAR100 if "Cifar100" in name else CIFAR10
     Resize(resolution)  # for its check of the resolution, before anything is read
-    folder = locate_or_download(layout.files, data_dir, lambda waiting: _download(layout, waiting))
-    classes = _read_classes(layout, folder)
-    train = _read_split(layout, folder, layout.train)
-    evaluation = _read_split(layout, folder, layout.eval)
+    classes, train, evaluation = _read(layout, data_dir)
     normalize = Normalize(CIFAR_MEAN, CIFAR_STD)
     if canvas is not None:
         return place_randomly(
@@ -159,18 +156,25 @@ def cifar(
     )
 
 
-def _download(layout: Layout, waiting: Path) -> None:
+def _read(layout: FileLayout, data_dir: str | os.PathLike[str]) -> tuple[list[str], ImageSplit, ImageSplit]:
+    """Return the classes, the training and the evaluation images."""
+    folder = locate_or_download(layout.files, data_dir, lambda waiting: _download(layout, waiting))
+    train, evaluation = (_read_split(layout, folder, names) for names in (layout.train, layout.eval))
+    return _read_classes(layout, folder), train, evaluation
+
+
+def _download(layout: FileLayout, waiting: Path) -> None:
     with warnings.catch_warnings():
         # NumPy 2.4.0 to 2.4.4 call the dtypes in pickles as old as these deprecated (numpy/numpy#31177).
         warnings.filterwarnings("ignore", message=r"dtype\(\): align should be passed")
         _torchvision(layout)(waiting, download=True)
 
 
-def _torchvision(layout: Layout) -> Any:
+def _torchvision(layout: FileLayout) -> Any:
     return torchvision.datasets.CIFAR100 if layout is CIFAR100 else torchvision.datasets.CIFAR10
 
 
-def _read_classes(layout: Layout, folder: Path) -> list[str]:
+def _read_classes(layout: FileLayout, folder: Path) -> list[str]:
     path = folder / layout.meta
     found = read_pickle(path)
     names = found.get(layout.names_key) if isinstance(found, dict) else None
@@ -181,8 +185,8 @@ def _read_classes(layout: Layout, folder: Path) -> list[str]:
     return [str(name) for name in names]
 
 
-def _read_split(layout: Layout, folder: Path, names: Sequence[str]) -> ImageSplit:
-    """Return the images of some files in their order."""
+def _read_split(layout: FileLayout, folder: Path, names: Sequence[str]) -> ImageSplit:
+    """Read the images of some files, in their order."""
     pixels, labels = [], []
     kind = _torchvision(layout)
     published = dict([*kind.train_list, *kind.test_list])

@@ -1,11 +1,11 @@
-"""Images that can't be decoded: found, refused by name, or left out."""
+"""Find images that can't be decoded, and leave them out of a dataset."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from satstore.datasets.image_data import ImageData, ImageSplit, fingerprint
 from satstore.datasets.image_folder import FileSource, decode
-from satstore.datasets.in_memory import ProgressCallback, in_threads
+from satstore.datasets.in_memory import ProgressCallback, run_in_threads
 from satstore.errors import CorruptError, NotFoundError
 
 
@@ -22,7 +22,7 @@ def find_corrupt(source: FileSource, progress: ProgressCallback | None = None) -
         return found
 
     corrupt: dict[int, str] = {}
-    for done, found in in_threads(check, len(source)):
+    for done, found in run_in_threads(check, len(source)):
         corrupt |= found
         if progress:
             progress(done, len(source))
@@ -30,13 +30,13 @@ def find_corrupt(source: FileSource, progress: ProgressCallback | None = None) -
 
 
 def skip_corrupt(data: ImageData, known: Mapping[str, Sequence[str]] | None = None) -> ImageData:
-    """Leave the images out that can't be decoded, and note their names; sample ids stay what they were.
+    """Leave out the images that can't be decoded, and note their names; sample ids don't change.
 
     Parameters
     ----------
     known
-        The names that were left out before, by split, so that the files need not be read again; a file that
-        got corrupt since then is an error when it is read.
+        The names that were left out before, by split: the files are not read again. A file that became
+        corrupt since then is an error when it is read.
 
     Raises
     ------

@@ -22,12 +22,12 @@ def digits(
     """Return scikit-learn's digits: 1,437 for training, 360 for evaluation, stratified.
 
     The split is the same for every seed. Augmentation is a random crop of 8 px out of 10, without flips,
-    which would make other signs of the digits.
+    which would turn digits into other signs.
 
     Parameters
     ----------
     resolution
-        Pixels of a side; the images are scaled up from 8 px.
+        Height and width in pixels; the images are scaled up from 8 px.
     data_dir, seed
         Unused: the images come with scikit-learn, and nothing but the augmentation is random.
     """

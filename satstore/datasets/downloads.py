@@ -1,4 +1,4 @@
-"""Datasets that are downloaded: where their files lie, and what is said where they don't."""
+"""Find the files of downloadable datasets, unpack or download them, or say how to get them."""
 
 import logging
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from satstore.datasets.preparation import unpack
+from satstore.datasets.archives import unpack
 from satstore.errors import NotFoundError
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ _may_download: ContextVar[bool] = ContextVar("may_download", default=True)
 
 @contextmanager
 def without_downloads() -> Iterator[None]:
-    """Refuse downloads for as long as the context lasts; what is missing is reported instead."""
+    """Refuse downloads within the context; missing files are errors instead."""
     token = _may_download.set(False)
     try:
         yield
@@ -30,23 +30,23 @@ def without_downloads() -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Files:
-    """The files of a dataset.
+class DatasetFiles:
+    """The files of a downloadable dataset.
 
     Attributes
     ----------
     name
-        The dataset's.
+        The dataset's name.
     folder
         The folder of its files, below the data folder.
     names
-        Of its files.
+        The names of its files.
     page
-        Where people get them, for the message.
+        The page to get them from, for error messages.
     archive
         An archive of the folder, which may lie in the data folder instead.
     may_be_gzipped
-        Whether each file may be packed, with ``.gz`` at the end of its name.
+        Whether each file may be compressed, with ``.gz`` at the end of its name.
     elsewhere
         Folders outside the data folder that may hold the files too, such as a system package's.
     """
@@ -60,7 +60,7 @@ class Files:
     elsewhere: Sequence[Path] = ()
 
     def missing(self, folder: Path) -> list[str]:
-        """Return which files a folder lacks."""
+        """Return the names of the files that a folder lacks."""
         return [name for name in self.names if not self._find(folder, name)]
 
     def locate(self, data_dir: str | os.PathLike[str]) -> Path | None:
@@ -69,7 +69,7 @@ class Files:
         return next((folder for folder in folders if not self.missing(folder)), None)
 
     def file(self, folder: Path, name: str) -> Path:
-        """Return the path of one of the files, packed or not."""
+        """Return the path of one of the files, compressed or not."""
         found = self._find(folder, name)
         assert found is not None
         return found
@@ -80,16 +80,16 @@ class Files:
 
 
 def locate_or_download(
-    files: Files, data_dir: str | os.PathLike[str], download: Callable[[Path], object]
+    files: DatasetFiles, data_dir: str | os.PathLike[str], download: Callable[[Path], object]
 ) -> Path:
-    """Return the folder that holds a dataset's files; an archive is unpacked, what is missing downloaded.
+    """Find the folder of a dataset's files; unpack an archive or download them if they are missing.
 
     Parameters
     ----------
     data_dir
         The data folder.
     download
-        Called with an empty folder, into which it downloads the dataset as into a data folder.
+        Downloads the dataset into an empty folder, which it is called with, as into a data folder.
 
     Raises
     ------
@@ -122,18 +122,18 @@ def locate_or_download(
     logger.info("%s is not in %s; downloading it (%s)", files.name, data_dir, files.page)
     try:
         return _download(files, data_dir, download)
-    except (RuntimeError, OSError) as error:  # all that torchvision says of what failed
+    except (RuntimeError, OSError) as error:  # torchvision raises nothing more specific
         reason = str(error).strip().splitlines()[-1]
         raise NotFoundError(
             f"{files.name} is not in {data_dir} and can't be downloaded ({reason}); {advice}"
         ) from error
 
 
-def _download(files: Files, data_dir: Path, download: Callable[[Path], object]) -> Path:
-    # Into a folder of its own: what is there already is kept, and no half of a dataset is left in its place.
+def _download(files: DatasetFiles, data_dir: Path, download: Callable[[Path], object]) -> Path:
+    # Into a folder of its own: existing files are kept, and a failed download leaves no half of a dataset.
     data_dir.mkdir(parents=True, exist_ok=True)
     waiting = data_dir / f".{files.name}.download"
-    with FileLock(data_dir / f".{files.name}.lock"):  # of two runs that begin together, one downloads
+    with FileLock(data_dir / f".{files.name}.lock"):  # if two runs begin together, one downloads
         if found := files.locate(data_dir):
             return found
         try:

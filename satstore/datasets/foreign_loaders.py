@@ -1,7 +1,7 @@
-"""Datasets that a factory gives as torch loaders, of images that are transformed already.
+"""Datasets from factories that return torch loaders of transformed images.
 
-Such factories are known by their parameter ``output_size`` (or ``output_resolution``); see
-:class:`satstore.protocols.LoaderFactory`. Of their loaders only the datasets are taken: order, batches and
+Such factories are recognised by their parameter ``output_size`` (or ``output_resolution``); see
+:class:`satstore.protocols.LoaderFactory`. Only the datasets of their loaders are used: order, batches and
 worker processes are satstore's own, so that a run can be resumed, and its latents have the dataset's order.
 """
 
@@ -25,18 +25,18 @@ from satstore.errors import ConfigError
 _log = logging.getLogger(__name__)
 
 SIZES = ("output_size", "output_resolution")
-"""The parameter by which such a factory takes the resolution, and is known."""
+"""The names of the parameter that takes the resolution; a factory that has one makes loaders."""
 
 
 class ItemSource:
-    """The images of a dataset that is read item by item.
+    """The images of a torch dataset, read item by item.
 
     Parameters
     ----------
     dataset
         A sized torch dataset of (image, label), the image a float tensor (3, r, r).
     in_memory
-        Whether worker processes gain little.
+        Whether worker processes would gain little.
     """
 
     def __init__(self, dataset: Any, in_memory: bool) -> None:
@@ -51,9 +51,9 @@ class ItemSource:
         return torch.stack([torch.as_tensor(self.dataset[index][0]).float() for index in indices])
 
     def identify(self, update: Update) -> None:
-        """Feed a digest with the pixels where the dataset has them as ``data``, else with its files' sizes.
+        """Feed a digest with the pixels, if the dataset has them as ``data``, or its files' names and sizes.
 
-        A dataset that has neither is known by its number of images and its labels alone.
+        A dataset with neither is identified by its number of images and its labels alone.
         """
         pixels = getattr(self.dataset, "data", None)
         if isinstance(pixels, np.ndarray | Tensor):
@@ -71,10 +71,10 @@ def takes_loaders(factory: Callable[..., Any]) -> bool:
 def from_loaders(
     name: str, factory: Callable[..., Any], resolution: int, batch_size: int, data_dir: str | os.PathLike[str]
 ) -> ImageData:
-    """Make a dataset of the loaders that a factory gives.
+    """Make a dataset from the loaders that a factory returns.
 
-    The training images for latents are the factory's own, transformed as its test images are where both
-    datasets have a ``transform``; else as they come, augmentation included, of which the log warns.
+    For latents, the training images are transformed as the test images are, if both datasets have a
+    ``transform``; otherwise they come as they are, with augmentation, and the log warns.
 
     Raises
     ------
@@ -104,7 +104,7 @@ def from_loaders(
     for split, dataset in zip(("train", "eval"), sets, strict=True):
         if not len(dataset):  # type: ignore[arg-type]
             raise ConfigError(f"dataset {name!r} has no images in its {split} split; give it one at least")
-    # Who reads without workers may be unable to send them data.
+    # A loader without workers may have a dataset that can't be sent to them.
     in_memory = not getattr(train, "num_workers", 0)
     plain = _without_augmentation(name, *sets, is_known=getattr(found, "is_plain", False))
     splits = [_split(dataset, in_memory) for dataset in (sets[0], plain, sets[1])]

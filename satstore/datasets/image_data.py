@@ -1,7 +1,7 @@
-"""What every dataset returns: an :class:`ImageData` of two :class:`ImageSplit`.
+"""The form of every dataset: an :class:`ImageData` of two :class:`ImageSplit`.
 
-A split is a source of uint8 images, their labels, and the transforms of a batch. A new dataset is a source
-(or one around another: it sees the indices) and a choice of transforms, put together by :func:`assemble`.
+A split is a source of uint8 images, their labels, and the transforms of a batch. A new dataset is a source,
+which may wrap another one, and a choice of transforms, put together by :func:`assemble`.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ Update = Callable[[bytes | memoryview], None]
 
 
 class ImageSource(Protocol):
-    """Where a split's images come from; it must be picklable, for loader workers."""
+    """The source of a split's images; it must be picklable, for loader workers."""
 
     in_memory: bool
 
@@ -34,7 +34,7 @@ class ImageSource(Protocol):
         ...
 
     def identify(self, update: Update) -> None:
-        """Feed what tells these images from others to a digest; the resolution is no part of it."""
+        """Feed a digest with what identifies the images; not with the resolution."""
         ...
 
 
@@ -47,7 +47,7 @@ class PixelSource:
         uint8 (n, C, H, W). Loader workers share this memory: torch moves it to shared memory when it is
         first sent to one.
     folder
-        Where they were read from; None if they come with a library.
+        The folder that they were read from; None if they come with a library.
     """
 
     in_memory = True
@@ -64,7 +64,7 @@ class PixelSource:
         return self.pixels[torch.as_tensor(indices, dtype=torch.int64)]
 
     def identify(self, update: Update) -> None:
-        """Feed the shape and every pixel to a digest."""
+        """Feed a digest with the shape and every pixel."""
         update(repr(tuple(self.pixels.shape)).encode())
         update(self.pixels.numpy().data)
 
@@ -103,7 +103,7 @@ class ImageSplit(Dataset[Batch]):
         self.transforms = tuple(transforms)
 
     def transformed(self, transforms: Sequence[Transform]) -> "ImageSplit":
-        """Return the same images with other transforms; the source is shared."""
+        """Return a split of the same images with other transforms; the source is shared."""
         return ImageSplit(self.source, self.labels, self.sample_ids, transforms)
 
     def __len__(self) -> int:
@@ -132,14 +132,14 @@ class ImageData:
     classes
         The class names, in the order of the labels.
     train
-        The training images, augmented if that was asked for.
+        The training images, augmented on request.
     train_plain
-        The same images in the same order, never augmented: what latents are extracted from.
+        The same images in the same order, never augmented; latents are extracted from them.
     eval
         The evaluation images, never augmented.
     fingerprint
-        Hex sha256 of what identifies the data: class names, labels, sample ids and what the source gives
-        (sizes and pixels in memory, file names and sizes in folders); the same at every resolution.
+        Hex sha256 of class names, labels, sample ids and the source's identity (sizes and pixels in memory,
+        file names and sizes in folders); the same at every resolution.
     in_memory
         Whether the images are held in memory, so that loader workers gain little.
     skipped
@@ -188,7 +188,7 @@ def assemble(
 
 
 def fingerprint(classes: Sequence[str], *splits: ImageSplit) -> str:
-    """Return the hex sha256 of class names, labels, sample ids and images; see :class:`ImageData`."""
+    """Compute the hex sha256 of class names, labels, sample ids and images; see :class:`ImageData`."""
     digest = hashlib.sha256(repr(tuple(classes)).encode())
     for split in splits:
         digest.update(repr(len(split)).encode())

@@ -1,4 +1,4 @@
-"""ImageFolder:PATH: any folder of class folders.
+"""The dataset ``ImageFolder:PATH``: any folder of class folders.
 
 ``PATH/train/CLASS/…`` and ``PATH/val/CLASS/…`` (or ``PATH/test/…``), PATH relative to the working directory,
 else to the data folder. Classes are sorted by name, images by their path below the class folder; hidden files
@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from satstore.datasets.class_folders import IMAGE_SUFFIXES
 from satstore.datasets.image_data import ImageData, ImageSplit, Update, assemble
 from satstore.datasets.transforms import (
     IMAGENET_MEAN,
@@ -28,8 +29,6 @@ from satstore.datasets.transforms import (
 )
 from satstore.errors import CorruptError, NotFoundError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-
 
 class FileSource:
     """Images in files, decoded when they are read, all to one size.
@@ -37,15 +36,15 @@ class FileSource:
     Parameters
     ----------
     folder
-        What the file names are relative to.
+        The folder that file names are relative to.
     names
         The files, as POSIX paths below ``folder``.
     resolution
-        Pixels of a side.
+        Height and width in pixels.
     scaled_to
         Pixels that the shorter side is scaled to before the middle is cut out; by default the resolution.
     known_as
-        The names that tell the files apart wherever they lie; by default ``names``.
+        Names that identify the files wherever they lie; by default ``names``.
     """
 
     in_memory = False
@@ -75,20 +74,20 @@ class FileSource:
         return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous()
 
     def identify(self, update: Update) -> None:
-        """Feed the names that the files are known as and their sizes in bytes to a digest."""
+        """Feed a digest with the names that identify the files, and their sizes in bytes."""
         for name, known in zip(self.names, self.known_as, strict=True):
             update(f"{known}\0{(self.folder / name).stat().st_size}\0".encode(errors="surrogateescape"))
 
     def only(self, kept: Sequence[int]) -> "FileSource":
-        """Return the source of some of the files."""
+        """Return a source of some of the files, by their indices."""
         names, known = ([part[index] for index in kept] for part in (self.names, self.known_as))
         return FileSource(self.folder, names, self.resolution, self.scaled_to, known)
 
 
 def decode(path: Path, resolution: int, scaled_to: int | None = None) -> npt.NDArray[np.uint8]:
-    """Return an image as RGB, (resolution, resolution, 3), the middle cut out.
+    """Decode the middle of an image as RGB, (resolution, resolution, 3).
 
-    Its shorter side is scaled to the resolution, or to as many pixels as said.
+    Its shorter side is first scaled to the resolution, or to ``scaled_to`` pixels.
 
     Raises
     ------
@@ -114,7 +113,7 @@ def decode(path: Path, resolution: int, scaled_to: int | None = None) -> npt.NDA
 
 
 def _scaled(size: tuple[int, int], shorter: int) -> tuple[int, int]:
-    """Return an image's width and height, its shorter side scaled to some pixels, as torchvision does it."""
+    """Scale width and height so that the shorter side has some pixels; round as torchvision does."""
     width, height = size
     return (shorter, shorter * height // width) if width <= height else (shorter * width // height, shorter)
 
@@ -147,7 +146,7 @@ def image_folder(
     Parameters
     ----------
     data_dir
-        Where ``path`` is looked for if it is not below the working directory.
+        The folder to look for ``path`` in if it is not in the working directory.
     seed
         Unused: nothing but the augmentation is random.
     path
@@ -174,7 +173,7 @@ def image_folder(
 
 
 def find_splits(root: Path) -> tuple[list[str], tuple[Path, Path]]:
-    """Return the classes of a folder, and the folders of its two splits.
+    """Find the classes of a folder, and the folders of its two splits.
 
     Raises
     ------
@@ -187,8 +186,8 @@ def find_splits(root: Path) -> tuple[list[str], tuple[Path, Path]]:
         raise NotFoundError(
             f"{root} has {found}; expected train/ and val/ (or test/), each with one folder per class"
         )
-    classes = class_names(root / "train")
-    for name in sorted(set(classes) ^ set(class_names(root / names[1]))):
+    classes = list_classes(root / "train")
+    for name in sorted(set(classes) ^ set(list_classes(root / names[1]))):
         has, lacks = ("train", names[1]) if name in classes else (names[1], "train")
         raise NotFoundError(
             f"class {name!r} is in {root / has} but not in {root / lacks}; give both the same class folders"
@@ -197,7 +196,7 @@ def find_splits(root: Path) -> tuple[list[str], tuple[Path, Path]]:
 
 
 def find_folder(path: str, data_dir: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a folder in the working directory or else in the data folder.
+    """Find a folder in the working directory, or else in the data folder; return its absolute path.
 
     Raises
     ------
@@ -212,8 +211,8 @@ def find_folder(path: str, data_dir: str | os.PathLike[str]) -> Path:
     raise NotFoundError(f"no folder {looked}; expected one with train/ and val/ (or test/): check the path")
 
 
-def class_names(split: Path) -> list[str]:
-    """Return the names of the class folders of a split, sorted.
+def list_classes(split: Path) -> list[str]:
+    """List the names of the class folders of a split, sorted.
 
     Raises
     ------
@@ -229,7 +228,7 @@ def class_names(split: Path) -> list[str]:
 def read_split(
     split: Path, classes: Sequence[str], resolution: int, scaled_to: int | None = None
 ) -> ImageSplit:
-    """Return the images below the class folders of a split, class by class.
+    """List the images below the class folders of a split, class by class.
 
     Raises
     ------
@@ -242,7 +241,7 @@ def read_split(
         found = list_images(split, name)
         if not found:
             raise NotFoundError(
-                f"{split / name} has no images; expected files that end in {', '.join(SUFFIXES)}: "
+                f"{split / name} has no images; expected files that end in {', '.join(IMAGE_SUFFIXES)}: "
                 "add some or remove the folder from every split"
             )
         names += found
@@ -251,7 +250,7 @@ def read_split(
 
 
 def list_images(split: Path, name: str) -> list[str]:
-    """Return the images of a class folder as POSIX paths below the split's, sorted."""
+    """List the images of a class folder as POSIX paths relative to the split's folder, sorted."""
     return sorted(_image_names(split, split / name))
 
 
@@ -259,7 +258,7 @@ def _image_names(split: Path, folder: Path) -> Iterator[str]:
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = filter(_is_visible, folders)
         for file in files:
-            if _is_visible(file) and file.lower().endswith(SUFFIXES):
+            if _is_visible(file) and file.lower().endswith(IMAGE_SUFFIXES):
                 yield (Path(parent) / file).relative_to(split).as_posix()
 
 

@@ -1,4 +1,4 @@
-"""Files of images that are held in memory as pixels, decoded once by several threads."""
+"""Hold images of files in memory as pixels, decoded once by several threads."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,14 +16,14 @@ from satstore.system.limits import available_memory
 T = TypeVar("T")
 
 N_TOGETHER = 256
-"""Images that a thread decodes at a time."""
+"""The number of images that a thread decodes at a time."""
 
 ProgressCallback = Callable[[int, int], None]
 """Called with the number of images read so far, and of all."""
 
 
 class HeldSource(PixelSource):
-    """Images of files, decoded once and held in memory.
+    """The images of files, decoded once and held in memory.
 
     Parameters
     ----------
@@ -39,17 +39,17 @@ class HeldSource(PixelSource):
             pixels[indices.start : indices.stop] = source.read(indices)
             return pixels
 
-        for _ in in_threads(read, len(source)):
+        for _ in run_in_threads(read, len(source)):
             pass
         super().__init__(pixels)
 
     def identify(self, update: Update) -> None:
-        """Feed what tells the files from others to a digest."""
+        """Feed a digest with what identifies the files."""
         self.source.identify(update)
 
 
-def hold(data: ImageData) -> ImageData:
-    """Decode images in files once, and hold them in memory if all fit into a quarter of what is free.
+def hold_in_memory(data: ImageData) -> ImageData:
+    """Decode images in files once and hold them in memory, if they fit into a quarter of the free memory.
 
     Raises
     ------
@@ -72,8 +72,8 @@ def hold(data: ImageData) -> ImageData:
     return replace(data, train=train, train_plain=plain, eval=evaluation, in_memory=True)
 
 
-def in_threads(work: Callable[[range], T], n_images: int) -> Iterator[tuple[int, T]]:
-    """Work on ranges of images on all cores; give the number done so far, and each range's result."""
+def run_in_threads(work: Callable[[range], T], n_images: int) -> Iterator[tuple[int, T]]:
+    """Call a function on ranges of images, on all cores; yield the number done so far, and each result."""
     ranges = [range(s, min(s + N_TOGETHER, n_images)) for s in range(0, n_images, N_TOGETHER)]
     # Pillow decodes without the interpreter's lock.
     with ThreadPoolExecutor(count_cores()) as threads:

@@ -1,4 +1,4 @@
-"""Loaders of images: batches in order or shuffled, for one rank of several, with workers or without."""
+"""Loaders of image batches: in order or shuffled, for one rank of several, with or without workers."""
 
 import multiprocessing
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def make_loader(
     pin_memory: bool = False,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> DataLoader[Batch]:
-    """Return a loader over a split, its last batch as small as it falls out.
+    """Make a loader over a split; its last batch may be smaller.
 
     The order of a shuffled epoch and the seeds of its workers are drawn from ``generator`` when the epoch
     starts. The same generator state, number of workers and, without workers, global RNG state give the same
@@ -84,19 +84,19 @@ class _Shares(Sampler[list[int]]):
 
 
 def _begin_worker(rank: int, number: int) -> None:
-    """Set a loader's worker up; those of other ranks would draw the same augmentations for other images."""
+    """Set up a loader's worker, with a seed of its rank: else all ranks would draw the same augmentations."""
     follow_main_process(number)
     if rank:
         torch.manual_seed(torch.initial_seed() + (rank << 32))
 
 
 def _as_is(batch: Any) -> Any:
-    """Pass on what ``__getitems__`` made; a module's function, so that workers can unpickle it."""
+    """Return the batch of ``__getitems__`` unchanged; workers can unpickle only a module's function."""
     return batch
 
 
 class _Loader(DataLoader[Batch]):
-    """A DataLoader whose workers' errors keep to one line; torch puts the traceback into their text."""
+    """A DataLoader whose workers' errors are one line: torch puts the traceback into their message."""
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]  # a generator does for a loop
         try:

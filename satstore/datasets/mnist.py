@@ -1,10 +1,10 @@
-"""MNIST and FashionMNIST.
+"""The datasets MNIST and FashionMNIST.
 
 Expected below the data folder: ``MNIST/raw/`` or ``FashionMNIST/raw/`` with ``train-images-idx3-ubyte``,
 ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``, or the same names with
-``.gz``. FashionMNIST is also found where Debian's package ``dataset-fashion-mnist`` installs it. What is
-missing is downloaded by torchvision. What the files hold is checked, not their checksums: the same images
-packed anew are the same images.
+``.gz``. FashionMNIST is also found where Debian's package ``dataset-fashion-mnist`` installs it. Missing
+files are downloaded by torchvision. Their content is checked, not their checksums: the same images may be
+compressed again.
 """
 
 import gzip
@@ -20,9 +20,9 @@ import torch
 import torchvision.datasets
 from numpy.typing import NDArray
 
-from satstore.datasets.downloads import Files, locate_or_download
+from satstore.datasets.canvas_placement import Canvas, place_randomly
+from satstore.datasets.downloads import DatasetFiles, locate_or_download
 from satstore.datasets.image_data import ImageData, ImageSplit, PixelSource, assemble
-from satstore.datasets.placement import Canvas, place_randomly
 from satstore.datasets.transforms import (
     CIFAR_MEAN,
     CIFAR_STD,
@@ -36,14 +36,14 @@ from satstore.errors import CorruptError
 
 NAMES = [f"{split}-{kind}-ubyte" for split in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 FILES = {
-    "MNIST": Files(
+    "MNIST": DatasetFiles(
         "MNIST",
         "MNIST/raw",
         NAMES,
         "https://ossci-datasets.s3.amazonaws.com/mnist/",
         may_be_gzipped=True,
     ),
-    "FashionMNIST": Files(
+    "FashionMNIST": DatasetFiles(
         "FashionMNIST",
         "FashionMNIST/raw",
         NAMES,
@@ -73,11 +73,11 @@ def mnist(
     data_dir
         The folder that has, or gets, the folder ``MNIST/raw`` or ``FashionMNIST/raw``.
     seed
-        Of the places on a canvas; nothing else but the augmentation is random.
+        The seed of the positions on a canvas; nothing else but the augmentation is random.
     name
-        ``"MNIST"`` or ``"FashionMNIST"``, and what names a variant.
+        ``"MNIST"`` or ``"FashionMNIST"``, followed by the name of a variant.
     canvas
-        Place the images at random, instead of cropping and resizing; see :mod:`satstore.datasets.placement`.
+        Place the images at random, instead of cropping and resizing; see :mod:`.canvas_placement`.
 
     Raises
     ------
@@ -91,27 +91,9 @@ def mnist(
     base = "FashionMNIST" if name.startswith("Fashion") else "MNIST"
     kind: Any = getattr(torchvision.datasets, base)
     Resize(resolution)  # for its check of the resolution, before anything is read
-
     files = FILES[base]
     folder = locate_or_download(files, data_dir, lambda waiting: kind(waiting, download=True))
-
-    def read(split: str) -> ImageSplit:
-        images = files.file(folder, f"{split}-images-idx3-ubyte")
-        labels = files.file(folder, f"{split}-labels-idx1-ubyte")
-        pixels, classes = _read_idx(images, (SIDE_PX, SIDE_PX)), _read_idx(labels, ())
-        if len(pixels) != len(classes):
-            raise CorruptError(
-                f"{images} has {len(pixels):,} images, {labels} {len(classes):,} labels; get both again from "
-                f"{files.page}"
-            )
-        if classes.max() >= len(kind.classes):
-            raise CorruptError(
-                f"{labels} has a label {classes.max()}; expected 0 to {len(kind.classes) - 1}: get it again "
-                f"from {files.page}"
-            )
-        return ImageSplit(PixelSource(torch.from_numpy(pixels[:, None]), folder), classes)
-
-    train, evaluation = read("train"), read("t10k")
+    train, evaluation = (_read_split(files, folder, split, len(kind.classes)) for split in ("train", "t10k"))
     if canvas is not None:
         return place_randomly(
             name,
@@ -136,8 +118,26 @@ def mnist(
     )
 
 
+def _read_split(files: DatasetFiles, folder: Path, split: str, n_classes: int) -> ImageSplit:
+    """Read the images and labels of a split, and check that they fit together."""
+    images = files.file(folder, f"{split}-images-idx3-ubyte")
+    labels = files.file(folder, f"{split}-labels-idx1-ubyte")
+    pixels, classes = _read_idx(images, (SIDE_PX, SIDE_PX)), _read_idx(labels, ())
+    if len(pixels) != len(classes):
+        raise CorruptError(
+            f"{images} has {len(pixels):,} images, {labels} {len(classes):,} labels; get both again from "
+            f"{files.page}"
+        )
+    if classes.max() >= n_classes:
+        raise CorruptError(
+            f"{labels} has a label {classes.max()}; expected 0 to {n_classes - 1}: get it again "
+            f"from {files.page}"
+        )
+    return ImageSplit(PixelSource(torch.from_numpy(pixels[:, None]), folder), classes)
+
+
 def _read_idx(path: Path, shape: Sequence[int]) -> NDArray[np.uint8]:
-    """Return the items of a file in the idx format, bytes of a shape, at least one.
+    """Read the items of a file in the idx format: bytes of a shape, at least one item.
 
     The header is two zeros, 8 for bytes, the number of axes, and the length of each, big-endian.
     """

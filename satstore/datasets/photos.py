@@ -1,4 +1,4 @@
-"""Photos in class folders where the experiments keep them: ImageNet and its parts, iNaturalist and others.
+"""Datasets of photos in class folders: ImageNet and its parts, iNaturalist and others.
 
 Expected below the data folder: ``ImageNet/`` (as torchvision's own loader unpacks it from the archives, or
 ``train/`` and ``val/`` with class folders), ``inaturalist/{train,test}``,
@@ -34,33 +34,33 @@ from satstore.datasets.transforms import (
 from satstore.errors import NotFoundError, reason_of
 
 SMALL_PX = 32
-"""What a small variant is scaled down to."""
+"""The resolution that a small variant is scaled down to."""
 
 ENLARGED = 1.14
-"""By how much evaluation images are larger than the resolution before their middle is cut out."""
+"""The factor by which evaluation images exceed the resolution before their middle is cut out."""
 
 Read = Callable[[str, int, int | None], ImageSplit]
 """Reads a split (``train`` or ``eval``) at a resolution, the shorter side scaled to some pixels."""
 
 
 @dataclass(frozen=True)
-class Photos:
-    """Where a dataset lies and how it is prepared.
+class PhotoDataset:
+    """The folder of a dataset of photos, and its preparation.
 
     Attributes
     ----------
     folder
-        Below the data folder.
+        The folder below the data folder.
     layout
-        What is expected there, for the message.
+        What is expected there, for error messages.
     page
-        Where people get it, for the message.
+        The page to get it from, for error messages.
     augmentation
-        By the resolution, applied to training images at that resolution.
+        Returns the transforms of training images for a resolution.
     is_enlarged
         Whether evaluation images are scaled to more than the resolution, and cut.
     mean, std
-        Of the pixels.
+        Mean and standard deviation of the pixels.
     """
 
     folder: str
@@ -99,35 +99,35 @@ def flipped(resolution: int) -> Sequence[Transform]:
 
 IMAGENET = {"is_enlarged": True, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 
-PHOTOS: Mapping[str, Photos] = {
-    "ImageNet": Photos(
+PHOTOS: Mapping[str, PhotoDataset] = {
+    "ImageNet": PhotoDataset(
         "ImageNet",
         "train/ and val/ with class folders, or ILSVRC2012's archives",
         "https://image-net.org",
         jittered,
         **IMAGENET,  # type: ignore[arg-type]
     ),
-    "iNaturalist": Photos(
+    "iNaturalist": PhotoDataset(
         "inaturalist",
         "train/ and test/ with class folders; satstore dataset prepare inaturalist sorts its archives",
         "https://github.com/visipedia/inat_comp",
         jittered,
         **IMAGENET,  # type: ignore[arg-type]
     ),
-    "Food101": Photos(
+    "Food101": PhotoDataset(
         "Food_101_Dataset/food-101",
         "train/ and test/ with class folders, or images/ and meta/ as its archive unpacks",
         "https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101/",
         shifted,
     ),
-    "Malaria": Photos(
+    "Malaria": PhotoDataset(
         "malaria",
         "train/ and test/ with class folders; satstore dataset split makes two of one",
         "https://lhncbc.nlm.nih.gov/LHC-research/LHC-projects/image-processing/malaria-datasheet.html",
         flipped,
     ),
     **{
-        name: Photos(
+        name: PhotoDataset(
             folder,
             "train/ and val/ with class folders, as its archive unpacks",
             "https://github.com/fastai/imagenette",
@@ -136,7 +136,7 @@ PHOTOS: Mapping[str, Photos] = {
         )
         for name, folder in (("ImageNette", "imagenette2"), ("ImageWoof", "imagewoof2"))
     },
-    "EuroSat": Photos(
+    "EuroSat": PhotoDataset(
         "eurosat",
         "train/ and val/ with class folders; satstore dataset split makes two of one",
         "https://github.com/phelber/EuroSAT",
@@ -163,7 +163,7 @@ def photos(
     seed
         Unused: nothing but the augmentation is random.
     name
-        The dataset's; what comes before it names a variant.
+        The dataset's name; what comes before it names a variant.
     small
         Scale down to 32 px first, then up to ``resolution``.
 
@@ -203,7 +203,7 @@ def photos(
 
 
 def _open(kind: str, root: Path) -> tuple[list[str], Read]:
-    """Return the classes of a dataset, and what reads its splits, as shipped or in class folders."""
+    """Return a dataset's classes, and a function that reads its splits, as shipped or in class folders."""
     is_sorted = all((root / split).is_dir() for split in ("train", "val"))
     shipped = ("meta.bin", "ILSVRC2012_devkit_t12.tar.gz")
     if kind == "ImageNet" and not is_sorted and any((root / name).exists() for name in shipped):
@@ -234,7 +234,7 @@ def _open_shipped(root: Path, list_files: Callable[[str], Listed]) -> tuple[list
 def _imagenet(root: Path, split: str) -> Listed:
     try:
         part = torchvision.datasets.ImageNet(root, split=split)
-    except (RuntimeError, OSError) as error:  # torchvision's words for a missing or damaged archive
+    except (RuntimeError, OSError) as error:  # what torchvision raises for a missing or damaged archive
         reason = reason_of(error)
         raise NotFoundError(
             f"ImageNet in {root} can't be read: {reason}; get the archives again, or unpack them yourself to "

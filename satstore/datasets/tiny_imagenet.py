@@ -1,8 +1,8 @@
 """TinyImageNet: 200 classes of ImageNet at 64 px, as it is shipped or sorted by class.
 
 Expected below the data folder: ``tiny-imagenet-200/train/<class>/images/*.JPEG`` and either ``val/images``
-with ``val/val_annotations.txt``, as shipped, or ``val/ds/<class>``, or ``val/<class>``. Images are sorted by
-class and name in each case, and known by these, so that all three are the same data.
+with ``val/val_annotations.txt``, as shipped, or ``val/ds/<class>``, or ``val/<class>``. Images are sorted and
+identified by class and name in each case, so that all three are the same data.
 """
 
 import os
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from satstore.datasets.image_data import ImageData, ImageSplit, assemble
-from satstore.datasets.image_folder import FileSource, class_names, list_images, read_split
+from satstore.datasets.image_folder import FileSource, list_classes, list_images, read_split
 from satstore.datasets.transforms import CIFAR_MEAN, CIFAR_STD, Normalize, RandomCrop, RandomFlip, Resize
 from satstore.errors import CorruptError, NotFoundError
 
@@ -51,7 +51,7 @@ def tiny_imagenet(
             f"TinyImageNet is not in {root}; expected train/ and val/ there: unpack {PAGE}, or name the "
             f"folder that holds {FOLDER} with the config key cache_dir or with TORCH_DATADIR"
         )
-    classes = class_names(root / "train")
+    classes = list_classes(root / "train")
     return assemble(
         "TinyImageNet",
         classes,
@@ -64,7 +64,7 @@ def tiny_imagenet(
 
 
 def read_evaluation(folder: Path, classes: Sequence[str]) -> ImageSplit:
-    """Return the images of ``val``, sorted by class and name, however they lie there.
+    """List the images of ``val``, sorted by class and name, in whichever layout they lie there.
 
     Raises
     ------

@@ -54,11 +54,11 @@ def flip_each(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 Padding = Literal["black", "edge", "reflect"]
-"""What lies around an image: black, its outermost pixels repeated, or the image mirrored, again and again."""
+"""How an image is padded: with black, its outermost pixels, or its mirror image, repeated."""
 
 
 def surround(images: Tensor, before: int, after: int, padding: Padding) -> Tensor:
-    """Add pixels above and to the left of images (B, C, H, W), and below and to the right."""
+    """Pad images (B, C, H, W) above and to the left, and below and to the right."""
     if padding == "black":
         return pad(images, (before, after, before, after))
     # Of indices, NumPy mirrors more than the image is wide, which torch does not.
@@ -70,7 +70,7 @@ def surround(images: Tensor, before: int, after: int, padding: Padding) -> Tenso
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """Cut a square window at a random place of each image, once padded; every place is as likely.
+    """Pad each image and cut out a square window at a random position; every position is as likely.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class RandomCrop:
     padding
         The pixels added on each side first.
     mode
-        What these are.
+        The kind of padding.
     """
 
     size: int
@@ -97,12 +97,12 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class RandomResizedCrop:
-    """Cut a window of 8 to 100 % of each image's area and sides of 3:4 to 4:3, and scale it to a square.
+    """Cut out a window of 8 to 100 % of each image's area and sides of 3:4 to 4:3; scale it to a square.
 
     Attributes
     ----------
     size
-        The height and width that it is scaled to.
+        The height and width that the window is scaled to.
     """
 
     size: int
@@ -127,14 +127,14 @@ class RandomFlip:
 
 @dataclass(frozen=True)
 class Border:
-    """Centre the images on a canvas; of an odd number of pixels, the one over is below and to the right.
+    """Centre the images on a canvas; an odd pixel is added below and to the right.
 
     Attributes
     ----------
     size
         The canvas's height and width in pixels, at least those of the images.
     mode
-        What surrounds the image.
+        The kind of padding around the image.
     """
 
     size: int
@@ -148,7 +148,7 @@ class Border:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """Cut the middle out of the images, a square."""
+    """Cut a square out of the middle of each image."""
 
     size: int
 
@@ -160,10 +160,10 @@ class CenterCrop:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Change brightness, contrast and saturation of each image by factors of its own, from 1 ± ``strength``.
+    """Change brightness, contrast and saturation of each image by random factors from 1 ± ``strength``.
 
-    The three follow each other in an order that is drawn once per batch: one image at a time, with an order
-    each, takes many times as long. Pixels stay in 0..255, as float32.
+    The order of the three is drawn once per batch: one image at a time, with an order each, takes many times
+    as long. Pixels stay in 0..255, as float32.
     """
 
     strength: float = 0.4
@@ -192,7 +192,7 @@ class Lighting:
     Attributes
     ----------
     std
-        Of the draws, in standard deviations along each axis.
+        The standard deviation of the draws, in standard deviations along each axis.
     """
 
     std: float = 0.1

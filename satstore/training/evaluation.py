@@ -3,7 +3,7 @@
 import torch
 
 from satstore.capture.recorders import MomentRecorder
-from satstore.datasets.in_memory import hold
+from satstore.datasets.in_memory import hold_in_memory
 from satstore.runs.run import Run
 from satstore.training.loop import run_pass
 from satstore.training.metrics import PassResult
@@ -33,7 +33,7 @@ class ModelEvaluation:
     """
 
     def __init__(self, run: Run, device: torch.device) -> None:
-        data = hold(load_data(run.config, run.manifest.dataset))
+        data = hold_in_memory(load_data(run.config, run.manifest.dataset))
         check_data(run, data)
         self.model = load_model(run, len(data.classes), device)
         self.device, self.n_samples = device, len(data.eval)

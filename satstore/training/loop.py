@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from satstore.capture.recorders import MomentRecorder
-from satstore.datasets.in_memory import hold
-from satstore.datasets.lost_workers import explaining_lost_workers
+from satstore.datasets.in_memory import hold_in_memory
+from satstore.datasets.worker_failures import explaining_lost_workers
 from satstore.runs.manifest import CHECKPOINT
 from satstore.runs.run import Run
 from satstore.system.process_group import SINGLE_PROCESS, ProcessGroup
@@ -48,7 +48,7 @@ def train(
     config = run.config
 
     # Load the data, decoded once and held in memory if there is room.
-    data = hold(load_data(config, run.manifest.dataset))
+    data = hold_in_memory(load_data(config, run.manifest.dataset))
     check_batches(config, data, group)
 
     # Build model and optimizer, every random generator seeded: plugins may draw from Python's and NumPy's.

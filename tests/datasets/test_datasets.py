@@ -39,7 +39,7 @@ from satstore.datasets.corrupt_images import skip_corrupt
 from satstore.datasets.downloads import locate_or_download, without_downloads
 from satstore.datasets.image_data import ImageData, ImageSplit, PixelSource, fingerprint
 from satstore.datasets.image_folder import decode, image_folder
-from satstore.datasets.in_memory import hold
+from satstore.datasets.in_memory import hold_in_memory
 from satstore.datasets.loaders import make_loader
 from satstore.datasets.transforms import (
     CIFAR_MEAN,
@@ -446,14 +446,14 @@ def test_skip__refuses_a_class_of_which_nothing_is_left(tmp_path: Path) -> None:
 
 def test_hold__gives_the_same_images_from_memory(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = build("ImageFolder", data_dir, resolution=24)
-    held = hold(data)
+    held = hold_in_memory(data)
     assert held.in_memory
     assert held.train.source is held.train_plain.source
     assert held.fingerprint == fingerprint(held.classes, held.train_plain, held.eval)
     for one, other in ((data.train_plain, held.train_plain), (data.eval, held.eval)):
         assert torch.equal(everything(one)[0], everything(other)[0])
     monkeypatch.setattr("satstore.datasets.in_memory.available_memory", lambda: 4 * 3 * 24 * 24 * 24 - 1)
-    assert hold(data) is data, "24 images need a quarter of what is free, and one byte"
+    assert hold_in_memory(data) is data, "24 images need a quarter of what is free, and one byte"
 
 
 # ---- colours

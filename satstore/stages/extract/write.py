@@ -10,7 +10,7 @@ from torch.utils.data import Subset
 from satstore.config.keys import LatentsKey
 from satstore.datasets.image_data import ImageData, ImageSplit
 from satstore.datasets.loaders import make_loader
-from satstore.datasets.lost_workers import explaining_lost_workers
+from satstore.datasets.worker_failures import explaining_lost_workers
 from satstore.runs.latents_record import describe_latents, describe_store
 from satstore.runs.manifest import Manifest, checkpoint_name
 from satstore.runs.run import Run

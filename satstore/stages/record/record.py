@@ -14,7 +14,7 @@ from satstore.analysis.compiled_models import uncompiled
 from satstore.analysis.receptive_field.table import receptive_field
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import expand
-from satstore.datasets.lost_workers import explaining_lost_workers
+from satstore.datasets.worker_failures import explaining_lost_workers
 from satstore.errors import ConfigError, SatstoreError
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import find_logs_dir, make_run

@@ -1,38 +1,35 @@
-"""Sorting images into class folders: one folder into two splits, and archives as they are shipped.
+"""Sort images into the class folders of two splits: one folder, TinyImageNet, and iNaturalist as shipped.
 
-Files are moved, one rename each, to places that follow from names and a seed alone. So nothing is lost when
-it is killed, and the same call again finishes it.
+Files are moved, one rename each, to paths that follow from names and a seed alone. So nothing is lost if the
+process is killed, and the same call again finishes the job.
 """
 
 import filecmp
 import hashlib
 import json
-import os
-import tarfile
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from satstore.errors import ConfigError, CorruptError, NotFoundError, reason_of
+from satstore.errors import ConfigError, CorruptError, NotFoundError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 Moves = list[tuple[Path, Path]]
-"""Files and their new places."""
+"""Paths of files, and their new paths."""
 
 
 def plan_split(folder: Path, val: float, seed: int, names: tuple[str, str] = ("train", "val")) -> Moves:
-    """Return which files of a folder of class folders go to which split.
+    """Plan which files of a folder of class folders go to which split.
 
-    Each class gives its share, one image at least, chosen by the digest of seed and name. What an earlier
-    call moved counts as what it was.
+    Each class gives its share, at least one image, chosen by the digest of seed and name. Files that an
+    earlier call moved count as if they had not been moved.
 
     Parameters
     ----------
     val
-        Share of each class that goes to the second split, in (0, 1).
+        The share of each class that goes to the second split, in (0, 1).
     names
-        Of the two splits' folders.
+        The names of the two splits' folders.
 
     Raises
     ------
@@ -71,16 +68,16 @@ def plan_split(folder: Path, val: float, seed: int, names: tuple[str, str] = ("t
 
 
 PLAN = ".satstore-split.json"
-"""Lies in a folder while it is being split, and says how."""
+"""The file that records the parameters of a split while it is under way."""
 
 
 def begin_split(folder: Path, val: float, seed: int) -> Moves:
-    """Return which files of a folder go to ``train/`` and ``val/``, and note it for a call that has to go on.
+    """Plan which files go to ``train/`` and ``val/``, and record the parameters for a call that resumes.
 
     Raises
     ------
     ConfigError
-        If the folder is split already, or half split otherwise.
+        If the folder is split already, or half split with other parameters.
     """
     asked = {"val": val, "seed": seed}
     if (folder / PLAN).is_file():
@@ -99,13 +96,13 @@ def begin_split(folder: Path, val: float, seed: int) -> Moves:
 
 
 def finish_split(folder: Path) -> None:
-    """Note that a folder is split."""
+    """Remove the record of a split that is finished."""
     (folder / PLAN).unlink()
 
 
 def _images(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith("."):
             yield path
 
 
@@ -118,7 +115,7 @@ def _count(n_files: int, val: float) -> int:
 
 
 def move(moves: Moves) -> Iterator[int]:
-    """Move files, and remove the folders that get empty; give the number moved so far."""
+    """Move files, and remove folders that become empty; yield the number of files moved so far."""
     for done, (path, place) in enumerate(moves, start=1):
         place.parent.mkdir(parents=True, exist_ok=True)
         if place.exists() and filecmp.cmp(path, place, shallow=False):
@@ -139,12 +136,12 @@ def move(moves: Moves) -> Iterator[int]:
 
 
 def plan_tiny_imagenet(root: Path) -> Moves:
-    """Return where the evaluation images of TinyImageNet go: ``val/<class>/images``.
+    """Plan the moves of TinyImageNet's evaluation images to ``val/<class>/images``.
 
     Raises
     ------
     NotFoundError
-        If it is no such folder.
+        If the folder is not TinyImageNet as it is shipped.
     CorruptError
         If an annotated image is nowhere.
     """
@@ -168,10 +165,10 @@ def plan_tiny_imagenet(root: Path) -> Moves:
 
 
 def plan_inaturalist(root: Path, into: Path, val: float, seed: int) -> Moves:
-    """Return where the images of iNaturalist go: ``train/<class>`` and ``test/<class>``.
+    """Plan the moves of iNaturalist's images to ``train/<class>`` and ``test/<class>``.
 
-    The shipped splits (``train20….json`` and ``val20….json``) are taken where they lie in ``root`` or beside
-    it; else each class gives a share.
+    The shipped splits (``train20….json`` and ``val20….json``) are used if they lie in ``root`` or beside it;
+    otherwise each class gives a share.
 
     Parameters
     ----------
@@ -222,7 +219,7 @@ def plan_inaturalist(root: Path, into: Path, val: float, seed: int) -> Moves:
 
 
 def _annotated(file: Path) -> Iterable[tuple[str, str]]:
-    """Return file and class of each image of an annotation file; a class is its category's number."""
+    """Read file name and class of each image from an annotation file; a class is its category's number."""
     try:
         content = json.loads(file.read_text())
         files = {image["id"]: image["file_name"] for image in content["images"]}
@@ -234,45 +231,3 @@ def _annotated(file: Path) -> Iterable[tuple[str, str]]:
 
 
 # Archives
-
-
-def unpack(archive: Path, into: Path) -> Iterator[int]:
-    """Unpack a zip or tar archive whole, what is there already passed over; give the number of files so far.
-
-    Raises
-    ------
-    CorruptError
-        If it can't be read to its end, or has a file that would land outside of the folder.
-    NotFoundError
-        If it isn't there.
-    """
-    if not archive.is_file():
-        raise NotFoundError(f"no archive {archive.absolute()}; give a zip or tar archive, or a folder")
-    try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
-                yield from _extract(((i.filename, i.file_size, i) for i in zipped.infolist()), zipped, into)
-        else:
-            with tarfile.open(archive) as tar:
-                for done, member in enumerate(tar, start=1):
-                    place = into / member.name
-                    if not (place.is_file() and place.stat().st_size == member.size):
-                        tar.extract(member, into, filter="data")
-                    yield done
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, OSError) as error:
-        reason = reason_of(error)
-        raise CorruptError(f"{archive} can't be unpacked: {reason}; get it again") from error
-
-
-def _extract(
-    members: Iterable[tuple[str, int, zipfile.ZipInfo]], zipped: zipfile.ZipFile, into: Path
-) -> Iterator[int]:
-    for done, (name, size, member) in enumerate(members, start=1):
-        place = (into / name).resolve()
-        if not place.is_relative_to(into.resolve()):
-            raise CorruptError(
-                f"{zipped.filename} has {name!r}, which would land outside of {into}; distrust it"
-            )
-        if not (place.is_file() and os.path.getsize(place) == size):  # noqa: PTH202
-            zipped.extract(member, into)
-        yield done

@@ -1,4 +1,4 @@
-"""Loader processes that die while a pass waits for their batches, which torch tells of in many ways."""
+"""Explain the death of a loader process, which torch reports in many ways."""
 
 import re
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ LOST = re.compile(r"DataLoader worker .*(is killed by signal|exited unexpectedly
 
 @contextmanager
 def explaining_lost_workers(remedy: str) -> Iterator[None]:
-    """Say of a loader process that died what ends such processes, and what to lower.
+    """Turn torch's errors about a dead loader process into one that names the cause and the remedy.
 
     Parameters
     ----------
     remedy
-        What to lower, as the user names it.
+        The parameter to lower, as the user names it.
 
     Raises
     ------
     MemoryLimitError
-        In place of torch's RuntimeError, and of what was raised because of it: torch raises it in a signal's
-        handler, so anywhere in the pass, even in the midst of an import.
+        In place of torch's RuntimeError, or of an error that it caused: torch raises it in a signal handler,
+        so anywhere in the pass, even within an import.
     """
     try:
         yield
@@ -38,7 +38,7 @@ def explaining_lost_workers(remedy: str) -> Iterator[None]:
 
 
 def _reasons(error: BaseException | None) -> Iterator[BaseException]:
-    """Return an error, and those that it came of or that were being handled when it was raised."""
+    """Yield an error, its causes, and the errors that were handled when it was raised."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

@@ -1,4 +1,4 @@
-"""Small images at places of a larger canvas: at random ones, or in the middle."""
+"""Place small images on a larger canvas, at random."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ def check_room(name: str, image_px: int, canvas_px: int) -> None:
     Raises
     ------
     ConfigError
-        Naming both sizes.
+        If the canvas is smaller; names both sizes.
     """
     if canvas_px < image_px:
         raise ConfigError(
@@ -29,8 +29,8 @@ def check_room(name: str, image_px: int, canvas_px: int) -> None:
         )
 
 
-def put(images: Tensor, tops: Tensor, lefts: Tensor, canvases: Tensor) -> Tensor:
-    """Put each image (B, C, h, w) on its canvas (B, C, H, W), in place, and return the canvases."""
+def paste(images: Tensor, tops: Tensor, lefts: Tensor, canvases: Tensor) -> Tensor:
+    """Paste each image (B, C, h, w) onto its canvas (B, C, H, W), in place; return the canvases."""
     height, width = images.shape[2:]
     for canvas, image, top, left in zip(canvases, images, tops.tolist(), lefts.tolist(), strict=True):
         canvas[:, top : top + height, left : left + width] = image
@@ -38,8 +38,8 @@ def put(images: Tensor, tops: Tensor, lefts: Tensor, canvases: Tensor) -> Tensor
 
 
 @dataclass(frozen=True)
-class RandomPlace:
-    """Put each image at a place of a canvas that is drawn anew every time; every place is as likely.
+class RandomPlacement:
+    """Place each image on a canvas, at a position drawn anew every time; every position is as likely.
 
     Attributes
     ----------
@@ -60,20 +60,20 @@ class RandomPlace:
         shape = (n_images, n_channels, self.size, self.size)
         noise = self.canvas == "noise"
         blank = torch.randint(256, shape, dtype=torch.uint8) if noise else images.new_zeros(shape)
-        return put(images, tops, lefts, blank)
+        return paste(images, tops, lefts, blank)
 
 
 class PlacedSource:
-    """Images at places that are drawn once, by the seed and the image's index.
+    """Images on canvases, at positions drawn once by the seed and the image's index.
 
     Parameters
     ----------
     source
         The images, all of one size.
     size, canvas
-        As for :class:`RandomPlace`.
+        As for :class:`RandomPlacement`.
     seed
-        Gives the same places, and noise, every time.
+        The seed of positions and noise.
     """
 
     def __init__(self, source: ImageSource, size: int, canvas: Canvas, seed: int) -> None:
@@ -95,10 +95,10 @@ class PlacedSource:
             canvases = torch.stack([self._noise(index, shape) for index in places.tolist()])
         else:
             canvases = images.new_zeros((len(images), *shape))
-        return put(images, self.tops[places], self.lefts[places], canvases)
+        return paste(images, self.tops[places], self.lefts[places], canvases)
 
     def identify(self, update: Update) -> None:
-        """Feed what tells the images from others to a digest; their places follow from config and seed."""
+        """Feed a digest with what identifies the images; positions follow from config and seed."""
         self.source.identify(update)
 
     def _noise(self, index: int, shape: tuple[int, ...]) -> Tensor:
@@ -119,10 +119,10 @@ def place_randomly(
     preparation: Sequence[Transform],
     augment: bool,
 ) -> ImageData:
-    """Put a dataset together whose images lie at random places of a canvas.
+    """Put together a dataset of images at random positions of a canvas.
 
     Training images are placed anew every time, unless ``augment`` is off; evaluation images, and training
-    images for latents, keep the places that the seed gives them.
+    images for latents, keep the positions that the seed gives them.
 
     Parameters
     ----------
@@ -141,7 +141,7 @@ def place_randomly(
         ImageSplit(PlacedSource(s.source, resolution, canvas, seed + k), s.labels, s.sample_ids, preparation)
         for k, s in enumerate((train, evaluation))
     )
-    moving: tuple[Transform, ...] = (RandomPlace(resolution, canvas), *augmentation, *preparation)
+    moving: tuple[Transform, ...] = (RandomPlacement(resolution, canvas), *augmentation, *preparation)
     return ImageData(
         name=name,
         classes=tuple(classes),

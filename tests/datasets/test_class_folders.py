@@ -10,7 +10,7 @@ import pytest
 from command_line import call, satstore
 from small_data import write_folder, write_image, write_tiny_imagenet
 
-from satstore.datasets.preparation import PLAN, begin_split, move, plan_split
+from satstore.datasets.class_folders import PLAN, begin_split, move, plan_split
 from satstore.registry import DATASETS
 
 
