@@ -6,10 +6,10 @@ exception that a caller would expect, so that ``except FileNotFoundError`` works
 
 
 def printable(text: str, kept: str = "\n\t") -> str:
-    """Return a text that a terminal shows and does not obey.
+    """Replace characters that could command a terminal by ``�``.
 
-    Control characters, those that turn the direction of a text, and broken UTF-8 become ``�``; ends of lines
-    and tabs stay.
+    These are control characters, those that change the direction of a text, and broken UTF-8; ends of lines
+    and tabs are kept.
     """
     if text.isprintable():
         return text
@@ -20,8 +20,8 @@ class SatstoreError(Exception):
     """The base of every error that satstore raises on purpose."""
 
     def __str__(self) -> str:
-        # KeyError and OSError format their arguments in their own ways; one line of text is wanted, and what
-        # it quotes of a file must not command a terminal.
+        # KeyError and OSError format their arguments in their own ways; here it is one line of text, and what
+        # it quotes from a file must not command a terminal.
         return printable(str(self.args[0])) if self.args else type(self).__name__
 
 
@@ -38,11 +38,11 @@ class NotFoundError(SatstoreError, FileNotFoundError):
 
 
 class MissingStageError(SatstoreError, RuntimeError):
-    """A stage that needs another stage's results, which are not there yet."""
+    """A stage that needs the missing results of another stage."""
 
 
 class StageError(SatstoreError, RuntimeError):
-    """A stage that failed in a way that satstore did not foresee; its cause says how."""
+    """A stage that failed unexpectedly; the cause is the error that was raised."""
 
 
 class LockedError(SatstoreError, BlockingIOError):
@@ -78,7 +78,7 @@ class MemoryLimitError(SatstoreError, MemoryError):
 
 
 def reason_of(error: BaseException, *, with_type: bool = False) -> str:
-    """Return what an exception says, in one line; where it says nothing, or if asked for, with its type."""
+    """Return an exception's message in one line, with its type on request; the type alone if it is empty."""
     text = " ".join(str(error).split())
     name = type(error).__name__
     return (f"{name}: {text}" if with_type else text) if text else name

@@ -1,7 +1,7 @@
-"""What satstore expects of the models, datasets, optimizers and metrics that others bring.
+"""Protocols of the models, datasets, optimizers and metrics of plugins.
 
-Each kind of factory is called by keyword or with one argument, as written here; what it takes beyond that
-needs a default. A stage is a :class:`satstore.stages.stage.Stage`, which the decorator ``stage`` makes of a
+Each kind of factory is called by keyword or with one argument, as written here; further parameters need
+defaults. A stage is a :class:`satstore.stages.stage.Stage`, which the decorator ``stage`` makes of a
 function.
 """
 
@@ -28,7 +28,7 @@ class ModelFactory(Protocol):
 
 
 class DatasetFactory(Protocol):
-    """Make a dataset, read as a whole or file by file; :func:`.image_data.assemble` helps."""
+    """Makes a dataset, read as a whole or file by file; :func:`.image_data.assemble` helps."""
 
     def __call__(
         self, *, resolution: int, data_dir: str | os.PathLike[str], augment: bool, seed: int
@@ -41,7 +41,7 @@ class LoaderBundle(Protocol):
     """Two loaders of (images, labels), and the number of classes.
 
     The images of ``test_dataset`` must not be augmented. A tuple (train loader, test loader, size, number of
-    classes) does as well.
+    classes) is accepted too.
     """
 
     train_dataset: DataLoader[Any]
@@ -50,7 +50,7 @@ class LoaderBundle(Protocol):
 
 
 class LoaderFactory(Protocol):
-    """Makes a dataset as torch loaders; known by its parameter ``output_size`` (or ``output_resolution``)."""
+    """Makes a dataset as torch loaders; known by its parameter ``output_size`` or ``output_resolution``."""
 
     def __call__(self, *, batch_size: int, output_size: int, cache_dir: str) -> LoaderBundle:
         """Return loaders over images of ``output_size`` pixels a side."""
@@ -61,15 +61,15 @@ class Scheduler(Protocol):
     """A learning rate's schedule, stepped once per epoch."""
 
     def step(self) -> None:
-        """Go on to the next epoch's rate."""
+        """Switch to the next epoch's rate."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: tensors, numbers, strings, lists and dicts."""
+        """Return the state for a checkpoint: tensors, numbers, strings, lists and dicts."""
         ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what :meth:`state_dict` gave."""
+        """Restore the state that :meth:`state_dict` returned."""
         ...
 
 
@@ -109,7 +109,7 @@ class Metric(Protocol):
 
 
 class ValueMetric(Protocol):
-    """A metric of another form: its value is a property, and it takes the labels first."""
+    """A metric whose value is a property, and whose update takes the labels first."""
 
     name: str
 

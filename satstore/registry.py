@@ -1,4 +1,4 @@
-"""Registries: the named models, datasets, optimizers, metrics and stages.
+"""Registries of the named models, datasets, optimizers, metrics and stages.
 
 A registry's own entries are rows that name a function as ``"module:function"``; the module is imported when
 the entry is used, so that listing names imports neither torch nor anything else that is slow. Third parties
@@ -82,14 +82,14 @@ class Registry(Mapping[str, Any]):
     Parameters
     ----------
     kind
-        What an entry is, in the singular, for messages: ``"model"``.
+        The kind of its entries in the singular, for messages: ``"model"``.
     rows
         ``"module:attribute"`` of the built-in rows, an iterable of :class:`Entry`.
     group
         The entry-point group through which installed packages add theirs.
     absent
-        ``"module:attribute"`` of what is said of names that configs of phd-lab have and the registry lacks:
-        a pattern of names to a reason, or to what the registry has instead.
+        ``"module:attribute"`` of explanations for names that phd-lab's configs have and the registry lacks:
+        a pattern of names to a reason, or to a substitute.
     """
 
     def __init__(self, kind: str, rows: str, group: str, absent: str | None = None) -> None:
@@ -109,7 +109,7 @@ class Registry(Mapping[str, Any]):
             rows: Iterable[Entry] = Entry("", self._rows).load()
             points = entry_points(group=self._group)
             third = [Entry(p.name, f"{p.module}:{p.attr}", family=p.module) for p in points]
-            # The first of a name stays: no package that happens to be installed changes what a config means.
+            # The first entry of a name stays: an installed package must not change the meaning of a config.
             for entry in (*rows, *third):
                 self._entries.setdefault(entry.name, entry)
             self._filled = True
@@ -167,7 +167,7 @@ class Registry(Mapping[str, Any]):
             self._stand_ins = before
 
     def entry(self, name: str) -> Entry:
-        """Return the row of a name, an argument after a colon bound to it.
+        """Return the entry of a name, with an argument after a colon bound to it.
 
         Raises
         ------
@@ -192,13 +192,13 @@ class Registry(Mapping[str, Any]):
         return Entry(name, row.target, bound, row.family, row.description)
 
     def _instead(self, name: str, entries: Iterable[str]) -> str:
-        """Return what to say of an unknown name: the reason where there is one, else the nearest name."""
+        """Explain an unknown name: the reason if there is one, otherwise the nearest name."""
         reasons: Mapping[str, str] = Entry("", self._absent).load() if self._absent else {}
         reason = next((text for pattern, text in reasons.items() if re.fullmatch(pattern, name)), None)
         return suggest(name, entries) if reason is None else f": {reason}"
 
     def _spell(self, name: str) -> str:
-        """Return a stage's name as its command has it: tables and keys write ``_`` for ``-``."""
+        """Return a stage's name in the spelling of its command: tables and keys write ``_`` for ``-``."""
         known = self._known()
         if self.kind != "stage" or name in known:
             return name
@@ -248,9 +248,9 @@ def suggest(name: str, names: Iterable[str], n_shown: int = 8) -> str:
 
 
 def load_plugins(modules: Iterable[str]) -> None:
-    """Import the modules of a config's ``"plugins"``, which register what they bring.
+    """Import the modules of a config's ``"plugins"``, which register their entries.
 
-    Modules are looked for where Python looks, and last in the working folder. Each import is logged
+    Modules are searched for on Python's path, and last in the working folder. Each import is logged
     (``satstore.plugins``): it is the one way in which a config runs code.
 
     Raises

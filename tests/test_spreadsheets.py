@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from satstore.reports.spreadsheets import as_text_cell, without_formulas, write_rows
+from satstore.reports.spreadsheets import as_text_cell, format_csv, without_formulas
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from satstore.reports.spreadsheets import as_text_cell, without_formulas, write_
 )
 def test_cell__that_begins_like_a_formula_is_text(text: str) -> None:
     assert as_text_cell(text) == f"'{text}"
-    [[cell, other]] = csv.reader(io.StringIO(write_rows([[text, "x"]]), newline=""))
+    [[cell, other]] = csv.reader(io.StringIO(format_csv([[text, "x"]]), newline=""))
     assert (cell, other) == (f"'{text}", "x")
 
 
@@ -43,12 +43,12 @@ def test_cell__that_is_a_number_or_a_name_stays(text: str) -> None:
 
 def test_rows__of_numbers_are_those_that_pandas_reads() -> None:
     values = [-0.1, 1 / 3, np.float64(2 / 3), -5, 0.0]
-    found = pd.read_csv(io.StringIO(write_rows([["name", "value"], *(["x", value] for value in values)])))
+    found = pd.read_csv(io.StringIO(format_csv([["name", "value"], *(["x", value] for value in values)])))
     assert found["value"].tolist() == values
 
 
 def test_rows__with_another_countrys_separator_begin_no_cell_there() -> None:
-    text = write_rows([["layer", "n"], ["a;=1+1", 1]])
+    text = format_csv([["layer", "n"], ["a;=1+1", 1]])
     [head, row] = csv.reader(io.StringIO(text, newline=""), delimiter=";")
     assert (len(head), len(row)) == (1, 1), "a spreadsheet that splits at semicolons finds one cell"
     assert list(csv.reader(io.StringIO(text, newline=""))) == [["layer", "n"], ["a;=1+1", "1"]]

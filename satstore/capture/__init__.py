@@ -1,1 +1,1 @@
-"""Hooks: which layers are recorded, their samples, moments, pooled latents, and projections in them."""
+"""Forward hooks: the layers to record, their samples, moments and pooled latents; projections."""

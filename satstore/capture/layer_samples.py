@@ -1,4 +1,4 @@
-"""A layer's output, arranged as samples × features for its moments, or pooled for the latent store."""
+"""Arrange a layer's output as samples × features for its moments, or pool it for the latent store."""
 
 from collections.abc import Callable, Sequence
 from math import prod
@@ -37,7 +37,7 @@ def to_samples(
     Parameters
     ----------
     output
-        What `module` returned: a tensor, or an LSTM's tuple.
+        The output of `module`: a tensor, or an LSTM's tuple.
     module
         A layer that `select_layers` can find.
     method
@@ -94,7 +94,7 @@ def to_samples(
 def count_features(
     kind: str, output_shape: Sequence[int], method: ConvMethod, downsampling: int | None
 ) -> int:
-    """Return the features of a layer's samples, by its class's name and its output's shape for one image."""
+    """Count the features of a layer's samples, from its class's name and its output's shape for one image."""
     if kind.endswith(("Linear", "LSTM")):
         return output_shape[-1]
     if method != "flatten":

@@ -23,7 +23,7 @@ Layers = Mapping[str, nn.Module]
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a model; `index` is its place in forward order, `output_shape` leaves the batch out."""
+    """One layer of a model; `index` is its place in forward order, `output_shape` is without the batch."""
 
     name: str
     index: int
@@ -75,9 +75,9 @@ def describe_layers(model: nn.Module, sample_input: Any, layers: Layers) -> list
     model
         The model that the layers are part of.
     sample_input
-        What it is called with, on its device.
+        The input to call it with, on its device.
     layers
-        From `select_layers`. Those that the pass doesn't call are left out, with a warning in the log.
+        From `select_layers`. Layers that the pass doesn't call are left out, with a warning in the log.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Forward hooks that project what layers put out, on any model."""
+"""Forward hooks that project the outputs of a model's layers."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -23,7 +23,7 @@ def projected(modules: Mapping[str, nn.Module], projections: Mapping[str, Projec
     modules
         Layer to module. Features are on axis 1 of a Conv's output, and on the last axis of a Linear's.
     projections
-        Layer to projection. One of as many features as channels times positions is of the flattened map.
+        Layer to projection. One with as many features as channels times positions is for the flattened map.
     """
     with ExitStack() as stack:
         for name, projection in projections.items():

@@ -1,7 +1,7 @@
-"""Forward hooks: what every layer computes, turned into moments and into pooled latents.
+"""Forward hooks that record the moments and the pooled latents of every layer.
 
-A layer is recorded at its own output, before norm and activation, and hooks leave no trace: they are gone
-when their context ends, and what they hand on shares no memory with the model.
+A layer is recorded at its own output, before norm and activation. Hooks are removed when their context ends,
+and what they record shares no memory with the model.
 """
 
 import logging
@@ -34,7 +34,7 @@ class NonFinite:
 
 
 class Recorder:
-    """A context in which every call of a layer reaches `_record`, under no_grad and while `enabled`."""
+    """A context in which every call of a layer is passed to `_record`, under no_grad, while `enabled`."""
 
     def __init__(self, layers: Layers) -> None:
         self.enabled = True
@@ -69,7 +69,7 @@ class MomentRecorder(Recorder):
     method, downsampling, options
         As for `to_samples`.
     max_samples
-        Images of a pass that a layer's moments take at most, the first ones.
+        The most images of a pass that a layer's moments take, the first ones.
     log_interval
         Record every so many batches of a pass, from the first on.
 
@@ -78,7 +78,7 @@ class MomentRecorder(Recorder):
     enabled
         Whether calls are recorded: False until `begin`, and to be set to False after the pass.
     non_finite
-        What was found since `begin`. A layer that gives NaN or infinities is dropped until the next.
+        The layers that gave NaN or infinities since `begin`; they are not recorded until the next.
 
     Examples
     --------
@@ -108,7 +108,7 @@ class MomentRecorder(Recorder):
         self.enabled = False
 
     def begin(self, split: str) -> None:
-        """Forget what was recorded, and record a pass over this split from now on."""
+        """Reset the moments, and record a pass over this split from now on."""
         self.non_finite: list[NonFinite] = []
         # By device, too: replicas of a data-parallel model share the hooks.
         self._moments: dict[str, dict[torch.device, Moments]] = {}
@@ -116,20 +116,20 @@ class MomentRecorder(Recorder):
         self._split, self._batch, self.enabled = split, -1, True
 
     def next_batch(self) -> None:
-        """Count a batch; to be called before its forward pass."""
+        """Count a batch; call it before the batch's forward pass."""
         self._batch += 1
 
     def results(self) -> dict[str, Moments]:
-        """Give the moments of the layers called since `begin`, in the order of calls, less those dropped."""
+        """Return the moments of the layers called since `begin`, in the order of calls, unless dropped."""
         poisoned = {event.layer for event in self.non_finite}
         return {name: _merged(parts) for name, parts in self._moments.items() if name not in poisoned}
 
     def part(self) -> "tuple[dict[str, Moments], list[NonFinite]]":
-        """Give what was recorded since `begin`, on the CPU: what another process's recorder can `absorb`."""
+        """Return the records since `begin`, on the CPU, for `absorb` of another process's recorder."""
         return {name: moments.cpu() for name, moments in self.results().items()}, self.non_finite
 
     def absorb(self, part: "tuple[dict[str, Moments], list[NonFinite]]") -> None:
-        """Add what another recorder recorded of the same pass."""
+        """Add the records of another recorder of the same pass."""
         moments, non_finite = part
         self.non_finite = self.non_finite + non_finite
         for name, found in moments.items():
@@ -174,13 +174,14 @@ class LatentRecorder(Recorder):
         self._latents: dict[str, dict[str, Tensor]] = {pooling: {} for pooling in poolings}
 
     def pop(self) -> dict[str, dict[str, Tensor]]:
-        """Hand over what was collected since the last call: pooling → layer → latent, on the CPU.
+        """Return the latents since the last call, on the CPU, by pooling and layer.
 
-        As float32, or float64 where the layer gave that: whether float16 will do, all samples tell together.
+        They are float32, or float64 if the layer's output is: whether float16 suffices depends on all
+        samples.
         """
         latents = {pooling: _on_cpu(part) for pooling, part in self._latents.items()}
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()  # the copies were only begun
+            torch.cuda.synchronize()  # waits for the copies, which are asynchronous
         self._latents = {pooling: {} for pooling in self._latents}
         return latents
 
@@ -195,7 +196,7 @@ class LatentRecorder(Recorder):
 
 
 def take_room(seen: dict[Any, int], key: Any, most: int | None, n_images: int) -> int | None:
-    """Count the images of a call; return how many of them moments still take, None for all."""
+    """Count the images of a call; return how many of them moments still take; None for all."""
     if most is None:
         return None
     room = max(0, most - seen.get(key, 0))
@@ -204,7 +205,7 @@ def take_room(seen: dict[Any, int], key: Any, most: int | None, n_images: int) -
 
 
 def _on_cpu(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Begin to copy latents to the host, in a dtype that NumPy has."""
+    """Start to copy latents to the host, in a dtype that NumPy has."""
     return {
         name: latent.to(torch.promote_types(latent.dtype, torch.float32))
         .contiguous()

@@ -170,10 +170,10 @@ def write_table(
     table: "NDArray[np.float64]", row_names: list[str], column_names: list[str], path: Path
 ) -> None:
     """Write CKA as CSV: a row per layer of the first run, a column per layer of the second."""
-    from satstore.reports.spreadsheets import write_rows
+    from satstore.reports.spreadsheets import format_csv
     from satstore.storage.files import write_file
 
     cells = [["" if value != value else float(value) for value in row] for row in table]
     lines: list[list[object]] = [["layer", *column_names]]
     lines += [[name, *row] for name, row in zip(row_names, cells, strict=True)]
-    write_file(path, write_rows(lines).encode())
+    write_file(path, format_csv(lines).encode())

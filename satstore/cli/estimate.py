@@ -10,7 +10,7 @@ from satstore.cli.console import print_json
 from satstore.cli.estimate_tables import ExperimentEstimate, print_estimates, summarize_estimate
 from satstore.cli.options import Json, LogsDir
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.grid import find_config, read_config, read_content
+from satstore.config.grid import find_config, read_config, read_json_config
 from satstore.errors import ConfigError, NotFoundError
 from satstore.models.plan import plan_model
 from satstore.planning.estimate import Base, Counts, measure_base, stage_memory, stage_times, stored_ratios
@@ -98,7 +98,7 @@ def read_configs(source: str | None, changes: dict[str, Any], *, on_paper: bool)
         raise ConfigError(
             "nothing to estimate: give --config or --run, or --model with --samples and --classes"
         )
-    content = ({} if source is None else read_content(find_config(source))) | changes
+    content = ({} if source is None else read_json_config(find_config(source))) | changes
     if on_paper:
         named = content.setdefault("dataset", "paper")
         for name in named if isinstance(named, list) else [named]:

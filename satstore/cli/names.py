@@ -8,7 +8,7 @@ from rich.table import Table
 
 from satstore.cli.console import make_console, print_json, print_line
 from satstore.cli.options import Json
-from satstore.config.grid import list_configs, read_content
+from satstore.config.grid import list_configs, read_json_config
 from satstore.errors import ConfigError
 from satstore.registry import REGISTRIES, STAGES
 
@@ -47,7 +47,7 @@ def list_entries(what: str) -> list[dict[str, str]]:
     """Return the name, description and, in most registries, family of each entry."""
     if what == "configs":
         return [
-            {"name": name, "description": str(read_content(path).get("note", ""))}
+            {"name": name, "description": str(read_json_config(path).get("note", ""))}
             for name, path in list_configs().items()
         ]
     if what == "stages":

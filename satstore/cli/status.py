@@ -25,7 +25,7 @@ from satstore.reports.listing.filters import parse_filter
 from satstore.reports.listing.job_text import describe_job
 from satstore.reports.listing.reader import Experiment, LogsReader, Snapshot
 from satstore.reports.listing.table_layout import as_cell
-from satstore.reports.spreadsheets import write_rows
+from satstore.reports.spreadsheets import format_csv
 from satstore.runs.logs_folder import find_logs_dir
 from satstore.system.text import clean
 
@@ -108,4 +108,4 @@ def print_snapshot(experiments: list[Experiment], snapshot: Snapshot, root: Path
 def print_csv(experiments: list[Experiment]) -> None:
     """Print experiments as CSV."""
     heads = [column.key for column in COLUMNS]
-    sys.stdout.write(write_rows([heads, *([*describe_row(e).values()] for e in experiments)]))
+    sys.stdout.write(format_csv([heads, *([*describe_row(e).values()] for e in experiments)]))

@@ -1,1 +1,1 @@
-"""Experiments as users describe them: fields and checks, grid, JSON schema, keys, and names."""
+"""Experiment configs: fields and checks, grid, JSON schema, keys, and names."""

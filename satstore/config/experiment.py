@@ -1,4 +1,4 @@
-"""The fields of an experiment, and what pydantic finds wrong with them in one line."""
+"""The config of one experiment: its fields, their checks and defaults."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def _check_device(name: str) -> str:
 
 
 DeviceName = Annotated[str, AfterValidator(_check_device)]
-"""A device as it is named; whether it is there, :func:`satstore.training.devices.choose_device` says."""
+"""The name of a device; :func:`satstore.training.devices.choose_device` checks that it exists."""
 
 PathText = Annotated[str, AfterValidator(_check_path)]
 
@@ -43,12 +43,12 @@ Pooling = Annotated[str, AfterValidator(_check_pooling)]
 
 
 def _as_ours(name: object) -> object:
-    """Return our word for what delve calls otherwise."""
+    """Translate delve's name of a method to satstore's."""
     return {"last_timestep": "last", "timestepwise": "every"}.get(str(name), name)
 
 
 class ExperimentConfig(BaseModel):
-    """What one experiment is: one point of a config's grid, every default filled in."""
+    """The config of one experiment: one point of a config's grid, with every default filled in."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -134,12 +134,12 @@ class ExperimentConfig(BaseModel):
 
     @property
     def title(self) -> str:
-        """What the experiment is, for people: ``vgg16 on Cifar10 at 32 px``."""
+        """The experiment's title for people: ``vgg16 on Cifar10 at 32 px``."""
         return f"{self.model} on {self.dataset} at {self.resolution} px"
 
     @property
     def experiment(self) -> str:
-        """The name of the experiment's folder: what people look for, and a digest over all that matters."""
+        """The name of the experiment's folder: what people look for, and the beginning of the digest."""
         parts = (
             self.model,
             self.dataset,
@@ -153,13 +153,13 @@ class ExperimentConfig(BaseModel):
 
     @property
     def digest(self) -> str:
-        """The SHA-256 digest over all that training depends on, as hexadecimal digits."""
-        # Without what is at its default, so that a key that a later version adds moves no digest of today.
+        """The SHA-256 digest of all keys that training depends on, as hexadecimal digits."""
+        # Without defaults, so that a key that a later version adds changes no digest of today.
         trained = self.model_dump(mode="json", exclude=set(NOT_TRAINING), exclude_defaults=True)
         return hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
 
     def is_finished(self, epochs_done: int, accuracy: float | None) -> bool:
-        """Tell whether training ends after so many epochs, the last of which had that test accuracy."""
+        """Tell whether training ends after so many epochs, given the last one's test accuracy."""
         goal = self.stop_at_accuracy
         is_good_enough = goal is not None and accuracy is not None and accuracy >= goal
         return epochs_done >= self.epoch or is_good_enough
@@ -185,4 +185,4 @@ NOT_TRAINING = frozenset(
         "note",
     }
 )
-"""Keys that an experiment's weights, metrics and spectra don't depend on: they are not in its digest."""
+"""The keys that weights, metrics and spectra don't depend on: the digest leaves them out."""

@@ -1,4 +1,4 @@
-"""Read a config file, check it, and expand its lists into the experiments of a grid."""
+"""Read a config file, check it, and expand_grid its lists into the experiments of a grid."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, Registry, load_plugins, suggest
 
 CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[2] / "configs")
-"""Where the shipped configs lie: inside an installed wheel, and in a checkout."""
+"""The folders of the shipped configs: inside an installed wheel, and in a checkout."""
 
 
 LIST_KEYS = frozenset({"metrics", "pooling", "latent_epochs", "stages", "plugins"})
@@ -33,7 +33,7 @@ NAMED_KEYS: Mapping[str, Registry] = {
 
 
 def find_config(name: str) -> Path:
-    """Return the path of a config: a file, or the name of a shipped one such as ``demo``.
+    """Find a config by its path, or by the name of a shipped one such as ``demo``.
 
     Raises
     ------
@@ -52,13 +52,13 @@ def find_config(name: str) -> Path:
 
 
 def list_configs() -> dict[str, Path]:
-    """Return the shipped configs: name, such as ``section3.3/figure3``, to path."""
+    """List the shipped configs: name, such as ``section3.3/figure3``, to path."""
     folder = next((f for f in CONFIG_FOLDERS if f.is_dir()), CONFIG_FOLDERS[0])
     return {str(p.relative_to(folder).with_suffix("")): p for p in sorted(folder.rglob("*.json"))}
 
 
 def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig]:
-    """Read a config and expand its lists into the grid of experiments.
+    """Read a config and expand_grid its lists into the grid of experiments.
 
     Parameters
     ----------
@@ -68,7 +68,7 @@ def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig
     Returns
     -------
     list of ExperimentConfig
-        In the order of the config's keys, the last list varying fastest; equal points once.
+        In the order of the config's keys, with the last list varying fastest; equal points once.
 
     Raises
     ------
@@ -78,17 +78,17 @@ def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig
         If there is no such file.
     """
     if isinstance(source, Mapping):
-        return _check_names(expand(dict(source)))
+        return _check_names(expand_grid(dict(source)))
     path = find_config(str(source))
-    content = read_content(path)
+    content = read_json_config(path)
     try:
-        return _check_names(expand(content))
+        return _check_names(expand_grid(content))
     except ConfigError as error:
         raise type(error)(f"{path}: {error}") from error
 
 
-def read_content(path: Path) -> dict[str, Any]:
-    """Read a config's JSON object as it stands, its keys and values unchecked.
+def read_json_config(path: Path) -> dict[str, Any]:
+    """Read a config's JSON object without checks of its keys and values.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def read_content(path: Path) -> dict[str, Any]:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make a dict of a JSON object's pairs; of two values for one key, none can be meant to win."""
+    """Make a dict of a JSON object's pairs; refuse two values for one key."""
     content = dict(pairs)
     if len(content) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -118,7 +118,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def expand(content: dict[str, Any]) -> list[ExperimentConfig]:
+def expand_grid(content: dict[str, Any]) -> list[ExperimentConfig]:
     """Multiply a config's lists out, any names of models, datasets, … taken; see :func:`read_config`."""
     content = {key: value for key, value in content.items() if key != "$schema"}  # a hint for editors
     known = ExperimentConfig.model_fields

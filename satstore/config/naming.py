@@ -1,4 +1,4 @@
-"""Names that tell experiments apart, wherever several are shown side by side."""
+"""Names that tell experiments apart where several are shown together."""
 
 from collections.abc import Callable, Sequence
 
@@ -19,7 +19,7 @@ KEYS = (
 """The keys, besides those of the title, that an experiment's results depend on."""
 
 LONGEST = 48
-"""Letters of a value, such as a regular expression, in a name."""
+"""The most letters of a value, such as a regular expression, in a name."""
 
 
 def name_experiments(
@@ -29,20 +29,20 @@ def name_experiments(
     also: Sequence[str] = (),
     is_brief: bool = False,
 ) -> list[str]:
-    """Name experiments by model, dataset and resolution, and, where these are equal, by what else differs.
+    """Name experiments by model, dataset and resolution, and by further keys that differ if these are equal.
 
-    ``vgg16 on Cifar10 at 32 px, seed 1``. Where all that results depend on is equal too, the run id comes
-    first, ``RES: vgg16 on …``, or else the digits last with which the experiment's folder ends. Names are
-    equal only where run id and experiment are.
+    ``vgg16 on Cifar10 at 32 px, seed 1``. If all keys that results depend on are equal too, the run id is put
+    first, ``RES: vgg16 on …``, or else the digest of the experiment's folder last. Names are equal only if
+    run id and experiment are.
 
     Parameters
     ----------
     places
-        Run id and experiment of each, ``RES/<experiment>``; by default those of one run id.
+        Run id and experiment of each, ``RES/<experiment>``; by default all are of one run id.
     also
-        Further keys to name: one of :data:`KEYS` in any case, another, such as ``delta``, where it differs.
+        Further keys to name: those of :data:`KEYS` always, others, such as ``delta``, where they differ.
     is_brief
-        Leave out the dataset and the resolution where all share them.
+        Whether to leave out the dataset and the resolution where all share them.
     """
     if places is None:
         places = [f"/{config.experiment}" for config in configs]
@@ -72,7 +72,7 @@ def name_experiments(
 
 
 def describe_value(config: ExperimentConfig, key: str) -> str:
-    """Return a key's value as people read it: ``30 epochs``, ``adam``, ``seed 1``."""
+    """Return a key's value as text: ``30 epochs``, ``adam``, ``seed 1``."""
     value = getattr(config, key)
     if key == "epoch":
         return counted(config.epoch, "epoch")
@@ -87,7 +87,7 @@ def describe_value(config: ExperimentConfig, key: str) -> str:
 
 
 def _title(config: ExperimentConfig, sharing: Sequence[ExperimentConfig]) -> str:
-    """Return model, dataset and resolution, without what all of some share."""
+    """Return model, dataset and resolution, without those that all of the given configs share."""
     is_shared = {key: bool(sharing) and not _differs(key, sharing) for key in ("dataset", "resolution")}
     name = config.model
     name += "" if is_shared["dataset"] else f" on {config.dataset}"
@@ -105,7 +105,7 @@ def _differs(key: str, configs: Sequence[ExperimentConfig]) -> bool:
 
 
 def _rename(names: Sequence[str], rename: Callable[[int, Sequence[int]], str]) -> list[str]:
-    """Return names anew, each from its place and the places of all that have the same."""
+    """Rename each name by a function of its index and of the indices with the same name."""
     groups: dict[str, list[int]] = {}
     for place, name in enumerate(names):
         groups.setdefault(name, []).append(place)

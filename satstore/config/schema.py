@@ -1,4 +1,4 @@
-"""The JSON Schema of configs: of their files, whose keys take a value or a list of values."""
+"""The JSON Schema of config files, whose keys take a value or a list of values."""
 
 import json
 from typing import Any
@@ -8,9 +8,9 @@ from satstore.config.grid import LIST_KEYS, NAMED_KEYS
 
 
 def config_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a config file.
+    """Build the JSON Schema of a config file.
 
-    Names are suggested, not demanded: plugins bring others, and ``ImageFolder:PATH`` has no end of them.
+    Names are suggested, not required: plugins add others, and ``ImageFolder:PATH`` takes any path.
     """
     found = ExperimentConfig.model_json_schema()
     properties: dict[str, Any] = {}
@@ -48,5 +48,5 @@ def _suggest(schema: dict[str, Any], names: list[str]) -> dict[str, Any]:
 
 
 def describe_schema() -> str:
-    """Return the schema as text."""
+    """Return the schema as JSON text."""
     return json.dumps(config_schema(), indent=2)

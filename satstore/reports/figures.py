@@ -1,4 +1,4 @@
-"""The paper's figures, and those of any config: which experiments are their panels, and which are there."""
+"""Find the panels of the paper's figures, or of any config: its experiments, and which of them have run."""
 
 import shlex
 from pathlib import Path
@@ -11,7 +11,7 @@ from satstore.runs.run import Run
 
 
 def find_panels(name: str, run_id: str, logs_dir: str | Path | None = None) -> list[Panel]:
-    """Return a figure's panels, for :func:`satstore.reports.plots.plot_paper_figure`.
+    """Find a figure's panels, for :func:`satstore.reports.plots.plot_paper_figure`.
 
     Parameters
     ----------
@@ -25,7 +25,7 @@ def find_panels(name: str, run_id: str, logs_dir: str | Path | None = None) -> l
     Returns
     -------
     list of Panel
-        One per experiment, in the config's order; those that are not there yet have no run.
+        One per experiment, in the config's order; those that have not begun have no run.
 
     Raises
     ------
@@ -44,9 +44,9 @@ def find_panels(name: str, run_id: str, logs_dir: str | Path | None = None) -> l
 
 
 def find_figure(name: str) -> list[str]:
-    """Return the configs of a figure: of a path, of a shipped config's name, or of its last part.
+    """Find the configs of a figure by a path, a shipped config's name, or the last part of its name.
 
-    Table 1 has two, which are drawn as one.
+    Table 1 has two configs, which are drawn as one.
 
     Raises
     ------
@@ -59,12 +59,12 @@ def find_figure(name: str) -> list[str]:
     wanted = name.removesuffix(".json")
     found = [full for full in shipped if full == wanted or full.rpartition("/")[2] == wanted]
     if not found:
-        return [str(find_config(name))]  # which says what is close to it
+        return [str(find_config(name))]  # its error suggests similar names
     last = found[0].rpartition("/")[2]
     return [found[0], f"{found[0]}_2"] if last == "table1" else found[:1]
 
 
 def find_run(config: ExperimentConfig, run_id: str, logs_dir: str | Path | None) -> Run | None:
-    """Return the experiment of a config under a run id; None if it was never begun."""
+    """Find the experiment of a config under a run id; None if it has not begun."""
     path = find_logs_dir(logs_dir, config) / run_id / config.experiment
     return Run(path) if (path / "manifest.json").exists() else None

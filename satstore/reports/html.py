@@ -1,4 +1,4 @@
-"""Reports: all that is known of an experiment in one HTML file, which needs no network and runs nothing."""
+"""The HTML report on experiments: one file, without scripts, that needs no network."""
 
 import base64
 import html
@@ -42,12 +42,12 @@ pre { background: #f6f6f6; padding: .8rem; font-size: .8rem; white-space: pre-wr
 @media print { body { max-width: none; margin: 0; } .scroll { overflow: visible; } }
 """
 
-# No script, no network: whatever a run's names and warnings hold, a browser only shows it.
+# No script, no network: a browser only shows what a run's names and warnings hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 def write_report(runs: Sequence[Run]) -> str:
-    """Return a report on some experiments, as HTML.
+    """Write a report on some experiments; return its HTML.
 
     Raises
     ------
@@ -69,15 +69,35 @@ def write_report(runs: Sequence[Run]) -> str:
         links = (f'<li><a href="#run{i}">{_text(run.name)}</a></li>' for i, run in enumerate(runs))
         parts += ["<ul>", *links, "</ul>"]
     for number, run in enumerate(runs):
-        parts += describe_run(run, number)
+        parts += render_experiment(run, number)
     return "\n".join([*parts, "</body></html>\n"])
 
 
-def describe_run(run: Run, number: int) -> Iterable[str]:
+def render_experiment(run: Run, number: int) -> Iterable[str]:
     """Yield the parts of one experiment's section."""
-    config, manifest = run.config, run.manifest
-    reached = manifest.summary.test_accuracy
     yield f'<h2 id="run{number}">{_text(run.name)}</h2>'
+    yield from _render_progress(run)
+    yield "<h3>What the curves mean</h3>"
+    for title, texts in advise_on(run).parts.items():
+        yield f"<p>{title}:</p>{_list(texts)}"
+    yield from _render_figures(run)
+    if run.manifest.layers:
+        yield "<h3>Layers</h3>"
+        yield tabulate_layers(run)
+    costs = run.costs()
+    if costs is not None:
+        yield f"<p>{describe_costs(costs)}</p>"
+    if run.manifest.warnings:
+        yield "<h3>Warnings</h3>"
+        yield _list(run.manifest.warnings)
+    for title, content in (("Config", run.manifest.config), ("Environment", run.manifest.environment)):
+        yield f"<h3>{title}</h3>"
+        yield f"<pre>{_text(json.dumps(content, indent=2, ensure_ascii=False))}</pre>"
+
+
+def _render_progress(run: Run) -> Iterable[str]:
+    """Yield the experiment's title, epochs and accuracy, the states of its stages, and their failures."""
+    config, reached = run.config, run.manifest.summary.test_accuracy
     accuracy = "" if reached is None else f", test accuracy {reached:.2%}"
     what = _text(f"{config.title}, {config.optimizer}")
     statuses = run.statuses()
@@ -85,36 +105,24 @@ def describe_run(run: Run, number: int) -> Iterable[str]:
         f'<span class="stage">{_text(f"{MARKS[state]} {stage_name(key)}")}</span>'
         for key, state in statuses.items()
     )
-    epochs = f"epochs {manifest.summary.epochs_done}/{config.epoch}"
+    epochs = f"epochs {run.manifest.summary.epochs_done}/{config.epoch}"
     yield f'<p>{what}; {epochs}{accuracy}<br><span class="dim">{states}</span></p>'
     failures = run.failures(statuses)
     if failures:
         yield "<p>failed:</p>"
         yield _list(f"{stage_name(key)}: {error}" for key, error in failures.items())
-    yield "<h3>What the curves mean</h3>"
-    for title, texts in advise_on(run).parts.items():
-        yield f"<p>{title}:</p>{_list(texts)}"
+
+
+def _render_figures(run: Run) -> Iterable[str]:
+    """Yield the figures of all stages that have run."""
     for name, draw in FIGURES.items():
         try:
             figure = draw(run)
-        except NotFoundError:  # it was not run; the states above say so
+        except NotFoundError:  # its stage has not run, as the states above show
             continue
         yield f"<h3>{name}</h3>"
         alternative = _text(f"{name} of {run.name}")
         yield f'<div class="scroll"><img alt="{alternative}" src="{as_image(figure)}"></div>'
-    if manifest.layers:
-        yield "<h3>Layers</h3>"
-        yield tabulate_layers(run)
-    costs = run.costs()
-    if costs is not None:
-        yield f"<p>{describe_costs(costs)}</p>"
-    if manifest.warnings:
-        yield "<h3>Warnings</h3>"
-        yield _list(manifest.warnings)
-    yield "<h3>Config</h3>"
-    yield f"<pre>{_text(json.dumps(manifest.config, indent=2, ensure_ascii=False))}</pre>"
-    yield "<h3>Environment</h3>"
-    yield f"<pre>{_text(json.dumps(manifest.environment, indent=2, ensure_ascii=False))}</pre>"
 
 
 FIGURES: "dict[str, Callable[[Run], Figure]]" = {
@@ -128,7 +136,7 @@ FIGURES: "dict[str, Callable[[Run], Figure]]" = {
 
 
 def as_image(figure: "Figure") -> str:
-    """Return a figure as an address that holds it."""
+    """Return a figure as a data URL."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "figure.svg"
         save_figure(figure, path)
@@ -137,7 +145,7 @@ def as_image(figure: "Figure") -> str:
 
 
 def tabulate_layers(run: Run) -> str:
-    """Return the table of layers."""
+    """Return the table of layers as HTML."""
     summary = run.manifest.summary
     tables = [key for key in run.manifest.last_probes if key in summary.probe_accuracy]
     heads = ["layer", "kind", "features", "dimension", "saturation", *(f"probe {key}" for key in tables)]

@@ -1,7 +1,7 @@
-"""The published values that a reproduction is compared with, as fractions.
+"""Published values to compare a reproduction with, as fractions.
 
-Test accuracies and, of one network, both curves, read off the picture to about ±.02: of "(Input) Size Matters
-for CNN Classifiers" (Richter et al., arXiv 2102.01582).
+Test accuracies, and both curves of one network, read off the picture to about ±.02, from "(Input) Size
+Matters for CNN Classifiers" (Richter et al., arXiv 2102.01582).
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The commit log: which files of a run's stores are whole, and what they must hold."""
+"""The commit log: the files of a run's stores that are whole, and their digests."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ def is_metadata(key: str) -> bool:
 
 
 def is_anything(key: str) -> bool:
-    """Tell, of every file, that it is to be read."""
+    """Return True for every file: all are to be read."""
     return True
 
 
@@ -37,17 +37,17 @@ TYPES = {
 
 @dataclass
 class Committed:
-    """What is committed to one store: each file's digest, and the rows written of each group."""
+    """The committed content of one store: each file's digest, and the number of rows of each group."""
 
     files: dict[Key, Digest] = field(default_factory=dict)
     n_rows: dict[str, int] = field(default_factory=dict)
 
     def under(self, group: str) -> dict[Key, Digest]:
-        """Return the files that lie under a group."""
+        """Return the files below a group."""
         return {key: digest for key, digest in self.files.items() if is_under(key, group)}
 
     def digest(self, *groups: str) -> str:
-        """Return the SHA-256 over the names and contents of the files of some groups."""
+        """Compute the SHA-256 over names and contents of the files of some groups."""
         files = {name: digest for group in groups for name, digest in self.under(group).items()}
         names = "".join(f"{name} {files[name].sha256}\n" for name in sorted(files))
         return hashlib.sha256(names.encode()).hexdigest()
@@ -60,18 +60,18 @@ class Committed:
         Parameters
         ----------
         location
-            Where the store lies.
+            The store's location.
         group
             Path of a group; ``""`` means the whole store.
         reading
-            Tells of a key whether the file is read and its digest compared; of the others, presence and size
-            are.
+            Tells by its key whether a file is read to compare its digest; of the others, presence and size
+            are compared.
         """
         sizes = location.sizes(as_group(group))
         for key, digest in self.under(group).items():
             size_bytes = sizes.get(key)
             is_read = size_bytes == digest.size_bytes and reading(key)
-            damage = find_damage(key, digest, size_bytes, location.digest(key) if is_read else None)
+            damage = find_file_damage(key, digest, size_bytes, location.digest(key) if is_read else None)
             if damage is not None:
                 yield damage
 
@@ -83,7 +83,7 @@ class Committed:
         Raises
         ------
         CorruptError
-            Naming the first file that is not as committed, and the remedy.
+            Names the first file that is not as committed, and the remedy.
         """
         for damage in self.damaged(location, group, reading):
             raise CorruptError(f"{location}/{damage}; {remedy}")
@@ -100,10 +100,10 @@ class Damage:
         return f"{self.key} {self.what}"
 
 
-def find_damage(
+def find_file_damage(
     key: Key, digest: Digest, size_bytes: int | None, found: Digest | None = None
 ) -> Damage | None:
-    """Compare a file with what was committed: its size (None: it is not there), and its digest if given."""
+    """Compare a file's size (None: it is missing), and its digest if given, with what was committed."""
     if size_bytes is None:
         return Damage(key, "is committed but not there")
     if size_bytes != digest.size_bytes:
@@ -117,8 +117,8 @@ def find_damage(
 class CommitLog:
     """The log of what was committed to a run's stores, one JSON object per line; later lines win.
 
-    Each commit is one append: the files' lines, then one that counts the group's rows. Lines torn by a power
-    loss are passed over, as are those that are no such objects, and what they named counts as not written.
+    Each commit is one append: the files' lines, then one with the number of the group's rows. Lines that a
+    power loss tore, and lines that are no such objects, are skipped; their files count as not written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,7 +132,7 @@ class CommitLog:
     def append(
         self, store: str, written: Mapping[Key, Digest], n_rows: Mapping[str, int] | None = None
     ) -> None:
-        """Commit files, and for each group the number of rows that it holds with them."""
+        """Commit files, and the number of rows that each group holds with them."""
         lines: list[dict[str, Any]] = [
             {"store": store, "key": key, **asdict(digest)} for key, digest in written.items()
         ]
@@ -140,11 +140,11 @@ class CommitLog:
         self._append(lines)
 
     def remove(self, store: str, group: str = "") -> None:
-        """Say that what lies under a group is no longer there; no group means the whole store."""
+        """Record that all files of a group are removed; no group means the whole store."""
         self._append([{"store": store, "removed": group}])
 
     def read(self, store: str) -> Committed:
-        """Return what is committed to a store."""
+        """Read what is committed to a store."""
         committed = Committed()
         for line in self._lines():
             if line.get("store") != store:
@@ -160,7 +160,7 @@ class CommitLog:
         return committed
 
     def count_torn(self) -> int:
-        """Return how many lines are no commits: torn by a power loss, or garbage."""
+        """Count the lines that are no commits: torn by a power loss, or garbage."""
         return sum(line is None for line in self._parse())
 
     def _append(self, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -172,7 +172,7 @@ class CommitLog:
         return (line for line in self._parse() if line is not None)
 
     def _parse(self) -> Iterator[dict[str, Any] | None]:
-        """Return each line's object, None where it is none; empty lines are passed over."""
+        """Yield each line's object, or None if it has none; skip empty lines."""
         try:
             with open_file(self.path) as file:
                 for line in file:
@@ -185,7 +185,7 @@ class CommitLog:
 
 
 def _parse_line(line: bytes) -> dict[str, Any] | None:
-    """Return a line's object; None if it is no commit."""
+    """Parse a line's object; return None if it is no commit."""
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):
@@ -194,7 +194,7 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_commit(line: Mapping[str, Any]) -> bool:
-    """Tell whether a line's values are such as are written: of their types, counts, names in the store."""
+    """Tell whether a line's values are valid: of their types, not negative, names within the store."""
     if not all(isinstance(line[name], kind) for name, kind in TYPES.items() if name in line):
         return False
     try:
@@ -207,5 +207,5 @@ def _is_commit(line: Mapping[str, Any]) -> bool:
 
 
 def is_under(key: str, group: str) -> bool:
-    """Tell whether a key is a group, or lies under it; no group means the whole store."""
+    """Tell whether a key is a group or lies below it; no group means the whole store."""
     return not group or key == group or key.startswith(f"{group}/")

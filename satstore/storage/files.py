@@ -1,4 +1,4 @@
-"""Durable files: what is written is whole or not there, also after a power loss."""
+"""Durable files: a file is written whole or not at all, also after a power loss."""
 
 import errno
 import hashlib
@@ -16,7 +16,7 @@ from satstore.storage.safe_files import check_appendable, open_file, walk_files
 from satstore.system.limits import free_disk
 
 FORMAT_VERSION = 1
-"""The version of all that satstore writes to disk: manifests and stores."""
+"""The version of the formats on disk: manifests and stores."""
 
 
 class WriteError(SatstoreError, OSError):
@@ -25,14 +25,14 @@ class WriteError(SatstoreError, OSError):
 
 @dataclass(frozen=True)
 class Digest:
-    """What a file must hold: its size in bytes and its SHA-256 as hexadecimal digits."""
+    """A file's size in bytes, and its SHA-256 as hexadecimal digits."""
 
     size_bytes: int
     sha256: str
 
     @classmethod
     def of(cls, *parts: bytes | memoryview) -> Self:
-        """Return the digest of some bytes, in one part or several."""
+        """Compute the digest of bytes, in one part or several."""
         sha256 = hashlib.sha256()
         for part in parts:
             sha256.update(part)
@@ -40,27 +40,27 @@ class Digest:
 
     @classmethod
     def of_file(cls, path: Path) -> Self:
-        """Return the digest of a file's content, read in pieces; a link is none."""
+        """Compute the digest of a file, read in pieces; a link is refused."""
         with open_file(path) as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             return cls(file.tell(), sha256)
 
 
 WRITER = secrets.token_hex(4)
-"""By which the temporary files of this process are known, those of processes that it forks too."""
+"""The name of this process, and of those that it forks, in its temporary files."""
 
 
 PARTIAL = re.compile(r"\..*\.([0-9a-f]{8})\.[0-9a-f]{8}\.partial", re.DOTALL)
-"""How :func:`write_file` calls its temporary files: by the file's name, the writer, and a number."""
+"""The names of :func:`write_file`'s temporary files: the file's name, the writer, and a random number."""
 
 
 def is_partial(name: str) -> bool:
-    """Tell whether a file of that name is a temporary one of :func:`write_file`."""
+    """Tell whether a name is that of a temporary file of :func:`write_file`."""
     return name.startswith(".") and name.endswith(".partial")
 
 
 def remove_partials(folder: Path, writers: Collection[str]) -> None:
-    """Remove, under a folder, the temporary files that some killed processes left; see :data:`WRITER`."""
+    """Remove the temporary files that some killed processes left in a folder; see :data:`WRITER`."""
     for path, _ in walk_files(folder):
         found = PARTIAL.fullmatch(path.name)
         if found is not None and found[1] in writers:
@@ -70,12 +70,12 @@ def remove_partials(folder: Path, writers: Collection[str]) -> None:
 def write_file(path: Path, *parts: bytes | memoryview, durable: bool = True) -> None:
     """Replace a file's content, in one part or several: temporary file, fsync, rename, fsync of the folder.
 
-    A link in its place is replaced too, and what it leads to stays as it is.
+    A link in its place is replaced too; the file that it leads to is not changed.
 
     Parameters
     ----------
     durable
-        Whether it has to survive a power loss; else nothing is synced, and its folder is not made.
+        Whether the file has to survive a power loss; otherwise nothing is synced, and no folder is made.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def write_file(path: Path, *parts: bytes | memoryview, durable: bool = True) -> 
 
 
 def append_file(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Append to a file, in one write where the disk takes it whole, and fsync it if it is to be durable.
+    """Append to a file, in one write if the disk takes it whole, and fsync it if it is to be durable.
 
     Raises
     ------
@@ -121,12 +121,12 @@ def append_file(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def append_log(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Append to a log of a run folder, which somebody else may have made; see :func:`append_file`.
+    """Append to a log of a run folder, which may come from somebody else; see :func:`append_file`.
 
     Raises
     ------
     WriteError
-        If the disk refuses, or what is there is a link, or no file: nothing else is written to.
+        If the disk refuses, or the path is a link or no file: no other file is written to.
     """
     with refusals(path, len(content)):
         check_appendable(path)
@@ -134,7 +134,7 @@ def append_log(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those above it, so that they survive a power loss; one that is there is fine.
+    """Make a folder and its parents so that they survive a power loss, unless it exists.
 
     Raises
     ------
@@ -164,7 +164,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def refusals(path: Path, size_bytes: int, what: str = "written") -> Iterator[None]:
-    """Say in one line of a disk that refuses so many bytes what to do about it: as a WriteError."""
+    """Turn errors of the disk into a WriteError that names the reason, the free space and the remedy."""
     try:
         yield
     except OSError as error:

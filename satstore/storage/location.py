@@ -1,4 +1,4 @@
-"""Where a store lies: a folder, or a prefix of a bucket on object storage."""
+"""Locations of stores: a folder, or a prefix of a bucket on object storage."""
 
 import hashlib
 import re
@@ -23,21 +23,21 @@ RETRY_TIMEOUT_S = 15
 
 
 ROOT = Key("")
-"""All of a store, as a prefix."""
+"""The prefix of all keys of a store."""
 
 
 class Location(Protocol):
-    """A place that holds a store: objects of bytes under keys such as ``pool4/train/label/c/0``.
+    """The location of a store: objects of bytes under keys such as ``pool4/train/label/c/0``.
 
-    Keys are those that :mod:`.safe_names` lets pass; objects of other names are not the store's.
+    Keys are checked by :mod:`.safe_names`; objects of other names don't belong to the store.
     """
 
     @property
     def name(self) -> str:
-        """The last part of its path, by which the commit log knows the store."""
+        """The last part of its path, which identifies the store in the commit log."""
 
     def __str__(self) -> str:
-        """Return the path or URL, as people read it: without credentials."""
+        """Return the path or URL, without credentials."""
 
     def exists(self) -> bool:
         """Tell whether there is a store: an object ``zarr.json``."""
@@ -64,22 +64,22 @@ class Location(Protocol):
         """
 
     def write(self, key: Key, *parts: bytes) -> None:
-        """Put an object, in one part or several, in the place of what is there; it is whole, or not there."""
+        """Write or replace an object, in one part or several; it is written whole or not at all."""
 
     def delete(self, keys: Iterable[Key]) -> None:
-        """Remove objects; those that are not there are passed over."""
+        """Remove objects; missing ones are skipped."""
 
     def remove(self, prefix: Key = ROOT) -> int:
-        """Remove every object under a prefix, and return how many bytes that freed.
+        """Remove every object under a prefix; return the number of bytes that were freed.
 
         Raises
         ------
         WriteError
-            If some could not be removed; says how many bytes were.
+            If some could not be removed; names the bytes that were freed.
         """
 
     def remove_partials(self, writers: Collection[str]) -> None:
-        """Remove what killed writers left of objects that they were writing."""
+        """Remove the unfinished objects that killed writers left."""
 
 
 class Folder:
@@ -122,7 +122,7 @@ class Folder:
         Parameters
         ----------
         to_change
-            Whether it is to be written or removed: then the store's own folder must be no link either.
+            Whether it is to be written or removed: then the store's own folder is checked too.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class Folder:
         return self.path / key
 
     def check_readable(self, key: Key) -> None:
-        """Check that what lies in a file's place, if anything, is a file or a folder.
+        """Check that a path is a file or a folder, if it exists.
 
         Raises
         ------
@@ -255,7 +255,7 @@ class Bucket:
 
     @contextmanager
     def refusals(self) -> Iterator[None]:
-        """Turn what obstore raises into one line, without what a server may repeat of a request.
+        """Turn obstore's errors into one line, without parts of the request, which may have secrets.
 
         Raises
         ------
@@ -337,14 +337,14 @@ class Bucket:
         return sum(sizes.values())
 
     def remove_partials(self, writers: Collection[str]) -> None:
-        """Do nothing: an object appears whole, and nothing of a killed writer is left."""
+        """Do nothing: an object appears whole, and killed writers leave nothing."""
 
     def _no_bucket(self) -> NotFoundError:
         return NotFoundError(f"no bucket for {self.url}: make it first, or give another --latents-dir")
 
 
 def _describe(error: Exception) -> str:
-    # A server may repeat key and signature in its answer's body, which obstore quotes: its code says enough.
+    # A server may repeat key and signature in its answer, which obstore quotes: the error code is enough.
     text = re.sub(r"^Generic \w+ error: ", "", str(error))
     code = re.search(r"<Code>(\w+)</Code>", text)
     reason = re.sub(r"https?://\S+ ?", "", text.partition("\n")[0].partition("<")[0])
@@ -352,7 +352,7 @@ def _describe(error: Exception) -> str:
 
 
 def is_url(place: str | Path) -> bool:
-    """Tell whether a place is given as a URL, rather than a path."""
+    """Tell whether a place is a URL, rather than a path."""
     return isinstance(place, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", place) is not None
 
 
@@ -367,7 +367,7 @@ def locate(place: str | Path) -> Location:
     Raises
     ------
     ConfigError
-        If the URL is of another kind, or has credentials or parameters in it; they are not repeated.
+        If the URL has another scheme, or has credentials or parameters, which are not repeated.
     """
     if not is_url(place):
         return Folder(place)
@@ -390,7 +390,7 @@ def locate(place: str | Path) -> Location:
 
 
 def join(place: str | Path, *names: str) -> str:
-    """Return the path, made absolute, or the URL of what lies under a place."""
+    """Return the absolute path, or the URL, of names below a place."""
     location = locate(place)
     if isinstance(location, Folder):
         return str(location.path.expanduser().absolute().joinpath(*names))

@@ -1,7 +1,7 @@
-"""Files of folders that somebody else may have made: only files are opened, and no link leads out.
+"""Open files of folders that may come from somebody else: files only, never links.
 
-A run's files and folders are files and folders. In the place of one, a link would have satstore read or write
-elsewhere, and a named pipe would never answer.
+A run folder holds only files and folders. A link in the place of one would make satstore read or write
+elsewhere, and a named pipe would block it.
 """
 
 import errno
@@ -25,12 +25,12 @@ KINDS = {
 
 
 def describe_kind(mode: int) -> str:
-    """Return what a mode of ``os.lstat`` says that something is, in words."""
+    """Return the kind of a file by its mode of ``os.lstat``, in words."""
     return KINDS.get(stat.S_IFMT(mode), "no file")
 
 
 def is_file(path: Path) -> bool:
-    """Tell whether a file is there itself: a link to one is none."""
+    """Tell whether a path is a file itself, not a link to one."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except (OSError, ValueError):  # a name that no file can have
@@ -43,15 +43,15 @@ def open_file(path: Path, *, follow: bool = False) -> io.BufferedReader:
     Parameters
     ----------
     follow
-        Whether it may be a link: where the user named it, or the folder that it is in.
+        Whether it may be a link: if the user named it or its folder.
 
     Raises
     ------
     OSError
-        If there is none, or what is there is a link, a folder, a named pipe or a device; says which.
+        If there is none, or it is a link, a folder, a named pipe or a device; says which.
     """
     check_is_file(path, path.stat() if follow else path.lstat())
-    # What takes its place meanwhile is refused too, and can't keep us waiting.
+    # A pipe or link that replaces it meanwhile is refused too, and can't block.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
     try:
         check_is_file(path, os.fstat(descriptor))
@@ -62,7 +62,7 @@ def open_file(path: Path, *, follow: bool = False) -> io.BufferedReader:
 
 
 def check_is_file(path: Path, found: os.stat_result) -> None:
-    """Refuse what is no file; see :func:`open_file`."""
+    """Raise an OSError for anything but a file; see :func:`open_file`."""
     if stat.S_ISDIR(found.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(found.st_mode):
@@ -71,18 +71,18 @@ def check_is_file(path: Path, found: os.stat_result) -> None:
 
 
 def read_content(path: Path, *, follow: bool = False) -> bytes:
-    """Return a file's content; parameters and errors are those of :func:`open_file`."""
+    """Read a file's content; parameters and errors are those of :func:`open_file`."""
     with open_file(path, follow=follow) as file:
         return file.read()
 
 
 def check_appendable(path: Path) -> None:
-    """Check that what is appended to a path, or truncated there, changes no other file.
+    """Check that to append to a path, or to truncate it, changes no other file.
 
     Raises
     ------
     OSError
-        If it is there and is no file, or the same file has other names.
+        If the path exists and is no file, or the file has other names too.
     """
     try:
         found = path.lstat()
@@ -95,17 +95,17 @@ def check_appendable(path: Path) -> None:
 
 
 def check_folders(root: Path, path: Path, *, with_root: bool = False) -> None:
-    """Check that no link is among the folders from a root down to the one that a path is in.
+    """Check that no folder from a root down to a path's parent is a link.
 
     Parameters
     ----------
     with_root
-        Whether the root itself must be no link either.
+        Whether the root itself is checked too.
 
     Raises
     ------
     CorruptError
-        Naming the link.
+        Names the link.
     """
     below = path.relative_to(root).parts[:-1]
     folders = [root.joinpath(*below[:n]) for n in range(0 if with_root else 1, len(below) + 1)]
@@ -113,7 +113,7 @@ def check_folders(root: Path, path: Path, *, with_root: bool = False) -> None:
         try:
             mode = folder.lstat().st_mode
         except OSError:
-            return  # what isn't there is no link, and nor is what would be below it
+            return  # a missing folder has no links in it
         if stat.S_ISLNK(mode):
             raise CorruptError(
                 f"{folder} is a link; expected a folder, and nothing was read or written behind it: put "
@@ -122,12 +122,12 @@ def check_folders(root: Path, path: Path, *, with_root: bool = False) -> None:
 
 
 def walk_files(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Yield each file under a folder, and its size in bytes; links are passed over, and what they lead to.
+    """Yield each file below a folder, and its size in bytes; links are skipped.
 
     Raises
     ------
     OSError
-        If a folder that is there can't be listed.
+        If an existing folder can't be listed.
     """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

@@ -1,26 +1,26 @@
-"""The gate for names that are read from disk: what passes it can only be a file below its folder."""
+"""Check names that are read from disk: a valid one can only be a file below its folder."""
 
 import re
 from functools import lru_cache
 from typing import NewType
 
 Key = NewType("Key", str)
-"""The name of a file below a folder, its parts joined by slashes; :func:`as_key` alone makes it."""
+"""The name of a file below a folder, with slashes between its parts; made by :func:`as_key` alone."""
 
 MAX_NAME, MAX_PART = 2000, 255
-"""Characters of a name, and bytes of one of its parts, that file systems take at most."""
+"""The most characters of a name, and bytes of one of its parts, that file systems take."""
 
 DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def as_key(name: object) -> Key:
-    """Return a name if it is that of a file below a folder, whatever the folder.
+    """Check that a name is that of a file below a folder, for any folder; return it.
 
     Raises
     ------
     ValueError
-        If it is absolute, has a part that is empty, ``.`` or ``..``, a backslash, a drive, or a character
-        that can't be printed, or is longer than any file's.
+        If it is absolute, too long, has a part that is empty, ``.`` or ``..``, a backslash, a drive, or a
+        character that can't be printed.
     """
     if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
         raise ValueError("expected the name of a file: of characters that can be printed, not too long")
@@ -46,7 +46,7 @@ def is_key(name: object) -> bool:
 
 
 def as_group(path: str) -> Key:
-    """Return the path of a group of a store, which is ``""`` for the store itself.
+    """Check the path of a group of a store, ``""`` for the store itself; return it.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""Pickle files of plain values and NumPy arrays, read without letting them do anything.
+"""Read pickle files of plain values and NumPy arrays without running anything that they name.
 
-A pickle names functions to be called. Here each of the few names that an array's pickle has stands for one of
-ours, which notes what it is given; any other name is refused. The arrays are made of the notes: nothing of
-NumPy's runs either.
+A pickle names functions to be called. Here each of the few names in an array's pickle stands for a function
+of this module, which records its arguments; any other name is refused. The arrays are made from these
+records: nothing of NumPy's runs either.
 """
 
 import pickle
@@ -49,7 +49,7 @@ def read_arrays(path: Path) -> Iterator[NDArray[Any]]:
 
 
 def read_pickle(path: Path) -> Any:
-    """Return what a file's first pickle holds: numbers, text, arrays, and lists and dictionaries of them.
+    """Read a file's first pickle: numbers, text, arrays, and lists and dictionaries of them.
 
     Parameters
     ----------
@@ -84,7 +84,7 @@ def _refusing(problem: str) -> Iterator[None]:
 
 
 def _with_arrays(found: Any, known: dict[int, Any]) -> Any:
-    """Return what was loaded, arrays in place of their notes; what is named twice is looked at once."""
+    """Replace the records of arrays by arrays; an object that occurs twice is converted once."""
     if isinstance(found, str | bytes | int | float | None):
         return found
     if id(found) not in known:
@@ -99,8 +99,8 @@ def _with_arrays(found: Any, known: dict[int, Any]) -> Any:
     return known[id(found)]
 
 
-class _Kind:
-    """In place of a dtype."""
+class _DType:
+    """Records the arguments of a dtype."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if not re.fullmatch(r"b1|[iu][1248]|f[248]", code):
@@ -117,9 +117,9 @@ class _Kind:
 
 
 class _Array:
-    """In place of an array."""
+    """Records the arguments of an array."""
 
-    _state: tuple[tuple[int, ...], _Kind, str, bytes | str]
+    _state: tuple[tuple[int, ...], _DType, str, bytes | str]
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, kind, is_fortran, content = state
@@ -129,7 +129,7 @@ class _Array:
         shape, kind, order, content = self._state
         if isinstance(content, str):  # bytes of Python 2
             content = content.encode("latin-1")
-        if not isinstance(kind, _Kind):
+        if not isinstance(kind, _DType):
             raise pickle.UnpicklingError("it holds an array of no dtype")
         flat = np.frombuffer(content, kind.dtype())
         return flat.reshape(shape, order="F" if order == "F" else "C")
@@ -139,13 +139,13 @@ def _reconstruct(*_: Any) -> _Array:
     return _Array()
 
 
-def _from_buffer(content: bytes, kind: _Kind, shape: tuple[int, ...], order: str) -> _Array:
+def _from_buffer(content: bytes, kind: _DType, shape: tuple[int, ...], order: str) -> _Array:
     found = _Array()
     found.__setstate__((1, shape, kind, order == "F", content))
     return found
 
 
-def _scalar(kind: _Kind, content: bytes | str) -> Any:
+def _scalar(kind: _DType, content: bytes | str) -> Any:
     found = _Array()
     found.__setstate__((1, (), kind, False, content))
     return found.array().item()
@@ -166,7 +166,7 @@ def _refuse_to_call(*_: Any) -> None:
 
 
 STAND_INS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("numpy", "dtype"): _Kind,
+    ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): _refuse_to_call,
     # Bytes in protocol 2 and before; where there are none, as an empty call.
     ("_codecs", "encode"): _encode,
@@ -180,7 +180,7 @@ for package in ("numpy.core", "numpy._core"):  # of NumPy 1 and 2
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name, or refuse it."""
+        """Return the stand-in for a name, or refuse it."""
         if (module, name) not in STAND_INS:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return STAND_INS[module, name]

@@ -19,7 +19,7 @@ from satstore.reports.listing.columns import STYLES
 from satstore.reports.listing.job_text import find_job_of
 from satstore.reports.listing.reader import Experiment, Snapshot
 from satstore.reports.run_curves import RunCurves, read_curves
-from satstore.reports.spreadsheets import write_rows
+from satstore.reports.spreadsheets import format_csv
 from satstore.runs.run import Run
 from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean
@@ -327,5 +327,5 @@ class RunScreen(AppScreen):
             values = [row.dimension, row.saturation, row.saturation_eval, *(row.probes[t] for t in tables)]
             known = ["" if math.isnan(value) else value for value in values]
             rows.append([row.layer, row.kind, row.n_features, view.epoch, data.deltas[view.place], *known])
-        write_file(path, write_rows(rows).encode())
+        write_file(path, format_csv(rows).encode())
         self.app.call_from_thread(self.notify, f"wrote {path}")

@@ -27,7 +27,7 @@ from satstore.reports.listing.columns import (
 from satstore.reports.listing.filters import Filter, parse_filter
 from satstore.reports.listing.job_text import describe_job, find_job_of
 from satstore.reports.listing.reader import Experiment, Snapshot
-from satstore.reports.spreadsheets import write_rows
+from satstore.reports.spreadsheets import format_csv
 from satstore.runs.logs_folder import find_logs_dir
 from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean, stage_name
@@ -317,7 +317,7 @@ class RunsScreen(AppScreen):
         path = Path("satstore-runs.csv").absolute()
 
         def work() -> None:
-            write_file(path, write_rows([heads, *rows]).encode())
+            write_file(path, format_csv([heads, *rows]).encode())
             self.app.call_from_thread(self.notify, f"wrote {path}")
 
         run_in_thread(self.app, work, "export")

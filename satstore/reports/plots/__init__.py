@@ -1,4 +1,4 @@
-"""Figures: from a run's tables to matplotlib. Nothing is computed here that a stage computes."""
+"""Figures of a run's tables, drawn with matplotlib; nothing is computed here that a stage computes."""
 
 from satstore.reports.plots.cka_plot import plot_cka
 from satstore.reports.plots.evolution_plot import plot_evolution

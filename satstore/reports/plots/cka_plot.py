@@ -25,7 +25,7 @@ def plot_cka(
     Parameters
     ----------
     first, second
-        The runs' names; the first has the rows.
+        The names of the runs; the first run's layers are the rows.
     """
     sizes = (min(WIDEST, 3.2 + 0.24 * len(columns)), min(WIDEST, 2.6 + 0.24 * len(rows)))
     figure = Figure(figsize=sizes, layout="constrained")

@@ -1,4 +1,4 @@
-"""The layers' curves over the epochs."""
+"""The figure of probe accuracy and saturation over the epochs."""
 
 from typing import TYPE_CHECKING
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
     """Draw probe accuracy and saturation over the epochs, a line per layer, from dark (the first) to light.
 
-    Probes are those of the first pooling that was fitted without a prefix; saturation is that of the train
-    split; the dashed line is the model's accuracy.
+    Probes are of the first pooling that was fitted without a prefix, saturation is of the train split; the
+    dashed line is the model's accuracy.
 
     Parameters
     ----------
     all_layers
-        Draw shortcut convolutions and the last Linear too.
+        Whether to draw shortcut convolutions and the last Linear too.
 
     Raises
     ------
@@ -63,7 +63,7 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
 
 
 def evolution_tables(run: Run) -> dict[str, "pd.DataFrame"]:
-    """Return what there is of probe accuracy and saturation, by title: epochs (rows) by layers (columns)."""
+    """Return tables of probe accuracy and saturation, if any, by title: epochs (rows) by layers (columns)."""
     tables: dict[str, pd.DataFrame] = {}
     keys = [*run.manifest.last_probes, *run.manifest.probes]
     fitted = [key.latents.group for key in keys if not key.prefix and run.has_file(key.file)]

@@ -1,4 +1,4 @@
-"""Saturation and probe accuracy over the layers, of one run and of several."""
+"""Figures of saturation and probe accuracy over the layers, of one run or several."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -36,27 +36,27 @@ def plot_layers(
 ) -> Figure:
     """Draw saturation and probe accuracy over the layers, and the model's accuracy as a dashed line.
 
-    Probes that were fitted under a prefix are left out: they vary what the others hold.
+    Probes with a prefix are left out: they were fitted under other conditions.
 
     Parameters
     ----------
     all_layers
-        Draw shortcut convolutions and the last Linear too.
+        Whether to draw shortcut convolutions and the last Linear too.
     delta
-        Of the saturation, from the stored spectra; by default the config's.
+        The delta of the saturation, from the stored spectra; by default the config's.
     epoch
         Counted from 0; by default the last.
 
     Raises
     ------
     NotFoundError
-        If the run has neither saturation nor probes, then.
+        If the run has neither saturation nor probes at that epoch.
     """
     layers = shown_layers(run, all_layers)
     width = min(WIDEST, max(5.0, 1.6 + 0.32 * len(layers)))
     figure = Figure(figsize=(width, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    if not draw_layers(axes, run, layers, delta, epoch):
+    if not draw_layer_curves(axes, run, layers, delta=delta, epoch=epoch):
         raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
     at = "" if epoch is None or epoch == run.last_epoch else f", epoch {epoch + 1}"
     axes.set_title(break_text(f"{run.config.title}{at}", width - 1, 11), fontsize=11)
@@ -65,28 +65,29 @@ def plot_layers(
 
 
 def shown_layers(run: Run, all_layers: bool = False) -> list[str]:
-    """Return the layers that figures show: those of the main path before the last Linear, or all."""
+    """Return the layers that figures show: the main path without the last Linear, or all."""
     return run.layers if all_layers else drawn_layers(run.manifest.layers)
 
 
-def draw_layers(
+def draw_layer_curves(
     axes: "Axes",
     run: Run,
     layers: list[str],
+    *,
     delta: float | None = None,
     epoch: int | None = None,
     tables: Sequence[ProbeKey] | None = None,
     size: float = 8,
     width: float | None = None,
 ) -> bool:
-    """Draw both curves, the model's accuracy and the border layer; return whether there was any curve.
+    """Draw saturation and probe accuracy, the model's accuracy and the border layer; tell if any was drawn.
 
     Parameters
     ----------
     tables
         The tables of probes to draw; by default all that were fitted without a prefix.
     size, width
-        Of the layers' names, in points, and of the axes, in inches; see :func:`.style.name_places`.
+        Size of the layers' names in points, and width of the axes in inches; see :func:`.style.name_places`.
     """
     probes = probe_curves(run, layers, epoch)
     if tables is not None:
@@ -119,9 +120,9 @@ def plot_comparison(
     Parameters
     ----------
     by_depth
-        Align the layers by their share of the depth, rather than by their number.
+        Whether to align layers by their share of the depth, rather than by their number.
     all_layers, delta
-        Those of :func:`plot_layers`; by default delta is each config's.
+        As for :func:`plot_layers`; by default delta is each config's.
 
     Raises
     ------
@@ -156,7 +157,7 @@ def plot_comparison(
 def draw_curve(
     axes: "Axes", places: Sequence[float], layers: Sequence[str], found: Mapping[str, float], **look: Any
 ) -> None:
-    """Draw what was found of layers, with a gap where nothing was, and a cross where it is no number."""
+    """Draw values over layers, with a gap where there is none, and a cross where it is NaN."""
     axes.plot(places, [found.get(layer, math.nan) for layer in layers], markersize=5, **look)
     bad = [place for place, layer in zip(places, layers, strict=True) if math.isnan(found.get(layer, 0.0))]
     if bad:
@@ -168,9 +169,9 @@ def draw_curve(
 def saturation_curve(
     run: Run, layers: Sequence[str], delta: float | None, epoch: int | None
 ) -> dict[str, float] | None:
-    """Return the train split's saturation of some layers; None if the run has none, then.
+    """Return the train split's saturation of some layers; None if the run has none at that epoch.
 
-    A layer whose activations weren't finite has NaN, one that wasn't recorded is left out.
+    A layer with non-finite activations has NaN; one that wasn't recorded is left out.
     """
     if delta is None and epoch in (None, run.last_epoch):
         found: Mapping[str, float | None] = run.manifest.summary.saturation
@@ -187,7 +188,7 @@ def saturation_curve(
 def probe_curves(run: Run, layers: Sequence[str], epoch: int | None) -> dict[ProbeKey, dict[str, float]]:
     """Return the accuracy of some layers' probes after an epoch, by table; the mean over positions.
 
-    A layer that allows no probe has NaN, one that wasn't fitted is left out.
+    A layer that can't be probed has NaN; one without a probe is left out.
     """
     wanted = None if epoch in (None, run.last_epoch) else epoch
     found: dict[ProbeKey, dict[str, float]] = {}
@@ -199,7 +200,7 @@ def probe_curves(run: Run, layers: Sequence[str], epoch: int | None) -> dict[Pro
 
 
 def model_accuracy(run: Run, epoch: int | None) -> float | None:
-    """Return the model's test accuracy after an epoch; None where nobody measured it."""
+    """Return the model's test accuracy after an epoch; None if it was not measured."""
     if epoch in (None, run.last_epoch) or not run.has_file("metrics.csv"):
         return run.manifest.summary.test_accuracy
     metrics = run.table("metrics").reindex(columns=["epoch", "eval_accuracy"])  # imported ones may have none

@@ -11,7 +11,7 @@ from satstore.config.experiment import ExperimentConfig
 from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.config.naming import KEYS, describe_value, name_experiments, varied_keys
 from satstore.reports.colors import PROBES, SATURATION
-from satstore.reports.plots.layer_curves import draw_layers, model_accuracy, shown_layers
+from satstore.reports.plots.layer_curves import draw_layer_curves, model_accuracy, shown_layers
 from satstore.reports.plots.pixelwise_plot import N_COLUMNS, PIXELWISE, draw_maps, pixelwise_maps
 from satstore.reports.plots.style import MODEL, NOTE, break_text, legend_below, with_plain_names
 from satstore.reports.published import ACCURACY, CURVES
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PANEL = (3.5, 2.75)
-"""Inches, of one panel: a column of a two-column page."""
+"""Width and height of a panel in inches: a column of a two-column page."""
 SIZE = 7.5
-"""Points, of its letters."""
+"""The size of a panel's letters in points."""
 POSITIONED = "SmallRandomPositioning"
 
 
@@ -38,9 +38,9 @@ class Panel:
     Attributes
     ----------
     run
-        None where it was never begun.
+        The run; None if it has not begun.
     command
-        What runs it.
+        The command that runs it.
     """
 
     config: ExperimentConfig
@@ -54,7 +54,7 @@ class Panel:
 
     @property
     def lacks(self) -> list[str]:
-        """What the config asks for and is not there yet: ``training``, ``saturation``, ``probes``."""
+        """The missing results that the config asks for: ``training``, ``saturation``, ``probes``, …"""
         run, stages = self.run, self.config.stages
         if run is None or not run.layers:
             return ["training"]
@@ -67,7 +67,7 @@ class Panel:
 
 
 def drop_repeated(panels: Sequence[Panel]) -> list[Panel]:
-    """Leave out randomly positioned images at a size that leaves no room to move: the plain ones again."""
+    """Leave out randomly positioned images without room to move, which equal the plain ones."""
     plain = {(p.config.model, p.config.dataset, p.config.resolution) for p in panels}
     lowest = min(p.config.resolution for p in panels)
 
@@ -91,7 +91,7 @@ def plot_paper_figure(panels: Sequence[Panel], published: bool = False) -> Figur
     panels
         In the order of the config's grid.
     published
-        Draw the published values too, faintly.
+        Whether to draw the published values too, faintly.
     """
     panels = drop_repeated(panels)
     n_columns = len(panels) if len(panels) <= 3 else 2
@@ -120,7 +120,7 @@ def plot_paper_figure(panels: Sequence[Panel], published: bool = False) -> Figur
 
 
 def _maps_of(panel: Panel) -> "dict[str, NDArray[np.float64]]":
-    """Return a panel's heat maps, where its config has any."""
+    """Return a panel's heat maps, if its config asks for any."""
     if panel.run is None or PIXELWISE not in panel.config.pooling:
         return {}
     return pixelwise_maps(panel.run, shown_layers(panel.run))
@@ -132,13 +132,15 @@ def _stack(figure: Figure, heights: Sequence[float]) -> "list[SubFigure]":
 
 
 def draw_panel(axes: "Axes", panel: Panel, name: str, published: bool) -> None:
-    """Draw one experiment under its name, or an empty frame that says which command fills it."""
+    """Draw one experiment under its name, or an empty frame with the command that fills it."""
     axes.set_title(break_text(name, PANEL[0], SIZE), fontsize=SIZE)
     axes.tick_params(labelsize=SIZE - 1)
     run, is_drawn = panel.run, False
     if run is not None and run.layers:
         layers = shown_layers(run)
-        is_drawn = draw_layers(axes, run, layers, tables=panel.tables, size=SIZE - 1.5, width=PANEL[0] - 0.5)
+        is_drawn = draw_layer_curves(
+            axes, run, layers, tables=panel.tables, size=SIZE - 1.5, width=PANEL[0] - 0.5
+        )
         axes.set_ylabel("saturation, accuracy", fontsize=SIZE)
         if published:
             draw_published(axes, panel.config, len(layers))
@@ -155,7 +157,7 @@ def draw_panel(axes: "Axes", panel: Panel, name: str, published: bool) -> None:
 
 
 def draw_empty(axes: "Axes", panel: Panel) -> None:
-    """Draw a frame that says which command fills it."""
+    """Draw an empty frame with the command that fills it."""
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     axes.set_xticks([])
@@ -176,7 +178,7 @@ def _write_in_frame(axes: "Axes", words: str, height: float, side: Any, size: fl
 
 
 def draw_published(axes: "Axes", config: ExperimentConfig, n_layers: int) -> None:
-    """Draw the published values of an experiment as faint markers, where there are any."""
+    """Draw the published values of an experiment, if any, as faint markers."""
     setting = (config.model, config.dataset, config.resolution)
     curves = CURVES.get(setting)
     faint: Any = {"linestyle": "none", "alpha": 0.45, "markerfacecolor": "none", "markersize": 7}
@@ -192,7 +194,7 @@ def draw_published(axes: "Axes", config: ExperimentConfig, n_layers: int) -> Non
 
 
 def _without_value(label: str) -> str:
-    """Return a label for all panels: the models' accuracies differ, and are said in each."""
+    """Return the label of a line for all panels: without the model's accuracy, which differs."""
     return "model accuracy" if label.startswith("model accuracy") else label
 
 
@@ -240,7 +242,7 @@ def tabulate_relative(panels: Sequence[Panel]) -> "pd.DataFrame":
 
 @with_plain_names
 def plot_relative(table: "pd.DataFrame", missing: Sequence[str]) -> Figure:
-    """Draw the table of relative accuracies, and which commands fill what is missing."""
+    """Draw the table of relative accuracies, and the commands that fill its gaps."""
     cells = [[_as_cell(value) for value in row] for row in table.itertuples(index=False)]
     columns = [textwrap.fill(f"{column}", 14) for column in table.columns]
     notes = [line for text in missing for line in textwrap.wrap(text, 95, break_on_hyphens=False)]

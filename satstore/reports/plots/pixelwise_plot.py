@@ -1,4 +1,4 @@
-"""Heat maps: how well a probe of each position of a layer's map solves the task."""
+"""Heat maps of the accuracy of probes at each position of a layer's map."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 PIXELWISE = "pixelwise"
 TABLE = ProbeKey(LatentsKey(PIXELWISE))
 COLORS = "cividis"
-"""Of heat maps: even in lightness, and alike to people with any colour vision."""
+"""The colour map: perceptually uniform, also for colour-blind people."""
 N_COLUMNS = 7
 
 
 def pixelwise_maps(run: Run, layers: Sequence[str]) -> "dict[str, NDArray[np.float64]]":
-    """Return the accuracy of each position's probe, (y, x), of the layers that have such probes."""
+    """Return the accuracy of each position's probe, (y, x), for layers that have such probes."""
     if TABLE not in run.manifest.probes or not run.has_file(TABLE.file):
         return {}
     table = run.table(TABLE.table)
@@ -44,7 +44,7 @@ def draw_maps(
     reached: float | None,
     size: float = 8,
 ) -> None:
-    """Draw a heat map per layer, of accuracies relative to the model's, or as they are if it isn't known."""
+    """Draw a heat map per layer of accuracies relative to the model's, or absolute if that is unknown."""
     found = [layer for layer in layers if layer in maps]
     n_columns = min(N_COLUMNS, len(found))
     n_rows = -(-len(found) // n_columns)

@@ -1,4 +1,4 @@
-"""The figure of test accuracy after projections onto subspaces."""
+"""The figure of test accuracy with layers projected onto subspaces."""
 
 from itertools import cycle
 
@@ -20,7 +20,7 @@ from satstore.runs.run import Run
 
 @with_plain_names
 def plot_projection(run: Run) -> Figure:
-    """Draw the test accuracy of the model whose layers' outputs are projected, over delta.
+    """Draw the model's test accuracy with projected layers, over delta.
 
     Raises
     ------

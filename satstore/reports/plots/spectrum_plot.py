@@ -1,4 +1,4 @@
-"""Figures of a run's spectra."""
+"""The figure of the layers' spectra."""
 
 import numpy as np
 from matplotlib import colormaps
@@ -21,12 +21,12 @@ from satstore.runs.run import Run
 def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) -> Figure:
     """Draw the share of a layer's variance that its first eigendirections explain, a line per layer.
 
-    The horizontal line is the config's delta: a layer's saturation is where its line crosses it.
+    The horizontal line is the config's delta: a layer's curve crosses it at its saturation.
 
     Raises
     ------
     NotFoundError
-        If there are no spectra then.
+        If there are no spectra at that epoch.
     """
     epoch = run.last_epoch if epoch is None else epoch
     layers = shown_layers(run, all_layers)

@@ -1,4 +1,4 @@
-"""What all figures share: markers, axes of shares, titles, and how they are written."""
+"""The common style of all figures: markers, axes, names, legends; and writing them to files."""
 
 import io
 import re
@@ -19,33 +19,33 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 MARKERS = ("s", "^", "D", "v", "P", "X", "*")
-"""As many as share no divisor with the colours of probes, so that few curves look alike."""
+"""Their number has no common divisor with that of the probes' colours, so that few curves look alike."""
 MODEL = "#000000"
 NOTE = "#666666"
 RUN_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 SUFFIXES = (".png", ".svg", ".pdf")
 LETTER = 0.55
-"""The width of a letter, on average, as a share of its size."""
+"""The average width of a letter, as a share of its size."""
 WIDEST = 100.0
-"""Inches, of a figure that grows with the layers: what a picture of thousands would take, no machine has."""
+"""The largest width in inches: a figure of thousands of layers would not fit into memory."""
 
 PLAIN: "Mapping[Any, bool]" = {
     "text.parse_math": False,
     "text.usetex": False,
     "axes.formatter.use_mathtext": False,
 }
-"""Under which names are shown as they are: their dollar signs begin no formula, their backslashes no TeX."""
+"""Settings that show names unchanged: dollar signs begin no formula, backslashes no TeX."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 UNNAMED = re.compile(r"_child\d+")
-"""What matplotlib calls lines without a label; other names that begin with ``_`` are models' own."""
+"""matplotlib's labels of lines without one; other names that begin with ``_`` are models' own."""
 
 
 def with_plain_names(draw: Callable[P, T]) -> Callable[P, T]:
-    """Let what a function draws show names as they are, whatever the user's settings of matplotlib."""
+    """Make a drawing function show names unchanged, whatever the user's matplotlib settings."""
 
     @wraps(draw)
     def plain(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -58,14 +58,14 @@ def with_plain_names(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 def finish_axes(axes: "Axes", label: str) -> None:
-    """Give the axes of shares their look."""
+    """Style axes of shares: from 0 to 1, with a label."""
     axes.set_ylim(0, 1.02)
     axes.set_ylabel(label)
     tidy_axes(axes)
 
 
 def tidy_axes(axes: "Axes") -> None:
-    """Give axes a light grid behind what is drawn, and no frame."""
+    """Give axes a light grid in the background, and no frame."""
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -78,14 +78,14 @@ def name_places(
     size: float = 8,
     width: float | None = None,
 ) -> None:
-    """Name the places of layers, from the bottom to the top; of more than there is room for, every second, …
+    """Label the ticks of layers with their names; every second, third, … if there is no room for all.
 
     Parameters
     ----------
     size
-        Of the names, in points.
+        Size of the names in points.
     width
-        Of the axes, in inches; by default there is room for 60.
+        Width of the axes in inches; by default there is room for 60 names.
     """
     n_fit = 60 if width is None else max(1, int(width * 72 / (1.25 * size)))
     step = max(1, -(-len(names) // n_fit))
@@ -94,7 +94,7 @@ def name_places(
 
 
 def break_name(name: str, n_fit: float) -> str:
-    """Return a layer's name in lines of a number of letters, broken after dots; a longer part stays whole."""
+    """Break a layer's name after dots into lines of a number of letters; longer parts stay whole."""
     lines = [""]
     for part in re.split(r"(?<=\.)", name):
         if lines[-1] and len(lines[-1]) + len(part) > n_fit:
@@ -104,7 +104,7 @@ def break_name(name: str, n_fit: float) -> str:
 
 
 def break_text(text: str, width: float, size: float) -> str:
-    """Return a text in lines of a width, in inches, in letters of a size, in points."""
+    """Break a text into lines of a width in inches, for letters of a size in points."""
     return textwrap.fill(clean(text), max(20, int(width * 72 / (LETTER * size))))
 
 
@@ -114,12 +114,12 @@ def legend_below(
     size: float = 8,
     name: Callable[[str], str] = lambda label: label,
 ) -> None:
-    """Explain the lines of some axes below them: inside, it would cover one curve or the other.
+    """Add a legend of some axes below them: inside, it would cover a curve.
 
     Parameters
     ----------
     name
-        From a line's label to its name here; of those of one name, the first is shown.
+        Returns the name of a line from its label; of several lines with one name, the first is shown.
     """
     shown: dict[str, Line2D] = {}
     for line in (line for part in axes for line in part.get_lines()):
@@ -143,14 +143,14 @@ def legend_below(
 
 
 def legend_beside(figure: "Figure", entries: "Sequence[tuple[str, Line2D]]", n_columns: int) -> None:
-    """Explain lines to the right of the axes, by names that may begin with ``_``."""
+    """Add a legend to the right of the axes; names may begin with ``_``."""
     names, lines = [clean(name) for name, _ in entries], [line for _, line in entries]
     look = {"ncols": n_columns, "frameon": False, "fontsize": 7}
     figure.legend(lines, names, loc="outside right center", **look)
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure whole or not at all, its letters as letters where the format has them.
+    """Write a figure to a file, whole or not at all; text stays text where the format allows.
 
     Raises
     ------
@@ -164,12 +164,12 @@ def save_figure(figure: "Figure", path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise ConfigError(f"can't draw {path}: expected a name that ends in .png, .svg or .pdf")
-    for text in figure.findobj(Text):  # of a figure that no function of ours has drawn, too
+    for text in figure.findobj(Text):  # also in figures that satstore has not drawn
         text.set(text=printable(text.get_text()), parse_math=False, usetex=False)
     with (
         rc_context({**PLAIN, "svg.fonttype": "none", "pdf.fonttype": 42, "svg.hashsalt": "satstore"}),
         warnings.catch_warnings(),
     ):
-        warnings.simplefilter("ignore", UserWarning)  # of letters that no font has, and names without room
+        warnings.simplefilter("ignore", UserWarning)  # about letters that no font has, and names without room
         figure.savefig(content, format=suffix[1:], dpi=150)
     write_file(path, content.getvalue())

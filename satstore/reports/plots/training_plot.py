@@ -1,4 +1,4 @@
-"""Figures of how training went: curves over epochs, and bars of an epoch."""
+"""Figures of training: accuracy and loss over the epochs, and a quantity of every layer after one epoch."""
 
 from typing import Literal
 
@@ -73,7 +73,7 @@ def plot_epoch(
     Raises
     ------
     NotFoundError
-        If there are no spectra then.
+        If there are no spectra of that epoch.
     """
     layers = shown_layers(run, all_layers)
     if run.last_epoch < 0:

@@ -15,7 +15,7 @@ from satstore.runs.manifest import IMPORTED, checkpoint_name
 from satstore.runs.repair import extract_command, probe_command, repair_command
 from satstore.runs.run import Run
 from satstore.runs.verify.finding import Finding, note
-from satstore.storage.commit_log import Damage, find_damage, is_under
+from satstore.storage.commit_log import Damage, find_file_damage, is_under
 from satstore.storage.files import Digest
 from satstore.storage.location import Location
 from satstore.storage.safe_names import Key, as_key
@@ -143,10 +143,10 @@ class StoreCheck:
         try:
             content = self.location.read(key)
         except NotFoundError:
-            return b"", find_damage(key, digest, None)
+            return b"", find_file_damage(key, digest, None)
         except OSError as error:
             return b"", Damage(key, f"can't be read: {error}")
-        return content, find_damage(key, digest, len(content), Digest.of(content))
+        return content, find_file_damage(key, digest, len(content), Digest.of(content))
 
     def _report(self, damage: Damage, digest: Digest) -> Iterator[Finding]:
         committed = self.committed

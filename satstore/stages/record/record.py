@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from satstore.analysis.compiled_models import uncompiled
 from satstore.analysis.receptive_field.table import receptive_field
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.grid import expand
+from satstore.config.grid import expand_grid
 from satstore.datasets.worker_failures import explaining_lost_workers
 from satstore.errors import ConfigError, SatstoreError
 from satstore.runs.events import Listener
@@ -125,7 +125,7 @@ def record(
 
 def _make_config(model: nn.Module, inputs: Tensor, settings: Mapping[str, Any]) -> ExperimentConfig:
     """Return the config of a recorded run, from its model's class, its first batch, and some of its keys."""
-    [config] = expand(
+    [config] = expand_grid(
         {
             "model": re.sub(r"\W+", "_", type(model).__name__),
             "dataset": RECORDED,
