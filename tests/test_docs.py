@@ -2,6 +2,7 @@
 
 import re
 import runpy
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,23 @@ def test_pages__links_lead_somewhere(page: Path) -> None:
 def test_images__are_all_shown() -> None:
     shown = set(re.findall(r"images/([\w-]+\.\w+)", " ".join(page.read_text() for page in PAGES)))
     assert shown == {path.name for path in (ROOT / "docs/images").iterdir()}
+
+
+def test_architecture__has_all_rooms_in_the_order_of_the_contract() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rooms = page.split("## Rooms")[1].split("\n\n")[2]
+    named = re.findall(r"`(\w+)(?:/|\.py)`", re.sub(r"\|[^|]*\|\n", "\n", rooms))
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    layers = [room.strip() for layer in contract["layers"] for room in layer.split("|")]
+    assert named == [layer for layer in layers if layer != "__main__"]
+
+
+def test_architecture__names_only_files_that_exist() -> None:
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([\w/]+(?:/|\.py))`", page)
+    assert len(named) > 30
+    for name in named:
+        assert any((folder / name).exists() for folder in (ROOT, ROOT / "satstore")), name
 
 
 def test_readme__names_only_commands_that_exist() -> None:
