@@ -1,4 +1,4 @@
-"""Read a config file, check it, and expand_grid its lists into the experiments of a grid."""
+"""Read a config file, check it, and expand its lists into the experiments of a grid."""
 
 import itertools
 import json
@@ -58,7 +58,7 @@ def list_configs() -> dict[str, Path]:
 
 
 def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig]:
-    """Read a config and expand_grid its lists into the grid of experiments.
+    """Read a config and expand its lists into the grid of experiments.
 
     Parameters
     ----------
