@@ -16,7 +16,14 @@ def make_array(path: Path, n: int, bits: int = 10) -> zarr.Array:
     group = zarr.open_group(path, mode="a")
     axes = ("sample", "channel", "y", "x")
     return create_array(
-        group, "latent", (n, *SHAPE), np.float16, axes, bits, chunks=(8, *SHAPE), shards=(32, *SHAPE)
+        group,
+        "latent",
+        (n, *SHAPE),
+        np.float16,
+        axes,
+        mantissa_bits=bits,
+        chunks=(8, *SHAPE),
+        shards=(32, *SHAPE),
     )
 
 

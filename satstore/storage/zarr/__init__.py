@@ -1,4 +1,4 @@
-"""The disk format: stores of latents and of what was computed from them."""
+"""The Zarr stores: latents, and the results that are computed from them."""
 
 from satstore.storage.zarr.analysis_store import AnalysisStore
 from satstore.storage.zarr.array_check import StoredArray

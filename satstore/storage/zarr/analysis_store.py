@@ -1,4 +1,4 @@
-"""The small store of what was computed: spectra, last moments, probe coefficients and confusion matrices."""
+"""The small store of results: spectra, last moments, probe coefficients and confusion matrices."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -19,10 +19,10 @@ from satstore.storage.zarr.layout import (
     check_version,
     create_array,
     encode_layer,
+    explaining_decode_errors,
+    explaining_metadata_errors,
     get_array,
     open_root,
-    reading,
-    reading_metadata,
 )
 
 PROBE_DIMENSIONS: Mapping[tuple[str, int], tuple[str, ...]] = {
@@ -35,17 +35,17 @@ PROBE_DIMENSIONS: Mapping[tuple[str, int], tuple[str, ...]] = {
     ("accuracy", 2): ("y", "x"),
     ("class_index", 1): ("true_class",),
 }
-"""The axes of a probe's arrays, by name and number of axes; with y and x, each position has a probe."""
+"""The axes of a probe's arrays, by name and number of axes; with y and x, there is a probe per position."""
 
 CHUNK_BYTES = 64 * 2**20
-"""Of an array's chunk, at most."""
+"""The largest size of an array's chunk."""
 
 KINDS: Mapping[str, str] = {"confusion": "iu", "class_index": "iu"}
-"""What is whole numbers; see :func:`satstore.storage.zarr.layout.check_axes`."""
+"""The arrays of whole numbers; see :func:`satstore.storage.zarr.layout.check_axes`."""
 
 
 class AnalysisStore:
-    """``analysis.zarr`` of one experiment.
+    """The store ``analysis.zarr`` of one experiment.
 
     Groups: ``spectra/<split>/<layer>`` with ``eigenvalues`` (epoch, eigenvalue) and, after the last epoch,
     ``mean`` (feature) and ``covariance`` (feature, other_feature); ``probes/<table>/<layer>`` with ``coef``
@@ -58,7 +58,7 @@ class AnalysisStore:
     path
         The store's folder.
     log
-        The run's commit log; needed for writing.
+        The run's commit log; without it, the store is for reading only.
     """
 
     def __init__(self, path: Path, log: CommitLog | None = None) -> None:
@@ -77,7 +77,7 @@ class AnalysisStore:
         epoch
             Counted from 0.
         n_epochs
-            Epochs that the array has room for.
+            The length of the array.
         spectra
             Layer to eigenvalues, shape (n_features,).
         """
@@ -92,7 +92,7 @@ class AnalysisStore:
                 get_array(group, "eigenvalues")[epoch] = eigenvalues
 
     def finish_spectra(self, n_epochs: int) -> None:
-        """Cut the spectra to the epochs that were trained, where training stopped early."""
+        """Cut the spectra to the epochs that were trained, if training stopped early."""
         with _Writing(self) as root:
             for split in ("train", "eval"):
                 for layer in self.spectra(split):
@@ -105,20 +105,20 @@ class AnalysisStore:
     ) -> None:
         """Write each layer's mean (n_features,) and covariance (n_features, n_features) of the last epoch."""
         for layer, (mean, covariance) in moments.items():
-            with _Writing(self) as root:  # a commit of its own: one that fails takes no other with it
+            with _Writing(self) as root:  # a commit of its own: one that fails leaves the others
                 group = _layer_group(root, f"spectra/{split}", layer)
                 _put(group, "mean", mean, ("feature",))
                 _put(group, "covariance", covariance, ("feature", "other_feature"))
 
     def write_probe(self, table: str, layer: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write a probe's arrays, or those of the probes of all positions; what was there is replaced.
+        """Write the arrays of a probe, or of the probes of all positions; replace existing ones.
 
         Parameters
         ----------
         table
-            The name of its table: a pooling's key, such as ``pool4``, after a prefix or not.
+            The name of its table: a pooling's key, such as ``pool4``, with or without a prefix.
         arrays
-            Name, of those in PROBE_DIMENSIONS, to array.
+            Name, one of PROBE_DIMENSIONS, to array.
         """
         with _Writing(self) as root:
             group = _layer_group(root, f"probes/{table}", layer)
@@ -126,7 +126,7 @@ class AnalysisStore:
                 _put(group, name, values, PROBE_DIMENSIONS[name, values.ndim])
 
     def remove_probes(self, pooling: str) -> None:
-        """Remove a pooling's probes, so that new ones are written whatever became of what lies there."""
+        """Remove a pooling's probes, damaged or not, so that new ones can be written."""
         if self._log is None:
             raise NotFoundError(f"{self.path} is open for reading only")
         store = open_store(Folder(self.path), self._log)
@@ -139,14 +139,14 @@ class AnalysisStore:
         Parameters
         ----------
         layers
-            Those to read; by default all.
+            The layers to read; by default all.
         """
         groups = self._layers(f"spectra/{split}")
         if layers is not None:
             groups = {layer: group for layer, group in groups.items() if layer in layers}
         found = {}
         for layer, group in groups.items():
-            with reading(
+            with explaining_decode_errors(
                 f"{group.store_path}: the spectra of layer {layer}",
                 "satstore verify says what to do",
             ):
@@ -156,7 +156,7 @@ class AnalysisStore:
     def moments(self, split: str, layer: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return a layer's mean and covariance after the last epoch; errors are those of :meth:`probe`."""
         group = self._layer(f"spectra/{split}", layer)
-        with reading(
+        with explaining_decode_errors(
             f"{group.store_path}: the moments of layer {layer}",
             "satstore verify says what to do",
         ):
@@ -172,10 +172,10 @@ class AnalysisStore:
         NotFoundError
             If there is none.
         CorruptError
-            If a stored array isn't what was written.
+            If a stored array isn't as it was written.
         """
         group = self._layer(f"probes/{table}", layer)
-        with reading(
+        with explaining_decode_errors(
             f"{group.store_path}: the probe of layer {layer}",
             "make it again with: satstore probe --overwrite",
         ):
@@ -193,15 +193,15 @@ class AnalysisStore:
     def _layers(self, path: str) -> dict[str, zarr.Group]:
         if not (self.path / path).exists():
             return {}
-        with reading_metadata(self.path / path):
+        with explaining_metadata_errors(self.path / path):
             parent = open_root(Folder(self.path))[path]
             assert isinstance(parent, zarr.Group)
             groups = {str(group.attrs["layer"]): group for _, group in parent.groups()}
-        return dict(sorted(groups.items()))  # a folder's order is its file system's
+        return dict(sorted(groups.items()))  # a folder lists its files in any order
 
 
 def _check_probe(arrays: Mapping[str, Array]) -> None:
-    """Check that a probe's arrays are of PROBE_DIMENSIONS, and of one number of classes and positions."""
+    """Check that a probe's arrays have the axes of PROBE_DIMENSIONS, of consistent sizes."""
     sizes: dict[str, int] = {}
     for name, array in arrays.items():
         known = [n_axes for of, n_axes in PROBE_DIMENSIONS if of == name]
@@ -213,7 +213,7 @@ def _check_probe(arrays: Mapping[str, Array]) -> None:
 
 
 class _Writing:
-    """Opens a store for one write and commits what was written when it went well."""
+    """Opens a store for one write, and commits it unless there was an error."""
 
     def __init__(self, analysis: AnalysisStore) -> None:
         if analysis._log is None:
@@ -246,9 +246,9 @@ def _put(group: zarr.Group, name: str, values: NDArray[Any], dimensions: tuple[s
 
 
 def choose_chunks(shape: tuple[int, ...], item_bytes: int) -> tuple[int, ...]:
-    """Return chunks of at most CHUNK_BYTES: all of an array, or as much of its last axes as fits.
+    """Choose chunks of at most CHUNK_BYTES: the whole array, or as much of its last axes as fits.
 
-    Blosc takes 2 GiB at once, which the covariance of 16,384 features has.
+    Blosc takes less than 2 GiB at once; the covariance of 16,384 features has 2 GiB.
     """
     chunks: list[int] = []
     left = max(1, CHUNK_BYTES // item_bytes)

@@ -1,4 +1,4 @@
-"""Reading arrays object by object, from bytes at hand: what is decoded is what a digest was taken of."""
+"""Decode arrays object by object from given bytes: the same bytes that a digest was computed of."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from satstore.storage.zarr.value_problems import has_non_finite
 
 
 class StoredArray:
-    """An array whose objects (its shards, or its chunks where it has no shards) are handed in one by one.
+    """An array whose objects (its shards, or its chunks if it has no shards) are given one by one.
 
     Parameters
     ----------
@@ -30,12 +30,12 @@ class StoredArray:
     shape, dtype
         The array's.
     objects
-        The key of each object, below the array's own, to the part of the array that it holds.
+        The key of each object, relative to the array's, to the part of the array that it holds.
 
     Raises
     ------
     CorruptError
-        If the metadata is not that of an array, or of one that no store can hold.
+        If the metadata are not those of an array, or claim more than any store holds.
     """
 
     def __init__(self, metadata: bytes) -> None:
@@ -59,12 +59,12 @@ class StoredArray:
         }
 
     def check(self, n_axes: int | None, kinds: str) -> None:
-        """Check that it has so many axes (None: any), numbers of these kinds, and objects of whole rows.
+        """Check the number of axes (None: any), the kinds of numbers, and that objects hold whole rows.
 
         Raises
         ------
         CorruptError
-            If it hasn't.
+            If one of these is wrong.
         """
         whole = tuple(slice(0, size) for size in self.shape[1:])
         is_whole = all(part[1:] == whole for part in self.objects.values())
@@ -75,7 +75,7 @@ class StoredArray:
             )
 
     def blank(self) -> NDArray[Any]:
-        """Return what the array reads as where nothing was written.
+        """Return an array of the same shape, filled with the fill value.
 
         Raises
         ------
@@ -113,16 +113,16 @@ class StoredArray:
 
 @dataclass
 class Finiteness:
-    """Where the samples seen so far are finite.
+    """Counts the non-finite values of the samples so far, and notes the features that are finite.
 
     Attributes
     ----------
     features
-        Of one sample's shape: whether a feature is finite in all samples; True stands for all features.
+        Whether each feature is finite in all samples, of one sample's shape; True stands for all features.
     n_others
-        Values that are NaN or infinite.
+        The number of values that are NaN or infinite.
     n_empty
-        Chunks of nothing but NaN: what a lost chunk reads as.
+        The number of chunks of nothing but NaN, as a lost chunk reads.
     """
 
     features: NDArray[np.bool_] | np.bool_ = np.True_
@@ -130,8 +130,8 @@ class Finiteness:
     n_empty: int = 0
 
     def look(self, chunk: NDArray[Any]) -> None:
-        """Take in a chunk of samples (n, …)."""
-        if not has_non_finite(chunk):  # fast, and true of nearly all chunks
+        """Add a chunk of samples (n, …)."""
+        if not has_non_finite(chunk):  # fast, and nearly always true
             return
         finite = np.isfinite(chunk)
         self.features = self.features & finite.all(axis=0)
@@ -139,7 +139,7 @@ class Finiteness:
         self.n_empty += int(np.isnan(chunk).all())
 
     def merge(self, other: "Finiteness") -> None:
-        """Take in what another has seen."""
+        """Add the samples of another."""
         self.features = self.features & other.features
         self.n_others += other.n_others
         self.n_empty += other.n_empty

@@ -1,4 +1,4 @@
-"""How far and how fast latents are compressed in a store, tried in memory."""
+"""Measure how far and how fast latents are compressed in a store, in memory."""
 
 import time
 from typing import Any
@@ -19,7 +19,7 @@ from satstore.storage.zarr.precision import Extent, choose_precision
 
 
 def encoded_ratio(latents: NDArray[Any], mantissa_bits: int = FLOAT16_MANTISSA_BITS) -> float:
-    """Return the bytes that samples' latents (n, …) have in a store, per byte of float16."""
+    """Measure the stored bytes of latents (n, …) per byte of float16."""
     with np.errstate(over="ignore"):
         values = latents.astype(np.float32)
     precision = choose_precision(Extent.of(values), mantissa_bits)
@@ -28,7 +28,7 @@ def encoded_ratio(latents: NDArray[Any], mantissa_bits: int = FLOAT16_MANTISSA_B
 
 
 def encoding_rates() -> tuple[float, float]:
-    """Return the bytes of float16 per second that are encoded and decoded, measured on noise."""
+    """Measure how many bytes of float16 are encoded and decoded per second, on noise."""
     values = np.random.default_rng(0).standard_normal((16384, 1024), np.float32).astype(np.float16)
     seconds = []
     for _ in range(2):  # the first warms up
@@ -43,13 +43,19 @@ def encoding_rates() -> tuple[float, float]:
 def _encode(
     values: NDArray[np.floating[Any]], mantissa_bits: int = FLOAT16_MANTISSA_BITS
 ) -> tuple[Array, dict[str, Any]]:
-    """Write an array as stores are written, to memory; return it, and the objects by key."""
+    """Encode an array to memory as in a store; return it, and the objects by key."""
     store: dict[str, Any] = {}
     group = zarr.create_group(MemoryStore(store))
     chunks = (choose_chunk_rows(values.shape[1:], len(values), values.itemsize), *values.shape[1:])
     dimensions = ("sample", *(f"axis{axis}" for axis in range(1, values.ndim)))
     array = create_array(
-        group, "latent", values.shape, values.dtype, dimensions, mantissa_bits, chunks=chunks
+        group,
+        "latent",
+        values.shape,
+        values.dtype,
+        dimensions,
+        mantissa_bits=mantissa_bits,
+        chunks=chunks,
     )
     array[...] = values
     return array, store

@@ -1,4 +1,4 @@
-"""The Zarr stores that are written through: durable, their digests in the commit log."""
+"""Zarr stores that write durably and keep digests in the commit log."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
@@ -18,11 +18,11 @@ from satstore.storage.safe_names import Key, as_group, as_key, is_key
 
 
 class DurableStore(Store):
-    """Zarr objects at a location, each whole or not there; :meth:`commit` says in the log what was written.
+    """Zarr objects at a location, each written whole or not at all; :meth:`commit` records them in the log.
 
-    What was committed and is about to change or to go is taken out of the log first: a crash in between
-    leaves it uncommitted, never committed and wrong. Subclasses say how Zarr reads; without a log, a store is
-    for reading only.
+    A committed object is taken out of the log before it is changed or removed: a crash in between leaves it
+    uncommitted, never committed and wrong. Subclasses define how Zarr reads; without a log, a store is for
+    reading only.
     """
 
     def _track(self, location: Location, log: CommitLog | None) -> None:
@@ -32,9 +32,9 @@ class DurableStore(Store):
         self._committed = log.read(location.name).files if log else {}
 
     def commit(self, n_rows: Mapping[str, int] | None = None) -> None:
-        """Commit what was written, and the number of rows that groups hold with it."""
+        """Commit the written objects, and the number of rows that groups hold with them."""
         assert self._log is not None
-        # The metadata above, too, which a killed process may have written and never committed.
+        # Also the metadata of parents, which a killed process may have written and not committed.
         above = {
             as_key(str(folder / "zarr.json"))
             for key in self._written
@@ -51,25 +51,25 @@ class DurableStore(Store):
 
     @property
     def has_changes(self) -> bool:
-        """Tell whether something was written that is not committed."""
+        """Tell whether objects were written that are not committed."""
         return bool(self._written)
 
     def remove_object(self, key: str) -> None:
-        """Remove one object, the log first."""
+        """Remove one object, first from the log."""
         self.forget(key)
         self.location.delete([as_key(key)])
 
     def remove_group(self, path: str) -> None:
-        """Remove all that lies under a path, the log first."""
+        """Remove all objects below a path, first from the log."""
         assert self._log is not None
         self._log.remove(self.location.name, path)
         self._drop(path)
         self.location.remove(as_group(path))
 
     def remove_uncommitted(self, path: str) -> None:
-        """Remove the objects under a path that are not committed: a killed process left them, torn maybe.
+        """Remove the objects below a path that are not committed; a killed process left them, maybe torn.
 
-        Zarr reads a shard that is there before it writes it, even where it replaces all of it.
+        Zarr reads an existing shard before it writes it, even if it replaces all of it.
         """
         found = self.location.sizes(as_group(path))
         self.location.delete(key for key in found if key not in self._committed)
@@ -84,13 +84,13 @@ class DurableStore(Store):
         return bool(gone)
 
     def forget(self, path: str) -> None:
-        """Take an object, or all that lies under a path, out of the log."""
+        """Take an object, or all below a path, out of the log."""
         if self._drop(path):
             assert self._log is not None
             self._log.remove(self.location.name, path)
 
     def write_object(self, name: str, *parts: bytes) -> None:
-        """Write one object, in one part or several, which is committed with the others."""
+        """Write one object, in one part or several; the next commit includes it."""
         key = as_key(name)
         if key in self._committed:
             self.forget(key)
@@ -104,7 +104,7 @@ class DurableStore(Store):
         await asyncio.to_thread(self.write_object, key, value.to_bytes())
 
     async def set_if_not_exists(self, key: str, value: Buffer) -> None:
-        """Store one object, unless there is one; a store has one writer, so that none comes in between."""
+        """Store one object unless it exists; a store has one writer, so there is no race."""
         if not await self.exists(key):
             await self.set(key, value)
 
@@ -114,14 +114,14 @@ class DurableStore(Store):
         await asyncio.to_thread(self.remove_object, key)
 
     async def delete_dir(self, prefix: str) -> None:
-        """Delete all that lies under a prefix."""
+        """Delete all objects below a prefix."""
         self._check_writable()
         self.forget(prefix)
         await asyncio.to_thread(self.location.remove, as_group(prefix.rstrip("/")))
 
 
 class DurableFolder(DurableStore, LocalStore):
-    """A folder of Zarr objects, read by Zarr itself where they are files, and written durably."""
+    """A folder of Zarr objects, written durably, and read by Zarr itself if they are plain files."""
 
     location: Folder
 
@@ -161,7 +161,7 @@ class DurableFolder(DurableStore, LocalStore):
         return super().get_sync(key, prototype=prototype, byte_range=byte_range)
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """List the names right under a prefix, but for temporary files of a write that is going on."""
+        """List the names directly below a prefix, without temporary files of current writes."""
         async for name in super().list_dir(prefix):
             if is_key(name) and not is_partial(name):
                 yield name
@@ -179,7 +179,7 @@ class DurableFolder(DurableStore, LocalStore):
 
 
 class DurableBucket(DurableStore, ObjectStore[Any]):
-    """A bucket's Zarr objects, read by Zarr through obstore; what it refuses is said in one line."""
+    """A bucket's Zarr objects, read by Zarr through obstore; its errors are turned into one line."""
 
     location: Bucket
 
@@ -215,24 +215,24 @@ class DurableBucket(DurableStore, ObjectStore[Any]):
 
     def list(self) -> AsyncGenerator[str, None]:
         """List all keys."""
-        return self._told(super().list())
+        return self._list_explained(super().list())
 
     def list_prefix(self, prefix: str) -> AsyncGenerator[str, None]:
         """List the keys under a prefix."""
-        return self._told(super().list_prefix(prefix))
+        return self._list_explained(super().list_prefix(prefix))
 
     def list_dir(self, prefix: str) -> AsyncGenerator[str, None]:
-        """List the names right under a prefix."""
-        return self._told(super().list_dir(prefix))
+        """List the names directly below a prefix."""
+        return self._list_explained(super().list_dir(prefix))
 
-    async def _told(self, keys: AsyncIterator[str]) -> AsyncGenerator[str, None]:
+    async def _list_explained(self, keys: AsyncIterator[str]) -> AsyncGenerator[str, None]:
         with self.location.refusals():
             async for key in keys:
                 yield key
 
 
 def open_or_mend(store: DurableStore) -> zarr.Group:
-    """Open a store's root for writing; where its metadata are none of a group, they are written anew."""
+    """Open a store's root for writing; replace its metadata if they are not a group's."""
     try:
         return zarr.open_group(store, mode="a")
     except (ValueError, KeyError, TypeError):
@@ -246,7 +246,6 @@ def open_store(location: Location, log: CommitLog | None = None) -> DurableFolde
         return DurableBucket(location, log)
     assert isinstance(location, Folder)
     if log is not None:
-        make_folder(
-            location.path_of(ROOT, to_change=True)
-        )  # Zarr would make it too, but not so that it survives a power loss
+        # Zarr would make it too, but not so that it survives a power loss.
+        make_folder(location.path_of(ROOT, to_change=True))
     return DurableFolder(location, log)

@@ -22,10 +22,10 @@ from satstore.storage.zarr.layout import (
     Array,
     check_axes,
     encode_layer,
+    explaining_decode_errors,
+    explaining_metadata_errors,
     get_array,
     open_root,
-    reading,
-    reading_metadata,
 )
 from satstore.storage.zarr.shard_codec import ShardReader, open_shards
 
@@ -45,7 +45,7 @@ class LatentArray:
     """
 
     def __init__(self, group: zarr.Group) -> None:
-        with reading_metadata(group.store_path):
+        with explaining_metadata_errors(group.store_path):
             self.layer = str(group.attrs["layer"])
         self._group = group
         array = get_array(group, "latent")
@@ -77,7 +77,10 @@ class LatentArray:
     def _read_moment(self, name: str) -> NDArray[np.float32]:
         array = check_axes(get_array(self._group, name), *self.shape[1:])
         what = f"{self._group.store_path}: {name}"
-        with reading(what, "write it again with: satstore extract"), np.errstate(over="ignore"):
+        with (
+            explaining_decode_errors(what, "write it again with: satstore extract"),
+            np.errstate(over="ignore"),
+        ):
             return np.asarray(array[...], dtype=np.float32)
 
     def numpy(self) -> NDArray[np.floating[Any]]:
@@ -123,7 +126,7 @@ class LatentArray:
     def _reading(self, start: int, stop: int) -> AbstractContextManager[None]:
         """Say of samples that can't be read where they lie and how they are written again."""
         what = f"{self._group.store_path}: samples {start} to {stop - 1} of layer {self.layer}"
-        return reading(what, "write them again with: satstore extract")
+        return explaining_decode_errors(what, "write them again with: satstore extract")
 
     def dask(self, chunk_bytes: int = 64 * 2**20) -> Any:
         """Return a dask array over it, in blocks of whole stored chunks of about ``chunk_bytes``."""
@@ -143,7 +146,7 @@ class LatentSplit(Mapping[str, LatentArray]):
 
     def __init__(self, group: zarr.Group, layers: list[str]) -> None:
         self._group = group
-        with reading_metadata(group.store_path):
+        with explaining_metadata_errors(group.store_path):
             self._keys = {layer: encode_layer(layer) for layer in layers if encode_layer(layer) in group}
 
     def only(self, layers: Container[str]) -> "LatentSplit":
@@ -153,7 +156,7 @@ class LatentSplit(Mapping[str, LatentArray]):
     def __getitem__(self, layer: str) -> LatentArray:
         if layer not in self._keys:
             raise UnknownNameError(f"no latents of a layer {layer!r}{suggest(layer, self._keys)}")
-        with reading_metadata(self._group.store_path):
+        with explaining_metadata_errors(self._group.store_path):
             item = self._group[self._keys[layer]]
             assert isinstance(item, zarr.Group)
         return LatentArray(item)
@@ -191,7 +194,9 @@ class LatentSplit(Mapping[str, LatentArray]):
 
     def _read(self, name: str) -> NDArray[np.int64]:
         array = check_axes(get_array(self._group, name), None, kinds="iu")
-        with reading(f"{self._group.store_path}: {name}", "write it again with: satstore extract"):
+        with explaining_decode_errors(
+            f"{self._group.store_path}: {name}", "write it again with: satstore extract"
+        ):
             return np.asarray(array[...], dtype=np.int64)
 
 
@@ -217,7 +222,7 @@ class LatentStore:
     @property
     def layers(self) -> list[str]:
         """Layer names, in forward order."""
-        with reading_metadata(self.location):
+        with explaining_metadata_errors(self.location):
             return [str(layer) for layer in self.attributes["layers"]]  # type: ignore[union-attr]
 
     @property
@@ -245,7 +250,7 @@ class LatentStore:
         """
         key = LatentsKey.parse(pooling)
         path = f"{key if epoch is None else key.at(epoch)}/{split}"
-        with reading_metadata(f"{self.location}/{path}"):
+        with explaining_metadata_errors(f"{self.location}/{path}"):
             group = self._root.get(path)
         if not isinstance(group, zarr.Group):
             keys = [*self.poolings]
@@ -260,7 +265,7 @@ def _groups(group: Any) -> list[str]:
     """Return the names of the groups in a group; none where it is no group."""
     if not isinstance(group, zarr.Group):
         return []
-    with reading_metadata(group.store_path):
+    with explaining_metadata_errors(group.store_path):
         return [name for name, _ in group.groups()]
 
 

@@ -20,9 +20,9 @@ from satstore.storage.zarr.layout import (
     encode_layer,
     get_array,
 )
-from satstore.storage.zarr.precision import FLOAT16, FLOAT32, Extent, Precision
+from satstore.storage.zarr.precision import FLOAT16, FLOAT32, Extent, StoragePrecision
+from satstore.storage.zarr.running_moments import RunningMoments
 from satstore.storage.zarr.shard_codec import is_house_encoding, shard_key
-from satstore.storage.zarr.stored_moments import FeatureMoments
 
 SPATIAL_AXES = ("z", "y", "x")
 
@@ -53,8 +53,8 @@ class Target:
     array: Array
     n_samples: int | None
     missing: set[int]
-    precision: Precision
-    moments: FeatureMoments | None = None
+    precision: StoragePrecision
+    moments: RunningMoments | None = None
     extent: Extent | None = None
     n_seen: int = 0
 
@@ -79,7 +79,7 @@ class Target:
     def forget(self) -> None:
         """Begin anew with what is seen of the stored rows."""
         shape = self.array.shape[1:]
-        self.moments, self.n_seen = FeatureMoments(shape), 0
+        self.moments, self.n_seen = RunningMoments(shape), 0
         self.extent = Extent.empty(int(np.prod(shape, dtype=np.int64)))
 
     def reach(self, n_rows: int) -> None:
@@ -238,16 +238,16 @@ class SplitOpener:
         if not fits:
             self._remove(path)
 
-    def _mend_precision(self, layer_group: zarr.Group) -> Precision:
+    def _mend_precision(self, layer_group: zarr.Group) -> StoragePrecision:
         """Return what a layer is stored as; array and group say it both, and either may have been lost."""
         bits = self.source["mantissa_bits"]
         if "latent" in layer_group:
             array = get_array(layer_group, "latent")
-            precision = Precision.read(array.dtype, dict(array.attrs), bits)
+            precision = StoragePrecision.read(array.dtype, dict(array.attrs), bits)
         elif "mantissa_bits" in layer_group.attrs:
-            precision = Precision.read(FLOAT32, dict(layer_group.attrs), bits)
+            precision = StoragePrecision.read(FLOAT32, dict(layer_group.attrs), bits)
         else:
-            precision = Precision(FLOAT16, bits)
+            precision = StoragePrecision(FLOAT16, bits)
         describe_precision(layer_group, precision)
         return precision
 
@@ -262,7 +262,7 @@ def create_latent(
     shape: tuple[int, ...],
     shard_rows: int,
     dimensions: tuple[str, ...],
-    precision: Precision,
+    precision: StoragePrecision,
     mantissa_bits: int,
 ) -> Array:
     """Create the array of a layer's latents, (samples, …), in its group.
@@ -279,14 +279,14 @@ def create_latent(
         shape,
         precision.dtype,
         dimensions,
-        mantissa_bits,
+        mantissa_bits=mantissa_bits,
         chunks=(chunk_rows, *shape[1:]),
         shards=(shard_rows, *shape[1:]),
         attributes=precision.attributes,
     )
 
 
-def describe_precision(node: "zarr.Group | Array", precision: Precision) -> None:
+def describe_precision(node: "zarr.Group | Array", precision: StoragePrecision) -> None:
     """Bring up to date what a layer's group or array says of how it is stored."""
     described = {**node.attrs, **precision.attributes}
     if described != dict(node.attrs):

@@ -1,4 +1,4 @@
-"""How stores are laid out: keys, encodings, and what makes a store one of ours.
+"""The layout of stores: keys, encodings, shards that fit the memory, and checks on opening.
 
 The layout is that of docs/store-format.md: Zarr v3, ``dimension_names`` on every array, NaN where nothing was
 written. Only this package imports zarr.
@@ -32,24 +32,24 @@ MIN_SHARDS, SMALL_BYTES = 8, 64 * 2**20
 FLOAT16_BYTES, FLOAT16_MANTISSA_BITS = 2, 10
 FLOAT32_BYTES, FLOAT32_MANTISSA_BITS = 4, 23
 MAX_ENCODERS = 4
-"""Shards encoded at once, at most. Memory is reckoned with it, so that shards are alike everywhere."""
+"""The most shards encoded at once; shard sizes depend on it, so that they are the same on all machines."""
 ENCODING_BYTES = 32 * 2**20
-"""What a dozen chunks take on their way through the codecs, side by side."""
+"""The memory of a dozen chunks in the codecs at once."""
 
 MAX_WHOLE_BYTES, MAX_OBJECTS = 8 * 2**30, 2**24
-"""More than any chunk, and any array that is read at once, takes (a covariance of 32,768 features), and more
-files than an array, and chunks than a shard, has."""
+"""Limits of what metadata may claim: the bytes of a chunk, or of an array that is read at once (a covariance
+of 32,768 features), and the files of an array, or the chunks of a shard."""
 
 Shapes = Mapping[LatentsKey, Mapping[str, tuple[int, ...]]]
 """Key to layer to the shape of one sample's latent."""
 
 
 def encode_layer(name: str) -> str:
-    """Return the store key of a layer: its name where that is a plain key, else percent-encoded.
+    """Return the store key of a layer: its name if that is a plain key, otherwise percent-encoded.
 
-    A name that other keys of the store have, or that would leave its folder, is encoded from its first
-    character on; one too long for a file name is cut and ends with a digest of the whole. Different names
-    have different keys; on a file system that folds case, names that differ in nothing else would meet.
+    The first character of a reserved name, or of one that would leave its folder, is encoded; a name too long
+    for a file is cut and ends with a digest of the whole. Different names have different keys; on a file
+    system that folds case, names that differ only in case would collide.
     """
     key = quote(name, safe="-_.").replace("~", "%7E")  # a "~" tells that a key was cut
     if key in RESERVED_KEYS or key.startswith((".", "__")):
@@ -62,11 +62,11 @@ def encode_layer(name: str) -> str:
 
 
 def shards_bytes(shapes: Shapes, shard_rows: Mapping[LatentsKey, int], n_samples: int | None = None) -> int:
-    """Return the memory that writing takes with so many samples in each pooling's shards, and in the split.
+    """Compute the memory that writing takes, from the samples of a shard of each key, and of the split.
 
-    All layers' shards are filled at once, as float32, while those before them are encoded: two of each. Those
-    that are encoded at once are there once more, as float16 and as bytes; where a layer turns out to need
-    float32, its earlier shards are, one after the other. Moments and extent take 28 bytes of each feature.
+    All layers' shards are filled at once, as float32, while the previous ones are encoded: two of each. Those
+    that are encoded at once take memory once more, as float16 and as bytes; if a layer turns out to need
+    float32, so do its earlier shards, one after the other. Moments and extent take 28 bytes per feature.
     """
     row_sizes = {p: [math.prod(s) for s in layers.values()] for p, layers in shapes.items()}
     most = math.inf if n_samples is None else n_samples
@@ -81,16 +81,16 @@ def shards_bytes(shapes: Shapes, shard_rows: Mapping[LatentsKey, int], n_samples
 def choose_shard_rows(
     shapes: Shapes, n_samples: int, memory_bytes: int, remedy: str = "raise --memory-limit"
 ) -> int:
-    """Return how many samples a shard holds: a power of two, the same for all layers.
+    """Choose the samples of a shard: a power of two, the same for all layers.
 
-    What :func:`shards_bytes` gives has to fit the memory, and the widest layer's shard is kept to 128 MiB of
-    float16. A split has a handful of shards, that one is written while the next is computed, and a resume has
-    where to go on; one is all that a small split needs.
+    :func:`shards_bytes` has to fit the memory, and the widest layer's shard has at most 128 MiB of float16. A
+    split has several shards, so that one is written while the next is computed, and a resumed run can
+    continue between them; a small split has one.
 
     Raises
     ------
     MemoryLimitError
-        If the memory doesn't hold one sample's.
+        If the memory doesn't hold a shard of one sample.
     """
     row_bytes = [FLOAT16_BYTES * math.prod(s) for layers in shapes.values() for s in layers.values()]
     rows: int = 2 ** min(
@@ -107,19 +107,19 @@ def choose_shard_rows(
 def plan_memory(
     shapes: Shapes, n_samples: int, limit_bytes: int, held_bytes: int, batch_size: int
 ) -> tuple[int, int]:
-    """Return the samples of a shard that a memory limit gives, and the projected peak in bytes.
+    """Choose the samples of a shard for a memory limit, and estimate the peak memory in bytes.
 
     Parameters
     ----------
     held_bytes
-        What the process holds with model, data and the forward pass of one batch.
+        The memory of model, data and the forward pass of one batch.
     batch_size
-        Samples of a batch, whose latents are there twice at once, as float32: on the device and beside it.
+        Samples of a batch, whose float32 latents are held twice at once: on the device and on the host.
 
     Raises
     ------
     MemoryLimitError
-        If the limit doesn't leave enough for one sample.
+        If the limit doesn't leave enough for a shard of one sample.
     """
     n_features = sum(math.prod(shape) for layers in shapes.values() for shape in layers.values())
     held_bytes += batch_size * n_features * 2 * FLOAT32_BYTES
@@ -139,7 +139,7 @@ def check_shards_fit(
     Raises
     ------
     MemoryLimitError
-        Naming what they take, what is left and the remedy.
+        Names the needed memory, what is left, and the remedy.
     """
     needed = shards_bytes(shapes, shard_rows, n_samples)
     if needed > memory_bytes:
@@ -154,7 +154,7 @@ def check_shards_fit(
 def choose_chunk_rows(
     sample_shape: tuple[int, ...], shard_rows: int, value_bytes: int = FLOAT16_BYTES
 ) -> int:
-    """Return how many samples a chunk holds: a power of two that divides the shard, about 2 MiB of them."""
+    """Choose the samples of a chunk: a power of two that divides the shard, of about 2 MiB."""
     row_bytes = value_bytes * math.prod(sample_shape)
     return int(min(shard_rows, 2 ** (max(1, CHUNK_BYTES // row_bytes).bit_length() - 1)))
 
@@ -165,10 +165,11 @@ def create_array(
     shape: tuple[int, ...],
     dtype: Any,
     dimensions: tuple[str, ...],
+    *,
     mantissa_bits: int = FLOAT16_MANTISSA_BITS,
     **options: Any,
 ) -> Array:
-    """Create an array in the house's encoding: Blosc, a checksum, NaN where unset."""
+    """Create an array in satstore's encoding: Blosc, a checksum, and NaN where nothing is written."""
     floating = np.issubdtype(np.dtype(dtype), np.floating)
     return group.create_array(
         name,
@@ -182,12 +183,11 @@ def create_array(
 
 
 def choose_blosc(mantissa_bits: int) -> BloscCodec:
-    """Return the compressor of values with so many bits of mantissa.
+    """Choose the compressor of values with so many bits of mantissa.
 
-    lz4 with bitshuffle packs the bits that are there, at gigabytes per second. Who rounds some away wants few
-    bytes: zstd with byte shuffle codes what sign, exponent and the rest have of order. At 5 bits, of a
-    ResNet18's latents, it takes 29 % of float32 instead of 34 %, encodes ten times slower and decodes four
-    times slower.
+    lz4 with bitshuffle packs all bits at gigabytes per second. Rounded values are to take few bytes: zstd
+    with byte shuffle exploits the regularity of sign and exponent too. On a ResNet18's latents at 5 bits, it
+    takes 29 % of float32 instead of 34 %, encodes ten times slower and decodes four times slower.
     """
     if mantissa_bits < FLOAT16_MANTISSA_BITS:
         return BloscCodec(cname="zstd", clevel=3, shuffle="shuffle")
@@ -195,17 +195,31 @@ def choose_blosc(mantissa_bits: int) -> BloscCodec:
 
 
 def open_root(location: Location) -> zarr.Group:
-    """Open a store's root group for reading, and check that it is of a format that is known here."""
+    """Open a store's root group for reading, and check the version of its format.
+
+    Raises
+    ------
+    NotFoundError
+        If there is no store.
+    CorruptError
+        If it can't be opened, or has another version.
+    """
     if not location.exists():
         raise NotFoundError(f"no store at {location}: it has no zarr.json")
-    with reading_metadata(f"the store at {location} can't be opened"):
+    with explaining_metadata_errors(f"the store at {location} can't be opened"):
         group = zarr.open_group(open_store(location), mode="r")
     check_version(group, location)
     return group
 
 
 def check_version(group: zarr.Group, location: Location) -> None:
-    """Check that a store is of a format that is known here."""
+    """Check the version of a store's format.
+
+    Raises
+    ------
+    CorruptError
+        If it is another one.
+    """
     version = group.attrs.get("format_version")
     if version != FORMAT_VERSION:
         raise CorruptError(
@@ -219,9 +233,9 @@ def get_array(group: zarr.Group, name: str) -> Array:
     Raises
     ------
     CorruptError
-        If it has none of that name, or one that no store can hold.
+        If the group has none of that name, or one whose metadata claim more than any store holds.
     """
-    with reading_metadata(group.store_path):
+    with explaining_metadata_errors(group.store_path):
         item = group.get(name)
     if not isinstance(item, zarr.Array):
         raise CorruptError(f"{group.store_path} has no array {name!r}")
@@ -230,19 +244,19 @@ def get_array(group: zarr.Group, name: str) -> Array:
 
 
 def check_axes(array: Array, *sizes: int | None, kinds: str = "fiu") -> Array:
-    """Return an array if it has the axes, and numbers, that are written.
+    """Check an array's axes and kind of numbers; return it.
 
     Parameters
     ----------
     *sizes
-        Of the axes; None where any will do but 0.
+        The sizes of its axes; None for any but 0.
     kinds
-        NumPy's letters of the types that will do: floats, integers, unsigned ones.
+        NumPy's letters of the allowed types: floats, integers, unsigned integers.
 
     Raises
     ------
     CorruptError
-        Naming what it has and what is expected.
+        Names what was found and what was expected.
     """
     fits = len(array.shape) == len(sizes) and all(
         n > 0 and size in (None, n) for n, size in zip(array.shape, sizes, strict=True)
@@ -257,30 +271,30 @@ def check_axes(array: Array, *sizes: int | None, kinds: str = "fiu") -> Array:
 
 
 @contextmanager
-def reading(what: str, remedy: str) -> Iterator[None]:
-    """Say of stored values that can't be decoded what they are and what to do.
+def explaining_decode_errors(what: str, remedy: str) -> Iterator[None]:
+    """Turn decoding errors into one that names the array and the remedy.
 
     Raises
     ------
     CorruptError
-        For a wrong checksum, what Blosc refuses, or a disk that does.
+        For a wrong checksum, invalid Blosc data, or an error of the disk.
     """
     try:
         yield
-    except SatstoreError:  # a bucket that can't be reached is not a damaged one
+    except SatstoreError:  # an unreachable bucket is not a damaged store
         raise
     except (ValueError, LookupError, TypeError, RuntimeError, OSError) as error:
         raise CorruptError(f"{what} can't be read ({' '.join(str(error).split())}); {remedy}") from error
 
 
 @contextmanager
-def reading_metadata(place: object) -> Iterator[None]:
-    """Say of metadata that zarr does not understand where they lie.
+def explaining_metadata_errors(place: object) -> Iterator[None]:
+    """Turn zarr's errors about metadata into one that names their place.
 
     Raises
     ------
     CorruptError
-        For whatever zarr raises: it has no common error for them.
+        For any error of zarr: it has no common one for them.
     """
     try:
         yield
@@ -295,12 +309,12 @@ def reading_metadata(place: object) -> Iterator[None]:
 
 
 def check_claims(array: Array, *, is_read_whole: bool) -> None:
-    """Refuse an array whose metadata claim more than any that satstore writes, before memory is taken for it.
+    """Check that an array's metadata claim no more than satstore writes, before memory is taken for it.
 
     Raises
     ------
     CorruptError
-        Naming what is claimed and what is written at most.
+        Names the claim and the limit.
     """
     if any(step < 1 for step in (*array.chunks, *objects_of(array))):
         raise CorruptError(
@@ -331,5 +345,5 @@ def check_claims(array: Array, *, is_read_whole: bool) -> None:
 
 
 def objects_of(array: Array) -> tuple[int, ...]:
-    """Return the shape of what lies in one file of an array: a shard, or a chunk where it has no shards."""
+    """Return the shape of an array's files: of its shards, or of its chunks if it has no shards."""
     return tuple(array.shards or array.chunks)

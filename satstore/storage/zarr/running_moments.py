@@ -1,4 +1,4 @@
-"""Mean and standard deviation of every feature, on the way into a store."""
+"""Running mean and standard deviation of every feature of latents, while they are stored."""
 
 from typing import Any
 
@@ -10,18 +10,18 @@ from satstore.analysis.floats import widen
 BLOCK_ROWS = 32
 
 
-class FeatureMoments:
-    """Running mean and variance of every feature over rows as they are stored.
+class RunningMoments:
+    """Running mean and variance of every feature over stored rows.
 
     Rows are centred on the mean of the first block and summed over blocks of 32, these in float64. Within a
     block, rows of float16 are summed in float32: a sixth of the time that float64 takes throughout, and
-    within 1e-6 of it. Those of float32 take float64, whose range their squares don't leave. Whoever gives
-    whole blocks gets the same bits however many come at once.
+    within 1e-6 of it. Rows of float32 are summed in float64, in which their squares can't overflow. The
+    result doesn't depend on how many whole blocks come at once.
 
     Parameters
     ----------
     shape
-        One row's.
+        The shape of one row.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
@@ -33,7 +33,7 @@ class FeatureMoments:
         self._squares = np.zeros(n_features)
 
     def update(self, rows: NDArray[Any]) -> None:
-        """Take in rows (n, …); what is not finite makes its feature's moments NaN."""
+        """Add rows (n, …); non-finite values make their feature's moments NaN."""
         flat = rows.reshape(len(rows), -1)
         with np.errstate(invalid="ignore", over="ignore"):
             if self.count == 0:

@@ -1,8 +1,8 @@
-"""Shards of the house's encoding, written and read without Zarr's detours, and the same bytes as Zarr's.
+"""Encode and decode shards of satstore's own encoding: the same bytes as Zarr's, but faster.
 
 A pass of a probe reads every chunk of a layer, and an extraction encodes them beside the forward pass. Zarr
-hands each through half a dozen tasks and copies; here a chunk is read, checked, decoded and widened while it
-is in the cache. What isn't in the house's encoding, or not in a folder, is left to Zarr to read.
+passes each through half a dozen tasks and copies; here a chunk is read, checked, decoded and widened while it
+is in the cache. Zarr itself reads arrays in other encodings, and those on object storage.
 """
 
 import os
@@ -27,7 +27,7 @@ MISSING = 2**64 - 1
 
 
 class ShardReader:
-    """Reads ranges of rows of a 1-D grid of shards: whole samples in every chunk.
+    """Reads ranges of rows from an array whose shards and chunks hold whole samples.
 
     Attributes
     ----------
@@ -44,12 +44,12 @@ class ShardReader:
         self._array = array
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Return rows start to stop; what was not written is NaN.
+        """Read rows start to stop; those that were not written are NaN.
 
         Raises
         ------
         ValueError
-            If a chunk or an index is not what its checksum says.
+            If the checksum of a chunk or an index is wrong.
         OSError
             If a shard can't be read.
         """
@@ -59,12 +59,12 @@ class ShardReader:
         return rows
 
     def read_floats(self, start: int, stop: int, out: Floats) -> None:
-        """Write rows start to stop, flattened, to a float32 array; raises what :meth:`read` does."""
+        """Read rows start to stop, flattened, into a float32 array; errors are those of :meth:`read`."""
         for low, chunk in self._chunks(start, stop):
             widen(chunk, out[low - start : low - start + len(chunk)])
 
     def _chunks(self, start: int, stop: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield (first row, rows) of one chunk after another, in one array: it has to be used at once."""
+        """Yield (first row, rows) of each chunk; the rows' memory is used again for the next."""
         chunk_rows, n_features = self._chunk_rows, int(np.prod(self._shape[1:]))
         buffer, decoded = np.empty(0, np.uint8), np.empty((chunk_rows, n_features), self._dtype)
         for shard in range(start // self._shard_rows, -(-stop // self._shard_rows)):
@@ -88,7 +88,7 @@ class ShardReader:
 
     @contextmanager
     def _open(self, shard: int) -> Iterator[int | None]:
-        """Open a shard's file; None if it was not written."""
+        """Open a shard's file; yield None if it was not written."""
         path = self.folder / shard_key(self._array, shard)
         check_folders(self.folder, path)
         try:
@@ -100,7 +100,7 @@ class ShardReader:
             yield file.fileno()
 
     def _read_index(self, file: int | None) -> NDArray[np.uint64]:
-        """Return offset and size of each chunk of a shard."""
+        """Read offset and size of each chunk of a shard."""
         if file is None:
             return np.full((self._per_shard, 2), MISSING, np.uint64)
         content = np.empty(16 * self._per_shard + CRC_BYTES, np.uint8)
@@ -109,15 +109,15 @@ class ShardReader:
 
 
 def shard_key(array: Array, shard: int) -> str:
-    """Return the key, below the array's own, of a shard that holds whole samples."""
+    """Return the key of a shard of whole samples, relative to the array's."""
     return f"c/{shard}{'/0' * (array.ndim - 1)}"
 
 
 def encode_shard(array: Array, rows: NDArray[Any]) -> list[bytes]:
-    """Encode the rows of one shard, in parts that follow each other; the array's last one may lack rows.
+    """Encode the rows of one shard, in consecutive parts; the array's last shard may lack rows.
 
-    They are converted to the array's dtype, a chunk at a time.
-    Chunks of nothing but NaN are left out, as Zarr leaves them out; a shard of such chunks has an index.
+    Rows are converted to the array's dtype, a chunk at a time. Chunks of nothing but NaN are left out, as
+    Zarr does; a shard of such chunks has only an index.
     """
     assert array.shards is not None
     chunk_rows, per_shard = array.chunks[0], array.shards[0] // array.chunks[0]
@@ -140,7 +140,7 @@ def encode_shard(array: Array, rows: NDArray[Any]) -> list[bytes]:
 
 
 def blosc_settings(array: Array) -> tuple[bytes, int, int, int]:
-    """Return how Blosc compresses an array's chunks: compressor, level, shuffle, block size."""
+    """Read Blosc's settings from an array's metadata: compressor, level, shuffle, block size."""
     metadata: dict[str, Any] = array.metadata.to_dict()
     _, compressor, _ = metadata["codecs"][0]["configuration"]["codecs"]
     found = {name: getattr(value, "value", value) for name, value in compressor["configuration"].items()}
@@ -148,7 +148,7 @@ def blosc_settings(array: Array) -> tuple[bytes, int, int, int]:
 
 
 def is_all_nan(values: NDArray[Any]) -> bool:
-    """Tell whether there is nothing but NaN; nearly always, the first value says that there is more."""
+    """Tell whether all values are NaN; nearly always, the first one shows that they are not."""
     return bool(np.isnan(values.reshape(-1)[:1]).all() and np.isnan(values).all())
 
 
@@ -157,7 +157,7 @@ def _checksum(content: "bytes | NDArray[np.uint8]") -> bytes:
 
 
 def _read_checked(file: int | None, offset: int, buffer: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Fill a buffer with bytes of which the last four are the others' checksum, and return the others."""
+    """Read bytes whose last four are the checksum of the others; check it, and return the others."""
     assert file is not None
     found = buffer[: os.preadv(file, [buffer.data], offset)]
     body, stored = found[:-CRC_BYTES], found[-CRC_BYTES:].tobytes()
@@ -170,12 +170,12 @@ def _read_checked(file: int | None, offset: int, buffer: NDArray[np.uint8]) -> N
 
 
 def open_shards(folder: Path, array: Array) -> ShardReader | None:
-    """Return a reader for an array in a folder, or None where only Zarr can read it."""
+    """Return a reader for an array in a folder; None if only Zarr can read it."""
     return ShardReader(folder, array) if is_house_encoding(array) else None
 
 
 def is_house_encoding(array: Array) -> bool:
-    """Tell whether an array is cut and encoded as layout.create_array does it for latents."""
+    """Tell whether an array has the shards and encoding that layout.create_array gives latents."""
     shards, shape = array.shards, array.shape
     if shards is None or shards[1:] != shape[1:] or array.chunks[1:] != shape[1:]:
         return False

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from satstore.storage.zarr.durable_store import DurableStore
 from satstore.storage.zarr.latent_targets import Target, create_latent, describe_precision
 from satstore.storage.zarr.layout import get_array
-from satstore.storage.zarr.precision import FLOAT16, Extent, Float32s, Precision, choose_precision
+from satstore.storage.zarr.precision import FLOAT16, Extent, Float32s, StoragePrecision, choose_precision
 from satstore.storage.zarr.shard_codec import encode_shard, shard_key
 
 Look = Callable[[Target, int, NDArray[Any], NDArray[Any]], None]
@@ -77,7 +77,7 @@ class ShardWriter:
             self._look(target, start, block, block)
             target.n_seen = start + len(block)
 
-    def _refine(self, target: Target, shard: int, needed: Precision) -> None:
+    def _refine(self, target: Target, shard: int, needed: StoragePrecision) -> None:
         """Store a layer more finely from this shard on, if that is needed."""
         precision = target.precision.at_least(needed)
         if precision == target.precision:
@@ -90,7 +90,7 @@ class ShardWriter:
         describe_precision(target.group, precision)
         target.precision = precision
 
-    def _encode_anew(self, target: Target, shard: int, precision: Precision) -> None:
+    def _encode_anew(self, target: Target, shard: int, precision: StoragePrecision) -> None:
         """Replace a layer's array by one in float32, with the rows of the old one but for those of a shard.
 
         The log forgets all of it first: after a crash in between, the layer is written from its first row.
