@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -21,6 +22,7 @@ from satstore.reports.plots import plot_evolution, plot_layers
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.verify import Verification
 from satstore.stages.pipeline import make_plan, run_stages
+from satstore.storage.zarr import AnalysisStore
 from satstore.training.run_model import load_model
 
 
@@ -173,6 +175,17 @@ def test_import__has_no_other_saturation_and_says_so(tmp_path: Path) -> None:
     write_tree(tmp_path / "theirs")
     [run] = import_logs(tmp_path / "theirs", tmp_path / "ours")
     [outcome] = run_stages([run], make_plan(["saturation"], {"delta": (0.9,)}), with_needs=False)
-    assert "was imported without spectra" in str(outcome.error)
+    assert "has no spectra of its epochs, only delve's saturation at delta" in str(outcome.error)
     run.reload()
     assert run.status("saturation") == "done"
+
+
+def test_import__that_is_trained_anew_here_has_spectra(tmp_path: Path) -> None:
+    write_tree(tmp_path / "theirs")
+    [run] = import_logs(tmp_path / "theirs", tmp_path / "ours")
+    assert not run.has_spectra
+    spectra = {layer: np.arange(4.0)[::-1] for layer in run.layers}
+    AnalysisStore(run.analysis_path, run.commits).write_spectra("train", 0, 1, spectra)
+    assert run.has_spectra
+    wrong = [str(finding) for finding in Verification(run).findings() if finding.is_wrong]
+    assert len(wrong) == len(run.layers), "those of the eval split are missing"

@@ -129,13 +129,13 @@ def test_extract__replaces_imported_latents_only_when_told_to(theirs: Path, tmp_
     damaged.write_bytes(b"x")
     [outcome] = run_stages([run], make_plan(["extract"], {"pooling": ["2"]}), with_needs=False)
     assert isinstance(outcome.error, ConfigError)
-    assert "were imported" in str(outcome.error)
+    assert "are of unknown weights" in str(outcome.error)
     settings = {"pooling": ["2"], "overwrite": True, "device": "cpu"}
     [outcome] = run_stages([run], make_plan(["extract"], settings), with_needs=False)
     assert outcome.error is None
     run.reload()
     assert len(run.latents("pool2", "train").sample_ids) == 1437, "those of the digits that are here"
-    assert not run.manifest.latents[LatentsKey("2")].is_imported
+    assert run.manifest.latents[LatentsKey("2")].has_checkpoint
     assert [f for f in Verification(run).findings() if f.is_wrong] == []
 
 

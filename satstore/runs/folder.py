@@ -161,9 +161,11 @@ class RunFolder:
         return self.manifest.summary.epochs_done - 1
 
     @property
-    def is_imported(self) -> bool:
-        """Whether other software made it: it has tables, and neither spectra nor probes' coefficients."""
-        return "imported_from" in self.manifest.environment
+    def has_spectra(self) -> bool:
+        """Whether spectra of its epochs were stored; a run that was trained elsewhere has tables alone."""
+        if "imported_from" in self.manifest.environment:  # which stays if it is trained anew here
+            return bool(self.commits.read(self.analysis_path.name).under("spectra"))
+        return self.manifest.summary.epochs_done > 0
 
     @property
     def is_recorded(self) -> bool:

@@ -150,6 +150,7 @@ class DatasetRecord(_Record):
 
     ``labels_sha256`` has, by split, a digest of labels and sample ids, which stored latents must agree with;
     manifests of before it are without. ``skipped`` names the corrupt images that were left out, by split.
+    The fingerprint is empty where the data of the training are not known.
     """
 
     name: str
@@ -160,12 +161,17 @@ class DatasetRecord(_Record):
     labels_sha256: dict[str, str] = Field(default_factory=dict)
     skipped: dict[str, list[str]] = Field(default_factory=dict)
 
+    @property
+    def has_fingerprint(self) -> bool:
+        """Whether it is known which data of that name they were."""
+        return bool(self.fingerprint)
+
 
 class LatentsRecord(_Record):
     """The latents of one key; the digests say of which checkpoint and what was written.
 
     ``layers`` holds each split's layers and the digest of their files. Earlier versions recorded none, and
-    stored all layers of both splits. Of latents that were imported, the checkpoint's digest is empty.
+    stored all layers of both splits. The checkpoint's digest is empty where the weights are not known.
     """
 
     checkpoint_sha256: str
@@ -177,13 +183,13 @@ class LatentsRecord(_Record):
     n_eval: Count
 
     @property
-    def is_imported(self) -> bool:
-        """Whether other software extracted them, of weights that are not known here."""
-        return not self.checkpoint_sha256
+    def has_checkpoint(self) -> bool:
+        """Whether the checkpoint is known whose weights computed them."""
+        return bool(self.checkpoint_sha256)
 
 
-IMPORTED = "imported"
-"""In place of the digest of the latents that a layer's probe was fitted on: other software fitted it."""
+NO_PROBE = "imported"
+"""In place of the digest of a layer's latents: its accuracy is known, its probe is not stored."""
 
 
 class ProbesRecord(_Record):
@@ -193,6 +199,11 @@ class ProbesRecord(_Record):
     tol: FiniteFloat
     max_iter: Count
     layers: dict[str, str] = Field(default_factory=dict)
+
+    @property
+    def layers_without_probe(self) -> set[str]:
+        """Layers whose accuracies are in the table, and whose probe is not stored."""
+        return {layer for layer, digest in self.layers.items() if digest == NO_PROBE}
 
     @property
     def settings(self) -> tuple[float, float, int]:

@@ -187,8 +187,8 @@ class RunResults(RunFolder):
             raise UnknownNameError(f"no split named {split!r}; known are train, eval")
         spectra = {name: self.spectra(name) for name in (("train", "eval") if split is None else (split,))}
         if not any(spectra.values()):
-            why = "was imported without spectra" if self.is_imported else "has no spectra yet; train it first"
-            raise NotFoundError(f"{self.name} {why}")
+            hint = "yet; train it first" if self.last_epoch < 0 else "of its epochs; training stores them"
+            raise NotFoundError(f"{self.name} has no spectra {hint}")
         stored = {layer for found in spectra.values() for layer in found}
         if not stored & set(self.layers):
             found = ", ".join(sorted(stored)[:4])

@@ -97,7 +97,7 @@ def read_table(run: Run) -> "pd.DataFrame | None":
     table = run.table(TABLE)
     patterns = table[["layers", "exclude"]].astype(object)
     table[["layers", "exclude"]] = patterns.where(patterns.notna(), "")
-    if "epoch" not in table:  # imported: nobody knows which weights it is of
+    if "epoch" not in table:  # it is not known which weights it is of
         return None
     is_current = (table["epoch"] == run.manifest.summary.epochs_done - 1).all()
     return table if is_current else None

@@ -46,10 +46,10 @@ def pending(run: Run, parameters: SaturationParameters) -> list[str]:
         found = table[table["epoch"] == run.manifest.summary.epochs_done - 1]
         known = set(zip(found["delta"], found["definition"], strict=True))
         deltas = tuple(delta for delta in deltas if (delta, parameters.definition) not in known)
-    if deltas and run.is_imported and run.last_epoch >= 0 and not run.spectra("train"):
+    if deltas and run.last_epoch >= 0 and not run.has_spectra:
         raise NotFoundError(
-            f"{run.name} was imported without spectra: it has delve's saturation at delta "
-            f"{run.config.delta:g} alone; others take a training by satstore, under another run id"
+            f"{run.name} has no spectra of its epochs, only delve's saturation at delta "
+            f"{run.config.delta:g}; others take a training by satstore, under another run id"
         )
     return [f"delta {delta}" for delta in deltas]
 

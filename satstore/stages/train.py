@@ -57,7 +57,7 @@ def pending(run: Run, parameters: TrainParameters) -> list[str]:
         done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
         check_kept(run, (epoch for epoch in run.config.latent_epochs if epoch < done))
         return [f"epochs {done + 1} to {run.config.epoch}"]
-    if run.has_file(CHECKPOINT) or not run.is_imported:  # an import may lack its weights
+    if run.has_file(CHECKPOINT):  # a run that was trained elsewhere may be without
         run.check_file(CHECKPOINT)
     if run.was_cut_off(STAGE.key) and (
         run.was_cut_off(flops.STAGE.key) or flops.pending(run, flops.FlopsParameters())

@@ -55,7 +55,7 @@ def check_data(run: Run, data: ImageData) -> None:
     """
     known = run.manifest.dataset
     check_origins(run)
-    if known and known.fingerprint not in (data.fingerprint, ""):  # unknown of an import
+    if known and known.has_fingerprint and known.fingerprint != data.fingerprint:
         raise CorruptError(
             f"{run.name} was trained on other data than {data.name} in {run.config.data_dir} is now "
             f"(fingerprint {known.fingerprint[:12]}, found {data.fingerprint[:12]}); use another run id"
@@ -92,8 +92,8 @@ def set_data(manifest: Manifest, name: str, data: ImageData) -> None:
     )
 
 
-def complete_import(run: Run, data: ImageData, device: torch.device) -> None:
-    """Record layers and data of an imported run, whose files tell neither: data are taken to be its own."""
+def assume_data(run: Run, data: ImageData, device: torch.device) -> None:
+    """Record the data that are here, and the layers' shapes, for a run of which they are not known."""
     model = load_model(run, len(data.classes), device)
     layers = recorded_layers(model, run.config)
 
@@ -102,7 +102,9 @@ def complete_import(run: Run, data: ImageData, device: torch.device) -> None:
         set_data(manifest, run.config.dataset, data)
 
     run.commit(change=change)
-    run.warn("extract", f"it was imported, and is taken to be of the {data.name} that is here")
+    run.warn(
+        "extract", f"it has no fingerprint of its data, and is taken to be of the {data.name} that is here"
+    )
 
 
 def describe_session(run: Run, session: Session, layers: Iterable[Layer]) -> None:

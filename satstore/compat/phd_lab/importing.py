@@ -22,7 +22,7 @@ from satstore.config.keys import ProbeKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import check_run_id, make_run
-from satstore.runs.manifest import CHECKPOINT, IMPORTED, LayerRecord, Manifest, ProbesRecord, StageRecord
+from satstore.runs.manifest import CHECKPOINT, NO_PROBE, LayerRecord, Manifest, ProbesRecord, StageRecord
 from satstore.runs.run import Run
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def write_run(
             if name in content.files or stage == "probe":
                 manifest.stages[stage] = StageRecord(status="done", started=now, ended=now)
         for key, found in content.probes.items():
-            layers = dict.fromkeys((layer for layer in found if layer in known), IMPORTED)
+            layers = dict.fromkeys((layer for layer in found if layer in known), NO_PROBE)
             manifest.probes[key] = ProbesRecord(C=1.0, tol=1e-4, max_iter=100, layers=layers)
         summary = manifest.summary
         summary.epochs_done, summary.test_accuracy = content.epochs_done, content.test_accuracy

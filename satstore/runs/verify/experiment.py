@@ -97,8 +97,8 @@ class Verification:
             yield Finding(str(error))  # which says what makes it again
 
     def _probed_layers(self) -> Iterator[tuple[ProbeKey, set[str]]]:
-        """Yield each table of probes, and the layers that have one."""
-        for key in self.run.manifest.probes:
-            with suppress(CorruptError):  # which is told with the file
-                rows = self.run.rows(key.table)
-                yield key, {row["layer"] for row in rows if not row.get("error")}
+        """Yield each table of probes, and the layers whose probes the store must hold."""
+        for key, record in self.run.manifest.probes.items():
+            with suppress(CorruptError):  # which is reported with the file
+                fitted = {row["layer"] for row in self.run.rows(key.table) if not row.get("error")}
+                yield key, fitted - record.layers_without_probe

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import CorruptError, NotFoundError
-from satstore.runs.manifest import IMPORTED, checkpoint_name
+from satstore.runs.manifest import checkpoint_name
 from satstore.runs.repair import extract_command, probe_command, repair_command
 from satstore.runs.run import Run
 from satstore.runs.verify.finding import Finding, note
@@ -248,7 +248,7 @@ class LatentsCheck(StoreCheck):
             elif self.committed.digest(str(key)) != record.digest:
                 yield Finding(f"{key} has other files in the commit log than the manifest says", again)
             checkpoint = manifest.files.get(checkpoint_name(key.epoch))
-            if checkpoint is not None and record.checkpoint_sha256 not in (checkpoint.sha256, ""):
+            if checkpoint and record.has_checkpoint and record.checkpoint_sha256 != checkpoint.sha256:
                 yield Finding(f"{key} is of another checkpoint than the run's", self.repair(str(key)))
         for key in [] if self.run.is_being_written else self._unfinished():
             yield Finding(f"{key} is not finished ({self._progress(key)})", self.repair(str(key)))
@@ -283,7 +283,7 @@ class LatentsCheck(StoreCheck):
             wrong = labels[(labels < 0) | (labels >= len(dataset.classes))][0]
             yield Finding(f"{group}/label has a class {wrong}; there are {len(dataset.classes)}", again)
         if (ids == NO_SAMPLE_ID).all():
-            return  # imported: neither which sample is which nor their order is known
+            return  # neither which sample is which nor their order is known
         if len(np.unique(ids)) != len(ids):
             yield Finding(f"{group}/sample_id has samples twice", again)
         known = dataset.labels_sha256.get(base(group))
@@ -339,7 +339,7 @@ class AnalysisCheck(StoreCheck):
     Parameters
     ----------
     probed
-        Table to the layers that it has a probe of.
+        Table of probes to the layers whose probes the store must hold.
     """
 
     def __init__(
@@ -365,11 +365,8 @@ class AnalysisCheck(StoreCheck):
     def check_whole(self) -> Iterator[Finding]:
         """Check that every layer has its spectra, and every row of a probe table its probe."""
         run = self.run
-        has_spectra = run.manifest.summary.epochs_done and not run.is_imported
-        wanted = {f"spectra/{split}": set(run.layers) for split in SPLITS if has_spectra}
-        wanted |= {
-            f"probes/{key}": layers - imported_layers(run, key) for key, layers in self._probed.items()
-        }
+        wanted = {f"spectra/{split}": set(run.layers) for split in SPLITS if run.has_spectra}
+        wanted |= {f"probes/{key}": layers for key, layers in self._probed.items()}
         for path, layers in wanted.items():
             stored = {a.get("layer") for name, a in self.attributes.items() if parent(name) == path}
             for layer in self.run.layers:
@@ -381,12 +378,6 @@ class AnalysisCheck(StoreCheck):
     def _is_damaged(self, path: str) -> bool:
         groups = {parent(key) for key in self.committed.under(path) if key.endswith("zarr.json")}
         return bool(groups - self.attributes.keys() - self.arrays.keys())
-
-
-def imported_layers(run: Run, key: ProbeKey) -> set[str]:
-    """Return the layers of a table of probes whose rows were imported, without the probes themselves."""
-    record = run.manifest.probes.get(key)
-    return {layer for layer, of in record.layers.items() if of == IMPORTED} if record else set()
 
 
 def parent(path: str) -> str:

@@ -70,10 +70,10 @@ def plan_latents(run: Run, parameters: Any) -> list[PoolingPlan]:
             damaged = {layer for layer in plan.layers if is_hit(plan.damage, key, split, layer)}
             missing = [layer for layer in plan.layers if layer not in stored or layer in damaged]
             if missing:
-                if record is not None and record.is_imported and not plan.is_anew:
+                if record is not None and not record.has_checkpoint and not plan.is_anew:
                     raise ConfigError(
-                        f"the latents {key} of {run.name} were imported, and {missing[0]} of {split} is not "
-                        "whole or not among them; to write all of them anew: --overwrite"
+                        f"the latents {key} of {run.name} are of unknown weights, and {missing[0]} of "
+                        f"{split} is not whole or not among them; to write all of them anew: --overwrite"
                     )
                 plan.missing[split] = missing
         plans.append(plan)
@@ -101,7 +101,7 @@ def _begin(run: Run, parameters: Any, key: LatentsKey, layers: list[str]) -> Poo
         removed = run.manifest.re_extractable.get(key)
         stored_bits = removed.mantissa_bits if removed else 10
         return PoolingPlan(key, layers, is_anew=False, mantissa_bits=bits or stored_bits)
-    if record.is_imported:
+    if not record.has_checkpoint:
         return PoolingPlan(key, layers, is_anew=parameters.overwrite, mantissa_bits=bits or 10)
     checkpoint = run.manifest.files.get(checkpoint_name(key.epoch))
     is_stale = checkpoint is None or record.checkpoint_sha256 != checkpoint.sha256

@@ -89,8 +89,8 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     device = devices.choose_device(parameters.device or run.config.device)
     data = session_data.load_data(run.config, run.manifest.dataset)
     provenance.check_data(run, data)
-    if run.manifest.dataset is None or not run.manifest.dataset.fingerprint:  # imported
-        provenance.complete_import(run, data, device)
+    if run.manifest.dataset is None or not run.manifest.dataset.has_fingerprint:
+        provenance.assume_data(run, data, device)
     if not parameters.force:
         check_resources(run, plans, data, parameters)
     for epoch, of_epoch in group_by_epoch(plans).items():

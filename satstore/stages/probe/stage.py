@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 from satstore.config.experiment import DeviceName
 from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, SatstoreError
-from satstore.runs.manifest import IMPORTED, ProbesRecord
+from satstore.runs.manifest import ProbesRecord
 from satstore.runs.run import Run
 from satstore.stages.extract.plan import layers_at
 from satstore.stages.parameters import (
@@ -121,7 +121,9 @@ def pending_layers(run: Run, key: ProbeKey, parameters: ProbeParameters) -> list
     if known is None or not run.has_file(key.file):
         return wanted
     current = [
-        layer for layer, of in known.layers.items() if of in (IMPORTED, latents_digest(run, key, layer))
+        layer
+        for layer, digest in known.layers.items()
+        if layer in known.layers_without_probe or digest == latents_digest(run, key, layer)
     ]
     kept = [layer for layer in current if not (parameters.overwrite and layer in wanted)]
     if kept and known.settings != settings_of(parameters).settings:

@@ -30,7 +30,7 @@ from satstore.storage.zarr.layout import (
 from satstore.storage.zarr.shard_codec import ShardReader, open_shards
 
 NO_SAMPLE_ID = -1
-"""In place of a sample id where none is known: of latents that other software extracted."""
+"""Stored in place of a sample id where it is not known."""
 
 
 class LatentArray:
@@ -182,13 +182,13 @@ class LatentSplit(Mapping[str, LatentArray]):
         Raises
         ------
         NotFoundError
-            If the latents carry none, because other software extracted them.
+            If the latents carry none.
         """
         found = self._read("sample_id")
         if (found == NO_SAMPLE_ID).any():
             raise NotFoundError(
-                f"{self._group.store_path}: these latents were imported and carry no sample ids, so that it "
-                "is not known which image is which; for latents that do: satstore extract --overwrite"
+                f"{self._group.store_path}: these latents carry no sample ids, so that it is not known which "
+                "image is which; for latents that do: satstore extract --overwrite"
             )
         return found
 
