@@ -1,8 +1,8 @@
-"""Saturation of any model in any training loop: a callback that stands in for delve's.
+"""delve's interface: a saturation tracker for any model in any training loop, and its writers.
 
-``from satstore.compat.delve import …`` has the names of ``delve`` and of ``delve.writers``.
-What is written is what delve writes: columns such as ``train-saturation_features-0`` in ``;``-separated CSV
-files. In what satstore differs, docs/moving-from-phd-lab.md says.
+``from satstore.compat.delve import …`` has the names of ``delve`` and of ``delve.writers``. The files are
+those of delve: columns such as ``train-saturation_features-0`` in ``;``-separated CSV files.
+docs/moving-from-phd-lab.md lists the differences.
 """
 
 from satstore.compat.delve.statistics import STATS
@@ -17,7 +17,7 @@ from satstore.compat.delve.writers import (
 )
 
 CheckLayerSat = SaturationTracker
-"""The name that older versions of delve have for it."""
+"""The tracker's name in older versions of delve."""
 
 __all__ = [
     "STATS",

@@ -1,4 +1,4 @@
-"""Which layers a tracker records, under delve's names, and what of their outputs are samples."""
+"""The layers that a tracker records, under delve's names, and the samples in their outputs."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from satstore.analysis.spectrum import Definition
 from satstore.capture.layer_samples import ConvMethod, batch_first_output, to_samples
 from satstore.errors import ConfigError
 
-TimeseriesMethod = Literal["last_timestep", "timestepwise"]
+DelveTimeseriesMethod = Literal["last_timestep", "timestepwise"]
 InterpolationStrategy = Literal["nearest", "nearest-exact", "bilinear", "bicubic", "area"]
 
 COMPILED = "_orig_mod"
@@ -76,39 +76,39 @@ def name_layers(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 class Sampler:
-    """Turns a layer's output into samples.
+    """Converts a layer's output to samples, as delve's arguments ask for.
 
     Parameters
     ----------
     conv_method
-        Of maps; see :func:`satstore.capture.layer_samples.to_samples`.
+        Samples of maps; see :func:`satstore.capture.layer_samples.to_samples`.
     timeseries_method
-        Of sequences: their last step, or all steps.
+        Samples of sequences: their last step, or all steps.
     definition
-        ``exact``: a sequence's axes are what its layer says they are, each step or token is a sample of its
-        own, and of a Linear layer all are taken. ``delve``: the first axis is the batch, the second the
-        time, whatever ``batch_first`` says, of a Linear layer's output too; ``timestepwise`` makes one sample
-        of all steps.
+        ``exact``: a sequence's axes are those that its layer states, each step or token is one sample, and
+        all steps of a Linear layer are taken. ``delve``: the first axis is the batch and the second the time,
+        whatever ``batch_first`` says, in a Linear layer's output too; ``timestepwise`` makes one sample of
+        all steps.
     interpolation_strategy, interpolation_downsampling
-        How maps that are larger are interpolated to so many positions along both axes; None: they aren't.
+        Mode by which larger maps are interpolated to this many positions along both axes; None: as they are.
 
     Raises
     ------
     ConfigError
-        If a method is none of those that there are.
+        If a method is unknown, or `interpolation_downsampling` is below 1.
     """
 
     def __init__(
         self,
         conv_method: ConvMethod,
-        timeseries_method: TimeseriesMethod,
+        timeseries_method: DelveTimeseriesMethod,
         definition: Definition,
         interpolation_strategy: InterpolationStrategy | None,
         interpolation_downsampling: int,
     ) -> None:
         for key, value, allowed in (
             ("conv_method", conv_method, get_args(ConvMethod)),
-            ("timeseries_method", timeseries_method, get_args(TimeseriesMethod)),
+            ("timeseries_method", timeseries_method, get_args(DelveTimeseriesMethod)),
             ("definition", definition, get_args(Definition)),
             ("interpolation_strategy", interpolation_strategy, (None, *get_args(InterpolationStrategy))),
         ):
@@ -123,14 +123,14 @@ class Sampler:
         self._strategy, self._size = interpolation_strategy, interpolation_downsampling
 
     def batch(self, output: Any, module: nn.Module) -> Tensor:
-        """Detach an output, its images along the first axis."""
+        """Return a detached output with its images along the first axis."""
         sequence = output[0] if isinstance(module, nn.LSTM) else output
         if self._is_delves and isinstance(sequence, Tensor) and sequence.ndim == 3 and is_sequential(module):
             return sequence.detach()
         return batch_first_output(output, module)
 
     def samples(self, output: Any, module: nn.Module, n_images: int | None) -> Tensor:
-        """Return (sample, feature) of the first images of an output, of all for None."""
+        """Return (sample, feature) of an output's first `n_images` images, None for all."""
         if is_sequential(module) and self._is_delves and self.batch(output, module).ndim == 3:
             steps = self.batch(output, module)[:n_images]
             return steps[:, -1] if self._timeseries_method == "last_timestep" else steps.flatten(1)

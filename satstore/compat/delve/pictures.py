@@ -1,4 +1,4 @@
-"""Pictures of one epoch, as the tracker's writer draws them."""
+"""Pictures of one epoch: a bar per layer, or embedded samples as dots."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from satstore.reports.plots.style import WIDEST, name_places, save_figure, tidy_
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from satstore.compat.delve.statistics import Array
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
-class Look:
-    """How pictures look.
+class PictureStyle:
+    """Sizes and changes that the user asks for of pictures.
 
     Attributes
     ----------
     fontsize
-        Of the axes' labels, in points; None for the style's.
+        Font size of the axes' labels, in points; None for the style's.
     figsize
-        Width and height, in inches; None for what the layers need.
+        Width and height, in inches; None for the size that the layers need.
     change
-        Is given the axes, to change them; what it returns is ignored.
+        Called with the axes to change them; its result is ignored.
     """
 
     fontsize: float | None = None
@@ -45,7 +45,7 @@ class Look:
         return figure, figure.add_subplot()
 
     def finish(self, figure: Figure, axes: Axes, title: str, path: Path) -> None:
-        """Apply what was asked for, and write the file."""
+        """Apply font size, title and changes, then write the file."""
         tidy_axes(axes)
         axes.set_title(title, fontsize=self.fontsize or 10)
         if self.fontsize is not None:
@@ -56,21 +56,21 @@ class Look:
         save_figure(figure, path)
 
 
-def draw_layers(
-    values: Mapping[str, float], label: str, title: str, path: Path, look: Look, *, is_share: bool
+def draw_layer_bars(
+    values: Mapping[str, float], label: str, title: str, path: Path, style: PictureStyle, *, is_share: bool
 ) -> None:
-    """Draw a bar per layer; `is_share` has the axis go from 0 to 1."""
-    figure, axes = look.start(max(5.0, 1.6 + 0.32 * len(values)))
+    """Draw a bar per layer; with `is_share`, on an axis from 0 to 1."""
+    figure, axes = style.start(max(5.0, 1.6 + 0.32 * len(values)))
     axes.bar(range(len(values)), list(values.values()), color=SATURATION)
     name_places(axes, range(len(values)), list(values))
     axes.set_ylabel(label)
     if is_share:
         axes.set_ylim(0, 1)
-    look.finish(figure, axes, title, path)
+    style.finish(figure, axes, title, path)
 
 
-def draw_embedding(points: Array, title: str, path: Path, look: Look) -> None:
-    """Draw a dot per sample, (sample, 2)."""
-    figure, axes = look.start(5.0)
+def draw_embedding(points: NDArray[np.float64], title: str, path: Path, style: PictureStyle) -> None:
+    """Draw a dot per sample; `points` is (sample, 2)."""
+    figure, axes = style.start(5.0)
     axes.scatter(points[:, 0], points[:, 1], s=8, color=SATURATION)
-    look.finish(figure, axes, title, path)
+    style.finish(figure, axes, title, path)

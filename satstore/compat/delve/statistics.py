@@ -1,17 +1,15 @@
-"""What a tracker measures of a layer's samples."""
+"""The statistics that a tracker computes from a layer's samples."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from satstore.analysis.moments import Moments, NonFiniteError
 from satstore.analysis.spectrum import Definition, eigenvalues, intrinsic_dimension
 from satstore.errors import ConfigError
-
-Stat = Literal["lsat", "idim", "cov", "det", "trc", "dtrc", "embed"]
 
 STATS: Mapping[str, str] = {
     "lsat": "saturation",
@@ -22,14 +20,14 @@ STATS: Mapping[str, str] = {
     "dtrc": "diagonal-trace",
     "embed": "embedded-sample",
 }
-"""Statistic to its name in columns and files."""
+"""Each statistic's name in columns and files."""
 
-Array = np.ndarray[Any, Any]
-Value = float | Array
+Value = float | NDArray[np.float64]
+"""A statistic's value: a number, or a matrix."""
 
 
 def choose_stats(stats: str | Iterable[str]) -> tuple[str, ...]:
-    """Return the statistics of names; ``lsat_eval`` adds nothing to ``lsat``, which is of both splits.
+    """Return the statistics that names stand for; ``lsat`` is of both splits, and includes ``lsat_eval``.
 
     Raises
     ------
@@ -46,16 +44,16 @@ def choose_stats(stats: str | Iterable[str]) -> tuple[str, ...]:
 
 @dataclass
 class TrackedLayer:
-    """What was recorded of a layer in one mode.
+    """A layer's moments in one mode, of training or evaluation.
 
     Attributes
     ----------
     moments
-        Of the samples of all batches.
+        Moments of the samples of all batches.
     saved_samples
         (sample, feature) of the last batch, where samples are to be embedded.
     is_finite
-        Whether all samples were.
+        Whether all samples were finite.
     """
 
     moments: Moments = field(default_factory=Moments)
@@ -63,7 +61,7 @@ class TrackedLayer:
     is_finite: bool = True
 
     def update(self, samples: Tensor, keep: bool) -> None:
-        """Add a batch's samples, and keep them as `saved_samples` if they are to be."""
+        """Add a batch's samples; with `keep`, store them as `saved_samples`."""
         if not self.is_finite:
             return
         try:
@@ -71,20 +69,22 @@ class TrackedLayer:
         except NonFiniteError:
             self.is_finite = False
         if keep:
-            self.saved_samples = samples.clone()  # what comes after the layer may write over its output
+            self.saved_samples = samples.clone()  # a later layer may overwrite the output in place
 
     def fix(self) -> Tensor:
-        """Return the covariance, (feature, feature) float64; under delve's name for it."""
+        """Return the covariance, (feature, feature) float64; the name is delve's."""
         return self.moments.covariance()
 
-    def measure(self, stats: Iterable[str], delta: float, definition: Definition) -> dict[str, Value]:
+    def compute(self, stats: Iterable[str], delta: float, definition: Definition) -> dict[str, Value]:
         """Compute statistics, by name; NaN where a sample was not finite."""
         if not self.is_finite:
             return dict.fromkeys(stats, float("nan"))
         covariance = self.fix().cpu().numpy()
-        return {stat: self._measure(stat, covariance, delta, definition) for stat in stats}
+        return {stat: self._compute(stat, covariance, delta, definition) for stat in stats}
 
-    def _measure(self, stat: str, covariance: Array, delta: float, definition: Definition) -> Value:
+    def _compute(
+        self, stat: str, covariance: NDArray[np.float64], delta: float, definition: Definition
+    ) -> Value:
         if stat == "cov":
             return covariance
         if stat == "trc":
@@ -102,8 +102,13 @@ class TrackedLayer:
         return dimension if stat == "idim" else dimension / len(spectrum)
 
 
-def embed(samples: Array, mean: Array, covariance: Array, definition: Definition) -> Array:
-    """Place samples in a plane.
+def embed(
+    samples: NDArray[np.float64],
+    mean: NDArray[np.float64],
+    covariance: NDArray[np.float64],
+    definition: Definition,
+) -> NDArray[np.float64]:
+    """Project samples onto a plane.
 
     Parameters
     ----------

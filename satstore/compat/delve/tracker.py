@@ -1,8 +1,8 @@
-"""Saturation of any model in any training loop: a callback with the arguments that delve's tracker has.
+"""The saturation tracker: it records any model in any training loop, with the arguments of delve's.
 
 Moments are accumulated in float64 on the layers' device, from values shifted by the first batch's mean;
-nothing of the batches is kept. They are of all batches since the last call; delve 0.1.50's are of the last
-batch alone.
+batches are not kept. A row has the moments of all batches since the row before; delve 0.1.50 takes those of
+the last batch alone.
 """
 
 import logging
@@ -21,9 +21,9 @@ from satstore.analysis.spectrum import Definition
 from satstore.capture.layer_samples import ConvMethod
 from satstore.capture.recorders import Recorder, take_room
 from satstore.compat.delve.layers import (
+    DelveTimeseriesMethod,
     InterpolationStrategy,
     Sampler,
-    TimeseriesMethod,
     find_layers,
     name_layers,
 )
@@ -44,11 +44,11 @@ class SaturationTracker(Recorder):
     Parameters
     ----------
     savefile
-        Path of what is written, without an ending; for ``npy`` a folder.
+        Path of the files to write, without an ending; for ``npy`` a folder.
     save_to
         ``csv``; ``plot``, also called ``csvplot`` and ``plotcsv``: CSV and pictures of each statistic, split
-        and epoch; ``print`` or ``console``; ``npy``; ``tensorboard``; a writer object, delve's and one's own
-        too; or a list of these.
+        and epoch; ``print`` or ``console``; ``npy``; ``tensorboard``; a writer object, satstore's, delve's or
+        your own; or a list of these.
     modules
         A model, or a list of models and layers; their Conv, ConvTranspose, Linear and LSTM layers are
         recorded.
@@ -58,17 +58,17 @@ class SaturationTracker(Recorder):
         Arguments of the writers that `save_to` names: ``figsize``, ``fontsize``, ``primary_metric``,
         ``plot_manipulation_func``; ``zip``. A writer ignores those of others.
     log_interval
-        Record every so many calls of a layer.
+        Record one in this many calls of a layer.
     max_samples
-        Images of a pass that a layer's moments take at most.
+        Images that a layer's moments take of a pass, at most.
     stats
         ``lsat`` saturation, ``idim`` intrinsic dimension, ``cov`` covariance (``npy`` only), ``det`` its
         determinant, ``trc`` its trace, ``dtrc`` the sum of its eigenvalues, ``embed`` the last batch's
         samples in a plane (``npy`` and ``plot``).
     layerwise_sat
-        Whether to save values of layers.
+        Whether to save the layers' values.
     reset_covariance
-        Begin anew after each :meth:`add_saturations`.
+        Start the moments anew after each :meth:`add_saturations`.
     average_sat
         Save ``average-train-sat`` and ``average-eval-sat``, the mean saturation of the layers.
     ignore_layer_names
@@ -84,22 +84,22 @@ class SaturationTracker(Recorder):
     verbose
         Print each value, too.
     device
-        Accepted, and of no effect: moments stay where the layer is.
+        Accepted without effect: moments stay on the layer's device.
     initial_epoch
-        The epochs done where training goes on: so many rows of what was written before are read back.
+        Epochs done before, where training is resumed: that many rows of earlier files are read back.
     interpolation_strategy, interpolation_downsampling
-        A mode of ``torch.nn.functional.interpolate``, by which larger maps are brought to so many positions
-        along both axes before they become samples; None for as they are.
+        A mode of ``torch.nn.functional.interpolate`` by which larger maps are interpolated to this many
+        positions along both axes before they become samples; None: they are taken as they are.
     definition
-        ``delve``: the dimension and the samples of sequences that delve takes; ``exact``: those of
+        ``delve``: delve's intrinsic dimension, and its samples of sequences; ``exact``: those of
         docs/definitions.md.
 
     Raises
     ------
     ConfigError
-        If an argument can't be used, or no layer is left to record.
+        If an argument has a value that isn't allowed, or no layer is left to record.
     NotFoundError
-        If TensorBoard is to be written and not installed.
+        If TensorBoard is asked for and not installed.
 
     Examples
     --------
@@ -128,7 +128,7 @@ class SaturationTracker(Recorder):
         ignore_layer_names: str | Sequence[str] = (),
         include_conv: bool = True,
         conv_method: ConvMethod = "channelwise",
-        timeseries_method: TimeseriesMethod = "last_timestep",
+        timeseries_method: DelveTimeseriesMethod = "last_timestep",
         sat_threshold: float = 0.99,
         nosave: bool = False,
         verbose: bool = False,
@@ -146,29 +146,37 @@ class SaturationTracker(Recorder):
         self.stats = choose_stats(stats)
         self.layers = _choose_layers(find_layers(modules), layer_filter, ignore_layer_names, include_conv)
         self.writers = [] if nosave else make_writers(save_to, savefile, writer_args)
-        if verbose and not any(isinstance(writer, PrintWriter) for writer in self.writers):
-            self.writers.append(PrintWriter())
-        if "cov" in self.stats and not any(_takes_arrays(writer) for writer in self.writers):
-            _log.warning("'cov' is returned, but not saved: add 'npy' to save_to")
         super().__init__(self.layers)
         self._delta, self._definition = sat_threshold, definition
         self._log_interval, self._max_samples, self._resets = log_interval, max_samples, reset_covariance
         self._layerwise, self._average = layerwise_sat, average_sat
+        self._prepare_writers(Path(savefile), initial_epoch, verbose=verbose)
+        self._start()
+
+    def _prepare_writers(self, savefile: Path, initial_epoch: int, *, verbose: bool) -> None:
+        """Make their folder, read back the epochs before `initial_epoch`, and warn of arrays not saved."""
+        if verbose and not any(isinstance(writer, PrintWriter) for writer in self.writers):
+            self.writers.append(PrintWriter())
+        if "cov" in self.stats and not any(_takes_arrays(writer) for writer in self.writers):
+            _log.warning("'cov' is returned, but not saved: add 'npy' to save_to")
+        if self.writers:
+            savefile.parent.mkdir(parents=True, exist_ok=True)
+        for writer in self.writers if initial_epoch else ():
+            resume(writer, initial_epoch)
+
+    def _start(self) -> None:
+        """Register the hooks, with nothing recorded yet."""
         self._records: dict[tuple[str, str], TrackedLayer] = {}
         self._n_calls: dict[str, int] = {}
         self._n_images: dict[tuple[str, str], int] = {}
         self._is_closed, self._was_stopped, self._n_calls_of_epoch = False, False, 0
-        if self.writers:
-            Path(savefile).parent.mkdir(parents=True, exist_ok=True)
-        for writer in self.writers if initial_epoch else ():
-            resume(writer, initial_epoch)
-        if definition == "delve":
+        if self._definition == "delve":
             _warn_of_time_first(self.layers)
         prepare_to_compile()
         super().__enter__()
 
     def __enter__(self) -> Self:
-        return self  # it records since it was made
+        return self  # it has been recording since it was made
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -180,7 +188,7 @@ class SaturationTracker(Recorder):
 
     @property
     def logs(self) -> dict[str, dict[str, TrackedLayer]]:
-        """What was recorded since the last :meth:`add_saturations`, by split and layer."""
+        """Recorded moments since the last :meth:`add_saturations`, by split and layer."""
         return {
             f"{mode}-{STATS['cov']}": {
                 layer: record for (split, layer), record in self._records.items() if split == mode
@@ -189,7 +197,7 @@ class SaturationTracker(Recorder):
         }
 
     def is_recording(self) -> bool:
-        """Tell whether calls of layers are recorded."""
+        """Return whether calls of layers are recorded."""
         return self.enabled and not self._is_closed
 
     def stop(self) -> None:
@@ -201,36 +209,36 @@ class SaturationTracker(Recorder):
         self.enabled = True
 
     def close(self) -> None:
-        """Let go of the model and of what the writers hold open."""
+        """Remove the hooks from the model and close the writers."""
         if not self._is_closed:
             self._hooks.close()
             self._is_closed = True
-            self.enabled = False  # code that was compiled with the hooks goes on calling them
+            self.enabled = False  # code compiled with the hooks still calls them
             for writer in self.writers:
                 writer.close()
 
     def add_scalar(self, name: str, value: float, **kwargs: Any) -> None:
-        """Add a value of one's own, such as an accuracy, to this epoch's row.
+        """Add a value of your own, such as an accuracy, to this epoch's row.
 
-        A name that the row has already begins the next row.
+        A name that the row already has starts the next row.
         """
         for writer in self.writers:
             writer.add_scalar(name, value, **kwargs)
 
     def add_scalars(self, prefix: str, value_dict: Mapping[str, float], **kwargs: Any) -> None:
-        """Add several values to this epoch's row; files and lines that are not of a table have the prefix."""
+        """Add several values to this epoch's row; outside tables, their names get the prefix."""
         for writer in self.writers:
             writer.add_scalars(prefix, value_dict, **{"sample_value_dict": {}, **kwargs})
 
     def add_saturations(self, save: bool = True) -> dict[str, Value]:
-        """Add what was recorded since the last call to this epoch's row, and return it by column.
+        """Add the statistics since the last call to this epoch's row, and return them by column.
 
-        An epoch in which nothing was recorded has a row, too; why, a line in the log says, unless it was
-        stopped. A layer whose output held NaN or infinities has NaN.
+        An epoch in which nothing was recorded gets a row too; the log says why, unless the tracker was
+        stopped. A layer whose output held NaN or infinities gets NaN.
         """
-        found = self._measure()
+        found = self._compute()
         if not self._records and (self._is_closed or not self._was_stopped):
-            _log.warning("nothing was recorded for this row: %s", self._why_nothing())
+            _log.warning("nothing was recorded for this row: %s", self._why_empty())
         for writer in self.writers:
             add_epoch(writer, found)
         if self._resets:
@@ -241,16 +249,16 @@ class SaturationTracker(Recorder):
         return found
 
     def save(self) -> None:
-        """Write the files, and end the row."""
+        """Write the files and end the row."""
         if not self._n_calls and self.enabled:
-            _log.warning("nothing has been recorded so far: %s", self._why_nothing())
+            _log.warning("nothing has been recorded so far: %s", self._why_empty())
         self._save()
 
     def _save(self) -> None:
         for writer in self.writers:
             writer.save()
 
-    def _why_nothing(self) -> str:
+    def _why_empty(self) -> str:
         if self._is_closed:
             return "the tracker is closed"
         if self._n_calls_of_epoch:
@@ -264,12 +272,12 @@ class SaturationTracker(Recorder):
             "tracker was made of, neither a copy nor an exported one"
         )
 
-    def _measure(self) -> dict[str, Value]:
+    def _compute(self) -> dict[str, Value]:
         found: dict[str, Value] = {}
         saturations: dict[str, list[float]] = {}
         for (mode, layer), record in self._records.items():
             wanted = (*self.stats, *(("lsat",) if self._average else ()))
-            values = record.measure(dict.fromkeys(wanted), self._delta, self._definition)
+            values = record.compute(dict.fromkeys(wanted), self._delta, self._definition)
             if self._layerwise:
                 found |= {f"{mode}-{STATS[stat]}_{layer}": values[stat] for stat in self.stats}
             if self._average:
@@ -303,7 +311,7 @@ def _choose_layers(
     ignored: str | Sequence[str],
     include_conv: bool,
 ) -> dict[str, nn.Module]:
-    """Return the layers to record, by the names that columns have.
+    """Return the layers to record, under their names in columns.
 
     Raises
     ------
@@ -327,7 +335,7 @@ def _choose_layers(
 
 
 def _takes_arrays(writer: Any) -> bool:
-    """Tell whether a writer saves covariances; of those that aren't satstore's, nobody knows."""
+    """Return whether a writer saves covariances; writers of other packages are taken to."""
     return isinstance(writer, NPYWriter) or not type(writer).__module__.startswith("satstore.")
 
 

@@ -1,6 +1,6 @@
-"""Where a tracker's values go: a table, pictures, arrays, lines on stdout, TensorBoard.
+"""The tracker's writers: a table, pictures, arrays, lines on stdout, TensorBoard.
 
-A row is an epoch: all that was added up to a save. What is not known of it is empty.
+A row is an epoch: all values added up to a save. Cells without a value stay empty.
 """
 
 import io
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from satstore.compat.delve.pictures import Look, draw_embedding, draw_layers
+from satstore.compat.delve.pictures import PictureStyle, draw_embedding, draw_layer_bars
 from satstore.compat.delve.statistics import STATS, Value
 from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import suggest
@@ -24,36 +24,36 @@ _log = logging.getLogger(__name__)
 
 
 class AbstractWriter(ABC):
-    """What a tracker can write to: delve's interface, for writers of one's own."""
+    """The interface of writers, which is delve's: subclass it for a writer of your own."""
 
     @abstractmethod
     def resume_from_saved_state(self, initial_epoch: int) -> None:
-        """Take up what was written of so many epochs."""
+        """Continue after the first `initial_epoch` epochs of what was written before."""
 
     @abstractmethod
     def add_scalar(self, name: str, value: Any, **kwargs: Any) -> None:
-        """Take a value."""
+        """Add a value."""
 
     @abstractmethod
     def add_scalars(self, prefix: str, value_dict: Mapping[str, Any], **kwargs: Any) -> None:
-        """Take several values, by name."""
+        """Add several values, by name."""
 
     @abstractmethod
     def save(self) -> None:
-        """Write what was taken since the last call: an epoch."""
+        """Write the values added since the last call: an epoch."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close open files."""
 
 
 class EpochWriter(AbstractWriter):
-    """A writer that counts epochs: one ends with a save, or where it would have a value twice.
+    """A writer that counts epochs: an epoch ends at a save, or when a name comes again.
 
     Attributes
     ----------
     row
-        The epoch that values are added to, from 0.
+        The epoch that values are added to, counted from 0.
     """
 
     def __init__(self) -> None:
@@ -62,11 +62,11 @@ class EpochWriter(AbstractWriter):
         self._has_saturations = False
 
     def resume_from_saved_state(self, initial_epoch: int) -> None:
-        """Go on after so many epochs."""
+        """Continue after `initial_epoch` epochs."""
         self.row = initial_epoch
 
     def add_scalar(self, name: str, value: Any, **kwargs: Any) -> None:
-        """Add a value to this epoch; a name that it has already begins the next."""
+        """Add a value to this epoch; a name that it already has starts the next."""
         if name in self._names:
             self._end_row()
         self._names.add(name)
@@ -78,43 +78,43 @@ class EpochWriter(AbstractWriter):
             self.add_scalar(self.column(prefix, name), value)
 
     def add_epoch(self, values: Mapping[str, Value]) -> None:
-        """Add what a tracker measured, be it nothing; an epoch that has such values already ends before."""
+        """Add a tracker's statistics, possibly none; end the epoch first if it already has some."""
         if self._has_saturations:
             self._end_row()
         self.add_scalars("", values)
         self._has_saturations = True
 
     def save(self) -> None:
-        """Write the files, and end the row."""
+        """Write the files and end the row."""
         if self._names or self._has_saturations:
             self._end_row()
         self.flush()
 
     def close(self) -> None:
-        """Do nothing: nothing stays open."""
+        """Do nothing, as no file stays open."""
 
     def column(self, prefix: str, name: str) -> str:
-        """Return the name that a value of `add_scalars` has."""
+        """Return the name under which `add_scalars` adds a value."""
         return name
 
     def write(self, name: str, value: Any) -> None:
-        """Take a value of this row."""
+        """Store a value of this row, or write it at once."""
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Write all rows before this one, where that isn't done yet."""
+        """Write the rows before this one that aren't written yet."""
 
     def _end_row(self) -> None:
         self.row, self._names, self._has_saturations = self.row + 1, set(), False
 
 
 class CSVWriter(EpochWriter):
-    """A ``;``-separated table, a row per epoch, written anew by each :meth:`save`.
+    """Writes a ``;``-separated table with a row per epoch; each :meth:`save` replaces the file.
 
     Attributes
     ----------
     columns
-        By name, the values by row, those that are known.
+        Name to the values by row; rows without a value are left out.
     """
 
     def __init__(self, savepath: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -123,7 +123,7 @@ class CSVWriter(EpochWriter):
         self.columns: dict[str, dict[int, float]] = {}
 
     def resume_from_saved_state(self, initial_epoch: int) -> None:
-        """Take up so many rows of what was written before, if there is any."""
+        """Read the first `initial_epoch` rows of the table that was written before, if there is one."""
         import pandas as pd
 
         super().resume_from_saved_state(initial_epoch)
@@ -134,12 +134,12 @@ class CSVWriter(EpochWriter):
         self.columns = {f"{name}": dict(enumerate(map(float, table[name]))) for name in table}
 
     def write(self, name: str, value: Any) -> None:
-        """Put a number into a column; arrays have no place in a table."""
+        """Store a number in its column; arrays are left out."""
         if _is_single(value):
             self.columns.setdefault(name, {})[self.row] = _to_float(name, value)
 
     def flush(self) -> None:
-        """Write the table, what is not known left empty."""
+        """Write the table; cells without a value stay empty."""
         import pandas as pd
 
         table = pd.DataFrame(
@@ -150,18 +150,18 @@ class CSVWriter(EpochWriter):
 
 
 class CSVandPlottingWriter(CSVWriter):
-    """The table, and a picture of each statistic and split after each epoch.
+    """Writes the table, and a picture of each statistic and split after each epoch.
 
     Parameters
     ----------
     savepath
-        Without an ending.
+        Path of the files, without an ending.
     plot_manipulation_func
-        Is given each picture's matplotlib axes, to change them.
+        Called with each picture's matplotlib axes to change them.
     primary_metric
-        A column whose value is written into each picture.
+        Column whose value is shown in each picture's title.
     fontsize, figsize
-        In points and inches.
+        In points; width and height in inches.
     """
 
     def __init__(
@@ -175,12 +175,12 @@ class CSVandPlottingWriter(CSVWriter):
         **kwargs: Any,
     ) -> None:
         super().__init__(savepath)
-        self._look = Look(fontsize, figsize, plot_manipulation_func)
+        self._style = PictureStyle(fontsize, figsize, plot_manipulation_func)
         self._primary_metric = primary_metric
         self._points: dict[str, Any] = {}
 
     def write(self, name: str, value: Any) -> None:
-        """Put a number into a column, and keep embedded samples for a picture."""
+        """Store a number in its column, and embedded samples for a picture."""
         super().write(name, value)
         if f"-{STATS['embed']}_" in name:
             self._points[name] = np.asarray(value)
@@ -188,21 +188,23 @@ class CSVandPlottingWriter(CSVWriter):
     def flush(self) -> None:
         """Write the table and the pictures of its last row."""
         super().flush()
-        for stat, words in STATS.items():
+        for stat, quantity in STATS.items():
             for mode in ("train", "eval"):
-                start = f"{mode}-{words}_"
+                start = f"{mode}-{quantity}_"
                 values = {
                     name.removeprefix(start): column[self.row - 1]
                     for name, column in self.columns.items()
                     if name.startswith(start) and self.row - 1 in column
                 }
                 if values:
-                    label, path = words.replace("-", " "), self._picture(f"{stat}_{mode}")
-                    draw_layers(values, label, self._title(mode), path, self._look, is_share=stat == "lsat")
+                    label, path = quantity.replace("-", " "), self._picture(f"{stat}_{mode}")
+                    draw_layer_bars(
+                        values, label, self._title(mode), path, self._style, is_share=stat == "lsat"
+                    )
         for name, points in self._points.items():
             mode, _, layer = name.partition(f"-{STATS['embed']}_")
             path = self._picture(f"embed_{mode}_{layer}")
-            draw_embedding(points, self._title(f"{layer}, {mode}"), path, self._look)
+            draw_embedding(points, self._title(f"{layer}, {mode}"), path, self._style)
         self._points = {}
 
     def _picture(self, what: str) -> Path:
@@ -220,25 +222,25 @@ class CSVandPlottingWriter(CSVWriter):
 
 
 class PrintWriter(EpochWriter):
-    """Lines on stdout, one per value."""
+    """Prints a line per value on stdout."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__()
 
     def write(self, name: str, value: Any) -> None:
         """Print a value."""
-        print(name, ":", value)  # noqa: T201 - what it is for
+        print(name, ":", value)  # noqa: T201 - printing is its purpose
 
 
 class NPYWriter(EpochWriter):
-    """A folder per name, with a file per epoch; covariances and embedded samples too.
+    """Writes a folder per name with a ``.npy`` file per epoch, arrays included.
 
     Parameters
     ----------
     savepath
-        The folder that they lie in.
+        The folder of these folders.
     zip
-        Whether to pack it into a ZIP file beside it after each epoch.
+        Whether to pack that folder into a ZIP file beside it after each epoch.
     """
 
     def __init__(self, savepath: str | os.PathLike[str], zip: bool = False, **kwargs: Any) -> None:
@@ -251,7 +253,7 @@ class NPYWriter(EpochWriter):
         return f"{prefix}_{name}"
 
     def write(self, name: str, value: Any) -> None:
-        """Write a value's file."""
+        """Write the value's file."""
         array = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
         if array.dtype.hasobject:
             raise ConfigError(f"{name} is {value!r}, which is no array of numbers")
@@ -260,13 +262,13 @@ class NPYWriter(EpochWriter):
         write_file(self.path / name / f"{name}_epoch{self.row}.npy", content.getvalue())
 
     def flush(self) -> None:
-        """Pack the folder if it is to be packed: each value is written when it is added."""
+        """Pack the folder if asked to; the values' files are there already."""
         if self._zip and self.path.is_dir():
             shutil.make_archive(str(self.path), "zip", root_dir=self.path)
 
 
 class TensorBoardWriter(EpochWriter):
-    """Scalars for TensorBoard, an epoch being a step.
+    """Writes scalars for TensorBoard, with the epoch as the step.
 
     Raises
     ------
@@ -286,12 +288,12 @@ class TensorBoardWriter(EpochWriter):
         self._writer: Any = SummaryWriter(os.fspath(savepath))
 
     def write(self, name: str, value: Any) -> None:
-        """Log a number; arrays have no place among scalars."""
+        """Log a number; arrays are left out."""
         if _is_single(value):
             self._writer.add_scalar(name, _to_float(name, value), self.row)
 
     def flush(self) -> None:
-        """Have what was logged written."""
+        """Write what TensorBoard holds in memory."""
         self._writer.flush()
 
     def close(self) -> None:
@@ -311,18 +313,18 @@ WRITERS: Mapping[str, Callable[..., AbstractWriter]] = {
     "tensorboard": TensorBoardWriter,
     "tb": TensorBoardWriter,
 }
-"""What ``save_to`` can name."""
+"""Writers by the names that ``save_to`` takes."""
 
 
 def make_writers(
     save_to: Any, savefile: str | os.PathLike[str], arguments: Mapping[str, Any] | None
 ) -> list[Any]:
-    """Return the writers of names and writer objects, or of several.
+    """Return the writers for a name, a writer object, or a list of these.
 
     Raises
     ------
     ConfigError
-        If a name is unknown, or an object lacks what a writer has.
+        If a name is unknown, or an object lacks a writer's methods.
     """
     found: list[Any] = []
     methods = AbstractWriter.__abstractmethods__
@@ -339,7 +341,7 @@ def make_writers(
 
 
 def resume(writer: Any, initial_epoch: int) -> None:
-    """Have a writer take up what it wrote before; say so if it can't."""
+    """Let a writer continue what it wrote before; warn if it can't."""
     try:
         writer.resume_from_saved_state(initial_epoch)
     except NotImplementedError:
@@ -347,7 +349,7 @@ def resume(writer: Any, initial_epoch: int) -> None:
 
 
 def add_epoch(writer: Any, values: Mapping[str, Value]) -> None:
-    """Hand what was measured in an epoch to a writer, to one that is not satstore's in delve's way."""
+    """Pass an epoch's statistics to a writer; writers of other packages get delve's calls."""
     if isinstance(writer, EpochWriter):
         writer.add_epoch(values)
         return
@@ -360,7 +362,7 @@ def add_epoch(writer: Any, values: Mapping[str, Value]) -> None:
 
 
 def _is_single(value: Any) -> bool:
-    """Tell a number, or an array or tensor of one, from arrays of several."""
+    """Return whether a value is one number: a scalar, or an array or tensor of one element."""
     return isinstance(value, str) or int(np.prod(np.shape(value))) == 1
 
 

@@ -1,4 +1,4 @@
-"""Moving over: logs of phd-lab, read into runs that all commands treat like any other.
+"""Import of phd-lab's logs into runs.
 
 phd-lab keeps an experiment in ``<logs>/<Model>/<Dataset>_<resolution>/<run id>/``: ``NAME.csv`` with metrics
 and saturation, ``NAME_config.json``, ``NAME.pt``, tables of probes and of receptive fields, where NAME is

@@ -1,37 +1,95 @@
-"""Reading experiments of phd-lab's, and writing them as runs."""
+"""Imports of phd-lab's experiments: all of them are read, then each is written as a run."""
 
+import math
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from satstore.compat.phd_lab.latents import Pickles, convert, find_folders, read_folder
+from satstore.compat.phd_lab.latents import (
+    LatentFolder,
+    convert_latents,
+    find_latent_folders,
+    read_latent_folder,
+)
 from satstore.compat.phd_lab.tables import (
-    describe_layers,
+    infer_layers,
     metrics_table,
-    read_fields,
     read_probes,
     read_projections,
+    read_receptive_fields,
     saturation_table,
 )
-from satstore.compat.phd_lab.tree import Original, find_originals, read_config, read_table, reading
+from satstore.compat.phd_lab.tree import (
+    LoggedExperiment,
+    find_logged_experiments,
+    read_logged_config,
+    read_logged_table,
+    reporting_corruption,
+)
 from satstore.compat.phd_lab.weights import pack_weights, read_weights
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.keys import ProbeKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import check_run_id, make_run
-from satstore.runs.manifest import CHECKPOINT, NO_PROBE, LayerRecord, Manifest, ProbesRecord, StageRecord
+from satstore.runs.manifest import (
+    CHECKPOINT,
+    NO_PROBE,
+    LayerRecord,
+    Manifest,
+    ProbesRecord,
+    StageRecord,
+    Summary,
+)
 from satstore.runs.run import Run
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NOTE = (
+IMPORT_NOTE = (
     "import: this run is phd-lab's; its intrinsic dimension and saturation are by delve's definition, one "
     "dimension less than satstore's, and there are no spectra for other deltas"
 )
+STAGE_FILES = {
+    "train": "metrics.csv",
+    "saturation": "saturation.csv",
+    "receptive_field": "receptive_field.csv",
+    "project": "projection.csv",
+}
+"""Stages that count as done, each by the file that it would have written."""
+
+
+@dataclass
+class ImportedExperiment:
+    """What an experiment's files hold, in satstore's formats.
+
+    Attributes
+    ----------
+    table
+        phd-lab's table of it.
+    run_id
+        The name of its folder.
+    files
+        Name to content of the run's files.
+    latents
+        The folders of its latents, one per pooling.
+    """
+
+    table: Path
+    run_id: str
+    config: ExperimentConfig
+    files: dict[str, bytes]
+    layers: list[LayerRecord]
+    summary: Summary
+    warnings: list[str]
+    latents: list[LatentFolder] = field(default_factory=list)
+
+    @property
+    def source(self) -> str:
+        """Where it was read, as the run's manifest names it."""
+        return str(self.table.absolute())
 
 
 def import_logs(
@@ -63,69 +121,62 @@ def import_logs(
     ConfigError
         If an experiment is there already, or a run id can't be used.
     """
-    originals = list(find_originals(root))
-    if not originals:
+    # 1. Read all, so that nothing is written of a tree with a damaged file.
+    experiments = [read_logged_experiment(logged, root) for logged in find_logged_experiments(root)]
+    if not experiments:
         raise NotFoundError(
             f"no experiments of phd-lab under {root}: expected files such as Model-Dataset-r32-bs128-e30.csv"
         )
-    # All are read before any is written.
-    read = [(original, *read_original(original, root)) for original in originals]
-    folders = (
-        read_folders(root, {original.table: content.layers for original, _, content in read})
-        if latents
-        else {}
-    )
-    if latents and not folders:
-        raise NotFoundError(
-            f"no latents of phd-lab in {root} or in latent_datasets beside it: expected folders that hold a "
-            "model_pointer.txt which names the folder of an experiment's logs"
-        )
-    runs: dict[Path, Run | None] = {}
-    for original, config, content in read:
-        target = logs_dir / check_run_id(run_id or original.run_id) / config.experiment
-        known = Run(target, listener) if (target / "manifest.json").exists() else None
-        lacks = [p for p in folders.get(original.table, ()) if known and p.key not in known.manifest.latents]
-        if target in runs or (
-            known and not (lacks and known.manifest.environment.get("source") == content.source)
-        ):
+    if latents:
+        find_latents(root, experiments)
+    # 2. Check that their places are free, or hold what an earlier import left unfinished.
+    begun: dict[Path, Run | None] = {}
+    for experiment in experiments:
+        target = logs_dir / check_run_id(run_id or experiment.run_id) / experiment.config.experiment
+        run = Run(target, listener) if (target / "manifest.json").exists() else None
+        if target in begun or (run and not is_unfinished(run, experiment)):
             raise ConfigError(f"{target} is there already; give it another name with --run-id")
-        runs[target] = known
+        begun[target] = run
+    # 3. Write each run, then its latents.
     written = []
-    for (original, config, content), known in zip(read, runs.values(), strict=True):
-        run = known or write_run(logs_dir, run_id or original.run_id, config, content, listener)
-        for found in folders.get(original.table, ()):
-            convert(run, found)
+    for experiment, run in zip(experiments, begun.values(), strict=True):
+        run = run or write_run(logs_dir, run_id or experiment.run_id, experiment, listener)
+        for folder in experiment.latents:
+            convert_latents(run, folder)
         written.append(run)
     return written
 
 
-def read_folders(root: Path, layers: Mapping[Path, list[LayerRecord]]) -> dict[Path, list[Pickles]]:
-    """Return the folders of latents of each experiment, by its table; of one pooling the first."""
-    found: dict[Path, list[Pickles]] = {}
-    for table, folder in find_folders(root, layers):
-        of_table, pickles = found.setdefault(table, []), read_folder(folder, layers[table])
-        if pickles.key not in {other.key for other in of_table}:
-            of_table.append(pickles)
-    return found
+def is_unfinished(run: Run, experiment: ImportedExperiment) -> bool:
+    """Tell whether a run is an earlier import of the same experiment that lacks some of its latents."""
+    is_same = run.manifest.environment.get("source") == experiment.source
+    return is_same and any(folder.key not in run.manifest.latents for folder in experiment.latents)
 
 
-@dataclass
-class Content:
-    """What an experiment's files hold, as satstore keeps it."""
+def find_latents(root: Path, experiments: Iterable[ImportedExperiment]) -> None:
+    """Find the folders of latents of experiments and add them to each; of one pooling, the first.
 
-    files: dict[str, bytes]
-    layers: list[LayerRecord]
-    epochs_done: int
-    test_accuracy: float | None
-    saturation: dict[str, float | None]
-    dimension: dict[str, int | None]
-    probes: dict[ProbeKey, dict[str, float | None]]
-    border: str | None
-    source: str
-    warnings: list[str]
+    Raises
+    ------
+    NotFoundError
+        If there are none.
+    CorruptError
+        If a folder's files can't be read.
+    """
+    by_table = {experiment.table: experiment for experiment in experiments}
+    for table, path in find_latent_folders(root, by_table):
+        experiment = by_table[table]
+        folder = read_latent_folder(path, experiment.layers)
+        if folder.key not in {other.key for other in experiment.latents}:
+            experiment.latents.append(folder)
+    if not any(experiment.latents for experiment in by_table.values()):
+        raise NotFoundError(
+            f"no latents of phd-lab in {root} or in latent_datasets beside it: expected folders that hold a "
+            "model_pointer.txt which names the folder of an experiment's logs"
+        )
 
 
-def read_original(original: Original, root: Path) -> tuple[ExperimentConfig, Content]:
+def read_logged_experiment(logged: LoggedExperiment, root: Path) -> ImportedExperiment:
     """Read an experiment's files.
 
     Raises
@@ -133,95 +184,88 @@ def read_original(original: Original, root: Path) -> tuple[ExperimentConfig, Con
     CorruptError
         If one can't be read.
     """
-    table = read_table(original.table)
-    state = read_weights(original)
-    with reading(original.table, "table of metrics and saturation"):
-        dimensions, metrics = saturation_table(table), metrics_table(table)
-        layers = describe_layers(dimensions, state)
-    config = read_config(original)
-    probes = dict(read_probes(original, layers))
-    border, fields = read_fields(original, layers, config.resolution)
-    is_done = config.is_finished(len(metrics), None)
-    files: dict[str, bytes] = {"metrics.csv": as_csv(metrics)}
-    if len(dimensions):
-        dimensions.insert(0, "delta", config.delta)
-        dimensions["index"] = [[r.layer for r in layers].index(layer) for layer in dimensions["layer"]]
-        files["saturation.csv"] = as_csv(dimensions)
-    files |= {key.file: as_csv(found) for key, found in probes.items()}
-    if fields is not None:
-        files["receptive_field.csv"] = as_csv(fields)
-    projections = read_projections(original, root, config)
-    if projections is not None:
-        files["projection.csv"] = as_csv(projections)
-    if state is not None and is_done:
+    table = read_logged_table(logged.table)
+    state = read_weights(logged)
+    with reporting_corruption(logged.table, "table of metrics and saturation"):
+        saturation, metrics = saturation_table(table), metrics_table(table)
+        layers = infer_layers(saturation, state)
+    config = read_logged_config(logged)
+    probes = dict(read_probes(logged, layers))
+    border, receptive_fields = read_receptive_fields(logged, layers, config.resolution)
+    with reporting_corruption(logged.table, "table of metrics and saturation"):
+        summary = summarize_experiment(metrics, saturation, probes, border)
+    saturation.insert(0, "delta", config.delta)
+    saturation["index"] = [[r.layer for r in layers].index(layer) for layer in saturation["layer"]]
+    tables = {
+        "metrics": metrics,
+        "saturation": saturation if len(saturation) else None,
+        **{key.table: found for key, found in probes.items()},
+        "receptive_field": receptive_fields,
+        "projection": read_projections(logged, root, config),
+    }
+    files = {
+        f"{name}.csv": found.to_csv(index=False).encode()
+        for name, found in tables.items()
+        if found is not None
+    }
+    if state is not None and config.is_finished(len(metrics), None):
         files[CHECKPOINT] = pack_weights(state, len(metrics) - 1)
     elif state is not None:
-        original.warnings.append(
+        logged.warnings.append(
             "its weights were left out: training was not finished, and can't be gone on with"
         )
-    last = dimensions[(dimensions["epoch"] == dimensions["epoch"].max()) & (dimensions["split"] == "train")]
-    accuracy = metrics["eval_accuracy"].iloc[-1] if "eval_accuracy" in metrics and len(metrics) else None
-    content = Content(
-        files,
-        layers,
-        len(metrics),
-        None if accuracy is None else float(accuracy),
-        {row.layer: _number(row.saturation) for row in last.itertuples()},
-        {row.layer: _whole(row.intrinsic_dimension) for row in last.itertuples()},
-        {key: _means(found) for key, found in probes.items()},
-        border,
-        str(original.table.absolute()),
-        original.warnings,
+    return ImportedExperiment(logged.table, logged.run_id, config, files, layers, summary, logged.warnings)
+
+
+def summarize_experiment(
+    metrics: "pd.DataFrame",
+    saturation: "pd.DataFrame",
+    probes: "dict[ProbeKey, pd.DataFrame]",
+    border: str | None,
+) -> Summary:
+    """Return what lists show of an experiment: its last epoch, and its probes' mean over positions."""
+    import pandas as pd
+
+    is_last = (saturation["epoch"] == saturation["epoch"].max()) & (saturation["split"] == "train")
+    last = saturation[is_last].set_index("layer")
+    dimensions = finite_numbers(last["intrinsic_dimension"])
+    accuracies = finite_numbers(metrics.get("eval_accuracy", pd.Series(dtype=float)))
+    return Summary(
+        epochs_done=len(metrics),
+        test_accuracy=[*accuracies.values()][-1] if accuracies else None,
+        saturation=finite_numbers(last["saturation"]),
+        intrinsic_dimension={layer: None if n is None else int(n) for layer, n in dimensions.items()},
+        probe_accuracy={
+            key: finite_numbers(table.groupby("layer", sort=False)["eval_accuracy"].mean())
+            for key, table in probes.items()
+        },
+        border_layer=border,
     )
-    return config, content
+
+
+def finite_numbers(column: "pd.Series[float]") -> dict[str, float | None]:
+    """Return a column's numbers by its index; None for NaN and infinities."""
+    return {f"{name}": float(n) if math.isfinite(n) else None for name, n in column.items()}
 
 
 def write_run(
-    logs_dir: Path, run_id: str, config: ExperimentConfig, content: Content, listener: Listener | None = None
+    logs_dir: Path, run_id: str, experiment: ImportedExperiment, listener: Listener | None = None
 ) -> Run:
     """Write one experiment, in a single commit."""
-    run = make_run(logs_dir, run_id, config, listener)
-    stages = {
-        "train": "metrics.csv",
-        "saturation": "saturation.csv",
-        "receptive_field": "receptive_field.csv",
-    }
-    stages |= {"project": "projection.csv", **({"probe": ""} if content.probes else {})}
-    now, known = time.time(), {record.layer for record in content.layers}
+    run = make_run(logs_dir, run_id, experiment.config, listener)
+    done = [stage for stage, name in STAGE_FILES.items() if name in experiment.files]
+    now, known = time.time(), {record.layer for record in experiment.layers}
 
     def change(manifest: Manifest) -> None:
-        manifest.layers = content.layers
-        manifest.environment |= {"imported_from": "phd-lab", "source": content.source}
-        manifest.warnings = [NOTE, *(f"import: {line}" for line in content.warnings)]
-        for stage, name in stages.items():
-            if name in content.files or stage == "probe":
-                manifest.stages[stage] = StageRecord(status="done", started=now, ended=now)
-        for key, found in content.probes.items():
-            layers = dict.fromkeys((layer for layer in found if layer in known), NO_PROBE)
+        manifest.layers, manifest.summary = experiment.layers, experiment.summary
+        manifest.environment |= {"imported_from": "phd-lab", "source": experiment.source}
+        manifest.warnings = [IMPORT_NOTE, *(f"import: {line}" for line in experiment.warnings)]
+        for stage in [*done, *(["probe"] if experiment.summary.probe_accuracy else [])]:
+            manifest.stages[stage] = StageRecord(status="done", started=now, ended=now)
+        for key, accuracies in experiment.summary.probe_accuracy.items():
+            layers = {layer: NO_PROBE for layer in accuracies if layer in known}
             manifest.probes[key] = ProbesRecord(C=1.0, tol=1e-4, max_iter=100, layers=layers)
-        summary = manifest.summary
-        summary.epochs_done, summary.test_accuracy = content.epochs_done, content.test_accuracy
-        summary.saturation, summary.intrinsic_dimension = content.saturation, content.dimension
-        summary.probe_accuracy, summary.border_layer = content.probes, content.border
 
     with run.lock():
-        run.commit(content.files, change)
+        run.commit(experiment.files, change)
     return run
-
-
-def as_csv(table: "pd.DataFrame") -> bytes:
-    """Return a table as satstore keeps it."""
-    return table.to_csv(index=False).encode()
-
-
-def _means(table: "pd.DataFrame") -> dict[str, float | None]:
-    means = table.groupby("layer", sort=False)["eval_accuracy"].mean()
-    return {f"{layer}": _number(value) for layer, value in means.items()}
-
-
-def _number(value: Any) -> float | None:
-    return None if value != value else float(value)  # NaN alone differs from itself
-
-
-def _whole(value: Any) -> int | None:
-    return None if value != value else int(value)

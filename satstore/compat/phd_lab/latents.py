@@ -1,4 +1,4 @@
-"""Latents of phd-lab's, converted into a store.
+"""Conversion of phd-lab's latents into a run's store.
 
 They lie in a folder ``<Model>_<Dataset>_<resolution>`` of ``latent_datasets``: ``train-features-0.p``, one
 pickle of a NumPy array (image, feature) per batch, a file for each split and layer; ``train-labels.p``; and
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from satstore.compat.phd_lab.tables import DEFAULT_POOLING
-from satstore.compat.phd_lab.tree import dotted, reading
+from satstore.compat.phd_lab.tree import dotted, reporting_corruption
 from satstore.config.keys import LatentsKey
 from satstore.errors import CorruptError
 from satstore.runs.latents_record import describe_latents, describe_store
@@ -30,20 +30,22 @@ from satstore.system.limits import check_disk
 POINTER = "model_pointer.txt"
 SPLITS = ("train", "eval")
 MEMORY_BYTES = 2**30
-"""What the shards that are being filled may take."""
+"""Memory for the shards that are being filled, at most."""
 
-NOTE = (
+LATENTS_NOTE = (
     "its latents are phd-lab's: of training images as it augmented them, in training mode, larger maps at "
     "the nearest positions and not averaged; they carry no sample ids"
 )
 
 
 @dataclass
-class Pickles:
-    """A folder of latents.
+class LatentFolder:
+    """A folder of phd-lab's latents, of one pooling.
 
     Attributes
     ----------
+    path
+        Where it lies.
     files
         Split to layer to its file, layers in forward order.
     labels
@@ -54,7 +56,7 @@ class Pickles:
         What was left out, and why.
     """
 
-    folder: Path
+    path: Path
     files: dict[str, dict[str, Path]]
     labels: dict[str, NDArray[np.int64]]
     shapes: dict[str, tuple[int, ...]]
@@ -62,26 +64,26 @@ class Pickles:
 
     @property
     def key(self) -> LatentsKey:
-        """Return the key that satstore has for them: their maps' size, or ``full`` where it has several."""
+        """Its key in satstore: the maps' size, or ``full`` where maps have several sizes."""
         sizes = {shape[1] for shape in self.shapes.values() if len(shape) > 1} or {DEFAULT_POOLING}
         return LatentsKey(str(sizes.pop()) if len(sizes) == 1 else "full")
 
 
-def find_folders(root: Path, tables: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
-    """Yield tables of experiments and folders of their latents, in a tree or ``latent_datasets`` beside."""
+def find_latent_folders(root: Path, tables: Iterable[Path]) -> Iterator[tuple[Path, Path]]:
+    """Yield experiments' tables and folders of their latents, in the tree or ``latent_datasets`` beside."""
     places = [root, root.absolute().parent / "latent_datasets"]
     pointers = sorted({path.absolute() for place in places for path in place.rglob(POINTER)})
     homes = {table.absolute().parent.parts[-3:]: table for table in tables}
     for pointer in pointers:
         # Windows' paths have both kinds of slashes; POSIX's have no backslash.
-        with reading(pointer, "path of a folder of logs"):
+        with reporting_corruption(pointer, "path of a folder of logs"):
             parts = PureWindowsPath(read_content(pointer, follow=True).decode().strip()).parts
         if parts[-3:] in homes:
             yield homes[parts[-3:]], pointer.parent
 
 
-def read_folder(folder: Path, layers: Sequence[LayerRecord]) -> Pickles:
-    """Look at a folder of latents: its labels, and of each file the first batch.
+def read_latent_folder(folder: Path, layers: Sequence[LayerRecord]) -> LatentFolder:
+    """Read a folder's labels and, for the latents' shapes, the first batch of each file.
 
     Raises
     ------
@@ -89,7 +91,7 @@ def read_folder(folder: Path, layers: Sequence[LayerRecord]) -> Pickles:
         If a file holds anything but arrays of numbers, or has no labels.
     """
     records = {record.layer: record for record in layers}
-    found = Pickles(folder, {}, {}, {})
+    found = LatentFolder(folder, {}, {}, {})
     unknown = set()
     for split in SPLITS:
         paths = {dotted(p.stem.removeprefix(f"{split}-")): p for p in sorted(folder.glob(f"{split}-*.p"))}
@@ -113,10 +115,12 @@ def read_folder(folder: Path, layers: Sequence[LayerRecord]) -> Pickles:
                 )
     if not any(found.files.values()):
         raise CorruptError(
-            f"{folder} has no latents of the layers of its logs, such as train-{_dashed(layers)}.p"
+            f"{folder} has no latents of the layers of its logs, such as train-{_example_name(layers)}.p"
         )
     if unknown:
-        found.warnings.append(f"{folder.name} has latents of layers without saturation: {_some(unknown)}")
+        found.warnings.append(
+            f"{folder.name} has latents of layers without saturation: {_join_names(unknown)}"
+        )
     return found
 
 
@@ -126,7 +130,7 @@ def read_labels(path: Path) -> NDArray[np.int64]:
     Raises
     ------
     CorruptError
-        If they are no indices of classes.
+        If they are not class indices.
     """
     parts = [part.reshape(-1) for part in read_arrays(path)]
     labels = np.concatenate(parts) if parts else np.zeros(0)
@@ -143,8 +147,8 @@ def unflatten(n_features: int, record: LayerRecord) -> tuple[int, ...]:
     return (channels, side, side) if is_map else (n_features,)
 
 
-def convert(run: Run, pickles: Pickles) -> None:
-    """Write latents into a run's store, layer by layer; one that was killed goes on where it was.
+def convert_latents(run: Run, folder: LatentFolder) -> None:
+    """Write latents into a run's store, layer by layer; after an interruption, go on where it stopped.
 
     Raises
     ------
@@ -153,13 +157,13 @@ def convert(run: Run, pickles: Pickles) -> None:
     DiskSpaceError
         If there is no room for the store.
     """
-    key = pickles.key
-    todo = [(split, layer) for split, files in pickles.files.items() for layer in files]
+    key = folder.key
+    todo = [(split, layer) for split, files in folder.files.items() for layer in files]
     with run.lock():
-        with run.stage("extract", {"imported_from": str(pickles.folder)}):
-            note_data(run, pickles)
+        with run.stage("extract", {"imported_from": str(folder.path)}):
+            record_dataset(run, folder)
             needed = sum(
-                2 * math.prod(pickles.shapes[layer]) * len(pickles.labels[split]) for split, layer in todo
+                2 * math.prod(folder.shapes[layer]) * len(folder.labels[split]) for split, layer in todo
             )
             written = sum(
                 digest.size_bytes for digest in run.commits.read(run.latents_location.name).files.values()
@@ -167,31 +171,31 @@ def convert(run: Run, pickles: Pickles) -> None:
             check_disk(Path(run.latents_path), needed - written, f"the latents of {run.name}")
             for done, (split, layer) in enumerate(todo):
                 run.emit("extract", "progress", f"{split}, {layer}", done=done, total=len(todo))
-                convert_layer(run, pickles, split, layer)
+                convert_layer(run, folder, split, layer)
             committed = run.commits.read(run.latents_location.name)
             record = describe_latents(
                 committed,
                 key,
-                pickles.files,
+                folder.files,
                 checkpoint_sha256="",
                 mantissa_bits=10,
-                n_samples={split: len(pickles.labels.get(split, ())) for split in SPLITS},
+                n_samples={split: len(folder.labels.get(split, ())) for split in SPLITS},
             )
             run.commit(change=lambda manifest: manifest.latents.__setitem__(key, record))
-        for line in (NOTE, *pickles.warnings):
+        for line in (LATENTS_NOTE, *folder.warnings):
             run.warn("import", line)
 
 
-def convert_layer(run: Run, pickles: Pickles, split: str, layer: str) -> None:
+def convert_layer(run: Run, folder: LatentFolder, split: str, layer: str) -> None:
     """Write one layer's latents of one split."""
-    key, labels, path = pickles.key, pickles.labels[split], pickles.files[split][layer]
-    shapes = {key: pickles.shapes}
+    key, labels, path = folder.key, folder.labels[split], folder.files[split][layer]
+    shapes = {key: folder.shapes}
     writer = LatentWriter(
         run.writable_latents(),
         run.commits,
         describe_store(run.manifest),
         {"imported_from": "phd-lab"},
-        {key: {layer: pickles.shapes[layer]}},
+        {key: {layer: folder.shapes[layer]}},
         split,
         labels,
         np.full(len(labels), NO_SAMPLE_ID),
@@ -202,7 +206,7 @@ def convert_layer(run: Run, pickles: Pickles, split: str, layer: str) -> None:
             return
         start = 0
         for batch in read_arrays(path):
-            rows = _as_rows(batch, path, pickles.shapes[layer])
+            rows = _as_rows(batch, path, folder.shapes[layer])
             if start + len(rows) > len(labels):
                 raise CorruptError(
                     f"{path} has more images than the {len(labels)} labels of {split}-labels.p"
@@ -225,9 +229,9 @@ def _as_rows(batch: NDArray[Any], path: Path, shape: tuple[int, ...]) -> NDArray
     return batch.reshape(len(batch), *shape)
 
 
-def note_data(run: Run, pickles: Pickles) -> None:
-    """Record in the manifest what the latents tell of the data, unless more is known; and the maps' sizes."""
-    whole = pickles.shapes if pickles.key.pooling == "full" else {}
+def record_dataset(run: Run, folder: LatentFolder) -> None:
+    """Record the maps' sizes, and, unless the manifest has a dataset, what labels tell of it."""
+    whole = folder.shapes if folder.key.pooling == "full" else {}
 
     def change(manifest: Manifest) -> None:
         for record in manifest.layers:
@@ -236,7 +240,7 @@ def note_data(run: Run, pickles: Pickles) -> None:
                 record.output_shape = list(shape)
         if manifest.dataset is not None:
             return
-        labels = pickles.labels
+        labels = folder.labels
         last = manifest.layers[-1].n_features if manifest.layers[-1].kind == "Linear" else 0
         n_classes = max(last, *(int(found.max()) + 1 for found in labels.values()))
         manifest.dataset = DatasetRecord(
@@ -254,10 +258,10 @@ def note_data(run: Run, pickles: Pickles) -> None:
     run.commit(change=change)
 
 
-def _dashed(layers: Sequence[LayerRecord]) -> str:
+def _example_name(layers: Sequence[LayerRecord]) -> str:
     return layers[0].layer.replace(".", "-") if layers else "features-0"
 
 
-def _some(names: Iterable[str]) -> str:
+def _join_names(names: Iterable[str]) -> str:
     found = sorted(names)
     return ", ".join(found[:5]) + (", …" if len(found) > 5 else "")

@@ -1,11 +1,17 @@
-"""The tables of one experiment of phd-lab's, as satstore has them."""
+"""phd-lab's tables of one experiment, converted to satstore's columns."""
 
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satstore.compat.phd_lab.tree import NAME, Original, dotted, read_table, reading
+from satstore.compat.phd_lab.tree import (
+    NAME,
+    LoggedExperiment,
+    dotted,
+    read_logged_table,
+    reporting_corruption,
+)
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import CorruptError
@@ -14,19 +20,21 @@ from satstore.runs.manifest import LayerRecord
 if TYPE_CHECKING:
     import pandas as pd
 
-PROBES = re.compile(r"(?:(?P<prefix>.*)_)?probe_performances?\.csv")
-POSITION = re.compile(r"(?P<layer>.+?)[-_]\(?(?P<y>\d+)[,x_]\s*(?P<x>\d+)\)?")
-COLUMN = re.compile(r"(?P<split>train|eval)-(?P<what>saturation|intrinsic-dimensionality)_(?P<layer>.+)")
+PROBE_FILE = re.compile(r"(?:(?P<prefix>.*)_)?probe_performances?\.csv")
+POSITION_SUFFIX = re.compile(r"(?P<layer>.+?)[-_]\(?(?P<y>\d+)[,x_]\s*(?P<x>\d+)\)?")
+SATURATION_COLUMN = re.compile(
+    r"(?P<split>train|eval)-(?P<what>saturation|intrinsic-dimensionality)_(?P<layer>.+)"
+)
 DEFAULT_POOLING = 4
 
 
 def saturation_table(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Return saturation and intrinsic dimension as a row per epoch, split and layer."""
+    """Return a row per epoch, split and layer with saturation and intrinsic dimension."""
     import pandas as pd
 
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     for name in table.columns:
-        match = COLUMN.fullmatch(name)
+        match = SATURATION_COLUMN.fullmatch(name)
         if match is not None:
             key = (match["split"], dotted(match["layer"]))
             found.setdefault(key, {})[match["what"]] = [float(value) for value in table[name]]
@@ -49,7 +57,7 @@ def saturation_table(table: "pd.DataFrame") -> "pd.DataFrame":
 
 
 def _count_features(saturation: list[float], dimension: list[float]) -> int:
-    """Return the features that both numbers are of; 0 if they don't say."""
+    """Return the layer's features, intrinsic dimension / saturation; 0 where they are unknown."""
     for share, n in zip(saturation, dimension, strict=False):
         if share > 0 and n > 0:
             return round(n / share)
@@ -57,7 +65,7 @@ def _count_features(saturation: list[float], dimension: list[float]) -> int:
 
 
 def metrics_table(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the metrics by epoch, accuracies as fractions."""
+    """Return a row of metrics per epoch, accuracies as fractions."""
     import pandas as pd
 
     columns: dict[str, Any] = {"epoch": range(len(table))}
@@ -70,8 +78,8 @@ def metrics_table(table: "pd.DataFrame") -> "pd.DataFrame":
     return pd.DataFrame(columns)
 
 
-def describe_layers(dimensions: "pd.DataFrame", state: "Mapping[str, Any] | None") -> list[LayerRecord]:
-    """Return the layers in the order of its columns, of which kind they are by the weights or their names."""
+def infer_layers(dimensions: "pd.DataFrame", state: "Mapping[str, Any] | None") -> list[LayerRecord]:
+    """Return the layers in the order of the columns; their kinds come from the weights, else their names."""
     counts = dict(zip(dimensions["layer"], dimensions["n_features"], strict=True))
     records = []
     for index, (layer, n_features) in enumerate(counts.items()):
@@ -93,17 +101,19 @@ def describe_layers(dimensions: "pd.DataFrame", state: "Mapping[str, Any] | None
     return records
 
 
-def read_probes(original: Original, layers: list[LayerRecord]) -> "Iterator[tuple[ProbeKey, pd.DataFrame]]":
-    """Yield the tables of probes, by the keys that satstore has for them."""
+def read_probes(
+    logged: LoggedExperiment, layers: list[LayerRecord]
+) -> "Iterator[tuple[ProbeKey, pd.DataFrame]]":
+    """Yield the tables of probes, under satstore's keys for them."""
     import pandas as pd
 
     known = {record.layer: record.n_features for record in layers}
     taken = set()
-    for path in sorted(original.table.parent.glob("*probe_performance*.csv")):
-        match = PROBES.fullmatch(path.name)
+    for path in sorted(logged.table.parent.glob("*probe_performance*.csv")):
+        match = PROBE_FILE.fullmatch(path.name)
         if match is None:
             continue
-        table = read_table(path)
+        table = read_logged_table(path)
         missing = {"name", "train_acc", "eval_acc"} - set(table.columns)
         if missing:
             raise CorruptError(
@@ -111,23 +121,14 @@ def read_probes(original: Original, layers: list[LayerRecord]) -> "Iterator[tupl
             )
         key = name_table(match["prefix"])
         if key in taken:
-            original.warnings.append(f"{path.name} was left out: another file has probes of {key} too")
+            logged.warnings.append(f"{path.name} was left out: another file has probes of {key} too")
             continue
         taken.add(key)
-        rows = []
-        for name, train, evaluated in zip(table["name"], table["train_acc"], table["eval_acc"], strict=True):
-            layer = dotted(f"{name}".removeprefix("train-").removeprefix("eval-"))
-            place: dict[str, int] = {}
-            position = POSITION.fullmatch(layer) if layer not in known else None
-            if position is not None and position["layer"] in known:
-                layer, place = position["layer"], {"y": int(position["y"]), "x": int(position["x"])}
-            row = {"layer": layer, **place, "n_features": known.get(layer, 0)}
-            with reading(path, "table of probes"):
-                rows.append({**row, "train_accuracy": float(train), "eval_accuracy": float(evaluated)})
-        found = pd.DataFrame(rows)
+        with reporting_corruption(path, "table of probes"):
+            found = pd.DataFrame(probe_rows(table, known))
         unknown = sorted(set(found["layer"]) - known.keys()) if len(found) else []
         if unknown:
-            original.warnings.append(
+            logged.warnings.append(
                 f"{path.name} has probes of layers without saturation: {', '.join(unknown[:5])}"
             )
         order = {layer: index for index, layer in enumerate(known)}
@@ -135,8 +136,28 @@ def read_probes(original: Original, layers: list[LayerRecord]) -> "Iterator[tupl
         yield key, found.assign(top5=float("nan"), converged=True, error="")
 
 
+def probe_rows(table: "pd.DataFrame", n_features: Mapping[str, int]) -> list[dict[str, Any]]:
+    """Return the rows of a table of probes, with the position where a row is of one.
+
+    Parameters
+    ----------
+    n_features
+        Layer to the number of its features.
+    """
+    rows = []
+    for name, train, evaluated in zip(table["name"], table["train_acc"], table["eval_acc"], strict=True):
+        layer = dotted(f"{name}".removeprefix("train-").removeprefix("eval-"))
+        place: dict[str, int] = {}
+        position = POSITION_SUFFIX.fullmatch(layer) if layer not in n_features else None
+        if position is not None and position["layer"] in n_features:
+            layer, place = position["layer"], {"y": int(position["y"]), "x": int(position["x"])}
+        row = {"layer": layer, **place, "n_features": n_features.get(layer, 0)}
+        rows.append({**row, "train_accuracy": float(train), "eval_accuracy": float(evaluated)})
+    return rows
+
+
 def name_table(prefix: str | None) -> ProbeKey:
-    """Return the key of a table of probes by the prefix of its file: ``4x4`` is ``pool4``."""
+    """Return satstore's key of a table of probes by the prefix of its file: ``pool4`` for ``4x4``."""
     if not prefix:
         return ProbeKey(LatentsKey(f"{DEFAULT_POOLING}"))
     size = re.fullmatch(r"(\d+)x\1", prefix)
@@ -147,23 +168,23 @@ def name_table(prefix: str | None) -> ProbeKey:
     return ProbeKey.parse(f"{re.sub(r'[^A-Za-z0-9_]+', '_', prefix)}-pool{DEFAULT_POOLING}")
 
 
-def read_fields(
-    original: Original, layers: list[LayerRecord], resolution: int
+def read_receptive_fields(
+    logged: LoggedExperiment, layers: list[LayerRecord], resolution: int
 ) -> "tuple[str | None, pd.DataFrame | None]":
-    """Return the border layer and the table of receptive fields, whose rows are convs in forward order."""
+    """Return the border layer and the table of receptive fields, whose rows are convolutions."""
     import pandas as pd
 
-    paths = sorted(original.table.parent.glob("receptive_field_*.csv"))
+    paths = sorted(logged.table.parent.glob("receptive_field_*.csv"))
     if not paths:
         return None, None
-    table = read_table(paths[0])
+    table = read_logged_table(paths[0])
     convs = [r.layer for r in layers if r.kind == "Conv2d" and not re.search(r"downsample|shortcut", r.layer)]
     if len(table) != len(convs):
-        original.warnings.append(
+        logged.warnings.append(
             f"{paths[0].name} was left out: it has {len(table)} convolutions, the main path {len(convs)}"
         )
         return None, None
-    with reading(paths[0], "table of receptive fields"):
+    with reporting_corruption(paths[0], "table of receptive fields"):
         sizes = table[["receptive_field", "jump", "map_size"]].astype(float)
     found = pd.DataFrame(
         {
@@ -183,27 +204,27 @@ def read_fields(
     return (convs[places[0]] if places else None), found
 
 
-def read_projections(original: Original, root: Path, config: ExperimentConfig) -> "pd.DataFrame | None":
-    """Return this experiment's rows of its run id's projections, a table in the root of the logs."""
+def read_projections(logged: LoggedExperiment, root: Path, config: ExperimentConfig) -> "pd.DataFrame | None":
+    """Return the experiment's rows of the table of projections of its run id, in the root of the logs."""
     import pandas as pd
 
     path = next(
-        (p for p in [root, *original.table.parents] if (p / f"projections_{original.run_id}.csv").is_file()),
+        (p for p in [root, *logged.table.parents] if (p / f"projections_{logged.run_id}.csv").is_file()),
         None,
     )
     if path is None:
         return None
-    path = path / f"projections_{original.run_id}.csv"
-    table = read_table(path)
-    named = NAME.fullmatch(original.table.stem)
+    path = path / f"projections_{logged.run_id}.csv"
+    table = read_logged_table(path)
+    named = NAME.fullmatch(logged.table.stem)
     assert named is not None
     data = f"{named['dataset']}_{config.resolution}"
-    with reading(path, "table of projections"):
+    with reporting_corruption(path, "table of projections"):
         rows = table[(table["model"] == named["model"]) & (table["dataset"] == data)]
         rows = rows[["thresh", "accs", "loss"]].astype(float)
     if not len(rows):
         return None
-    none = rows["thresh"] > 1  # its delta of 3 is no projection
+    none = rows["thresh"] > 1  # phd-lab's delta of 3 means no projection
     return pd.DataFrame(
         {
             "mode": ["none" if whole else "pca" for whole in none],

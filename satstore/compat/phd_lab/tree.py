@@ -1,4 +1,4 @@
-"""The files of one experiment in a tree of phd-lab's logs, its config, and how its tables are read."""
+"""The experiments in a tree of phd-lab's logs: finding them, reading their configs and tables."""
 
 import io
 import json
@@ -22,19 +22,19 @@ NAME = re.compile(
     r"(?P<model>.+)-(?P<dataset>[^-]+)-r(?P<resolution>\d+)-bs(?P<batch_size>\d+)-e(?P<epoch>\d+)"
 )
 DROPPED = ("logs_dir", "device", "cache_dir", "metrics", "data_parallel")
-"""Keys of its configs that say where and how it ran, or what it measured."""
+"""Keys of phd-lab's configs that satstore doesn't take over: where and how it ran, what it measured."""
 
 
 @dataclass
-class Original:
-    """One experiment of a tree of logs.
+class LoggedExperiment:
+    """One experiment of a tree of phd-lab's logs.
 
     Attributes
     ----------
     table
         Its CSV file of metrics and saturation.
     warnings
-        What of its files was left out or taken otherwise, and why.
+        What of its files was left out, or read in another sense, and why.
     """
 
     table: Path
@@ -51,16 +51,16 @@ class Original:
         return self.table.parent.name
 
 
-def find_originals(root: Path) -> Iterator[Original]:
-    """Yield the experiments of a tree."""
+def find_logged_experiments(root: Path) -> Iterator[LoggedExperiment]:
+    """Yield the experiments of a tree, by the names of their tables."""
     for path in sorted(root.rglob("*.csv")):
         if NAME.fullmatch(path.stem):
-            yield Original(path)
+            yield LoggedExperiment(path)
 
 
 @contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
-    """Say of what can't be read as what it should be which file it is in, and why."""
+def reporting_corruption(path: Path, what: str) -> Iterator[None]:
+    """Turn errors of reading a file into a CorruptError that names it, what was expected, and the reason."""
     import pandas as pd
 
     try:
@@ -72,27 +72,27 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise CorruptError(f"{path} is no {what} ({type(error).__name__}: {reason})") from error
 
 
-def read_table(path: Path) -> "pd.DataFrame":
-    """Read one of its tables.
+def read_logged_table(path: Path) -> "pd.DataFrame":
+    """Read a table in phd-lab's format, separated by ``;``.
 
     Raises
     ------
     CorruptError
-        If it is none.
+        If it is not in that format.
     """
     import pandas as pd
 
-    with reading(path, "table separated by ';'"):
+    with reporting_corruption(path, "table separated by ';'"):
         return pd.read_csv(io.BytesIO(read_content(path, follow=True)), sep=";", index_col=0)
 
 
-def read_config(original: Original) -> ExperimentConfig:
+def read_logged_config(logged: LoggedExperiment) -> ExperimentConfig:
     """Read an experiment's config; what it lacks is taken from the file's name."""
-    named = NAME.fullmatch(original.table.stem)
+    named = NAME.fullmatch(logged.table.stem)
     assert named is not None
     found: dict[str, Any] = {"model": named["model"], "dataset": named["dataset"]}
     found |= {key: int(named[key]) for key in ("resolution", "batch_size", "epoch")}
-    path = Path(f"{original.stem}_config.json")
+    path = Path(f"{logged.stem}_config.json")
     if path.is_file():
         try:
             content = json.loads(read_content(path, follow=True).decode())
@@ -105,9 +105,7 @@ def read_config(original: Original) -> ExperimentConfig:
                 continue
             found[key] = value[0] if isinstance(value, list) and value else value
     else:
-        original.warnings.append(
-            f"no {path.name}: the config is what the file's name says, the rest defaults"
-        )
+        logged.warnings.append(f"no {path.name}: the config is what the file's name says, the rest defaults")
     try:
         return ExperimentConfig.model_validate({**found, "stages": ["train", "saturation"]})
     except ValueError as error:
@@ -118,5 +116,5 @@ def read_config(original: Original) -> ExperimentConfig:
 
 
 def dotted(layer: str) -> str:
-    """Return a layer's name as PyTorch has it."""
+    """Return a layer's PyTorch name, of phd-lab's with dashes."""
     return layer.replace("-", ".")

@@ -1,4 +1,4 @@
-"""The weights in a checkpoint of phd-lab's."""
+"""Checkpoints of phd-lab's: their weights, and a checkpoint of satstore's that holds them."""
 
 import io
 import warnings
@@ -6,25 +6,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from satstore.compat.phd_lab.tree import Original
+from satstore.compat.phd_lab.tree import LoggedExperiment
 from satstore.errors import CorruptError, reason_of
 
 
-def read_weights(original: Original) -> dict[str, Any] | None:
+def read_weights(logged: LoggedExperiment) -> dict[str, Any] | None:
     """Return the weights of a checkpoint, without the prefix of data-parallel models; None if there is none.
 
     Raises
     ------
     CorruptError
-        If it holds more than tensors and numbers.
+        If it is damaged, or holds more than tensors and numbers.
     """
-    path = Path(f"{original.stem}.pt")
+    path = Path(f"{logged.stem}.pt")
     if not path.is_file():
         return None
     import numpy as np
     import torch
 
-    # Its metrics are NumPy's numbers at times: these, and nothing else, are allowed beside tensors.
+    # Some checkpoints have metrics that are NumPy numbers: allow these, and nothing else, beside tensors.
     floats = (type(np.dtype(np.float64)), type(np.dtype(np.float32)))
     numbers: list[Any] = [np._core.multiarray.scalar, np.dtype, *floats]
     try:
@@ -42,7 +42,7 @@ def read_weights(original: Original) -> dict[str, Any] | None:
 
 
 def pack_weights(state: Mapping[str, Any], epoch: int) -> bytes:
-    """Return a checkpoint of satstore's, of weights alone."""
+    """Return a checkpoint of satstore's that holds weights alone, without optimizer or random states."""
     import torch
 
     content = io.BytesIO()
