@@ -15,7 +15,7 @@ from command_line import call, satstore
 from satstore.config.keys import LatentsKey
 from satstore.errors import NotFoundError
 from satstore.registry import STAGES
-from satstore.runs.disk_usage import measure
+from satstore.runs.disk_usage import measure_disk_usage
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
 from satstore.stages.extract.plan import plan_latents
@@ -44,7 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_measure__counts_every_byte_once(demo_run: Run) -> None:
-    usage = measure(demo_run)
+    usage = measure_disk_usage(demo_run)
     assert usage.total_bytes == disk_bytes(demo_run.path)
     assert sum(usage.latents.values()) == disk_bytes(demo_run.latents_path)
     assert usage.analysis_bytes == disk_bytes(demo_run.analysis_path)
@@ -60,7 +60,7 @@ def test_measure__knows_layers_of_odd_names(run: Run) -> None:
     group = run.latents_path / "pool4" / "train"
     (group / "features.0").rename(group / "%66eatures%2F0")
     (group / "features.4").rename(group / "cut~0")
-    layers = {layer for _, split, layer in measure(run).latents if split == "train"}
+    layers = {layer for _, split, layer in measure_disk_usage(run).latents if split == "train"}
     assert {"features/0", "features.4"} <= layers
     assert not {"features.0", "cut~0"} & layers
 

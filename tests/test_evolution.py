@@ -24,7 +24,7 @@ from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import MODELS
 from satstore.reports.plots import plot_evolution, plot_layers
-from satstore.runs.disk_usage import check_removable, measure
+from satstore.runs.disk_usage import check_removable, measure_disk_usage
 from satstore.runs.logs_folder import make_run
 from satstore.runs.repair import extract_command, probe_command
 from satstore.runs.run import Run
@@ -470,7 +470,7 @@ def test_extraction__is_one_command_for_epochs_of_the_same_poolings(run: Run) ->
 
 
 def test_du_and_clean__count_and_remove_the_epochs(run: Run) -> None:
-    usage, record = measure(run), run.manifest.latents
+    usage, record = measure_disk_usage(run), run.manifest.latents
     assert usage.by_key.keys() - {None} == EPOCHS
     assert usage.checkpoint_bytes == sum(path.stat().st_size for path in run.path.glob("*.pt"))
     assert usage.total_bytes == sum(path.stat().st_size for path in run.path.rglob("*") if path.is_file())

@@ -27,7 +27,7 @@ from satstore.jobs.job import Job, find_job, jobs_dir, list_jobs, read_job
 from satstore.jobs.record import JobRecord
 from satstore.jobs.start import cancel_job, claim_job, start_job
 from satstore.reports.listing.reader import LogsReader
-from satstore.runs.events import Event, Kind, read_events
+from satstore.runs.events import Event, EventKind, read_events
 from satstore.runs.logs_folder import list_runs, make_run
 from satstore.storage.files import WriteError
 from satstore.system.usage import UsageMeter, has_gpu
@@ -69,7 +69,7 @@ def test_job_record__tells_rate_and_what_is_left_by_the_clock(
     record = JobRecord(tmp_path, owns_log=False)
     record.run = "res/e"
 
-    def hear(at_s: float, stage: str, kind: Kind, **counts: int) -> dict[str, Any]:
+    def hear(at_s: float, stage: str, kind: EventKind, **counts: int) -> dict[str, Any]:
         nonlocal now_s
         now_s = at_s
         record.listen(Event(stage, kind, **counts))

@@ -21,8 +21,8 @@ from satstore.reports.plots import plot_epoch, plot_layers, save_figure, tabulat
 from satstore.reports.plots.paper_figures import Panel
 from satstore.reports.run_curves import read_curves
 from satstore.runs.events import read_events
-from satstore.runs.file_formats import NUMBER, TEXT, find_table
 from satstore.runs.run import Run
+from satstore.runs.table_formats import NUMBER, TEXT, find_table
 from satstore.runs.verify import Verification
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.zarr import AnalysisStore

@@ -12,7 +12,13 @@ from satstore.cli.console import SafeConsole, make_console, print_json, print_li
 from satstore.cli.options import Json, LogsDir, RunName
 from satstore.cli.progress import Bar
 from satstore.errors import ConfigError, CorruptError
-from satstore.runs.disk_usage import DiskUsage, check_removable, latents_bytes, measure, remove_latents
+from satstore.runs.disk_usage import (
+    DiskUsage,
+    check_removable,
+    latents_bytes,
+    measure_disk_usage,
+    remove_latents,
+)
 from satstore.runs.logs_folder import find_logs_dir, find_runs, list_runs
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
@@ -133,7 +139,7 @@ def show_disk_usage(
             print_line(f"warning: {error}", is_error=True)
     else:
         runs = find_runs(run, logs_dir)
-    usages = {each.name: measure(each) for each in runs}
+    usages = {each.name: measure_disk_usage(each) for each in runs}
     if as_json:
         print_json([summarize_usage(name, usage) for name, usage in usages.items()])
     elif not usages:

@@ -1,4 +1,4 @@
-"""Runs that travel: packed into a zip file, which opens elsewhere as a run, checked before it appears."""
+"""Archives of runs: packing a run into a zip file, and unpacking and verifying it elsewhere."""
 
 import hashlib
 import os
@@ -22,20 +22,20 @@ from satstore.storage.safe_names import is_key
 from satstore.system.limits import free_disk
 from satstore.system.text import describe_size
 
-KEPT = ("manifest.json", "commits.jsonl", "events.jsonl")
-"""What of a run folder travels besides what the manifest and the commit log name."""
+UNCOMMITTED = ("manifest.json", "commits.jsonl", "events.jsonl")
+"""Files of a run folder that are packed although neither manifest nor commit log names them."""
 
 PART_BYTES = 2**20
-"""What is read of a file at once."""
+"""Bytes that are read of a file at once."""
 
 
 def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
-    """Pack a run into a zip file; without its latents, which ``extract`` writes again.
+    """Pack a run into a zip file, by default without its latents, which ``extract`` can write again.
 
     Raises
     ------
     NotFoundError
-        If its latents are to travel and lie on object storage.
+        If the latents are to be packed and lie on object storage.
     CorruptError
         If a file is not as it was committed.
     WriteError
@@ -46,9 +46,9 @@ def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
     make_folder(path.absolute().parent)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
-        # Stored as they are: checkpoints and shards are compressed already.
+        # Checkpoints and shards are compressed already.
         with refusals(path, 0), run.lock(), zipfile.ZipFile(partial, "x", zipfile.ZIP_STORED) as packed:
-            for name, source, digest in files_of(run, with_latents):
+            for name, source, digest in packed_files(run, with_latents):
                 member = zipfile.ZipInfo.from_file(source) if is_file(source) else zipfile.ZipInfo(name)
                 member.filename = f"{run.run_id}/{run.experiment}/{name}"
                 with packed.open(member, "w", force_zip64=True) as file:
@@ -62,12 +62,12 @@ def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
 
 
 def _read_checked(run: Run, path: Path, expected: Digest | None) -> Iterator[bytes]:
-    """Yield a file's content in parts, and check at its end that it is what was committed.
+    """Yield a file's content in parts, then check its digest.
 
     Raises
     ------
     CorruptError
-        If it is not, or can't be read.
+        If the digest differs, or the file can't be read.
     """
     remedy = f"satstore verify {run.name} names what makes it again"
     seen, n_bytes = hashlib.sha256(), 0
@@ -85,10 +85,10 @@ def _read_checked(run: Run, path: Path, expected: Digest | None) -> Iterator[byt
         raise CorruptError(f"{path} is not what was committed; {remedy}")
 
 
-def files_of(run: Run, with_latents: bool) -> Iterator[tuple[str, Path, Digest | None]]:
-    """Yield names below the run folder, paths and digests of what a run is made of; None: of no digest."""
-    for name in KEPT:
-        if os.path.lexists(run.path / name):  # one that is no file is refused when it is read
+def packed_files(run: Run, with_latents: bool) -> Iterator[tuple[str, Path, Digest | None]]:
+    """Yield the name in the run folder, path and digest (None: not committed) of each file to pack."""
+    for name in UNCOMMITTED:
+        if os.path.lexists(run.path / name):  # reading refuses one that is no file
             yield name, run.path / name, None
     for name, record in run.manifest.files.items():
         yield name, run.path_of(name), record.digest
@@ -101,30 +101,30 @@ def files_of(run: Run, with_latents: bool) -> Iterator[tuple[str, Path, Digest |
 
 
 def unpack_run(path: Path, logs_dir: Path, run_id: str | None = None) -> Run:
-    """Unpack a run that :func:`pack_run` packed, and check all of it before it appears in the logs folder.
+    """Unpack a run that :func:`pack_run` packed, and verify it before it appears in the logs folder.
 
     Parameters
     ----------
     run_id
-        By default that which it had.
+        By default the packed run's.
 
     Raises
     ------
     NotFoundError
         If there is no such file.
     CorruptError
-        If it is no zip file of a run, or holds what was not committed.
+        If it is no zip file of a run, or its files aren't what was committed.
     ConfigError
-        If there is such an experiment already, or the run id can't be used.
+        If such an experiment exists already, or the run id is invalid.
     DiskSpaceError
-        If there is no room for what it holds.
+        If its content needs more than the free disk space.
     """
     if not path.is_file():
         raise NotFoundError(f"no file {path}")
     try:
         with zipfile.ZipFile(path) as packed:
             members = {info.filename: info for info in packed.infolist() if not info.is_dir()}
-            home = find_home(path, members.values())
+            home = find_run_folder(path, members.values())
             target = logs_dir / check_run_id(run_id or home.parts[0]) / home.parts[1]
             if os.path.lexists(target):
                 raise ConfigError(f"{target} is there already; give it another name with --run-id")
@@ -139,13 +139,13 @@ def unpack_run(path: Path, logs_dir: Path, run_id: str | None = None) -> Run:
         raise CorruptError(f"{path} can't be unpacked: {' '.join(str(error).split())}") from error
 
 
-def find_home(path: Path, members: Iterable[zipfile.ZipInfo]) -> PurePosixPath:
-    """Return the one folder ``RES/<experiment>`` that all members lie in.
+def find_run_folder(path: Path, members: Iterable[zipfile.ZipInfo]) -> PurePosixPath:
+    """Return the folder ``RES/<experiment>`` that all members lie in.
 
     Raises
     ------
     CorruptError
-        If there is none, or a member would leave it.
+        If they lie in several, or a member's path leads out of it.
     """
     homes = set()
     for info in members:
@@ -162,7 +162,7 @@ def find_home(path: Path, members: Iterable[zipfile.ZipInfo]) -> PurePosixPath:
 def _unpack(
     packed: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], home: PurePosixPath, target: Path
 ) -> Run:
-    # Beside its place, under a name that no command lists: a run is there whole or not at all.
+    # Unpack beside its place, in a folder that no command lists, and rename at the end: a run appears whole.
     beside = target.parent / f".{target.name}.partial" / target.name
     check_folders(target.parent.parent, beside / "*")
     shutil.rmtree(beside.parent, ignore_errors=True)
@@ -182,14 +182,14 @@ def _unpack(
         beside.replace(target)
     finally:
         shutil.rmtree(beside.parent, ignore_errors=True)
-        with suppress(OSError):  # it holds other experiments, or could not be made
+        with suppress(OSError):  # it holds other experiments, or was not created
             target.parent.rmdir()
     sync_folder(target.parent)
     return Run(target)
 
 
 def _settle(run: Run, target: Path) -> None:
-    """Give the run its new name, and say of latents that did not travel that they can be extracted again."""
+    """Set the run's new run id and place of latents; mark latents that were not packed as re-extractable."""
     has_latents = (run.path / LATENTS / "zarr.json").exists()
 
     def change(manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""What experiments take on disk, and freeing it."""
+"""Disk usage of experiments, and removing latents to free disk space."""
 
 import json
 from collections import Counter
@@ -22,7 +22,7 @@ UsageKey = tuple[LatentsKey | None, str, str]
 
 @dataclass(frozen=True)
 class DiskUsage:
-    """What an experiment takes on disk, in bytes.
+    """Disk usage of an experiment, in bytes.
 
     Attributes
     ----------
@@ -48,12 +48,12 @@ class DiskUsage:
 
     @property
     def total_bytes(self) -> int:
-        """All of it."""
+        """The sum of all."""
         return sum(self.latents.values()) + self.analysis_bytes + self.checkpoint_bytes + self.other_bytes
 
 
-def measure(run: Run) -> DiskUsage:
-    """Return what an experiment takes on disk: its files' sizes, whether they are committed or not."""
+def measure_disk_usage(run: Run) -> DiskUsage:
+    """Return an experiment's disk usage: the sizes of its files, committed or not."""
     location = run.latents_location
     inside = str(location).startswith(f"{run.path}/")
     latents = f"{str(location).removeprefix(f'{run.path}/')}/"
@@ -111,7 +111,7 @@ def _layer_name(location: Location, key: LatentsKey | None, split: str, name: st
 
 
 def latents_bytes(run: Run) -> int:
-    """Return what an experiment's latents take on disk."""
+    """Return the disk usage of an experiment's latents, in bytes."""
     return sum(run.latents_location.sizes().values())
 
 
@@ -121,7 +121,7 @@ def check_removable(run: Run) -> None:
     Raises
     ------
     NotFoundError
-        If there is no checkpoint, or not of each epoch that latents are stored of.
+        If the checkpoint of the last epoch, or of an epoch with stored latents, is missing.
     CorruptError
         If a checkpoint is not what was committed.
     """
@@ -140,12 +140,12 @@ def check_removable(run: Run) -> None:
 
 
 def check_own(run: Run, location: Location) -> None:
-    """Check that a store outside the run's folder is the run's: a manifest may have been tampered with.
+    """Check that a store outside the run folder belongs to the run: a manifest may have been tampered with.
 
     Raises
     ------
     CorruptError
-        If what lies there is another's, or no store of latents.
+        If it belongs to another run, or is no store of latents.
     """
     if run.manifest.latents_path == LATENTS or not location.sizes():
         return
@@ -162,17 +162,17 @@ def check_own(run: Run, location: Location) -> None:
 
 
 def remove_latents(run: Run) -> int:
-    """Remove a run's latents, the manifest's record first, and return how many bytes that freed.
+    """Remove a run's latents, and return the freed bytes.
 
-    The manifest keeps the records of what was whole as re-extractable. A removal that was stopped halfway
-    leaves files that count as not written; removing again removes them.
+    The manifest's records are removed first; they become ``re_extractable``. An interrupted removal leaves
+    files that count as not written; removing again removes them.
 
     Raises
     ------
     LockedError
         If another process writes the experiment.
     NotFoundError, CorruptError
-        If they could not be extracted again, or are not the run's; see :func:`check_removable` and
+        If they could not be extracted again, or belong to another run; see :func:`check_removable` and
         :func:`check_own`.
     """
 

@@ -1,4 +1,4 @@
-"""Events: what a stage tells those who watch it, one JSON object per line of ``events.jsonl``."""
+"""Events of stages, such as progress and warnings: one JSON object per line of ``events.jsonl``."""
 
 import json
 import math
@@ -13,33 +13,33 @@ from satstore.storage.files import append_log
 from satstore.storage.safe_files import open_file
 from satstore.system.text import printable_content
 
-Kind = Literal["started", "progress", "message", "warning", "done", "failed", "cancelled"]
+EventKind = Literal["started", "progress", "message", "warning", "done", "failed", "cancelled"]
 
 Listener = Callable[["Event"], None]
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened in a stage.
+    """A stage's start, progress, message, warning or end.
 
     Attributes
     ----------
     stage
         The stage's name.
     kind
-        What happened.
+        Which of these it is.
     text
-        One line for people.
+        One line for users.
     done, total
         Units of work done and to do; None where nothing is counted.
     values
-        Numbers that belong to it, such as ``{"loss": 0.31}``.
+        Numbers by name, such as ``{"loss": 0.31}``.
     time
         Seconds since the epoch.
     """
 
     stage: str
-    kind: Kind
+    kind: EventKind
     text: str = ""
     done: int | None = None
     total: int | None = None
@@ -48,14 +48,14 @@ class Event:
 
     @property
     def is_turn(self) -> bool:
-        """Whether its stage began or ended with it, so that progress told before counts no more."""
+        """Whether the stage started or ended with it, which makes earlier progress obsolete."""
         return self.kind in ("started", "done", "failed", "cancelled")
 
 
 class EventLog:
-    """Appends events to a file and hands them to a listener.
+    """Appends events to a file and passes them to a listener.
 
-    Progress is written a few times a second at most: the file is for watching, not for accounting.
+    Progress is written at most a few times per second.
     """
 
     PROGRESS_INTERVAL_S = 0.25
@@ -66,11 +66,11 @@ class EventLog:
         self._last_progress = -math.inf
 
     def is_due(self) -> bool:
-        """Tell whether it is time for the next progress, for those to whom measuring it costs something."""
+        """Return whether the next progress would be written, for callers to whom measuring it is costly."""
         return time.monotonic() - self._last_progress >= self.PROGRESS_INTERVAL_S
 
     def emit(self, event: Event) -> None:
-        """Append one event; progress that isn't due is left out, but never the last (``done == total``)."""
+        """Append one event; progress that isn't due is dropped, unless it is the last (``done == total``)."""
         if event.kind == "progress":
             is_last = event.total is not None and event.done == event.total
             if not is_last and not self.is_due():
@@ -84,22 +84,22 @@ class EventLog:
 
 
 def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """Read the whole lines of an event log from a byte offset on.
+    """Read the complete lines of an event log from a byte offset on.
 
     Returns
     -------
     events
-        Lines that are no events (torn by a crash, or of a newer version) are passed over.
+        Without lines that are no events: torn by a crash, or of a newer version.
     offset
-        Where to go on reading.
+        Where the next call continues.
     """
     try:
         with open_file(path) as file:
-            # A log that shrank was started anew.
+            # A log that shrank was replaced: read it from the start.
             offset = offset if os.fstat(file.fileno()).st_size >= offset else 0
             file.seek(offset)
             content = file.read()
-    except OSError:  # there is none, or what is there is no log: it is for watching, and no number is in it
+    except OSError:  # there is no log, or it can't be read: events are for display alone
         return [], offset
     whole = content[: content.rfind(b"\n") + 1]
     return list(_parse(whole.splitlines())), offset + len(whole)
@@ -113,7 +113,7 @@ def _parse(lines: list[bytes]) -> Iterator[Event]:
 
 
 def parse_event(line: bytes | str) -> Event | None:
-    """Return the event of a line of a log, its texts printable; None if it is none."""
+    """Parse a line of a log, with its texts made printable; return None if it is no event."""
     try:
         event = Event(**printable_content(json.loads(line)))
         return event if _is_event(event) else None
@@ -122,7 +122,7 @@ def parse_event(line: bytes | str) -> Event | None:
 
 
 def _is_event(event: Event) -> bool:
-    """Tell whether an event's values are of the types that they are written with."""
+    """Return whether an event's values have the types that satstore writes."""
     counts = [n for n in (event.done, event.total) if n is not None]
     return (
         all(isinstance(text, str) for text in (event.stage, event.kind, event.text))
@@ -130,5 +130,5 @@ def _is_event(event: Event) -> bool:
         and isinstance(event.values, Mapping)
         and all(isinstance(value, int | float) for value in event.values.values())
         and isinstance(event.time, int | float)
-        and abs(event.time) < 1e11  # which is a date
+        and abs(event.time) < 1e11  # which the calendar has a date for
     )

@@ -1,7 +1,7 @@
-"""The run folder, read: manifest, places, states of stages, and committed files.
+"""Reading a run folder: its manifest, paths, states of stages, and committed files.
 
-The run folder is the only channel between processes. A file of it counts when the manifest, written last,
-holds its digest.
+Processes communicate through the run folder alone. A file counts as written once the manifest, which is
+written last, holds its digest.
 """
 
 import shlex
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
@@ -17,16 +17,10 @@ from satstore.config.experiment import ExperimentConfig
 from satstore.config.validation import describe_invalid
 from satstore.errors import ConfigError, CorruptError, NotFoundError, reason_of
 from satstore.registry import load_plugins, suggest
-from satstore.runs.consent import check_plugins, is_named
 from satstore.runs.events import EventLog, Listener
 from satstore.runs.lock import WriteLock
-from satstore.runs.manifest import (
-    LATENTS,
-    RECORDED,
-    STAGE_KEYS,
-    StageStatus,
-    read_manifest,
-)
+from satstore.runs.manifest import LATENTS, RECORDED, STAGE_KEYS, StageStatus, read_manifest
+from satstore.runs.permissions import check_plugins, is_place_named
 from satstore.runs.repair import damage_remedy
 from satstore.storage.commit_log import CommitLog, Damage
 from satstore.storage.files import Digest
@@ -34,22 +28,18 @@ from satstore.storage.location import Location, is_url, locate
 from satstore.storage.safe_files import check_folders, is_file, read_content
 from satstore.storage.safe_names import as_key
 
-if TYPE_CHECKING:
-    pass
-
-
 Parameters = ParamSpec("Parameters")
 Found = TypeVar("Found")
 FolderT = TypeVar("FolderT", bound="RunFolder")
 
 N_TRIES = 5
-"""How often a reader begins anew, at most, where a run is committed to meanwhile again and again."""
+"""How often a read is repeated at most, while another process commits again and again."""
 
 
-def reading_anew(
+def reread_after_commit(
     read: "Callable[Concatenate[FolderT, Parameters], Found]",
 ) -> "Callable[Concatenate[FolderT, Parameters], Found]":
-    """Read anew what seems damaged, where something was committed since the run was opened, or meanwhile."""
+    """Decorate a method to read again on damage, if another process committed since the run was opened."""
 
     @wraps(read)
     def read_again(run: FolderT, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Found:
@@ -68,7 +58,7 @@ def reading_anew(
 
 
 class RunFolder:
-    """What is known of one experiment from its folder.
+    """One experiment's folder, open for reading.
 
     Parameters
     ----------
@@ -77,13 +67,13 @@ class RunFolder:
     listener
         Called with every event that the run emits.
     config
-        The config that the run is opened with, where it is not the manifest's: they agree in what training
-        depends on, not in device, delta, pooling and the like.
+        The config that the run is opened with, if not the manifest's: both agree in the settings that
+        training depends on; device, delta, pooling and the like may differ.
 
     Attributes
     ----------
     manifest
-        Its manifest, as it was when the run was opened or last committed to; :meth:`reload` reads it anew.
+        The manifest as of opening the run or its last commit; :meth:`reload` reads it again.
     """
 
     def __init__(
@@ -98,34 +88,34 @@ class RunFolder:
         self.commits = CommitLog(path / "commits.jsonl")
         self._lock = WriteLock(path)
         self.damage_seen: dict[Any, list[Damage]] | None = None
-        """What was found damaged of latents, by key and state, while this process holds the lock."""
+        """Damage that was found in latents, by key and state, while this process holds the lock."""
 
     def __repr__(self) -> str:
         return f"<Run {self.name}>"
 
     @property
     def run_id(self) -> str:
-        """The run id that the experiment is under."""
+        """The run id, which is the name of the folder around the experiment's."""
         return self.path.parent.name
 
     @property
     def experiment(self) -> str:
-        """The experiment's name, which is its folder's."""
+        """The experiment's name, which is the name of its folder."""
         return self.path.name
 
     @property
     def name(self) -> str:
-        """Run id and experiment, as commands take them."""
+        """``RES/<experiment>``, as commands take it."""
         return f"{self.run_id}/{self.experiment}"
 
     @property
     def config(self) -> ExperimentConfig:
-        """The config that the run was opened with, else the one that the experiment was made with.
+        """The config that the run was opened with, else the one that the experiment was created with.
 
         Raises
         ------
         CorruptError
-            If the manifest's is none.
+            If the manifest's config is invalid.
         """
         return self.made_with if self._config is None else self._config
 
@@ -135,7 +125,7 @@ class RunFolder:
         Raises
         ------
         ConfigError
-            If the manifest alone names one, and not the user, or one can't be imported.
+            If the user did not permit one that the manifest names, or one can't be imported.
         """
         if self._config is None:
             check_plugins(self.path, self.config.plugins)
@@ -143,7 +133,7 @@ class RunFolder:
 
     @property
     def made_with(self) -> ExperimentConfig:
-        """The config that the experiment was made with; raises what :attr:`config` does."""
+        """The config that the experiment was created with; raises as :attr:`config` does."""
         try:
             return ExperimentConfig.model_validate(self.manifest.config)
         except ValidationError as error:
@@ -169,27 +159,27 @@ class RunFolder:
 
     @property
     def is_recorded(self) -> bool:
-        """Whether ``satstore.record`` made it: its model and data are not satstore's to build."""
+        """Whether ``satstore.record`` wrote it: satstore can build neither its model nor its data."""
         return bool(self.manifest.config.get("dataset") == RECORDED)
 
     @property
     def latents_path(self) -> Path | str:
-        """The folder of the store of latents, or its URL where it lies on object storage."""
+        """The path of the store of latents, or its URL on object storage."""
         place = self.manifest.latents_path
         return place if is_url(place) else self.path / place
 
     @property
     def latents_location(self) -> Location:
-        """Where the store of latents lies."""
+        """The place of the store of latents."""
         return locate(self.latents_path)
 
     def writable_latents(self) -> Location:
-        """Return where the store of latents lies, to write or remove something there.
+        """Return the place of the store of latents, for writing or removing.
 
         Raises
         ------
         ConfigError
-            If that is elsewhere than in the run folder, as the manifest alone says.
+            If it lies outside the run folder, and the user did not name that place.
         """
         if not self.has_named_place():
             raise ConfigError(
@@ -199,28 +189,28 @@ class RunFolder:
         return self.latents_location
 
     def has_named_place(self) -> bool:
-        """Tell whether the latents lie in the run folder, or at a place that the user named too."""
+        """Return whether the latents lie in the run folder, or at a place that the user named."""
         place = self.manifest.latents_path
-        return place == LATENTS or is_named(self.path, place)
+        return place == LATENTS or is_place_named(self.path, place)
 
     def naming_place(self) -> str:
-        """Return the command with which the user names the place that the manifest says."""
+        """Return the command with which the user names the place that is in the manifest."""
         folder = str(self.latents_path).removesuffix(f"/{self.name}/{LATENTS}")
         return f"satstore extract --run {self.name} --latents-dir {shlex.quote(folder)}"
 
     @property
     def analysis_path(self) -> Path:
-        """The folder of the store of spectra and probes."""
+        """The path of the store of spectra and probes."""
         return self.path / "analysis.zarr"
 
     # Reading
 
     def reload(self) -> None:
-        """Read the manifest anew."""
+        """Read the manifest again."""
         self.manifest = read_manifest(self.path)
 
     def status(self, stage: str) -> StageStatus:
-        """Return a stage's state; one whose process died without a word has failed."""
+        """Return a stage's state; a running stage whose process has died counts as failed."""
         record = self.manifest.stages.get(stage)
         if record is None:
             return "missing"
@@ -230,15 +220,15 @@ class RunFolder:
 
     @property
     def is_being_written(self) -> bool:
-        """Whether a process holds the experiment for writing, as far as can be told."""
+        """Whether a process is known to hold the experiment for writing."""
         return self._lock.holder() is not None
 
     def statuses(self) -> dict[str, StageStatus]:
-        """Return every stage's state, by its key in the manifest, those of plugins last."""
+        """Return every stage's state by its key in the manifest; stages of plugins come last."""
         return {stage: self.status(stage) for stage in dict.fromkeys((*STAGE_KEYS, *self.manifest.stages))}
 
     def failures(self, statuses: Mapping[str, StageStatus]) -> dict[str, str]:
-        """Return the errors of the stages that failed, of the states that :meth:`statuses` gave."""
+        """Return the failed stages' errors, by the states that :meth:`statuses` returned."""
         silent = "its process ended without a word"
         failed = (stage for stage, status in statuses.items() if status == "failed")
         return {stage: self.manifest.stages[stage].error or silent for stage in failed}
@@ -249,7 +239,7 @@ class RunFolder:
         Raises
         ------
         CorruptError
-            If the name leads out of the folder, or a folder that it is in is a link.
+            If the name leads out of the folder, or through a link.
         """
         try:
             path = self.path / as_key(name)
@@ -259,12 +249,12 @@ class RunFolder:
         return path
 
     def has_file(self, name: str) -> bool:
-        """Tell whether a file of that name was committed."""
+        """Return whether a file of that name was committed."""
         return name in self.manifest.files
 
-    @reading_anew
+    @reread_after_commit
     def read_file(self, name: str) -> bytes:
-        """Return the content of a committed file, checked against its digest.
+        """Read a committed file and check it against its digest.
 
         Raises
         ------
@@ -278,7 +268,7 @@ class RunFolder:
             known = sorted(self.manifest.files)
             raise NotFoundError(f"{self.name} has no {name!r}{suggest(name, known)}")
         with self._reading(name):
-            for path in map(self.path_of, (name, f"{name}.new")):  # the rename may be still to come
+            for path in map(self.path_of, (name, f"{name}.new")):  # it may not be renamed yet
                 with suppress(FileNotFoundError):
                     content = read_content(path)
                     if Digest.of(content) == record.digest:
@@ -287,12 +277,12 @@ class RunFolder:
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
-        """Say of a file that can't be read, or is not what it should be, what to do about it.
+        """Turn read errors into a CorruptError that names the file and the remedy.
 
         Raises
         ------
         CorruptError
-            For a disk that refuses, and for a ValueError, whose text tells of the file.
+            In place of an OSError, or a ValueError whose text describes what is wrong with the file.
         """
         try:
             yield
@@ -303,16 +293,16 @@ class RunFolder:
             found = reason_of(error)
             raise CorruptError(f"{self.path / name} {found}; {damage_remedy(self, name)}") from error
 
-    @reading_anew
+    @reread_after_commit
     def check_file(self, name: str) -> None:
-        """Check that a committed file is there and of its size, without reading it.
+        """Check that a committed file exists with its size, without reading it.
 
         Raises
         ------
         CorruptError
-            If it isn't.
+            If it is missing or of another size.
         """
         path, size_bytes = self.path_of(name), self.manifest.files[name].size_bytes
-        staged = self.path_of(f"{name}.new")  # the rename may be still to come
+        staged = self.path_of(f"{name}.new")  # it may not be renamed yet
         if not any(is_file(p) and p.stat().st_size == size_bytes for p in (path, staged)):
             raise CorruptError(f"{path} is not there, or not what was committed; {damage_remedy(self, name)}")

@@ -1,4 +1,4 @@
-"""What a store of latents and its run's manifest say of each other."""
+"""The attributes of a store of latents, and the manifest's record of latents."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -37,11 +37,11 @@ def describe_latents(
     Parameters
     ----------
     committed
-        What the log says of the store.
+        The store's committed files.
     layers
-        Split to the layers that are whole.
+        Split to the layers that are completely written.
     n_samples
-        Split to its samples, stored or not.
+        Split to the number of its samples, stored or not.
     """
     digests = {
         split: {

@@ -1,4 +1,4 @@
-"""The write lock of an experiment: one process at a time, and everyone can tell which."""
+"""The write lock of an experiment: one process holds it, and a note names that process."""
 
 import fcntl
 import json
@@ -14,12 +14,12 @@ from satstore.errors import CorruptError, LockedError
 from satstore.storage.files import WRITER, write_file
 from satstore.storage.safe_files import check_appendable, read_content
 
-LOOK_S = 1.0
-"""How long a lock is tried for that seems to be held by nobody."""
+PROBE_TIMEOUT_S = 1.0
+"""How long to wait for a lock without a holder: another process may be testing it."""
 
 
 class WriteLock:
-    """An OS file lock on a run folder, which dies with its process, and a note of who holds it."""
+    """An OS file lock on a run folder, which ends with its process, and a note that names the holder."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / ".lock"
@@ -27,19 +27,21 @@ class WriteLock:
 
     @contextmanager
     def hold(self, name: str) -> Iterator[list[str]]:
-        """Hold the lock, and yield those who held it last and died: by what their temporary files are known.
+        """Hold the lock, and yield the holders that died without cleaning up.
+
+        They are named by the tag that their temporary files carry.
 
         Parameters
         ----------
         name
-            What is locked, for the message.
+            The experiment's name, for the message.
 
         Raises
         ------
         LockedError
-            At once, if another process holds it; the message names it.
+            At once, if another process holds it; the message names that process.
         CorruptError
-            If no lock can be held there: a link, or no file, is in its place.
+            If the lock file can't be used: it is a link, or no file.
         """
         from filelock import FileLock, Timeout
 
@@ -51,7 +53,7 @@ class WriteLock:
             except Timeout:
                 if self.holder() is not None:
                     raise
-                lock.acquire(timeout=LOOK_S, poll_interval=0.01)  # somebody only looked whether it is held
+                lock.acquire(timeout=PROBE_TIMEOUT_S, poll_interval=0.01)
         except Timeout:
             holder = self.holder() or {}
             since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder.get("since", time.time())))
@@ -64,19 +66,19 @@ class WriteLock:
         try:
             dead = self._writers()
             for partial in self._path.parent.glob(f".{self._holder_path.name}.*.partial"):
-                partial.unlink(missing_ok=True)  # of a note that nobody but a holder writes
+                partial.unlink(missing_ok=True)  # only holders write notes, so this one's writer died
             holder = {"pid": os.getpid(), "host": platform.node(), "since": time.time()}
-            # Until this holder has cleaned up and gone, whoever comes next must know of the dead ones too.
+            # If this holder dies too, the next one must still learn of the earlier ones.
             note = holder | {"writers": [*dict.fromkeys((*dead, WRITER))]}
             write_file(self._holder_path, json.dumps(note).encode())
             yield dead
         finally:
-            with suppress(OSError):  # a note that stays names a process that is gone by then
+            with suppress(OSError):  # a note left behind names a process that has ended: it is ignored
                 self._holder_path.unlink(missing_ok=True)
             lock.release()
 
     def _note(self) -> dict[str, Any]:
-        """Return the note of who holds the lock, or held it and died; empty where there is none of ours."""
+        """Read the note of the holder, or of one that died; empty if there is none, or no valid one."""
         try:
             note = json.loads(read_content(self._holder_path))
         except (OSError, ValueError, RecursionError):
@@ -90,21 +92,21 @@ class WriteLock:
     def holder(self) -> dict[str, Any] | None:
         """Return pid, host and since (seconds since the epoch) of the holder; None if no process holds it.
 
-        A note of a process that is gone is none, nor is one whose lock is free: its pid is another process's
-        by now, or it was made on another host.
+        A note counts only while its process lives and the lock is taken: the pid may be another process's by
+        now, and the host another machine.
         """
         holder = self._note()
         try:
             on_this_host, pid = holder.get("host") == platform.node(), int(holder["pid"])
             time.localtime(holder["since"])
         except (OSError, ValueError, LookupError, TypeError, OverflowError):
-            return None  # there is none, or what is there is no note of ours
+            return None  # there is no note, or no valid one
         return None if (on_this_host and not _is_alive(pid)) or self._is_free() else holder
 
     def _is_free(self) -> bool:
-        """Tell whether the lock could be taken; False where that can't be told.
+        """Return whether the lock could be taken; False if that can't be found out.
 
-        It is taken for a moment, shared with others who look.
+        It is taken for a moment, in shared mode, so that processes which test it don't disturb each other.
         """
         try:
             file = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -127,5 +129,5 @@ def _is_alive(pid: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True  # alive, and someone else's
+        return True  # it lives, and belongs to another user
     return True

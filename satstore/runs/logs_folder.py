@@ -1,4 +1,4 @@
-"""The logs folder: how experiments are made, found and listed in it."""
+"""The logs folder: creating, finding and listing experiments."""
 
 import json
 import os
@@ -12,10 +12,10 @@ from pathlib import Path
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.registry import suggest
-from satstore.runs.consent import remember_plugins
 from satstore.runs.events import Listener
 from satstore.runs.lock import WriteLock
 from satstore.runs.manifest import FileRecord, Manifest, describe_manifest
+from satstore.runs.permissions import remember_plugins
 from satstore.runs.run import Run
 from satstore.storage.files import Digest, make_folder, write_file
 from satstore.storage.safe_files import check_folders
@@ -25,13 +25,13 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 
 
 def check_run_id(run_id: str) -> str:
-    """Return a run id if it can be a folder's name.
+    """Return a run id if it can name a folder, on Windows too.
 
     Raises
     ------
     ConfigError
-        If it is empty, too long, a name that Windows reserves (folders are copied), or has ``..`` or
-        characters other than letters, digits and _.+=@-
+        If it is empty, too long, a name that Windows reserves, or has ``..`` or characters other than
+        letters, digits and _.+=@-
     """
     is_plain = RUN_ID.fullmatch(run_id) and ".." not in run_id and len(run_id.encode()) <= 255
     if not is_plain or run_id.endswith(".") or RESERVED.fullmatch(run_id):
@@ -43,22 +43,22 @@ def check_run_id(run_id: str) -> str:
 
 
 def find_logs_dir(logs_dir: str | Path | None = None, config: ExperimentConfig | None = None) -> Path:
-    """Return the folder of all runs: the one given, else SATSTORE_LOGS_DIR, the config's, ``./logs``."""
+    """Return the logs folder: the one given, else SATSTORE_LOGS_DIR, else the config's or ``./logs``."""
     default = config.logs_dir if config else "./logs"
     return Path(logs_dir or os.environ.get("SATSTORE_LOGS_DIR") or default).expanduser()
 
 
 def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Listener | None = None) -> Run:
-    """Open the experiment of a config under a run id; make its folder if it isn't there.
+    """Open the experiment of a config under a run id; create its folder if it doesn't exist.
 
     Raises
     ------
     ConfigError
-        If the run id can't be used.
+        If the run id is invalid.
     CorruptError
-        If a link is in place of its folder, or an experiment of another config is there.
+        If its folder is a link, or holds an experiment of another config.
     LockedError
-        If another process makes it too.
+        If another process is creating it.
     """
     path = logs_dir / check_run_id(run_id) / config.experiment
     if not (path / "manifest.json").exists():
@@ -90,12 +90,12 @@ def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Li
 
 
 def list_runs(logs_dir: str | Path | None = None, unreadable: list[CorruptError] | None = None) -> list[Run]:
-    """Return every experiment under a logs folder, by run id and name; folders without a manifest are none.
+    """Return every experiment in a logs folder, by run id and name; folders without a manifest are skipped.
 
     Parameters
     ----------
     unreadable
-        Where given, manifests that can't be read are passed over, and their errors appended here.
+        If given, manifests that can't be read are skipped, and their errors appended here.
 
     Raises
     ------
@@ -125,7 +125,7 @@ def find_runs(
     listener: Listener | None = None,
     unreadable: list[CorruptError] | None = None,
 ) -> list[Run]:
-    """Return the experiments of a run id (``RES``), or the one named (``RES/<experiment>``).
+    """Return the experiments of a run id (``RES``), or one experiment (``RES/<experiment>``).
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def find_runs(
     Raises
     ------
     NotFoundError
-        If there is none; the message says where it was looked for.
+        If there is none; the message names the logs folder.
     CorruptError
         If a manifest can't be read.
     """
@@ -154,14 +154,14 @@ def find_runs(
 
 
 def open_run(name: str, logs_dir: str | Path | None = None) -> Run:
-    """Return one experiment, by ``RES/<experiment>``, or by ``RES`` where it is the only one.
+    """Open one experiment, by ``RES/<experiment>``, or by ``RES`` if it is the only one.
 
     Raises
     ------
     NotFoundError
         If there is none.
     UnknownNameError
-        If there are several; the message lists them.
+        If there are several; the message names them.
     """
     runs = find_runs(name, logs_dir)
     if len(runs) > 1:

@@ -1,4 +1,4 @@
-"""The run manifest: what an experiment is, what was done and what it must hold."""
+"""The run manifest: an experiment's config, data, layers, results in brief, stages and committed files."""
 
 import hashlib
 import re
@@ -33,7 +33,7 @@ StageStatus = Literal["done", "running", "failed", "cancelled", "missing"]
 """``cancelled``: a user ended it, by Ctrl-C, a signal or ``satstore cancel``."""
 
 CHECKPOINT = "checkpoint.pt"
-"""The name of the file that holds a run's weights and all else that training goes on from."""
+"""The name of the file that holds a run's weights and all other state that training resumes from."""
 
 
 def checkpoint_name(epoch: int | None) -> str:
@@ -45,17 +45,17 @@ LATENTS = "latents.zarr"
 """The name of the store of latents, wherever it lies."""
 
 STAGE_KEYS = ("train", "extract", "saturation", "probe", "receptive_field", "project", "flops")
-"""The stages that a manifest knows, in the order in which they are run."""
+"""The keys of satstore's stages in a manifest, in the order in which they run."""
 
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
-"""A number of things, or of bytes: more than a float64 can count, nothing has."""
+"""A count, or a size in bytes, that a float64 represents exactly."""
 
 Share = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-"""A fraction; whoever brings an accuracy of another kind, such as percent, has room."""
+"""A fraction; the limits admit accuracies on other scales, such as percent."""
 
 MAX_EPOCHS = 10**6
-"""More than any training has: what is drawn, and kept, by epoch has room."""
+"""A limit above any training's epochs, so that arrays and axes by epoch stay of a bounded size."""
 
 
 def _as_text(key: object) -> object:
@@ -85,7 +85,7 @@ StoredProbeKey = Annotated[ProbeKey, _stored_as_text(ProbeKey, r"^[A-Za-z0-9_][A
 
 
 def _check_file_name(name: str) -> str:
-    """Refuse names that lead out of the run folder, and that no file can have."""
+    """Refuse names that lead out of the run folder, or that no file can have."""
     if not is_key(name):
         raise ValueError("expected the name of a file in the run folder")
     return name
@@ -96,7 +96,7 @@ FileName = Annotated[str, AfterValidator(_check_file_name)]
 
 
 class _Record(BaseModel):
-    # A newer version of the same format may add fields; what is read here is written back with them.
+    # Newer versions of the same format may add fields: keep them when the manifest is written back.
     model_config = ConfigDict(extra="allow")
 
 
@@ -113,7 +113,7 @@ class FileRecord(_Record):
 
     @property
     def digest(self) -> Digest:
-        """What the file must hold."""
+        """The digest that the file must have."""
         return Digest(self.size_bytes, self.sha256)
 
 
@@ -128,7 +128,7 @@ class LayerRecord(_Record):
 
     @property
     def has_positions(self) -> bool:
-        """Whether the layer is a Conv with two axes of positions or more: what pixelwise latents are of."""
+        """Whether it is a convolution with two or more axes of positions, as pixelwise latents need."""
         return self.kind not in ("Linear", "LSTM") and len(self.output_shape) > 2
 
 
@@ -136,21 +136,21 @@ SHORTCUT = re.compile(r"(^|\.)(downsample|shortcut|skip)")
 
 
 def drawn_layers(records: Sequence[LayerRecord]) -> list[str]:
-    """Return the layers that figures show: those of the main path, and the Linears before the last."""
+    """Return the layers that figures show: without shortcuts and the last Linear layer."""
     linears = [record.layer for record in records if record.kind == "Linear"]
     return [r.layer for r in records if not SHORTCUT.search(r.layer) and r.layer not in linears[-1:]]
 
 
 RECORDED = "Recorded"
-"""The dataset of runs that ``satstore.record`` made: their model and data are their user's."""
+"""The dataset's name in runs of ``satstore.record``, whose model and data satstore can't build."""
 
 
 class DatasetRecord(_Record):
-    """The data that an experiment was trained on; the fingerprint tells other data of the same name apart.
+    """The data that an experiment was trained on.
 
-    ``labels_sha256`` has, by split, a digest of labels and sample ids, which stored latents must agree with;
-    manifests of before it are without. ``skipped`` names the corrupt images that were left out, by split.
-    The fingerprint is empty where the data of the training are not known.
+    ``fingerprint`` differs between data of the same name; it is empty where the training's data are unknown.
+    ``labels_sha256`` has a digest of labels and sample ids by split, which stored latents must agree with;
+    old manifests lack it. ``skipped`` names the corrupt images that were left out, by split.
     """
 
     name: str
@@ -163,15 +163,16 @@ class DatasetRecord(_Record):
 
     @property
     def has_fingerprint(self) -> bool:
-        """Whether it is known which data of that name they were."""
+        """Whether the data of the training are known."""
         return bool(self.fingerprint)
 
 
 class LatentsRecord(_Record):
-    """The latents of one key; the digests say of which checkpoint and what was written.
+    """The latents of one key.
 
-    ``layers`` holds each split's layers and the digest of their files. Earlier versions recorded none, and
-    stored all layers of both splits. The checkpoint's digest is empty where the weights are not known.
+    ``checkpoint_sha256`` is the digest of the checkpoint that computed them, empty where that is not known;
+    ``digest`` that of all files. ``layers`` holds each split's layers and the digests of their files; earlier
+    versions left it empty, and stored all layers of both splits.
     """
 
     checkpoint_sha256: str
@@ -184,16 +185,16 @@ class LatentsRecord(_Record):
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether the checkpoint is known whose weights computed them."""
+        """Whether it is known which checkpoint computed them."""
         return bool(self.checkpoint_sha256)
 
 
 NO_PROBE = "imported"
-"""In place of the digest of a layer's latents: its accuracy is known, its probe is not stored."""
+"""Stands for the digest of a layer's latents where its accuracy is in the table and no probe is stored."""
 
 
 class ProbesRecord(_Record):
-    """One table of probes: what all of them are fitted with, and each fitted layer's latents by digest."""
+    """One table of probes: the settings of all fits, and each layer with the digest of its latents."""
 
     C: FiniteFloat
     tol: FiniteFloat
@@ -202,17 +203,17 @@ class ProbesRecord(_Record):
 
     @property
     def layers_without_probe(self) -> set[str]:
-        """Layers whose accuracies are in the table, and whose probe is not stored."""
+        """The layers with accuracies in the table and no stored probe."""
         return {layer for layer, digest in self.layers.items() if digest == NO_PROBE}
 
     @property
     def settings(self) -> tuple[float, float, int]:
-        """What the table's probes are fitted with."""
+        """C, tol and max_iter of the fits."""
         return self.C, self.tol, self.max_iter
 
 
 class StageRecord(_Record):
-    """How a stage's last start went."""
+    """A stage's last run: its parameters, times and outcome."""
 
     status: StageStatus
     started: FiniteFloat
@@ -222,7 +223,7 @@ class StageRecord(_Record):
 
 
 class Summary(_Record):
-    """What lists show of an experiment, so that they need no other file; accuracies are fractions."""
+    """The results that lists show, so that they read no other file; accuracies are fractions."""
 
     epochs_done: Annotated[int, Field(ge=0, le=MAX_EPOCHS)] = 0
     test_accuracy: Share | None = None
@@ -234,7 +235,7 @@ class Summary(_Record):
 
 
 def _check_layers(records: list[LayerRecord]) -> list[LayerRecord]:
-    """Refuse layers of one name: tables and stores know them by it."""
+    """Refuse two layers of one name: tables and stores identify layers by name."""
     names = [record.layer for record in records]
     if len(set(names)) < len(names):
         raise ValueError("expected layers of different names")
@@ -242,7 +243,7 @@ def _check_layers(records: list[LayerRecord]) -> list[LayerRecord]:
 
 
 def _check_latents_path(place: str) -> str:
-    """Refuse places that no version wrote: what lies at a run's own is removed with its latents."""
+    """Refuse places that no version wrote, as removing latents removes everything at their place."""
     is_elsewhere = is_url(place) or Path(place).is_absolute()
     names = unquote(place).partition("://")[2].lstrip("/") if is_url(place) else place[1:]
     is_plain = len(place) < 1000 and place.isprintable() and is_key(names)
@@ -254,8 +255,8 @@ def _check_latents_path(place: str) -> str:
 class Manifest(_Record):
     """The content of ``manifest.json``.
 
-    ``re_extractable`` has the records of latents that were removed to free the disk: what their probes were
-    fitted on, and what an extraction brings back.
+    ``re_extractable`` has the records of latents that were removed to free the disk. Probes may be fitted on
+    them, and an extraction writes them again.
     """
 
     format_version: int = FORMAT_VERSION
@@ -283,28 +284,28 @@ class Manifest(_Record):
 
     @property
     def size_bytes(self) -> int:
-        """What is committed takes on disk, in bytes, less the small store of spectra and probes."""
+        """Bytes of the committed files and latents, without the small store of spectra and probes."""
         latents_bytes = sum(record.size_bytes for record in self.latents.values())
         return latents_bytes + sum(record.size_bytes for record in self.files.values())
 
 
 SEAL = b'{\n "sha256": "'
-"""How a manifest begins that has a digest of all that follows; those of before it are without."""
+"""How a manifest with a digest of the rest of its content starts; old manifests lack the digest."""
 
 
 def describe_manifest(manifest: Manifest) -> bytes:
-    """Return the content of ``manifest.json``: sealed, so that a bit that flips is no other number."""
+    """Return the content of ``manifest.json``, with a digest that reveals flipped bits."""
     rest = manifest.model_dump_json(indent=1).encode().removeprefix(b"{")
     return SEAL + hashlib.sha256(rest).hexdigest().encode() + b'",' + rest
 
 
 def check_seal(content: bytes) -> None:
-    """Check that a manifest is what was written.
+    """Check a manifest's content against its digest, if it has one.
 
     Raises
     ------
     ValueError
-        If it is sealed, and isn't.
+        If they differ.
     """
     if content.startswith(SEAL):
         found, rest = content[len(SEAL) :][:64], content[len(SEAL) + 64 :].removeprefix(b'",')
@@ -323,7 +324,7 @@ def read_manifest(path: Path) -> Manifest:
     NotFoundError
         If there is none.
     CorruptError
-        If it is no manifest, or of a format version that is not known here.
+        If it is no manifest, or of an unknown format version.
     """
     file = path / "manifest.json"
     try:
@@ -335,7 +336,7 @@ def read_manifest(path: Path) -> Manifest:
         check_seal(raw)
         content.pop("sha256", None)
         cleaned = printable_content(content)
-        if cleaned != content:  # names of control characters are refused, texts are cleaned
+        if cleaned != content:  # control characters: refused in names, removed from other texts
             Manifest.model_validate(content)
         return Manifest.model_validate(cleaned)
     except FileNotFoundError:

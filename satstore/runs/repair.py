@@ -1,4 +1,4 @@
-"""The commands that repair or complete a run, for messages to quote."""
+"""The commands that repair or complete a run, as messages quote them."""
 
 from collections.abc import Mapping
 from typing import Protocol
@@ -12,21 +12,21 @@ MAKERS: Mapping[str, str] = {
     "projection.csv": "project",
     "computational_info.json": "flops",
 }
-"""The stages that make the files of a run folder; tables of probes and what training writes are not here."""
+"""The stages that write the files of a run folder, without tables of probes and training's files."""
 
 
 class NamedRun(Protocol):
-    """What a command needs to know of a run."""
+    """The attributes of a run that the commands depend on."""
 
     manifest: Manifest
 
     @property
     def run_id(self) -> str:
-        """The run id that the experiment is under."""
+        """The run id."""
 
     @property
     def name(self) -> str:
-        """Run id and experiment, as commands take them."""
+        """``RES/<experiment>``, as commands take it."""
 
     @property
     def last_epoch(self) -> int:
@@ -34,13 +34,13 @@ class NamedRun(Protocol):
 
     @property
     def is_recorded(self) -> bool:
-        """Whether ``satstore.record`` made it."""
+        """Whether ``satstore.record`` wrote it."""
 
 
 def damage_remedy(run: NamedRun, name: str) -> str:
-    """Return what to do about a file of the run folder that is damaged, for who reads it.
+    """Return what to do about a damaged file of the run folder.
 
-    Of what only training makes, that is to look first: to train again takes all that came of it along.
+    For a file that only training writes, that is to verify first: training again discards all other results.
     """
     if name.startswith("probe-") or name in MAKERS:
         return f"restore it, or make it again with: {repair_command(run, name)}"
@@ -48,7 +48,7 @@ def damage_remedy(run: NamedRun, name: str) -> str:
 
 
 def repair_command(run: NamedRun, name: str) -> str:
-    """Return the command that makes a file of the run folder again."""
+    """Return the command that writes a file of the run folder again."""
     if name.startswith("probe-"):
         command = probe_command(run, ProbeKey.parse(name.removeprefix("probe-").removesuffix(".csv")))
     else:
@@ -64,7 +64,7 @@ def probe_command(run: NamedRun, key: ProbeKey) -> str:
 
 
 def record_call(run: NamedRun) -> str:
-    """Return the call that makes a recorded run again, in the program of its user's."""
+    """Return the call that writes a recorded run again, in the user's own program."""
     return f"satstore.record(…, {run.run_id!r}, overwrite=True)"
 
 
@@ -91,7 +91,7 @@ def extract_command(run: NamedRun, *keys: LatentsKey, overwrite: bool = False) -
 
 
 def _epoch_flags(run: NamedRun, *epochs: int | None) -> str:
-    """Return the flags that name epochs, None for the last; none where that is the default."""
+    """Return the flags that name epochs, None meaning the last; none where that is the default."""
     is_last = all(epoch is None for epoch in epochs)
     if run.last_epoch < 0 or (is_last and not run.manifest.config.get("latent_epochs")):
         return ""

@@ -1,6 +1,7 @@
-"""Runs: one experiment's folder, read and written.
+"""Runs: one experiment's folder, for reading and writing.
 
-Files are replaced together with the manifest, all or nothing, under a lock; stages are marked as they go.
+Files are replaced together with the manifest, all or nothing, under a lock. The manifest also has the state
+of each stage.
 """
 
 import time
@@ -17,7 +18,7 @@ from satstore.runs.manifest import (
     StageStatus,
     describe_manifest,
 )
-from satstore.runs.tables import RunResults
+from satstore.runs.results import RunResults
 from satstore.storage.files import Digest, refusals, remove_partials, sync_folder, write_file
 from satstore.storage.safe_files import check_folders, is_file
 from satstore.system.signals import stop_requested
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Run(RunResults):
-    """One experiment's folder; what it takes and has is described at :class:`.folder.RunFolder`.
+    """One experiment's folder; :class:`.folder.RunFolder` describes attributes and properties.
 
     Parameters
     ----------
@@ -36,7 +37,7 @@ class Run(RunResults):
     listener
         Called with every event that the run emits.
     config
-        The config that the run is opened with, where it is not the manifest's.
+        The config that the run is opened with, if not the manifest's.
     """
 
     def plot(self) -> "Figure":
@@ -49,14 +50,14 @@ class Run(RunResults):
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the experiment for writing, and mend first what a crash left half done.
+        """Hold the experiment for writing; first repair what a crash left incomplete.
 
         Raises
         ------
         LockedError
             At once, if another process holds it; the message names it.
         CorruptError
-            If the run's folder is a link: it is worked on where it lies.
+            If the run's folder is a link: write to the folder that it points to.
         """
         check_folders(self.path.parent.parent, self.path / "manifest.json")
         with self._lock.hold(self.name) as dead:
@@ -72,8 +73,8 @@ class Run(RunResults):
     ) -> None:
         """Replace files and change the manifest, all or nothing.
 
-        The files are written beside their old versions; the manifest, written next, is the commit; then they
-        are renamed. A crash before the manifest leaves the old state; one after it, the next lock mends.
+        1. The files are written beside their old versions. 2. The manifest is written, which is the commit.
+        3. The files are renamed. A crash before 2 leaves the old state; after it, the next lock completes 3.
 
         Parameters
         ----------
@@ -84,7 +85,7 @@ class Run(RunResults):
         """
         try:
             self._commit(files or {}, change)
-        except KeyboardInterrupt:  # who is stopped has the time that a crash has not
+        except KeyboardInterrupt:  # unlike after a crash, there is time to finish
             self._finish_commit()
             raise
 
@@ -103,7 +104,7 @@ class Run(RunResults):
         sync_folder(self.path)
 
     def _finish_commit(self) -> None:
-        """Finish or undo a commit that was cut off: renames that are left, and files never committed."""
+        """Finish or undo an interrupted commit: rename committed files, remove the others."""
         self.reload()
         for staged in filter(is_file, self.path.glob("*.new")):
             name = staged.name.removesuffix(".new")
@@ -115,7 +116,7 @@ class Run(RunResults):
                     staged.unlink()
 
     def _recover(self, dead: Collection[str]) -> None:
-        """Mend what a crash left: half a commit, stages that ran, temporary files of writers that died."""
+        """Repair what a crash left: an incomplete commit, running stages, temporary files of dead writers."""
         self._finish_commit()
         if any(record.status == "running" for record in self.manifest.stages.values()):
             self.commit(change=_end_stages)
@@ -125,12 +126,12 @@ class Run(RunResults):
             self.latents_location.remove_partials(dead)
 
     def emit(self, stage: str, kind: Any, text: str = "", **fields: Any) -> None:
-        """Tell those who watch what happens; see :class:`satstore.runs.events.Event`.
+        """Write an event and pass it to the listener; see :class:`satstore.runs.events.Event`.
 
         Raises
         ------
         KeyboardInterrupt
-            With progress, if this process was told to stop: a library that was being imported swallowed it.
+            With progress, if this process was asked to stop and an import swallowed the interrupt.
         """
         if kind == "progress" and stop_requested.is_set():
             raise KeyboardInterrupt
@@ -140,9 +141,7 @@ class Run(RunResults):
     def stage(self, stage: str, parameters: Mapping[str, Any]) -> Iterator[None]:
         """Mark a stage as running, then done, failed or cancelled, in manifest and events.
 
-        The lock must be held.
-
-        One that was done stays so where another start of it fails before it committed anything.
+        The lock must be held. A stage that was done stays done if this run of it fails before any commit.
         """
         started = time.time()
         before, content = self.manifest.stages.get(stage), self._content()
@@ -175,12 +174,12 @@ class Run(RunResults):
         self.emit(stage, "done")
 
     def mark_cancelled(self) -> None:
-        """Mark what ran as cancelled, where its process was killed before it could say so.
+        """Mark running stages as cancelled whose process was killed before it could do so itself.
 
         Raises
         ------
         LockedError
-            If a process goes on with the experiment.
+            If another process is writing the experiment.
         """
         self.reload()
         ran = [stage for stage, record in self.manifest.stages.items() if record.status == "running"]
@@ -194,11 +193,11 @@ class Run(RunResults):
                 self.commit(change=change)
 
     def _content(self) -> tuple[Any, int]:
-        """Return what tells whether anything was committed: all but how stages went."""
+        """Return the committed state, without stages and warnings, to compare before and after."""
         return self.manifest.model_dump(exclude={"stages", "warnings"}), self.commits.size_bytes
 
     def settle(self, stage: str) -> None:
-        """Mark a stage as done that has nothing left to do: its last start was killed just before that."""
+        """Mark a stage as done that was killed after its last commit, with nothing left to do."""
 
         def change(manifest: Manifest) -> None:
             record = manifest.stages[stage]
@@ -208,20 +207,20 @@ class Run(RunResults):
             self.commit(change=change)
 
     def was_cut_off(self, stage: str) -> bool:
-        """Tell, of a stage that no process is in, whether its last start came to no good end."""
+        """Return whether the last run of a stage that isn't running now did not complete."""
         record = self.manifest.stages.get(stage)
         return record is not None and record.status != "done"
 
     def warn(self, stage: str, text: str) -> None:
-        """Record a warning in the manifest and tell those who watch."""
+        """Add a warning to the manifest, and emit it."""
         line = f"{stage}: {text}"
-        if line not in self.manifest.warnings:  # what is done again may have the same to say
+        if line not in self.manifest.warnings:  # a repeated stage may warn again
             self.commit(change=lambda manifest: manifest.warnings.append(line))
         self.emit(stage, "warning", text)
 
 
 def _end_stages(manifest: Manifest) -> None:
-    """Mark stages that ran as failed: who takes the lock knows that their process is gone."""
+    """Mark running stages as failed: while this process has the lock, theirs can't be alive."""
     for record in manifest.stages.values():
         if record.status == "running":
             record.status = "failed"

@@ -1,4 +1,4 @@
-"""Checking an experiment: all that is committed is read and compared with what its manifest and log say."""
+"""Verifying an experiment: reading all committed files and comparing them with manifest and commit log."""
 
 from satstore.runs.verify.experiment import Verification
 from satstore.runs.verify.finding import Finding

@@ -1,4 +1,4 @@
-"""The check of one experiment: its log, the files of its folder, then its two stores."""
+"""Verification of one experiment: its commit log, the files of its folder, then its two stores."""
 
 from collections.abc import Iterator
 from contextlib import suppress
@@ -6,28 +6,28 @@ from contextlib import suppress
 from satstore.config.keys import ProbeKey
 from satstore.errors import CorruptError
 from satstore.runs.events import Event, Listener
-from satstore.runs.file_formats import find_table
 from satstore.runs.repair import repair_command
 from satstore.runs.run import Run
+from satstore.runs.table_formats import find_table
 from satstore.runs.verify.finding import Finding, note
 from satstore.storage.files import Digest
 from satstore.storage.location import Folder
 
 
 class Verification:
-    """One experiment's check; it writes nothing and needs no lock.
+    """The verification of one experiment; it writes nothing and needs no lock.
 
     Parameters
     ----------
     run
         The experiment.
     listener
-        Called with the progress, in bytes.
+        Called with progress events, in bytes.
 
     Attributes
     ----------
     n_files, size_bytes
-        Committed files and bytes that were looked at so far.
+        Committed files and bytes that were read so far.
     """
 
     def __init__(self, run: Run, listener: Listener | None = None) -> None:
@@ -38,7 +38,7 @@ class Verification:
         self._total = 0
 
     def findings(self) -> Iterator[Finding]:
-        """Read everything, and yield what is found on the way."""
+        """Read all committed files, and yield findings on the way."""
         from satstore.runs.verify.stores import AnalysisCheck, LatentsCheck
 
         run = self.run
@@ -71,7 +71,7 @@ class Verification:
 
     def _check_file(self, name: str) -> Iterator[Finding]:
         record, what = self.run.manifest.files[name], ""
-        path, staged = self.run.path / name, self.run.path / f"{name}.new"  # the rename may be still to come
+        path, staged = self.run.path / name, self.run.path / f"{name}.new"  # it may not be renamed yet
         try:
             if not any(file.is_file() and Digest.of_file(file) == record.digest for file in (path, staged)):
                 what = "is not what was committed" if path.is_file() else "is committed but not there"
@@ -87,14 +87,14 @@ class Verification:
         self._advance(record.size_bytes)
 
     def _check_content(self, name: str) -> Iterator[Finding]:
-        """Check that a file which is as it was committed holds what such files do."""
+        """Check that the content of a file, which is as committed, is valid for its name."""
         try:
             if name.endswith(".csv") and find_table(name.removesuffix(".csv")):
                 self.run.rows(name.removesuffix(".csv"))
             elif name == "computational_info.json":
                 self.run.costs()
         except CorruptError as error:
-            yield Finding(str(error))  # which says what makes it again
+            yield Finding(str(error))  # its text names the remedy
 
     def _probed_layers(self) -> Iterator[tuple[ProbeKey, set[str]]]:
         """Yield each table of probes, and the layers whose probes the store must hold."""

@@ -1,20 +1,20 @@
-"""What a check finds."""
+"""Findings of a verification."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that was found, in one line.
+    """A problem or a note, in one line.
 
     Attributes
     ----------
     what
-        The file or array, and what is the matter with it.
+        The file or array, and the problem with it.
     command
-        What repairs it; nothing for a note, and where no command can.
+        The command that repairs it; empty for a note, and where no command can.
     is_wrong
-        False for a note: nothing that has to be repaired.
+        Whether it is a problem that needs a repair; False for a note.
     """
 
     what: str
@@ -28,5 +28,5 @@ class Finding:
 
 
 def note(what: str) -> Finding:
-    """Return a finding that nothing has to be done about."""
+    """Return a finding that needs no repair."""
     return Finding(what, is_wrong=False)

@@ -1,4 +1,4 @@
-"""The checks of the two stores: every committed object is read once, compared with the log, and decoded."""
+"""Verification of the two stores: each committed object is read once, compared with the log and decoded."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -24,24 +24,24 @@ from satstore.storage.zarr.array_check import Finiteness
 from satstore.storage.zarr.latent_reader import NO_SAMPLE_ID
 from satstore.system.cores import count_cores
 
-KEPT = frozenset({"label", "sample_id", "mean", "std"})
-"""The small arrays whose values are compared with others'."""
+COMPARED_ARRAYS = frozenset({"label", "sample_id", "mean", "std"})
+"""The small arrays whose values are compared with those of other arrays."""
 
-WRITTEN: Mapping[str, tuple[int | None, str]] = {
+ARRAY_FORMATS: Mapping[str, tuple[int | None, str]] = {
     "latent": (None, "f"),
     "label": (1, "iu"),
     "sample_id": (1, "iu"),
     "mean": (None, "f"),
     "std": (None, "f"),
 }
-"""The arrays whose content is looked into: how many axes they have, None for any, and of which numbers."""
+"""Number of axes (None: any) and kinds of dtype of the arrays whose content is checked."""
 
 SPLITS = ("train", "eval")
 
 
 @dataclass(frozen=True)
 class Part:
-    """A committed object, and the array that it is a part of (None: of none that is known)."""
+    """A committed object, and the array that it belongs to (None: to no known one)."""
 
     key: Key
     digest: Digest
@@ -49,13 +49,13 @@ class Part:
 
     @property
     def below(self) -> str:
-        """The object's key below the array's."""
+        """The object's key relative to the array's."""
         return self.key.removeprefix(f"{self.array}/")
 
 
 @dataclass
-class Seen:
-    """What was seen of a part, or of a whole array."""
+class Inspection:
+    """Damage and values that were found in a part, or in a whole array."""
 
     damage: Damage | None = None
     finiteness: Finiteness = field(default_factory=Finiteness)
@@ -63,14 +63,14 @@ class Seen:
 
 
 class StoreCheck:
-    """The check of one store.
+    """The verification of one store.
 
     Parameters
     ----------
     run
         The experiment.
     location
-        Where the store lies.
+        The store's place.
     advance
         Called with the size of each file that was read.
     """
@@ -88,16 +88,16 @@ class StoreCheck:
         """Return the command that repairs what lies under a key."""
         raise NotImplementedError
 
-    def check_group(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
-        """Check the arrays of one group, by name, against each other and the manifest."""
+    def check_group(self, group: str, seen: Mapping[str, Inspection]) -> Iterator[Finding]:
+        """Check the arrays of one group, by name, against each other and against the manifest."""
         return iter(())
 
     def check_whole(self) -> Iterator[Finding]:
-        """Check what the store holds against the manifest; called when its metadata was read."""
+        """Check the store's arrays and groups against the manifest, once its metadata is read."""
         return iter(())
 
     def findings(self) -> Iterator[Finding]:
-        """Read the store, and yield what is found on the way."""
+        """Read the store, and yield findings on the way."""
         sizes = self.location.sizes()
         if self.committed.files and not sizes:
             yield Finding(f"{self.location.name} is committed but not there", self.repair(""))
@@ -116,20 +116,20 @@ class StoreCheck:
                 continue
             content, damage = self._read(key, digest)
             if damage is None:
-                damage = self._take_up(key, content)
+                damage = self._read_group(key, content)
             if damage is not None:
                 yield from self._report(damage, digest)
             self._advance(digest.size_bytes)
 
-    def _take_up(self, key: Key, content: bytes) -> Damage | None:
-        """Take up the metadata of an array or a group; return what is the matter with it."""
+    def _read_group(self, key: Key, content: bytes) -> Damage | None:
+        """Parse the metadata of an array or a group; return the damage if it is invalid."""
         folder = key.removesuffix("zarr.json").rstrip("/")
         try:
             metadata = json.loads(content)
             if metadata["node_type"] == "array":
                 array = StoredArray(content)
-                if base(folder) in WRITTEN:
-                    array.check(*WRITTEN[base(folder)])
+                if base(folder) in ARRAY_FORMATS:
+                    array.check(*ARRAY_FORMATS[base(folder)])
                 self.arrays[folder] = array
             else:
                 self.attributes[folder] = dict(metadata["attributes"])
@@ -150,13 +150,13 @@ class StoreCheck:
 
     def _report(self, damage: Damage, digest: Digest) -> Iterator[Finding]:
         committed = self.committed
-        if self.run.is_being_written:  # it may be another by now
+        if self.run.is_being_written:  # the object may have been replaced
             committed = self.run.commits.read(self.location.name)
         if committed.files.get(damage.key) == digest:
             yield Finding(f"{self.location.name}/{damage}", self.repair(damage.key))
 
     def _parts(self) -> dict[str, list[Part]]:
-        """Return the objects to read, by the group that their arrays are in."""
+        """Return the objects to read, by the group of their arrays."""
         rest = {key: d for key, d in self.committed.files.items() if not key.endswith("zarr.json")}
         groups: dict[str, list[Part]] = {}
         for name in sorted(self.arrays):
@@ -172,23 +172,23 @@ class StoreCheck:
         groups = self._parts()
         pool = ThreadPoolExecutor(min(4, count_cores()))
         try:
-            looks = pool.map(self._look, [part for parts in groups.values() for part in parts])
+            inspections = pool.map(self._inspect, [part for parts in groups.values() for part in parts])
             for group, parts in groups.items():
-                seen = {name: Seen() for name in self.arrays if parent(name) == group}
+                seen = {name: Inspection() for name in self.arrays if parent(name) == group}
                 for part in parts:
-                    look = next(looks)
-                    if look.damage is not None:
-                        yield from self._report(look.damage, part.digest)
+                    found = next(inspections)
+                    if found.damage is not None:
+                        yield from self._report(found.damage, part.digest)
                     if part.array is not None:
-                        self._merge(seen[part.array], part, look)
+                        self._merge(seen[part.array], part, found)
                     self._advance(part.digest.size_bytes)
-                yield from self.check_group(group, {base(name): found for name, found in seen.items()})
+                yield from self.check_group(group, {base(name): whole for name, whole in seen.items()})
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _look(self, part: Part) -> Seen:
+    def _inspect(self, part: Part) -> Inspection:
         content, damage = self._read(part.key, part.digest)
-        seen = Seen(damage)
+        seen = Inspection(damage)
         if damage is not None or part.array is None:
             return seen
         try:
@@ -196,33 +196,33 @@ class StoreCheck:
             for chunk in self.arrays[part.array].chunks(part.below, content):
                 if base(part.array) == "latent":
                     seen.finiteness.look(chunk)
-                if base(part.array) in KEPT:
+                if base(part.array) in COMPARED_ARRAYS:
                     chunks.append(chunk)
         except CorruptError as error:
-            return Seen(Damage(part.key, str(error)))
+            return Inspection(Damage(part.key, str(error)))
         seen.values = np.concatenate(chunks) if chunks and chunks[0].ndim else None
         return seen
 
-    def _merge(self, whole: Seen, part: Part, look: Seen) -> None:
+    def _merge(self, whole: Inspection, part: Part, found: Inspection) -> None:
         assert part.array is not None
         array = self.arrays[part.array]
-        whole.damage = whole.damage or look.damage
-        whole.finiteness.merge(look.finiteness)
-        if look.values is not None:
+        whole.damage = whole.damage or found.damage
+        whole.finiteness.merge(found.finiteness)
+        if found.values is not None:
             if whole.values is None:
                 whole.values = array.blank()
-            whole.values[array.objects[part.below]] = look.values
+            whole.values[array.objects[part.below]] = found.values
 
 
 class LatentsCheck(StoreCheck):
-    """The check of the latents; see :class:`StoreCheck`."""
+    """The verification of the latents; see :class:`StoreCheck`."""
 
     def repair(self, key: str) -> str:
         """Return the command that repairs what lies under a key."""
         return extract_command(self.run, *self._keys(key))
 
     def _replace(self, key: str) -> str:
-        """Return the command that writes anew what lies under a key."""
+        """Return the command that writes the latents under a key again, intact ones too."""
         return extract_command(self.run, *self._keys(key), overwrite=True)
 
     def _keys(self, path: str) -> list[LatentsKey]:
@@ -235,7 +235,7 @@ class LatentsCheck(StoreCheck):
         return sorted(started - self.run.manifest.latents.keys(), key=str)
 
     def check_whole(self) -> Iterator[Finding]:
-        """Check each key's record: of which checkpoint, which files, and how many rows."""
+        """Check each record of latents: its rows, files and checkpoint."""
         manifest = self.run.manifest
         for key, record in manifest.latents.items():
             wanted = {"train": record.n_train, "eval": record.n_eval}
@@ -254,7 +254,7 @@ class LatentsCheck(StoreCheck):
             yield Finding(f"{key} is not finished ({self._progress(key)})", self.repair(str(key)))
 
     def _n_rows(self, group: str) -> int:
-        """Return the rows that all layers of a group have; early logs counted them by split."""
+        """Return the number of rows that all layers of a group have; early logs counted them by split."""
         counts = [n for name, n in self.committed.n_rows.items() if is_under(name, group)]
         return min(counts, default=self.committed.n_rows.get(parent(group), 0))
 
@@ -264,16 +264,16 @@ class LatentsCheck(StoreCheck):
         rows = {split: self._n_rows(f"{key}/{split}") for split in SPLITS}
         return ", ".join(f"{rows[split]} of {total} rows of {split}" for split, total in totals.items())
 
-    def check_group(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
+    def check_group(self, group: str, seen: Mapping[str, Inspection]) -> Iterator[Finding]:
         """Check the labels of a split, or a layer's latents against its mean and std."""
         if any(found.damage for found in seen.values()):
-            return  # which says enough
+            return  # the damage was reported
         if {"latent", "mean", "std"} <= seen.keys():
             yield from self._check_layer(group, seen)
-        elif {"label", "sample_id"} <= seen.keys():  # metadata that can't be read was reported before
+        elif {"label", "sample_id"} <= seen.keys():  # unreadable metadata was reported before
             yield from self._check_samples(group, seen)
 
-    def _check_samples(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
+    def _check_samples(self, group: str, seen: Mapping[str, Inspection]) -> Iterator[Finding]:
         n_rows, again = self._n_rows(group), self._replace(group)
         labels, ids = (self._values(f"{group}/{name}", seen[name], n_rows) for name in ("label", "sample_id"))
         dataset = self.run.manifest.dataset
@@ -283,7 +283,7 @@ class LatentsCheck(StoreCheck):
             wrong = labels[(labels < 0) | (labels >= len(dataset.classes))][0]
             yield Finding(f"{group}/label has a class {wrong}; there are {len(dataset.classes)}", again)
         if (ids == NO_SAMPLE_ID).all():
-            return  # neither which sample is which nor their order is known
+            return  # without ids, there is nothing to compare labels by
         if len(np.unique(ids)) != len(ids):
             yield Finding(f"{group}/sample_id has samples twice", again)
         known = dataset.labels_sha256.get(base(group))
@@ -292,10 +292,10 @@ class LatentsCheck(StoreCheck):
         elif n_rows == self.arrays[f"{group}/label"].shape[0] and digest_labels(labels, ids) != known:
             yield Finding(f"{group}: labels or sample ids are not those of the data of the training", again)
 
-    def _values(self, name: str, seen: Seen, n_rows: int) -> NDArray[np.int64]:
+    def _values(self, name: str, seen: Inspection, n_rows: int) -> NDArray[np.int64]:
         return (self.arrays[name].blank() if seen.values is None else seen.values)[:n_rows]
 
-    def _check_layer(self, group: str, seen: Mapping[str, Seen]) -> Iterator[Finding]:
+    def _check_layer(self, group: str, seen: Mapping[str, Inspection]) -> Iterator[Finding]:
         latent = self.arrays[f"{group}/latent"]
         split, again = parent(group), self._replace(group)
         n_rows = self._n_rows(group)
@@ -313,7 +313,7 @@ class LatentsCheck(StoreCheck):
         lost = [key for key in latent.objects if latent.rows(key)[0] < n_rows]
         lost = [key for key in lost if f"{group}/latent/{key}" not in self.committed.files]
         if n_rows < latent.shape[0]:
-            return  # mean and std come with the last row
+            return  # mean and std are written after the last row
         finite = np.broadcast_to(found.features, latent.shape[1:]) & (not lost)
         for name in ("mean", "std"):
             values = seen[name].values
@@ -334,7 +334,7 @@ class LatentsCheck(StoreCheck):
 
 
 class AnalysisCheck(StoreCheck):
-    """The check of spectra and probes; see :class:`StoreCheck`.
+    """The verification of spectra and probes; see :class:`StoreCheck`.
 
     Parameters
     ----------
@@ -363,7 +363,7 @@ class AnalysisCheck(StoreCheck):
         return repair_command(self.run, "metrics.csv")
 
     def check_whole(self) -> Iterator[Finding]:
-        """Check that every layer has its spectra, and every row of a probe table its probe."""
+        """Check that each layer has its spectra, and each table of probes its layers' probes."""
         run = self.run
         wanted = {f"spectra/{split}": set(run.layers) for split in SPLITS if run.has_spectra}
         wanted |= {f"probes/{key}": layers for key, layers in self._probed.items()}
@@ -381,7 +381,7 @@ class AnalysisCheck(StoreCheck):
 
 
 def parent(path: str) -> str:
-    """Return the path of the group that something is in."""
+    """Return the path of the group around an array or group."""
     return path.rpartition("/")[0]
 
 

@@ -7,8 +7,8 @@ from pydantic import Field
 
 from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError
-from satstore.runs.consent import remember_place
 from satstore.runs.manifest import LATENTS, Manifest
+from satstore.runs.permissions import remember_place
 from satstore.runs.run import Run
 from satstore.stages.extract.plan import (
     SPLITS,

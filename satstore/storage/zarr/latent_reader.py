@@ -1,4 +1,4 @@
-"""Reading stores of latents."""
+"""Readers of stores of latents: a store, one split of a pooling, one layer's array."""
 
 import hashlib
 from collections.abc import Container, Iterator, Mapping
@@ -56,12 +56,12 @@ class LatentArray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Samples, then the latent's own axes."""
+        """(sample, feature) or (sample, channel, y, x)."""
         return tuple(self.array.shape)
 
     @property
     def n_features(self) -> int:
-        """Features of one sample, all of its axes flattened."""
+        """Number of features of one sample, with its axes flattened."""
         return int(np.prod(self.shape[1:], dtype=np.int64))
 
     @property
@@ -94,7 +94,7 @@ class LatentArray:
         return self._read(0, self.shape[0])
 
     def rows(self) -> BlockRows:
-        """Return the samples as rows of features, for a LogisticProbe; they are read block by block.
+        """Return the samples as rows of features for a LogisticProbe, which reads them block by block.
 
         Reading raises CorruptError where a stored chunk isn't what was written.
         """
@@ -102,7 +102,7 @@ class LatentArray:
         load_floats = self._read_floats if self._shards else None
         rows = BlockRows(self._read, self.shape, self.array.dtype, edges, load_floats=load_floats)
         mean, std = self.mean, self.std
-        if np.isfinite(mean).all() and np.isfinite(std).all():  # else a pass will say which rows are not
+        if np.isfinite(mean).all() and np.isfinite(std).all():  # else a pass finds the rows that aren't
             rows.mean, rows.std = mean, std
         return rows
 
@@ -124,12 +124,12 @@ class LatentArray:
         return out
 
     def _reading(self, start: int, stop: int) -> AbstractContextManager[None]:
-        """Say of samples that can't be read where they lie and how they are written again."""
+        """Turn read errors into a CorruptError that names the samples, their layer and the remedy."""
         what = f"{self._group.store_path}: samples {start} to {stop - 1} of layer {self.layer}"
         return explaining_decode_errors(what, "write them again with: satstore extract")
 
     def dask(self, chunk_bytes: int = 64 * 2**20) -> Any:
-        """Return a dask array over it, in blocks of whole stored chunks of about ``chunk_bytes``."""
+        """Return a dask array of it, in blocks of whole stored chunks of about ``chunk_bytes``."""
         import dask.array as da
 
         stored = self.array.chunks[0]
@@ -150,7 +150,7 @@ class LatentSplit(Mapping[str, LatentArray]):
             self._keys = {layer: encode_layer(layer) for layer in layers if encode_layer(layer) in group}
 
     def only(self, layers: Container[str]) -> "LatentSplit":
-        """Return the same latents, of these layers."""
+        """Return the latents of some of its layers."""
         return LatentSplit(self._group, [layer for layer in self if layer in layers])
 
     def __getitem__(self, layer: str) -> LatentArray:
@@ -182,7 +182,7 @@ class LatentSplit(Mapping[str, LatentArray]):
         Raises
         ------
         NotFoundError
-            If the latents carry none.
+            If the latents have none.
         """
         found = self._read("sample_id")
         if (found == NO_SAMPLE_ID).any():
@@ -262,7 +262,7 @@ class LatentStore:
 
 
 def _groups(group: Any) -> list[str]:
-    """Return the names of the groups in a group; none where it is no group."""
+    """Return the names of the groups in a group; none if it is an array or missing."""
     if not isinstance(group, zarr.Group):
         return []
     with explaining_metadata_errors(group.store_path):
@@ -270,12 +270,12 @@ def _groups(group: Any) -> list[str]:
 
 
 def digest_labels(labels: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> str:
-    """Return the SHA-256 of a split's labels and sample ids, by which stored ones are told to be its own."""
+    """Return the SHA-256 of a split's labels and sample ids, which stored ones are compared by."""
     return hashlib.sha256(labels.astype("<i8").tobytes() + sample_ids.astype("<i8").tobytes()).hexdigest()
 
 
 def open_latents(place: Path | str) -> LatentStore:
-    """Open a store of latents by its path or its URL; it needs nothing of its run.
+    """Open a store of latents by its path or URL; the rest of the run is not needed.
 
     Parameters
     ----------
@@ -286,12 +286,12 @@ def open_latents(place: Path | str) -> LatentStore:
     Raises
     ------
     ConfigError
-        If the place is no path and no URL of a kind that is known.
+        If the place is neither a path nor a URL of a known kind.
     UnreachableError
         If object storage does not answer.
     NotFoundError
         If there is no store.
     CorruptError
-        If it is of an unknown format version.
+        If it has an unknown format version.
     """
     return LatentStore(locate(place))

@@ -1,9 +1,9 @@
-"""What this user named for run folders: places of latents, with ``--latents-dir``, and plugins.
+"""Permissions of a run folder: which plugins may be imported, and where its latents may be written.
 
-A manifest says where a run's latents lie and which plugins its config has, and may be somebody else's: what
-it says is read, but nothing is written or removed in a place, and no plugin imported, that the user did not
-name. What they named is kept among their own files, a small one for each run folder: in
-``$XDG_STATE_HOME/satstore/runs``, else in ``~/.local/state/satstore/runs``.
+A manifest names the place of a run's latents and the plugins of its config, and may come from somebody else.
+Without the user's permission nothing is written or removed at that place, and no plugin is imported. Users
+give it by naming the place (``--latents-dir``) or the plugins themselves. It is kept in a small file per run
+folder in ``$XDG_STATE_HOME/satstore/runs``, else in ``~/.local/state/satstore/runs``.
 """
 
 import hashlib
@@ -20,32 +20,32 @@ from satstore.storage.files import write_file
 from satstore.storage.safe_files import read_content
 
 PLUGINS_VARIABLE = "SATSTORE_PLUGINS"
-"""The environment variable with which the user names plugins of runs: their modules, between commas."""
+"""The environment variable in which the user names plugins of runs: their modules, separated by commas."""
 
 
 def remember_place(run_folder: Path, place: str) -> None:
-    """Remember that the user named a place for a run's latents; if that can't be kept, they name it again."""
+    """Store that the user named a place for a run's latents; if it can't be stored, they name it again."""
     _remember(run_folder, latents=place)
 
 
-def is_named(run_folder: Path, place: str) -> bool:
-    """Tell whether the user named a place for a run's latents; a run folder that was moved is another."""
+def is_place_named(run_folder: Path, place: str) -> bool:
+    """Return whether the user named a place for a run's latents; it counts for this path of the folder."""
     return bool(_recall(run_folder).get("latents") == place)
 
 
 def remember_plugins(run_folder: Path, plugins: Iterable[str]) -> None:
-    """Remember that the user named plugins, by giving the config that a run is made with."""
+    """Store that the user named plugins, by giving the config that a run is made with."""
     if plugins := sorted(plugins):
         _remember(run_folder, plugins=plugins)
 
 
 def check_plugins(run_folder: Path, plugins: Iterable[str]) -> None:
-    """Check that the user named the plugins of a run's manifest: here, by the environment, or by an import.
+    """Check that the user named the plugins of a manifest: in a config, the environment, or by an import.
 
     Raises
     ------
     ConfigError
-        If they did not name one.
+        If they did not name one of them.
     """
     known = _recall(run_folder).get("plugins")
     named = {*map(str, known)} if isinstance(known, list) else set()
@@ -62,7 +62,7 @@ def check_plugins(run_folder: Path, plugins: Iterable[str]) -> None:
 
 
 def _remember(run_folder: Path, **named: Any) -> None:
-    with suppress(OSError, RuntimeError):  # of who has no home
+    with suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
         content = {**_recall(run_folder), "run": str(run_folder.absolute()), **named}
         write_file(_note_of(run_folder), json.dumps(content, indent=1).encode())
 

@@ -1,6 +1,6 @@
-"""What the files of a run folder hold: declared here, checked where they are read, relied on by all others.
+"""The columns of a run's tables: declared here, and checked whenever a table is read.
 
-Without pandas: lists and the terminal app read tables too.
+No pandas here: lists and the terminal app read tables too.
 """
 
 import csv
@@ -8,36 +8,33 @@ import io
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
-
-from pydantic import BaseModel, Field
 
 from satstore.errors import printable
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What the cells of a column may be: in words, and as a pattern, of texts that are one type to pandas."""
+class CellFormat:
+    """The texts that a column's cells may have, described and as a pattern; pandas reads them as one type."""
 
-    words: str
+    description: str
     pattern: re.Pattern[str]
 
 
-TEXT = Kind("a text", re.compile(r".*", re.DOTALL))
-NUMBER = Kind(  # whole numbers of more digits are texts to pandas
+TEXT = CellFormat("a text", re.compile(r".*", re.DOTALL))
+NUMBER = CellFormat(  # pandas reads whole numbers of more digits as texts
     "a number or nothing",
     re.compile(r"([+-]?(([0-9]{1,15}|[0-9]*\.[0-9]+|[0-9]+\.)(e[+-]?[0-9]{1,4})?|inf)|nan)?", re.IGNORECASE),
 )
-COUNT = Kind("a whole number", re.compile(r"[0-9]{1,9}"))
+COUNT = CellFormat("a whole number", re.compile(r"[0-9]{1,9}"))
 # Where some cells of a column are empty, pandas writes its whole numbers as 5.0.
-OPTIONAL_COUNT = Kind("a whole number, or nothing", re.compile(r"([0-9]{1,9}(\.0)?)?"))
-POSITION = Kind("a number from 0 to 999, or nothing", re.compile(r"([0-9]{1,3}(\.0)?)?"))
-FLAG = Kind("True, False or nothing", re.compile(r"(True|False)?"))
+OPTIONAL_COUNT = CellFormat("a whole number, or nothing", re.compile(r"([0-9]{1,9}(\.0)?)?"))
+POSITION = CellFormat("a number from 0 to 999, or nothing", re.compile(r"([0-9]{1,3}(\.0)?)?"))
+FLAG = CellFormat("True, False or nothing", re.compile(r"(True|False)?"))
 
 
-def one_of(*words: str) -> Kind:
-    """Return the kind of a column that holds some words alone."""
-    return Kind(" or ".join(words), re.compile("|".join(words)))
+def one_of(*names: str) -> CellFormat:
+    """Return the format of a column whose cells are one of some names."""
+    return CellFormat(" or ".join(names), re.compile("|".join(names)))
 
 
 @dataclass(frozen=True)
@@ -47,19 +44,19 @@ class TableFormat:
     Attributes
     ----------
     columns
-        Those that all tables of its kind have, imported ones and those of earlier versions too.
+        Columns that each such table has, whichever version or program wrote it.
     others
-        Those that some have.
+        Columns that some of them have.
     rest
-        What is in columns that are named nowhere.
+        The format of columns that are named in neither.
     """
 
-    columns: Mapping[str, Kind]
-    others: Mapping[str, Kind] = field(default_factory=dict)
-    rest: Kind = TEXT
+    columns: Mapping[str, CellFormat]
+    others: Mapping[str, CellFormat] = field(default_factory=dict)
+    rest: CellFormat = TEXT
 
-    def kind(self, column: str) -> Kind:
-        """Return what a column holds."""
+    def cell_format(self, column: str) -> CellFormat:
+        """Return the format of a column's cells."""
         return self.columns.get(column) or self.others.get(column) or self.rest
 
 
@@ -111,21 +108,21 @@ TABLES: Mapping[str, TableFormat] = {
         {"epoch": COUNT, "n_samples": COUNT},
     ),
 }
-"""The tables that satstore writes, but for those of probes, which are all of one kind."""
+"""The formats of satstore's tables by name; those of probes have many names and one format, PROBES."""
 
 
 def find_table(name: str) -> TableFormat | None:
-    """Return what is known of a table, such as ``metrics`` or ``probe-pool4``; None of a plugin's."""
+    """Return the format of a table such as ``metrics`` or ``probe-pool4``; None for a plugin's table."""
     return PROBES if name.startswith("probe-") else TABLES.get(name)
 
 
 def read_cells(name: str, content: bytes) -> tuple[list[str], list[list[str]]]:
-    """Return a table's columns, and its rows as text; where something is declared of it, they are that.
+    """Return a table's columns, and its rows as text, checked where the table has a declared format.
 
     Raises
     ------
     ValueError
-        If they are not, saying what was found and what was expected.
+        If it has another format, saying what was found and what was expected.
     """
     try:
         header, *rows = filter(None, csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))
@@ -153,29 +150,8 @@ def _check(table: TableFormat, header: list[str], rows: list[list[str]]) -> None
         if len(cells) != len(header):
             raise ValueError(f"has {len(cells)} cells in row {number}; expected {len(header)}")
     for column, found in zip(header, zip(*rows, strict=True), strict=False):
-        kind = table.kind(column)
-        for cell in dict.fromkeys(found):  # most are there many times
-            if not kind.pattern.fullmatch(cell):
+        cell_format = table.cell_format(column)
+        for cell in dict.fromkeys(found):  # most cells repeat
+            if not cell_format.pattern.fullmatch(cell):
                 at = f"row {found.index(cell) + 1}, column {column[:40]!r}"
-                raise ValueError(f"has {cell[:40]!r} in {at}; expected {kind.words}")
-
-
-Number = Annotated[int, Field(ge=0, le=10**30)]
-
-
-class LayerCosts(BaseModel):
-    """What one layer costs."""
-
-    layer: str
-    n_parameters: Number
-    flops: Number
-
-
-class CostsFile(BaseModel):
-    """What is read of ``computational_info.json``, which has more; see :func:`satstore.stages.flops`."""
-
-    n_epochs: Number
-    n_parameters: Number
-    flops: Number
-    training_flops: Number
-    layers: list[LayerCosts]
+                raise ValueError(f"has {cell[:40]!r} in {at}; expected {cell_format.description}")

@@ -1,19 +1,19 @@
-"""Results of a run: tables, spectra, saturation, latents and what probes classify."""
+"""Results of a run: its tables, costs, latents, spectra, saturation and the probes' confusion matrices."""
 
 import io
 import json
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.config.validation import describe_invalid
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError, printable
 from satstore.registry import suggest
-from satstore.runs.file_formats import CostsFile, find_table, read_cells
-from satstore.runs.folder import RunFolder, reading_anew
+from satstore.runs.folder import RunFolder, reread_after_commit
 from satstore.runs.repair import damage_remedy, extract_command, probe_command
+from satstore.runs.table_formats import find_table, read_cells
 from satstore.storage.commit_log import is_anything, is_metadata
 from satstore.storage.location import Folder
 from satstore.system.text import printable_content
@@ -27,10 +27,32 @@ if TYPE_CHECKING:
     from satstore.storage.zarr import LatentSplit
 
 
-class RunResults(RunFolder):
-    """A run folder, and the results in it."""
+CostCount = Annotated[int, Field(ge=0, le=10**30)]
+"""A number of parameters or FLOPs."""
 
-    @reading_anew
+
+class LayerCosts(BaseModel):
+    """What one layer costs."""
+
+    layer: str
+    n_parameters: CostCount
+    flops: CostCount
+
+
+class CostsFile(BaseModel):
+    """The part of ``computational_info.json`` that is read here; :mod:`satstore.stages.flops` writes it."""
+
+    n_epochs: CostCount
+    n_parameters: CostCount
+    flops: CostCount
+    training_flops: CostCount
+    layers: list[LayerCosts]
+
+
+class RunResults(RunFolder):
+    """A run folder with methods that read its results."""
+
+    @reread_after_commit
     def table(self, name: str) -> "pd.DataFrame":
         """Return a table of the run, such as ``"metrics"``, ``"saturation"`` or ``"probe-pool4"``.
 
@@ -39,7 +61,8 @@ class RunResults(RunFolder):
         NotFoundError
             If the run has no such table (yet).
         CorruptError
-            If the file isn't what was committed, or no such table; see :mod:`satstore.runs.file_formats`.
+            If the file isn't what was committed, or its columns aren't those declared in
+            :mod:`satstore.runs.table_formats`.
         """
         import pandas as pd
 
@@ -48,13 +71,13 @@ class RunResults(RunFolder):
         with self._reading(file):
             if find_table(name) is not None:
                 read_cells(name, content)
-            # Layers of an nn.Sequential are called 0 and 1.0, which are no numbers, and one may be called NA.
+            # Layers of an nn.Sequential have names such as 0 and 1.0, which pandas would read as numbers.
             text = io.StringIO(printable(content.decode("utf-8-sig"), "\n\t\r"))
             return pd.read_csv(text, converters={"layer": str}, low_memory=False)
 
-    @reading_anew
+    @reread_after_commit
     def rows(self, name: str) -> list[dict[str, str]]:
-        """Return a table's rows as text, to the last digit and without pandas; none if it isn't there.
+        """Read a table without pandas: its rows as text, to the last digit; none if there is no table.
 
         Raises
         ------
@@ -69,14 +92,16 @@ class RunResults(RunFolder):
             columns, rows = read_cells(name, content)
         return [dict(zip(columns, cells, strict=False)) for cells in rows]
 
-    @reading_anew
+    @reread_after_commit
     def costs(self) -> dict[str, Any] | None:
-        """Return what ``satstore flops`` counted, see docs/store-format.md; None if it did not yet.
+        """Return the parameters and FLOPs that ``satstore flops`` counted; None if it did not run.
+
+        docs/store-format.md describes the content.
 
         Raises
         ------
         CorruptError
-            If the file isn't what was committed, or holds no such counts.
+            If the file isn't what was committed, or its content is invalid.
         """
         name = "computational_info.json"
         if not self.has_file(name):
@@ -90,21 +115,21 @@ class RunResults(RunFolder):
             found: dict[str, Any] = printable_content(json.loads(content))
         return found
 
-    @reading_anew
+    @reread_after_commit
     def latents(self, pooling: str, split: str, epoch: int | None = None) -> "LatentSplit":
-        """Return the latents of one pooling (``pool4``) and split (``train``, ``eval``): layer to array.
+        """Return the latents of one pooling (``pool4``) and split (``train``, ``eval``), by layer.
 
         Parameters
         ----------
         epoch
-            After which the weights were those that the latents are of, counted from 0; by default the last.
+            The epoch after which they were extracted, counted from 0; by default the last.
 
         Raises
         ------
         NotFoundError
-            If they aren't there.
+            If they aren't stored.
         CorruptError
-            If what is there isn't what was committed.
+            If the stored files aren't what was committed.
         """
         from satstore.storage.zarr import open_latents
 
@@ -128,25 +153,27 @@ class RunResults(RunFolder):
         layers = self.manifest.latents[key].layers
         return found.only(layers.get(split, {})) if layers else found
 
-    @reading_anew
+    @reread_after_commit
     def spectra(self, split: str, layers: Collection[str] | None = None) -> "dict[str, NDArray[np.float64]]":
-        """Return each layer's eigenvalues (epoch, eigenvalue), descending; NaN where the layer failed.
+        """Return each layer's eigenvalues (epoch, eigenvalue), descending.
+
+        Epochs in which a layer's output was not finite have NaN.
 
         Parameters
         ----------
         split
             ``train`` or ``eval``.
         layers
-            Those to read; by default all.
+            Layers to read; by default all.
 
         Raises
         ------
         CorruptError
-            If what is stored isn't what was committed.
+            If the stored files aren't what was committed.
         """
         from satstore.storage.zarr import AnalysisStore
 
-        # Other than the latents' shards, these are small: what is read is what was written, to the last bit.
+        # Unlike the latents' shards, these files are small: compare their whole content with the log.
         self.commits.read(self.analysis_path.name).check(
             Folder(self.analysis_path),
             f"spectra/{split}",
@@ -160,7 +187,7 @@ class RunResults(RunFolder):
     def saturation(
         self, delta: float | None = None, definition: "Definition" = "exact", split: str | None = None
     ) -> "pd.DataFrame":
-        """Return saturation and intrinsic dimension at any delta, from the stored spectra.
+        """Compute saturation and intrinsic dimension at any delta, from the stored spectra.
 
         Parameters
         ----------
@@ -179,7 +206,7 @@ class RunResults(RunFolder):
         Raises
         ------
         NotFoundError
-            If no spectra are there yet.
+            If there are no spectra.
         """
         from satstore.analysis.spectrum import tabulate_saturation
 
@@ -200,18 +227,18 @@ class RunResults(RunFolder):
         return tabulate_saturation(spectra, self.layers, delta, definition)
 
     def probe_tables(self) -> list[str]:
-        """Return the names of the tables of probes on the last epoch's latents, as they were fitted."""
+        """Return the names of the tables of probes on the last epoch's latents, in the order of fitting."""
         return [str(key) for key in self.manifest.last_probes]
 
     def probe_evolution(self, pooling: str = "pool4", prefix: str = "") -> "pd.DataFrame":
-        """Return the probes of every epoch that has some, the last one's included.
+        """Return the table of probes of each epoch that has one, joined.
 
         Parameters
         ----------
         pooling
             Such as ``"pool4"``.
         prefix
-            The one that the probes were fitted with.
+            The prefix that the probes were fitted with.
 
         Returns
         -------
@@ -222,7 +249,7 @@ class RunResults(RunFolder):
         Raises
         ------
         NotFoundError
-            If no probes are there yet.
+            If there are no probes yet.
         CorruptError
             If a table isn't what was committed.
         """
@@ -243,9 +270,9 @@ class RunResults(RunFolder):
         rows = pd.concat(found, ignore_index=True)
         return rows[["epoch", *(column for column in rows if column != "epoch")]]
 
-    @reading_anew
+    @reread_after_commit
     def confusion(self, layer: str, table: str | None = None) -> "pd.DataFrame":
-        """Return how a layer's probe classifies the eval split.
+        """Return the confusion matrix of a layer's probe on the eval split.
 
         Parameters
         ----------
@@ -258,17 +285,17 @@ class RunResults(RunFolder):
         Returns
         -------
         pandas.DataFrame
-            Samples of each true class (rows) by predicted class (columns), over the classes of the train
-            split; of probes of each position, their sum.
+            Number of samples by true class (rows) and predicted class (columns), over the classes of the
+            train split; where each position has a probe, the sum over positions.
 
         Raises
         ------
         UnknownNameError
             If the run has no such layer.
         NotFoundError
-            If the layer has no probe there.
+            If the layer has no probe in that table.
         CorruptError
-            If what is stored isn't what was committed.
+            If the stored files aren't what was committed.
         """
         import numpy as np
         import pandas as pd
@@ -302,9 +329,10 @@ class RunResults(RunFolder):
         )
 
     def class_accuracy(self, layer: str, table: str | None = None) -> "pd.Series[float]":
-        """Return the share of each class's eval samples that a layer's probe gets right; see `confusion`.
+        """Return the share of each class's eval samples that a layer's probe classifies correctly.
 
-        NaN for a class that the eval split lacks. Classes that the train split lacks are not in it.
+        A class that the eval split lacks has NaN; a class that the train split lacks is left out. For the
+        parameters and errors, see :meth:`confusion`.
         """
         counts = self.confusion(layer, table)
         accuracy: pd.Series[float] = counts.to_numpy().diagonal() / counts.sum(axis=1)
@@ -327,5 +355,5 @@ class RunResults(RunFolder):
 
 
 def is_of_eigenvalues(key: str) -> bool:
-    """Tell whether a file of the analysis store is read for its eigenvalues."""
+    """Return whether a file of the analysis store holds eigenvalues or metadata."""
     return is_metadata(key) or "/eigenvalues/" in key
