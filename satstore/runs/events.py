@@ -130,5 +130,5 @@ def _is_event(event: Event) -> bool:
         and isinstance(event.values, Mapping)
         and all(isinstance(value, int | float) for value in event.values.values())
         and isinstance(event.time, int | float)
-        and abs(event.time) < 1e11  # which the calendar has a date for
+        and abs(event.time) < 1e11  # about the year 5138: a time that converts to a date
     )

@@ -184,7 +184,7 @@ class RunFolder:
         if not self.has_named_place():
             raise ConfigError(
                 f"{self.name}: its manifest says that its latents lie at {self.latents_path}; nothing is "
-                f"written or removed there until you name that place: {self.naming_place()}"
+                f"written or removed there until you name that place: {self.naming_command()}"
             )
         return self.latents_location
 
@@ -193,7 +193,7 @@ class RunFolder:
         place = self.manifest.latents_path
         return place == LATENTS or is_place_named(self.path, place)
 
-    def naming_place(self) -> str:
+    def naming_command(self) -> str:
         """Return the command with which the user names the place that is in the manifest."""
         folder = str(self.latents_path).removesuffix(f"/{self.name}/{LATENTS}")
         return f"satstore extract --run {self.name} --latents-dir {shlex.quote(folder)}"

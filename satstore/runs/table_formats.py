@@ -60,7 +60,7 @@ class TableFormat:
         return self.columns.get(column) or self.others.get(column) or self.rest
 
 
-PROBES = TableFormat(
+PROBE_TABLE = TableFormat(
     {"layer": TEXT, "eval_accuracy": NUMBER, "converged": FLAG},
     {
         "y": POSITION,
@@ -108,12 +108,12 @@ TABLES: Mapping[str, TableFormat] = {
         {"epoch": COUNT, "n_samples": COUNT},
     ),
 }
-"""The formats of satstore's tables by name; those of probes have many names and one format, PROBES."""
+"""The formats of satstore's tables by name; those of probes have many names and one format, PROBE_TABLE."""
 
 
 def find_table(name: str) -> TableFormat | None:
     """Return the format of a table such as ``metrics`` or ``probe-pool4``; None for a plugin's table."""
-    return PROBES if name.startswith("probe-") else TABLES.get(name)
+    return PROBE_TABLE if name.startswith("probe-") else TABLES.get(name)
 
 
 def read_cells(name: str, content: bytes) -> tuple[list[str], list[list[str]]]:

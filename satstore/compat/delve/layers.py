@@ -151,5 +151,5 @@ class Sampler:
 
 
 def is_sequential(module: nn.Module) -> bool:
-    """Tell whether a layer's output can be a sequence."""
+    """Return whether a layer's output can be a sequence."""
     return isinstance(module, (nn.Linear, nn.LSTM))

@@ -148,7 +148,7 @@ def import_logs(
 
 
 def is_unfinished(run: Run, experiment: ImportedExperiment) -> bool:
-    """Tell whether a run is an earlier import of the same experiment that lacks some of its latents."""
+    """Return whether a run is an earlier import of the same experiment that lacks some of its latents."""
     is_same = run.manifest.environment.get("source") == experiment.source
     return is_same and any(folder.key not in run.manifest.latents for folder in experiment.latents)
 
