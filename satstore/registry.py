@@ -212,7 +212,7 @@ class Registry(Mapping[str, Any]):
         entry = self.entry(name)
         try:
             return entry.load()
-        except Exception as error:  # a third party's module may raise anything while it is imported
+        except Exception as error:  # a plugin's module may raise anything while it is imported
             found = reason_of(error, with_type=True)
             raise ConfigError(
                 f"{self.kind} {name!r} can't be loaded from {entry.target!r}: {found}"
@@ -265,7 +265,7 @@ def load_plugins(modules: Iterable[str]) -> None:
             _log.info("importing the plugin %r, which the config names", module)
         try:
             importlib.import_module(module)
-        except Exception as error:  # a third party's module may raise anything while it is imported
+        except Exception as error:  # a plugin's module may raise anything while it is imported
             found = reason_of(error, with_type=True)  # in one line
             raise ConfigError(f"plugin {module!r} can't be imported: {found}") from error
 

@@ -1,10 +1,12 @@
 """Training on several ranks: gloo processes on the CPU, against one process."""
 
 import json
+import multiprocessing
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from satstore.stages.pipeline import run_experiments
 from satstore.storage.zarr import AnalysisStore
 from satstore.system.process_group import ProcessGroup
 from satstore.training import session_data
-from satstore.training.distributed import count_processes
+from satstore.training.distributed import Worker, _read_error, count_processes
 
 # Without batch norm, of which torch has no synchronised kind for the CPU: what one process computes is then
 # what several compute together.
@@ -248,6 +250,30 @@ def test_count_processes__is_one_without_data_parallel_or_on_the_cpu(
         count_processes(three, gpu)
     with pytest.raises(ConfigError, match="'ranks': input should be greater than or equal to 1"):
         read_config({"ranks": 0})
+
+
+def ended_worker(name: str, exitcode: int, message: str | None = None) -> Worker:
+    """Return a worker that has ended, its end of the pipe closed."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
+    if message is not None:
+        sender.send(message)
+    sender.close()
+    process: Any = SimpleNamespace(exitcode=exitcode, join=lambda _timeout_s: None)
+    return Worker(name, process, receiver)
+
+
+def test_read_error__of_a_worker_that_was_killed_is_its_exit_code() -> None:
+    workers = [ended_worker("rank 1 of 3", 0), ended_worker("rank 2 of 3", -9)]
+    assert _read_error(workers) == "rank 2 of 3 ended with exit code -9"
+    assert _read_error(workers[:1]) is None
+
+
+def test_read_error__is_the_cause_rather_than_a_connection_that_was_lost() -> None:
+    workers = [
+        ended_worker("rank 1 of 3", 1, "RuntimeError: Connection closed by peer"),
+        ended_worker("rank 2 of 3", 1, "ValueError: no such bus"),
+    ]
+    assert _read_error(workers) == "rank 2 of 3 failed: ValueError: no such bus"
 
 
 @pytest.mark.gpu

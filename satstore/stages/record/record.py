@@ -21,7 +21,7 @@ from satstore.runs.logs_folder import find_logs_dir, make_run
 from satstore.runs.manifest import CHECKPOINT, RECORDED
 from satstore.runs.run import Run
 from satstore.stages.parameters import DEFAULT_MEMORY_LIMIT
-from satstore.stages.pipeline import make_plan, raise_first, run_stages
+from satstore.stages.pipeline import apply_stages
 from satstore.stages.receptive_field import write_fields
 from satstore.stages.record.batches import Batches
 from satstore.stages.record.writer import RecordWriter
@@ -113,12 +113,11 @@ def record(
                 is_new = True  # from here on, nothing is left of what was there
                 with recorded.stage("train", {}), recorded.stage("extract", {"pooling": list(pooling)}):
                     writer.write(eval_loader, classes)
-        raise_first(run_stages([recorded], make_plan(["saturation"], {}), with_needs=False))
+        apply_stages(recorded, "saturation")
     except BaseException:
         if is_new:
             _remove(recorded)
         raise
-    recorded.reload()
     _write_receptive_fields(recorded, model, train.first)
     return recorded
 
