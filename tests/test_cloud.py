@@ -29,7 +29,7 @@ from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnreachableError
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
-from satstore.stages.pipeline import make_plan, run_experiments, run_stages
+from satstore.stages.pipeline import make_tasks, run_experiments, run_stages
 from satstore.storage.location import Bucket, Folder, Location, locate
 from satstore.storage.zarr import LatentWriter, layout
 from satstore.storage.zarr.durable_store import open_store
@@ -153,7 +153,7 @@ def here(logs: Path, tmp_path: Path) -> Run:
 
 
 def start(run: Run, stage: str, **parameters: Any) -> Run:
-    [outcome] = run_stages([Run(run.path)], make_plan([stage], parameters), with_needs=False)
+    [outcome] = run_stages([Run(run.path)], make_tasks([stage], parameters), with_needs=False)
     if outcome.error is not None:
         raise outcome.error
     return Run(run.path)

@@ -19,7 +19,7 @@ from satstore.runs.disk_usage import measure_disk_usage
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
 from satstore.stages.extract.plan import plan_latents
-from satstore.stages.pipeline import make_plan, run_stages
+from satstore.stages.pipeline import make_tasks, run_stages
 from satstore.system.text import describe_size
 
 
@@ -130,7 +130,7 @@ def test_clean__frees_the_disk_and_extract_brings_the_same_bits_back(run: Run) -
     verified = satstore("verify", "demo", "--logs-dir", logs)
     assert verified.returncode == 0, verified.stdout
 
-    outcomes = run_stages([cleaned], make_plan(["extract", "probe"], {"device": "cpu"}), with_needs=False)
+    outcomes = run_stages([cleaned], make_tasks(["extract", "probe"], {"device": "cpu"}), with_needs=False)
     assert [(o.stage, o.result) for o in outcomes] == [("extract", "done"), ("probe", "skipped")]
     again = Run(run.path)
     assert contents(again.latents_path) == before

@@ -30,7 +30,7 @@ from satstore.runs.repair import extract_command, probe_command
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
 from satstore.stages.extract import stage as extract_stage
-from satstore.stages.pipeline import make_plan, run_experiments, run_stages
+from satstore.stages.pipeline import make_tasks, run_experiments, run_stages
 from satstore.stages.probe import stage as probe_stage
 from satstore.stages.probe.stage import ProbeParameters
 from satstore.storage.zarr import AnalysisStore, LatentWriter, open_latents
@@ -64,7 +64,7 @@ def run(evolved: Run, tmp_path: Path) -> Run:
 
 
 def start(run: Run, stage: str, **parameters: Any) -> Run:
-    [outcome] = run_stages([run], make_plan([stage], parameters), with_needs=False)
+    [outcome] = run_stages([run], make_tasks([stage], parameters), with_needs=False)
     if outcome.error is not None:
         raise outcome.error
     return Run(run.path)
@@ -243,7 +243,7 @@ def test_extract__killed_goes_on_and_ends_bit_equal(run: Run, monkeypatch: pytes
     killed = Run(run.path)
     assert any(killed.manifest.latents[LatentsKey("4")].layers["eval"].values()), "the last epoch is done"
     assert not any(killed.manifest.latents[LatentsKey("4", 0)].layers.values())
-    assert extract_stage.pending(killed, extract_stage.ExtractParameters()) == [
+    assert extract_stage.plan(killed, extract_stage.ExtractParameters()).missing == [
         "pool4 of epoch 1 train",
         "pool4 of epoch 1 eval",
     ]
@@ -267,7 +267,7 @@ def test_extract__what_is_of_other_weights_is_written_again(run: Run) -> None:
         again.latents("pool4", "train")["features.0"].numpy(),
     )
     assert list(Verification(again).findings()) == []
-    assert probe_stage.pending(again, ProbeParameters()) == [
+    assert probe_stage.plan(again, ProbeParameters()).missing == [
         f"{layer} at epoch0-pool4" for layer in run.layers
     ]
 
@@ -325,7 +325,7 @@ def test_probe__epochs_and_prefixes_have_tables_of_their_own(run: Run) -> None:
 @pytest.mark.parametrize("prefix", ["epoch5", "P-epoch0"])
 def test_probe__a_prefix_that_reads_as_an_epoch_is_refused(prefix: str) -> None:
     with pytest.raises(ConfigError, match="does not end as tables of an earlier epoch begin"):
-        make_plan(["probe"], {"prefix": prefix})
+        make_tasks(["probe"], {"prefix": prefix})
 
 
 def test_show_and_plot__are_of_the_last_epoch(evolved: Run) -> None:

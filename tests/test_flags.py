@@ -9,7 +9,7 @@ from satstore.cli.app import app
 from satstore.errors import ConfigError
 from satstore.registry import STAGES
 from satstore.stages.forms import check_texts, describe_entries, flag_words, stage_model
-from satstore.stages.pipeline import make_plan
+from satstore.stages.pipeline import make_tasks
 
 EXAMPLES: dict[str, str] = {
     "device": "cpu",
@@ -95,7 +95,7 @@ def test_epoch__is_typed_from_1_and_counted_from_0_in_python() -> None:
     values, errors = check_texts(stage_model("extract"), {"epoch": "1 6"})
     assert (values, errors) == ({"epoch": ("1", "6")}, {})
     assert flag_words(stage_model("extract"), values) == ["--epoch", "1", "--epoch", "6"]
-    assert make_plan(["extract"], {"epoch": [0, 5]})["extract"].epoch == (0, 5)
+    assert make_tasks(["extract"], {"epoch": [0, 5]})["extract"].epoch == (0, 5)
 
 
 def test_splits__are_separated_by_commas() -> None:
@@ -112,14 +112,14 @@ def test_probe__refuses_a_gpu_and_processes_together(name: str, text: str) -> No
         parse("probe", ["--device", "cuda:0", f"--{name}", text])
     assert check_texts(stage_model("probe"), {**texts, "device": "cpu"})[1] == {}
     with pytest.raises(ConfigError, match="processes can't share a GPU"):
-        make_plan(["extract", "probe"], {"device": "cuda:0", name: text})
+        make_tasks(["extract", "probe"], {"device": "cuda:0", name: text})
 
 
 def test_run__takes_the_device_for_training_and_processes_for_probes() -> None:
     values, errors = check_texts(stage_model("run"), {"device": "cuda:0", "workers": "2"})
     assert errors == {}
-    plan = make_plan(["train", "extract", "probe"], values)
+    plan = make_tasks(["train", "extract", "probe"], values)
     assert [plan[stage].device for stage in plan] == ["cuda:0", "cuda:0", None]
     assert plan["probe"].workers == 2
-    alone = make_plan(["train", "probe"], {"device": "cuda:0"})
+    alone = make_tasks(["train", "probe"], {"device": "cuda:0"})
     assert [alone[stage].device for stage in alone] == ["cuda:0", "cuda:0"]

@@ -21,7 +21,7 @@ from satstore.models.build import build_model
 from satstore.reports.plots import plot_evolution, plot_layers
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.verify import Verification
-from satstore.stages.pipeline import make_plan, run_stages
+from satstore.stages.pipeline import make_tasks, run_stages
 from satstore.storage.zarr import AnalysisStore
 from satstore.training.run_model import load_model
 
@@ -161,7 +161,7 @@ def test_import__refuses_what_is_not_whole_and_writes_nothing(
 def test_import__weights_can_be_extracted_from_and_probed(tmp_path: Path) -> None:
     write_tree(tmp_path / "theirs")
     [run] = import_logs(tmp_path / "theirs", tmp_path / "ours")
-    plan = make_plan(["extract", "probe"], {"pooling": ["1"], "device": "cpu"}, strict=False)
+    plan = make_tasks(["extract", "probe"], {"pooling": ["1"], "device": "cpu"}, strict=False)
     outcomes = run_stages([run], plan, with_needs=False)
     assert [outcome.error for outcome in outcomes] == [None, None]
     run.reload()
@@ -174,7 +174,7 @@ def test_import__weights_can_be_extracted_from_and_probed(tmp_path: Path) -> Non
 def test_import__has_no_other_saturation_and_says_so(tmp_path: Path) -> None:
     write_tree(tmp_path / "theirs")
     [run] = import_logs(tmp_path / "theirs", tmp_path / "ours")
-    [outcome] = run_stages([run], make_plan(["saturation"], {"delta": (0.9,)}), with_needs=False)
+    [outcome] = run_stages([run], make_tasks(["saturation"], {"delta": (0.9,)}), with_needs=False)
     assert "has no spectra of its epochs, only delve's saturation at delta" in str(outcome.error)
     run.reload()
     assert run.status("saturation") == "done"

@@ -19,7 +19,7 @@ from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.verify import Verification
-from satstore.stages.pipeline import make_plan, run_stages
+from satstore.stages.pipeline import make_tasks, run_stages
 from satstore.storage.safe_pickles import read_arrays
 
 
@@ -60,7 +60,7 @@ def test_import__converts_latents_and_probes_fit_on_them(theirs: Path, tmp_path:
     assert [f for f in Verification(run).findings() if f.is_wrong] == []
 
     settings = {"pooling": ["2"], "prefix": "mine", "device": "cpu", "C": 0.01}
-    [outcome] = run_stages([run], make_plan(["probe"], settings), with_needs=False)
+    [outcome] = run_stages([run], make_tasks(["probe"], settings), with_needs=False)
     assert outcome.error is None
     run.reload()
     table = run.table("probe-mine-pool2").set_index("layer")
@@ -107,14 +107,16 @@ def test_import__packed_with_its_latents_opens_elsewhere(theirs: Path, tmp_path:
 def test_probe__does_not_replace_what_was_imported_unasked(theirs: Path, tmp_path: Path) -> None:
     [run] = import_logs(theirs, tmp_path / "ours", latents=True)
     before = run.table("probe-pool2")
-    [outcome] = run_stages([run], make_plan(["probe"], {"pooling": ["2"], "device": "cpu"}), with_needs=False)
+    [outcome] = run_stages(
+        [run], make_tasks(["probe"], {"pooling": ["2"], "device": "cpu"}), with_needs=False
+    )
     assert isinstance(outcome.error, ConfigError)
     assert "--overwrite" in str(outcome.error)
     assert "--prefix" in str(outcome.error)
     run.reload()
     assert run.table("probe-pool2").equals(before)
     settings = {"pooling": ["2"], "device": "cpu", "overwrite": True}
-    [outcome] = run_stages([run], make_plan(["probe"], settings), with_needs=False)
+    [outcome] = run_stages([run], make_tasks(["probe"], settings), with_needs=False)
     assert outcome.error is None
     run.reload()
     assert not run.table("probe-pool2").equals(before)
@@ -123,15 +125,15 @@ def test_probe__does_not_replace_what_was_imported_unasked(theirs: Path, tmp_pat
 
 def test_extract__replaces_imported_latents_only_when_told_to(theirs: Path, tmp_path: Path) -> None:
     [run] = import_logs(theirs, tmp_path / "ours", latents=True)
-    [outcome] = run_stages([run], make_plan(["extract"], {"pooling": ["2"]}), with_needs=False)
+    [outcome] = run_stages([run], make_tasks(["extract"], {"pooling": ["2"]}), with_needs=False)
     assert (outcome.result, outcome.error) == ("skipped", None)
     damaged = next((run.path / "latents.zarr" / "pool2" / "train").rglob("c/0/0"))
     damaged.write_bytes(b"x")
-    [outcome] = run_stages([run], make_plan(["extract"], {"pooling": ["2"]}), with_needs=False)
+    [outcome] = run_stages([run], make_tasks(["extract"], {"pooling": ["2"]}), with_needs=False)
     assert isinstance(outcome.error, ConfigError)
     assert "are of unknown weights" in str(outcome.error)
     settings = {"pooling": ["2"], "overwrite": True, "device": "cpu"}
-    [outcome] = run_stages([run], make_plan(["extract"], settings), with_needs=False)
+    [outcome] = run_stages([run], make_tasks(["extract"], settings), with_needs=False)
     assert outcome.error is None
     run.reload()
     assert len(run.latents("pool2", "train").sample_ids) == 1437, "those of the digits that are here"
@@ -144,7 +146,7 @@ def test_import__without_weights_can_be_probed_all_the_same(theirs: Path, tmp_pa
     [run] = import_logs(theirs, tmp_path / "ours", latents=True)
     assert run.latents("pool2", "train")["features.0"].shape == (50, 64, 2, 2)
     settings = {"pooling": ["2"], "prefix": "mine", "device": "cpu"}
-    [outcome] = run_stages([run], make_plan(["probe"], settings), with_needs=False)
+    [outcome] = run_stages([run], make_tasks(["probe"], settings), with_needs=False)
     assert outcome.error is None
 
 

@@ -30,7 +30,7 @@ from satstore.reports.plots.style import break_name
 from satstore.runs.logs_folder import make_run
 from satstore.runs.manifest import LayerRecord, Manifest, ProbesRecord, drawn_layers
 from satstore.runs.run import Run
-from satstore.stages.pipeline import make_plan, run_stages
+from satstore.stages.pipeline import make_tasks, run_stages
 
 LAYERS = ["conv1", "layer1.0.conv1", "layer1.0.downsample.0", "fc1", "fc2"]
 KINDS = ["Conv2d", "Conv2d", "Conv2d", "Linear", "Linear"]
@@ -111,7 +111,7 @@ def projected(demo_logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         ("project", {"delta": (0.9, 0.99)}),
         ("project", {"delta": (0.9, 0.99), "mode": "random"}),
     ):
-        plan = make_plan([stage], {**parameters, "device": "cpu"}, strict=False)
+        plan = make_tasks([stage], {**parameters, "device": "cpu"}, strict=False)
         [outcome] = run_stages([Run(manifest.parent)], plan, with_needs=False)
         assert outcome.error is None
     return logs

@@ -54,7 +54,7 @@ from satstore.runs.manifest import (
     ProbesRecord,
 )
 from satstore.runs.run import Run
-from satstore.stages.pipeline import make_plan, run_stages
+from satstore.stages.pipeline import make_tasks, run_stages
 from satstore.stages.probe import fit as probe_fit
 from satstore.stages.probe.backends import Backend
 from satstore.stages.probe.dask_backend import join_cluster, start_cluster
@@ -167,14 +167,14 @@ def run(made: Path, tmp_path: Path) -> Run:
 
 def start(run: Run, **parameters: Any) -> Run:
     """Run the stage as `satstore probe --run` does, and return the run anew."""
-    [outcome] = run_stages([Run(run.path)], make_plan(["probe"], parameters), with_needs=False)
+    [outcome] = run_stages([Run(run.path)], make_tasks(["probe"], parameters), with_needs=False)
     if outcome.error is not None:
         raise outcome.error
     return Run(run.path)
 
 
 def pending(run: Run, **parameters: Any) -> list[str]:
-    return STAGES["probe"].pending(Run(run.path), STAGES["probe"].parameters(**parameters))
+    return STAGES["probe"].plan(Run(run.path), STAGES["probe"].parameters(**parameters)).missing
 
 
 def test_probe__that_was_fitted_stays_so_where_another_start_is_refused(run: Run) -> None:

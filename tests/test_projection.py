@@ -17,7 +17,7 @@ from satstore.capture.layers import select_layers
 from satstore.capture.projection_hook import projected
 from satstore.errors import ConfigError, NumericsError
 from satstore.runs.run import Run
-from satstore.stages.pipeline import make_plan, run_experiments, run_stages
+from satstore.stages.pipeline import make_tasks, run_experiments, run_stages
 from satstore.storage.zarr import AnalysisStore
 from satstore.training.evaluation import ModelEvaluation
 from satstore.training.run_model import load_model
@@ -163,7 +163,7 @@ def test_project__goes_on_where_it_was_and_is_found_done(run: Run, monkeypatch: 
         return measure(evaluation)
 
     monkeypatch.setattr(ModelEvaluation, "measure", interrupt)
-    plan = make_plan(["project"], {"delta": (0.9, 0.99, 0.999), "device": "cpu"})
+    plan = make_tasks(["project"], {"delta": (0.9, 0.99, 0.999), "device": "cpu"})
     with pytest.raises(KeyboardInterrupt):
         run_stages([Run(run.path)], plan, with_needs=False)
     assert len(Run(run.path).table("projection")) == 2

@@ -25,7 +25,7 @@ from satstore.analysis.spectrum import eigenvalues
 from satstore.config.keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, MemoryLimitError, MissingStageError
 from satstore.runs.verify import Verification
-from satstore.stages.pipeline import make_plan, run_stages
+from satstore.stages.pipeline import make_tasks, run_stages
 
 
 class MyNet(nn.Module):
@@ -94,7 +94,7 @@ def test_record__stores_what_the_model_computes_in_eval_mode(run: satstore.Run, 
 
 
 def test_record__can_be_probed_and_plotted(run: satstore.Run, tmp_path: Path) -> None:
-    [outcome] = run_stages([run], make_plan(["probe"], {"pooling": ["2"]}), with_needs=False)
+    [outcome] = run_stages([run], make_tasks(["probe"], {"pooling": ["2"]}), with_needs=False)
     assert outcome.error is None
     run.reload()
     assert list(run.table("probe-pool2")["layer"]) == ["conv", "fc"]

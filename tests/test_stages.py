@@ -25,7 +25,7 @@ from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
 from satstore.stages.extract import stage as extract_stage
-from satstore.stages.pipeline import make_plan, make_runs, run_experiments, run_stages
+from satstore.stages.pipeline import make_runs, make_tasks, run_experiments, run_stages
 from satstore.storage.zarr import AnalysisStore, LatentWriter, layout
 from satstore.training import loop, run_model, session_data
 
@@ -55,7 +55,7 @@ def start(run: Run, stage: str, **parameters: Any) -> Run:
     """Run one stage as `satstore <stage> --run` does, and return the run anew."""
     if "memory_limit" in STAGES[stage].parameters.model_fields:
         parameters = {"memory_limit": AMPLE_BYTES, **parameters}
-    [outcome] = run_stages([Run(run.path)], make_plan([stage], parameters), with_needs=False)
+    [outcome] = run_stages([Run(run.path)], make_tasks([stage], parameters), with_needs=False)
     if outcome.error is not None:
         raise outcome.error
     return Run(run.path)
@@ -273,7 +273,7 @@ def test_extract__mends_only_what_is_bad(trained: Run, monkeypatch: pytest.Monke
     assert len(forwarded) == (0 if how in ("metadata", "label") else 2 * len(bad)), (
         "batches of 128, shards of 256"
     )
-    assert extract_stage.pending(mended, extract_stage.ExtractParameters()) == []
+    assert extract_stage.plan(mended, extract_stage.ExtractParameters()).missing == []
 
 
 def test_extract__adds_layers_and_splits_to_what_is_there(trained: Run) -> None:
@@ -302,14 +302,16 @@ def test_extract__refuses_layers_and_roundings_that_are_not_there(trained: Run) 
         start(trained, "extract", mantissa_bits=5)
     rounded = start(trained, "extract", mantissa_bits=5, overwrite=True)
     assert rounded.manifest.latents[LatentsKey("4")].mantissa_bits == 5
-    assert extract_stage.pending(rounded, extract_stage.ExtractParameters()) == [], "what is stored will do"
+    assert extract_stage.plan(rounded, extract_stage.ExtractParameters()).missing == [], (
+        "what is stored will do"
+    )
     bits = rounded.latents("pool4", "train")["features.0"].numpy().view(np.uint16)
     assert not (bits & 0b11111).any()
 
 
 def test_probe__fits_a_layer_once_and_again_when_its_latents_change(trained: Run) -> None:
     first = start(trained, "probe").read_file("probe-pool4.csv")
-    assert STAGES["probe"].pending(Run(trained.path), STAGES["probe"].parameters()) == []
+    assert STAGES["probe"].plan(Run(trained.path), STAGES["probe"].parameters()).missing == []
     assert start(trained, "probe").read_file("probe-pool4.csv") == first
 
     run = Run(trained.path)
@@ -317,7 +319,8 @@ def test_probe__fits_a_layer_once_and_again_when_its_latents_change(trained: Run
         record = run.manifest.latents[LatentsKey("4")].model_copy(deep=True)
         record.layers["train"] = dict.fromkeys(record.layers["train"], "0" * 64)
         run.commit(change=lambda manifest: manifest.latents.update({LatentsKey("4"): record}))
-    assert len(STAGES["probe"].pending(Run(trained.path), STAGES["probe"].parameters())) == len(run.layers)
+    plan = STAGES["probe"].plan(Run(trained.path), STAGES["probe"].parameters())
+    assert len(plan.missing) == len(run.layers)
 
 
 def test_probe__that_stops_early_says_so(trained: Run) -> None:
@@ -392,7 +395,7 @@ def test_run_stage__with_a_run_names_the_missing_stage(trained: Run) -> None:
 def test_run_stages__one_failed_experiment_does_not_stop_the_next(tmp_path: Path) -> None:
     configs = read_config({**DIGITS, "batch_size": [799, 128]})
     runs = make_runs(configs, "res", tmp_path)
-    outcomes = run_stages(runs, make_plan(["train", "saturation"], {"latents": False}), with_needs=True)
+    outcomes = run_stages(runs, make_tasks(["train", "saturation"], {"latents": False}), with_needs=True)
 
     assert [(outcome.stage, outcome.result) for outcome in outcomes] == [
         ("train", "failed"),
@@ -418,7 +421,7 @@ def test_run_stages__an_unforeseen_error_does_not_stop_the_next(
         return build(config, *rest)
 
     monkeypatch.setattr(loop, "initialize_model", fail_once)
-    outcomes = run_stages(runs, make_plan(["train"], {"latents": False}), with_needs=True)
+    outcomes = run_stages(runs, make_tasks(["train"], {"latents": False}), with_needs=True)
     assert [outcome.result for outcome in outcomes] == ["failed", "done"]
     assert f"{runs[0].name}: train failed: RuntimeError: cuDNN says no" in str(outcomes[0].error)
     assert runs[0].status("train") == "failed"
@@ -500,7 +503,7 @@ def test_layers__filter_is_kept_everywhere(tmp_path: Path) -> None:
     assert run.layers
     assert all(layer.startswith("features.") and layer != "features.0" for layer in run.layers)
     assert list(run.latents("pool4", "train")) == run.layers == list(run.table("probe-pool4")["layer"])
-    assert extract_stage.pending(run, extract_stage.ExtractParameters()) == []
+    assert extract_stage.plan(run, extract_stage.ExtractParameters()).missing == []
 
 
 def test_receptive_field__needs_no_training_and_notes_the_border_layer(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from cyclopts import App
 
 from satstore import __version__
-from satstore.cli.stage_commands import find_usable_stages, make_run_command, make_stage_command
+from satstore.cli.console import print_line
+from satstore.cli.stage_commands import make_run_command, make_stage_command
+from satstore.stages.forms import find_usable_stages
 
 config_app = App(name="config", help="Look at configs.", help_format="plaintext")
 dataset_app = App(name="dataset", help="Check datasets, and sort them by class.", help_format="plaintext")
@@ -115,7 +117,9 @@ _stage_names: list[str] = []
 
 def add_stages() -> None:
     """Make a command of each stage that is registered now, and ``run`` of all; plugins may add stages."""
-    names = find_usable_stages()
+    names, errors = find_usable_stages()
+    for error in errors:
+        print_line(f"satstore: warning: {error}", is_error=True)
     if names == _stage_names:
         return
     for name in (*_stage_names, *(["run"] if _stage_names else [])):

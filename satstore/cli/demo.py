@@ -19,7 +19,7 @@ from satstore.jobs.record import record_job
 from satstore.runs.logs_folder import check_run_id, find_logs_dir
 from satstore.runs.run import Run
 from satstore.stages.parameters import Device
-from satstore.stages.pipeline import Outcome, make_plan, make_runs, run_stages
+from satstore.stages.pipeline import Outcome, make_runs, make_tasks, run_stages
 
 
 def run_demo(
@@ -40,7 +40,7 @@ def run_demo(
     with stop_on_signals(), record_job(get_words(), run.path.parent.parent) as bar.record:
         bar.record.run = run.name
         with bar:
-            outcomes = run_stages([run], make_plan(config.stages, {"device": device}), with_needs=True)
+            outcomes = run_stages([run], make_tasks(config.stages, {"device": device}), with_needs=True)
             for outcome in outcomes:
                 if outcome.error is not None:
                     raise outcome.error

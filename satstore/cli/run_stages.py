@@ -29,7 +29,7 @@ MakePlan = Callable[[ExperimentConfig], Mapping[str, StageParameters]]
 """Returns the parameters of the stages to run for a config."""
 
 
-def run_target(target: Target, make_plan: MakePlan, *, with_table: bool = False) -> None:
+def run_target(target: Target, make_tasks: MakePlan, *, with_table: bool = False) -> None:
     """Run the stages of each experiment, show the progress, and print the outcomes.
 
     Parameters
@@ -43,10 +43,10 @@ def run_target(target: Target, make_plan: MakePlan, *, with_table: bool = False)
         The only experiment's error; of several experiments, how many failed, after each was reported.
     """
     if target.detach:
-        start_in_background(check_target(target, make_plan))
+        start_in_background(check_target(target, make_tasks))
         return
     bar = Bar()
-    planned = plan_target(target, make_plan, bar)
+    planned = plan_target(target, make_tasks, bar)
     with stop_on_signals(), record_job(get_words(), planned[0][0].path.parent.parent) as bar.record:
         with bar:
             outcomes = run_planned(planned, bar, with_needs=target.config is not None)
@@ -91,7 +91,7 @@ def name_target(target: Target) -> str:
     return name
 
 
-def plan_target(target: Target, make_plan: MakePlan, bar: Bar) -> PlannedRuns:
+def plan_target(target: Target, make_tasks: MakePlan, bar: Bar) -> PlannedRuns:
     """Return the runs of a target, each with its plan.
 
     The missing runs of a config are made, after all plans are checked.
@@ -99,23 +99,23 @@ def plan_target(target: Target, make_plan: MakePlan, bar: Bar) -> PlannedRuns:
     name = name_target(target)
     if target.config is not None:
         configs = read_config(target.config)
-        plans = [make_plan(config) for config in configs]
+        plans = [make_tasks(config) for config in configs]
         runs = make_runs(configs, name, target.logs_dir, bar.listen)
         return list(zip(runs, plans, strict=True))
     runs = find_runs(name, target.logs_dir, bar.listen)
     for run in runs:
         run.load_plugins()  # they may register stages of the plan
-    return [(run, make_plan(run.config)) for run in runs]
+    return [(run, make_tasks(run.config)) for run in runs]
 
 
-def check_target(target: Target, make_plan: MakePlan) -> Path:
+def check_target(target: Target, make_tasks: MakePlan) -> Path:
     """Check a target and its plans, without making any run; return the logs folder."""
     name = name_target(target)
     if target.config is None:
-        return plan_target(target, make_plan, Bar())[0][0].path.parent.parent
+        return plan_target(target, make_tasks, Bar())[0][0].path.parent.parent
     configs = read_config(target.config)
     for config in configs:
-        make_plan(config)
+        make_tasks(config)
     check_run_id(name)
     return find_logs_dir(target.logs_dir, configs[0])
 

@@ -5,26 +5,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from satstore.cli.console import print_line
 from satstore.cli.options import Target
-from satstore.errors import ConfigError
 from satstore.registry import STAGES
 from satstore.stages.parameters import join_parameters
 
 NO_TARGET = Target()
-
-
-def find_usable_stages() -> list[str]:
-    """Return the names of the registered stages; warn of those that can't be loaded, and leave them out."""
-    names = []
-    for name in STAGES:
-        try:
-            STAGES[name]
-        except ConfigError as error:
-            print_line(f"satstore: warning: {error}", is_error=True)
-        else:
-            names.append(name)
-    return names
 
 
 def make_stage_command(name: str) -> Callable[..., None]:
@@ -54,13 +39,15 @@ def make_run_command(names: Sequence[str]) -> Callable[..., None]:
         parameters: Any = None,
     ) -> None:
         from satstore.cli.run_stages import run_target
-        from satstore.stages.pipeline import make_plan
+        from satstore.stages.pipeline import make_tasks
 
         given = dict(parameters or model())
         if stages and given["latents"] is None:
             given["latents"] = False  # stages that are named without extract need no latents
         run_target(
-            target, lambda config: make_plan(stages or config.stages, given, strict=False), with_table=True
+            target,
+            lambda config: make_tasks(stages or config.stages, given, strict=False),
+            with_table=True,
         )
 
     command.__doc__ = (

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
@@ -22,7 +22,7 @@ from satstore.runs.lock import WriteLock
 from satstore.runs.manifest import LATENTS, RECORDED, STAGE_KEYS, StageStatus, read_manifest
 from satstore.runs.permissions import check_plugins, is_place_named
 from satstore.runs.repair import damage_remedy
-from satstore.storage.commit_log import CommitLog, Damage
+from satstore.storage.commit_log import CommitLog
 from satstore.storage.files import Digest
 from satstore.storage.location import Location, is_url, locate
 from satstore.storage.safe_files import check_folders, is_file, read_content
@@ -87,8 +87,6 @@ class RunFolder:
         self.events = EventLog(path / "events.jsonl", listener)
         self.commits = CommitLog(path / "commits.jsonl")
         self._lock = WriteLock(path)
-        self.damage_seen: dict[Any, list[Damage]] | None = None
-        """Damage that was found in latents, by key and state, while this process holds the lock."""
 
     def __repr__(self) -> str:
         return f"<Run {self.name}>"

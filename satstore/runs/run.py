@@ -62,11 +62,7 @@ class Run(RunResults):
         check_folders(self.path.parent.parent, self.path / "manifest.json")
         with self._lock.hold(self.name) as dead:
             self._recover(dead)
-            self.damage_seen = {}
-            try:
-                yield
-            finally:
-                self.damage_seen = None
+            yield
 
     def commit(
         self, files: Mapping[str, bytes] | None = None, change: Callable[[Manifest], None] | None = None

@@ -7,7 +7,7 @@ from satstore.config.experiment import ExperimentConfig
 from satstore.errors import ConfigError, SatstoreError, reason_of
 from satstore.runs.run import Run
 from satstore.stages.parameters import Overwrite, StageParameters
-from satstore.stages.stage import Stage
+from satstore.stages.stage import Plan, Stage
 
 FILE = "computational_info.json"
 
@@ -18,17 +18,17 @@ class FlopsParameters(StageParameters):
     overwrite: Overwrite = False
 
 
-def pending(run: Run, parameters: FlopsParameters) -> list[str]:
+def plan(run: Run, parameters: FlopsParameters) -> Plan[None]:
     """Say whether the file is missing, or was written of other epochs than were trained."""
     costs = None if parameters.overwrite else run.costs()
     if costs is None:
-        return [FILE]
+        return Plan(parameters, [FILE], None)
     done = run.manifest.summary.epochs_done
     is_over = done > 0 and run.config.is_finished(done, run.manifest.summary.test_accuracy)
-    return [FILE] if is_over and costs["n_epochs"] != done else []
+    return Plan(parameters, [FILE] if is_over and costs["n_epochs"] != done else [], None)
 
 
-def write(run: Run, parameters: FlopsParameters) -> None:
+def write(run: Run, _: Plan[None]) -> None:
     """Write what the model costs; the training's length is that of the run, or, before it, the config's.
 
     Raises
@@ -116,8 +116,8 @@ def describe_costs(
 STAGE = Stage(
     name="flops",
     description="Count parameters and operations, per image and for the whole training, by layer too.",
-    function=write,
-    pending=pending,
+    plan=plan,
+    run=write,
     parameters=FlopsParameters,
     needs_model=True,
 )

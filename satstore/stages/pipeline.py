@@ -17,7 +17,7 @@ from satstore.runs.logs_folder import check_run_id, find_logs_dir, make_run
 from satstore.runs.repair import record_call
 from satstore.runs.run import Run
 from satstore.stages.parameters import StageParameters, record_parameters
-from satstore.stages.stage import Stage
+from satstore.stages.stage import Plan, Stage
 from satstore.system.signals import stop_requested
 
 
@@ -57,18 +57,19 @@ def run_stage(run: Run, stage: Stage, parameters: StageParameters, *, with_needs
         for name in stage.needs:
             need: Stage = STAGES[name]
             needed = need.adapt(parameters, latents=False, check=False)
-            missing = need.pending(run, needed)
-            if not missing:
+            plan = need.plan(run, needed)
+            if not plan.missing:
                 continue
             if not with_needs:
                 raise MissingStageError(
-                    f"{run.name}: {stage.name} needs {need.name} first (missing: {missing[0]}); "
+                    f"{run.name}: {stage.name} needs {need.name} first (missing: {plan.missing[0]}); "
                     f"run: {need.command(run, needed)}"
                 )
-            _perform(run, need, needed)
+            _perform(run, need, plan)
             outcomes.append(Outcome(run, name, "done"))
-        if stage.pending(run, parameters):
-            _perform(run, stage, parameters)
+        plan = stage.plan(run, parameters)
+        if plan.missing:
+            _perform(run, stage, plan)
             outcomes.append(Outcome(run, stage.name, "done"))
         else:
             run.settle(stage.key)
@@ -76,29 +77,29 @@ def run_stage(run: Run, stage: Stage, parameters: StageParameters, *, with_needs
     return outcomes
 
 
-def _perform(run: Run, stage: Stage, parameters: StageParameters) -> None:
+def _perform(run: Run, stage: Stage, plan: Plan[Any]) -> None:
     if stage.needs_model and run.is_recorded:
         raise ConfigError(
             f"{run.name} was recorded of a model and data that are in your own program, which {stage.name} "
             f"needs; give there: {record_call(run)}"
         )
-    with run.stage(stage.key, record_parameters(parameters)):
-        stage.function(run, parameters)
+    with run.stage(stage.key, record_parameters(plan.parameters)):
+        stage.run(run, plan)
 
 
 def run_stages(
-    runs: Iterable[Run], plan: Mapping[str, StageParameters], *, with_needs: bool
+    runs: Iterable[Run], stages: Mapping[str, StageParameters], *, with_needs: bool
 ) -> list[Outcome]:
     """Run stages on experiments, one experiment after the other; one that fails does not stop the next.
 
     Parameters
     ----------
-    plan
-        Stage name to its parameters, in the order in which they are run.
+    stages
+        Each stage's name and parameters, in the order in which they are run.
     """
     outcomes = []
     for run in runs:
-        for name, parameters in plan.items():
+        for name, parameters in stages.items():
             try:
                 outcomes += run_stage(run, STAGES[name], parameters, with_needs=with_needs)
             except Exception as error:  # what one model or plugin raises must not stop the next experiment
@@ -129,7 +130,7 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 """What torch's errors of the CPU and of GPUs say of it."""
 
 
-def make_plan(
+def make_tasks(
     stages: Collection[str], parameters: Mapping[str, Any], *, strict: bool = True
 ) -> dict[str, StageParameters]:
     """Give every stage its share of some parameters.
@@ -144,7 +145,7 @@ def make_plan(
     ConfigError
         If a parameter is no stage's, or has a value that it can't have.
     """
-    plan: dict[str, StageParameters] = {}
+    tasks: dict[str, StageParameters] = {}
     used: set[str] = set()
     for name in (STAGES.entry(stage).name for stage in stages):
         model = STAGES[name].parameters
@@ -158,13 +159,13 @@ def make_plan(
             share["check"] = False  # every file is read where that is what was asked for
         used |= share.keys()
         try:
-            plan[name] = model.model_validate(share)
+            tasks[name] = model.model_validate(share)
         except ValidationError as error:
             raise ConfigError(describe_invalid(error)) from error
     unused = [key for key, value in parameters.items() if key not in used and value is not None]
     if unused and strict:
-        raise ConfigError(f"{unused[0]!r} is no parameter of the stages {', '.join(plan)}")
-    return plan
+        raise ConfigError(f"{unused[0]!r} is no parameter of the stages {', '.join(tasks)}")
+    return tasks
 
 
 def make_runs(
@@ -227,10 +228,10 @@ def run_experiments(
     stages = (stages,) if isinstance(stages, str) else stages
     with stand_in(registries or {}):
         configs = read_config(config)
-        plans = [make_plan(stages or c.stages, parameters) for c in configs]
+        tasks = [make_tasks(stages or c.stages, parameters) for c in configs]
         runs = make_runs(configs, run_id, logs_dir, listener)
         outcomes = [
-            o for run, plan in zip(runs, plans, strict=True) for o in run_stages([run], plan, with_needs=True)
+            o for run, task in zip(runs, tasks, strict=True) for o in run_stages([run], task, with_needs=True)
         ]
     raise_first(outcomes)
     return runs
@@ -263,7 +264,7 @@ def apply_stages(run: Run, stages: str | Collection[str], **parameters: Any) -> 
     >>> run = satstore.apply_stages(satstore.open_run("RES"), "probe")  # doctest: +SKIP
     """
     names = (stages,) if isinstance(stages, str) else stages
-    outcomes = run_stages([run], make_plan(names, parameters), with_needs=False)
+    outcomes = run_stages([run], make_tasks(names, parameters), with_needs=False)
     run.reload()
     raise_first(outcomes)
     return run

@@ -1,6 +1,7 @@
 """The stage ``project``: the test accuracy of a model whose layers' outputs are projected."""
 
 import zlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -11,12 +12,13 @@ from satstore.runs.repair import damage_remedy
 from satstore.runs.run import Run
 from satstore.stages.parameters import Device, Exclude, Layers, Overwrite, StageParameters
 from satstore.stages.selection import layers_of
-from satstore.stages.stage import Stage
+from satstore.stages.stage import Plan, Stage
 from satstore.storage.commit_log import is_anything
 from satstore.storage.location import Folder
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
 
     from satstore.analysis.projection import Axes
 
@@ -62,18 +64,11 @@ def rows_of(parameters: ProjectParameters) -> list[Row]:
     return [none, *({"mode": parameters.mode, "delta": d, "seed": seed, **layers} for d in asked)]
 
 
-def pending(run: Run, parameters: ProjectParameters) -> list[str]:
-    """Say which deltas are not in the table, or are of other weights than the run's."""
-    return [describe(key) for key in missing(run, parameters)]
-
-
-def missing(run: Run, parameters: ProjectParameters) -> list[Row]:
-    """Return the keys of the rows that are to be made."""
-    asked = rows_of(parameters)
-    if parameters.overwrite:
-        return asked
-    known = {tuple(key.values()) for key in stored_keys(run)}
-    return [key for key in asked if tuple(key.values()) not in known]
+def plan(run: Run, parameters: ProjectParameters) -> Plan[list[Row]]:
+    """Find the rows that are not in the table, or are of other weights than the run's."""
+    known = set() if parameters.overwrite else {tuple(key.values()) for key in stored_keys(run)}
+    missing = [key for key in rows_of(parameters) if tuple(key.values()) not in known]
+    return Plan(parameters, list(map(describe, missing)), missing)
 
 
 def stored_keys(run: Run) -> list[Row]:
@@ -108,8 +103,8 @@ def describe(key: Row) -> str:
     return "no projection" if key["mode"] == "none" else f"{key['mode']} at delta {key['delta']}"
 
 
-def project(run: Run, parameters: ProjectParameters) -> None:
-    """Evaluate the model at each delta that is missing; each row is committed as it is made.
+def project(run: Run, plan: Plan[list[Row]]) -> None:
+    """Evaluate the model at each delta that is missing, and commit each row as it is made.
 
     An output x becomes mean + P(x − mean), P projecting onto the basis: a covariance is about its mean, which
     a projection through the origin would throw away. With ``conv_method`` mean, max or median, the covariance
@@ -123,28 +118,19 @@ def project(run: Run, parameters: ProjectParameters) -> None:
         If the run has no covariances.
     """
     import pandas as pd
-    import torch
 
     from satstore.capture.projection_hook import projected
     from satstore.training import devices
     from satstore.training.evaluation import ModelEvaluation
 
-    todo = missing(run, parameters)
+    parameters: ProjectParameters = plan.parameters
     axes, means = find_axes(run, parameters)
     evaluation = ModelEvaluation(run, devices.choose_device(parameters.device or run.config.device))
     modules = dict(evaluation.model.named_modules())
     table = None if parameters.overwrite and not parameters.delta else read_table(run)
-    for done, key in enumerate(todo, start=1):
-        dimensions: dict[str, int] = {}
-        projections = {}
-        for layer, found in axes.items() if key["mode"] != "none" else ():
-            basis = find_basis(layer, found, key)
-            dimensions[layer] = basis.shape[1]
-            if basis.shape[1] < basis.shape[0]:  # all of them: nothing is lost
-                matrix = torch.from_numpy(basis @ basis.T).to(evaluation.device, torch.float32)
-                mean = torch.from_numpy(means[layer]).to(evaluation.device, torch.float32)
-                projections[layer] = matrix, mean
-        with projected(modules, projections):
+    for done, key in enumerate(plan.work, start=1):
+        bases = {} if key["mode"] == "none" else {n: find_basis(n, found, key) for n, found in axes.items()}
+        with projected(modules, make_projections(bases, means, evaluation.device)):
             result = evaluation.measure()
         row = {
             **key,
@@ -152,7 +138,7 @@ def project(run: Run, parameters: ProjectParameters) -> None:
             "eval_accuracy": result.metrics["accuracy"],
             "eval_loss": result.loss,
             "n_samples": evaluation.n_samples,
-            **{layer: dimensions.get(layer) for layer in run.layers},
+            **{layer: bases[layer].shape[1] if layer in bases else None for layer in run.layers},
         }
         table = add_row(table, pd.DataFrame([row]))
         run.commit({f"{TABLE}.csv": table.to_csv(index=False).encode()})
@@ -161,9 +147,25 @@ def project(run: Run, parameters: ProjectParameters) -> None:
             "progress",
             describe(key),
             done=done,
-            total=len(todo),
+            total=len(plan.work),
             values={"accuracy": result.metrics["accuracy"]},
         )
+
+
+def make_projections(
+    bases: Mapping[str, Any], means: Mapping[str, Any], device: "torch.device"
+) -> dict[str, tuple["torch.Tensor", "torch.Tensor"]]:
+    """Return each layer's projection, (feature, feature), and mean; none for a basis of all dimensions."""
+    import torch
+
+    return {
+        layer: (
+            torch.from_numpy(basis @ basis.T).to(device, torch.float32),
+            torch.from_numpy(means[layer]).to(device, torch.float32),
+        )
+        for layer, basis in bases.items()
+        if basis.shape[1] < basis.shape[0]
+    }
 
 
 def add_row(table: "pd.DataFrame | None", row: "pd.DataFrame") -> "pd.DataFrame":
@@ -230,8 +232,8 @@ def find_basis(layer: str, axes: "Axes", key: Row) -> Any:
 STAGE = Stage(
     name="project",
     description="Evaluate the model with its layers' outputs projected onto their principal axes.",
-    function=project,
-    pending=pending,
+    plan=plan,
+    run=project,
     parameters=ProjectParameters,
     needs=("train",),
     table=TABLE,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
 from satstore.stages.parameters import Overwrite, StageParameters
-from satstore.stages.stage import Stage
+from satstore.stages.stage import Plan, Stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,15 +19,15 @@ class ReceptiveFieldParameters(StageParameters):
     overwrite: Overwrite = False
 
 
-def pending(run: Run, parameters: ReceptiveFieldParameters) -> list[str]:
+def plan(run: Run, parameters: ReceptiveFieldParameters) -> Plan[None]:
     """Say whether the table is missing."""
     if not run.has_file(f"{TABLE}.csv") or parameters.overwrite:
-        return [TABLE]
+        return Plan(parameters, [TABLE], None)
     run.check_file(f"{TABLE}.csv")
-    return []
+    return Plan(parameters, [], None)
 
 
-def tabulate(run: Run, parameters: ReceptiveFieldParameters) -> None:
+def tabulate(run: Run, _: Plan[None]) -> None:
     """Write the table, of the layers that the config records, and note the border layer."""
     from satstore.analysis.receptive_field.table import receptive_field
     from satstore.capture.layers import select_layers
@@ -59,8 +59,8 @@ def write_fields(run: Run, table: "pd.DataFrame") -> None:
 STAGE = Stage(
     name="receptive-field",
     description="Tabulate every layer's receptive field, and find the border layer.",
-    function=tabulate,
-    pending=pending,
+    plan=plan,
+    run=tabulate,
     parameters=ReceptiveFieldParameters,
     table=TABLE,
     needs_model=True,

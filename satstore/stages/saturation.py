@@ -9,7 +9,7 @@ from satstore.errors import CorruptError, NotFoundError
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
 from satstore.stages.parameters import DeviceOfNeeds, Overwrite, StageParameters
-from satstore.stages.stage import Stage
+from satstore.stages.stage import Plan, Stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,7 +38,7 @@ def deltas_of(run: Run, parameters: SaturationParameters) -> tuple[float, ...]:
     return parameters.delta or (run.config.delta,)
 
 
-def pending(run: Run, parameters: SaturationParameters) -> list[str]:
+def plan(run: Run, parameters: SaturationParameters) -> Plan[None]:
     """Say which deltas are not in the table, or not for the last epoch."""
     deltas = deltas_of(run, parameters)
     if run.has_file("saturation.csv") and not parameters.overwrite:
@@ -51,13 +51,14 @@ def pending(run: Run, parameters: SaturationParameters) -> list[str]:
             f"{run.name} has no spectra of its epochs, only delve's saturation at delta "
             f"{run.config.delta:g}; others take a training by satstore, under another run id"
         )
-    return [f"delta {delta}" for delta in deltas]
+    return Plan(parameters, [f"delta {delta}" for delta in deltas], None)
 
 
-def saturate(run: Run, parameters: SaturationParameters) -> None:
+def saturate(run: Run, plan: Plan[None]) -> None:
     """Write the rows of the deltas asked for; rows of other deltas stay."""
     import pandas as pd
 
+    parameters: SaturationParameters = plan.parameters
     asked = deltas_of(run, parameters)
     tables = [run.saturation(delta, parameters.definition) for delta in asked]
     old = read_table(run, parameters)
@@ -98,8 +99,8 @@ def read_table(run: Run, parameters: SaturationParameters) -> "pd.DataFrame | No
 STAGE = Stage(
     name="saturation",
     description="Compute layer saturation at any delta from the stored spectra, without a pass over data.",
-    function=saturate,
-    pending=pending,
+    plan=plan,
+    run=saturate,
     parameters=SaturationParameters,
     needs=("train",),
     table="saturation",

@@ -2,12 +2,33 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Self, TypeVar
 
 from satstore.errors import ConfigError
 from satstore.registry import STAGES
 from satstore.runs.run import Run
 from satstore.stages.parameters import StageParameters
+
+Work = TypeVar("Work")
+
+
+@dataclass(frozen=True)
+class Plan(Generic[Work]):
+    """What a stage has still to do on a run.
+
+    Attributes
+    ----------
+    parameters
+        The stage's parameters that it was planned for.
+    missing
+        What is missing, in a few words each; nothing means that the stage is done.
+    work
+        What the stage found out on the way and needs to do it; None where the parameters tell all.
+    """
+
+    parameters: Any
+    missing: list[str]
+    work: Work
 
 
 @dataclass(frozen=True)
@@ -20,10 +41,10 @@ class Stage:
         Its command's name.
     description
         One line on what it does.
-    function
-        Does what is pending; called with the run locked.
-    pending
-        Says what is still to do for some parameters, in a few words each; nothing means that it is done.
+    plan
+        Returns what is to do on a run for some parameters; called with the run locked.
+    run
+        Does what was planned; called once, right after, unless nothing is missing.
     parameters
         The model of its parameters.
     needs
@@ -36,12 +57,54 @@ class Stage:
 
     name: str
     description: str
-    function: Callable[[Run, Any], None]
-    pending: Callable[[Run, Any], list[str]]
+    plan: Callable[[Run, Any], Plan[Any]]
+    run: Callable[[Run, Plan[Any]], None]
     parameters: type[StageParameters]
     needs: tuple[str, ...] = ()
     table: str = ""
     needs_model: bool = False
+
+    @classmethod
+    def from_function(
+        cls,
+        name: str,
+        description: str,
+        function: Callable[[Run, Any], None],
+        *,
+        pending: Callable[[Run, Any], list[str]] | None = None,
+        parameters: type[StageParameters] = StageParameters,
+        needs: tuple[str, ...] = ("train",),
+        table: str = "",
+    ) -> Self:
+        """Make a stage of a function of a run and parameters.
+
+        Parameters
+        ----------
+        pending
+            Returns what is missing, in a few words each. Without it, the stage is done once the table is
+            committed, and never where the parameter ``overwrite`` is set.
+
+        Raises
+        ------
+        ConfigError
+            If there is neither ``table`` nor ``pending``.
+        """
+        if not table and pending is None:
+            raise ConfigError(f"stage {name!r} needs table or pending, to tell when it is done")
+
+        def is_missing(run: Run, asked: Any) -> list[str]:
+            return [] if run.has_file(f"{table}.csv") and not getattr(asked, "overwrite", False) else [table]
+
+        find_missing = pending or is_missing
+        return cls(
+            name,
+            description,
+            plan=lambda run, asked: Plan(asked, find_missing(run, asked), None),
+            run=lambda run, plan: function(run, plan.parameters),
+            parameters=parameters,
+            needs=needs,
+            table=table,
+        )
 
     @property
     def key(self) -> str:
@@ -65,36 +128,25 @@ class Stage:
         return " ".join(words)
 
 
-def stage(
-    name: str,
-    *,
-    table: str = "",
-    parameters: type[StageParameters] = StageParameters,
-    needs: tuple[str, ...] = ("train",),
-    pending: Callable[[Run, Any], list[str]] | None = None,
-) -> Callable[[Callable[[Run, Any], None]], Callable[[Run, Any], None]]:
+def stage(name: str, **options: Any) -> Callable[[Callable[[Run, Any], None]], Callable[[Run, Any], None]]:
     """Register a function as a stage, its docstring's first line as the description.
 
     Parameters
     ----------
-    name, table, parameters, needs, pending
-        As for :class:`Stage`. Without ``pending``, the stage is done once the table is committed, and with
-        the parameter ``overwrite`` never.
+    name
+        Its command's name.
+    **options
+        ``table``, ``parameters``, ``needs`` and ``pending``, as :meth:`Stage.from_function` takes them.
 
     Raises
     ------
     ConfigError
         If there is neither ``table`` nor ``pending``, or the name is taken.
     """
-    if not table and pending is None:
-        raise ConfigError(f"stage {name!r} needs table or pending, to tell when it is done")
-
-    def is_missing(run: Run, asked: Any) -> list[str]:
-        return [] if run.has_file(f"{table}.csv") and not getattr(asked, "overwrite", False) else [table]
 
     def add(function: Callable[[Run, Any], None]) -> Callable[[Run, Any], None]:
         text = " ".join((function.__doc__ or name).strip().splitlines()[0].split())
-        made = Stage(name, text, function, pending or is_missing, parameters, needs, table)
+        made = Stage.from_function(name, text, function, **options)
         STAGES.register(name, family=function.__module__, description=text)(made)
         return function
 

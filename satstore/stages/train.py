@@ -1,7 +1,7 @@
 """The stage ``train``: train a model, record the spectra of every epoch, and store the last one's latents."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ from satstore.stages.parameters import (
     record_parameters,
 )
 from satstore.stages.selection import check_kept, list_epochs
-from satstore.stages.stage import Stage
+from satstore.stages.stage import Plan, Stage
 from satstore.storage.files import refusals
 from satstore.storage.location import Folder
 from satstore.system.signals import sigint_deferred
@@ -51,24 +51,30 @@ def is_trained(run: Run) -> bool:
     return run.config.is_finished(summary.epochs_done, summary.test_accuracy)
 
 
-def pending(run: Run, parameters: TrainParameters) -> list[str]:
-    """List what is missing: epochs, costs, latents."""
+def plan(run: Run, parameters: TrainParameters) -> Plan[Plan[Any] | None]:
+    """Find what is missing: epochs, costs, latents; where latents alone are, their plan is the work."""
     if parameters.overwrite or not is_trained(run):
         done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
         check_kept(run, (epoch for epoch in run.config.latent_epochs if epoch < done))
-        return [f"epochs {done + 1} to {run.config.epoch}"]
+        return Plan(parameters, [f"epochs {done + 1} to {run.config.epoch}"], None)
     if run.has_file(CHECKPOINT):  # a run that was trained elsewhere may be without
         run.check_file(CHECKPOINT)
     if run.was_cut_off(STAGE.key) and (
-        run.was_cut_off(flops.STAGE.key) or flops.pending(run, flops.FlopsParameters())
+        run.was_cut_off(flops.STAGE.key) or flops.plan(run, flops.FlopsParameters()).missing
     ):
-        return ["what it cost"]
+        return Plan(parameters, ["what it cost"], None)
     if not writes_latents(run, parameters):
-        return []
-    missing = extract_stage.pending(run, extract_stage.STAGE.adapt(parameters, check=False))
-    if not missing and run.was_cut_off(STAGE.key) and run.was_cut_off(extract_stage.STAGE.key):
-        return ["that the latents are whole"]  # killed before the manifest said so
-    return missing
+        return Plan(parameters, [], None)
+    latents = plan_extraction(run, parameters)
+    if not latents.missing and run.was_cut_off(STAGE.key) and run.was_cut_off(extract_stage.STAGE.key):
+        # Killed before the manifest said so.
+        return Plan(parameters, ["that the latents are whole"], latents)
+    return Plan(parameters, latents.missing, latents)
+
+
+def plan_extraction(run: Run, parameters: TrainParameters) -> Plan[Any]:
+    """Find the latents that are missing at the end of training."""
+    return extract_stage.plan(run, extract_stage.STAGE.adapt(parameters, check=False))
 
 
 def writes_latents(run: Run, parameters: TrainParameters) -> bool:
@@ -76,11 +82,12 @@ def writes_latents(run: Run, parameters: TrainParameters) -> bool:
     return extract_stage.STAGE.name in run.config.stages if parameters.latents is None else parameters.latents
 
 
-def train(run: Run, parameters: TrainParameters) -> None:
+def train(run: Run, plan: Plan[Plan[Any] | None]) -> None:
     """Train to the last epoch, then write the latents."""
     with sigint_deferred():
         from satstore.training import devices, distributed, loop
 
+    parameters: TrainParameters = plan.parameters
     device = devices.choose_device(parameters.device or run.config.device)
     if parameters.overwrite:
         remove_results(run)
@@ -95,22 +102,22 @@ def train(run: Run, parameters: TrainParameters) -> None:
             loop.train(run, device, force=parameters.force)
     write_costs(run)
     warn_of_missed_epochs(run)
-    latents = extract_stage.STAGE.adapt(parameters, check=False)
     if not writes_latents(run, parameters):
         return
-    if extract_stage.pending(run, latents):
-        with run.stage(extract_stage.STAGE.key, record_parameters(latents)):
+    latents = plan.work or plan_extraction(run, parameters)
+    if latents.missing:
+        with run.stage(extract_stage.STAGE.key, record_parameters(latents.parameters)):
             extract_stage.extract(run, latents)
     run.settle(extract_stage.STAGE.key)
 
 
 def write_costs(run: Run) -> None:
     """Write the training's costs; warn if they can't be counted for this model."""
-    parameters = flops.FlopsParameters()
     try:
-        if flops.pending(run, parameters):
-            with run.stage(flops.STAGE.key, record_parameters(parameters)):
-                flops.write(run, parameters)
+        costs = flops.plan(run, flops.FlopsParameters())
+        if costs.missing:
+            with run.stage(flops.STAGE.key, record_parameters(costs.parameters)):
+                flops.write(run, costs)
         run.settle(flops.STAGE.key)
     except ConfigError as error:
         run.warn("train", str(error))
@@ -159,8 +166,8 @@ def remove_results(run: Run) -> None:
 STAGE = Stage(
     name="train",
     description="Train the models of a config, record their layers' spectra, and store their latents.",
-    function=train,
-    pending=pending,
+    plan=plan,
+    run=train,
     parameters=TrainParameters,
     table="metrics",
     needs_model=True,

@@ -60,7 +60,7 @@ def plan_latents(run: Run, parameters: Any) -> list[PoolingPlan]:
         plan = _begin(run, parameters, key, layers_at(run, key, names))
         record = run.manifest.latents.get(key)
         if record is not None and not plan.is_anew:
-            plan.damage = look_for_damage(run, key, content=parameters.check)
+            plan.damage = list(find_damage(run, key, content=parameters.check))
         for split in parameters.splits:
             stored = (
                 ()
@@ -78,15 +78,6 @@ def plan_latents(run: Run, parameters: Any) -> list[PoolingPlan]:
                 plan.missing[split] = missing
         plans.append(plan)
     return plans
-
-
-def look_for_damage(run: Run, key: LatentsKey, *, content: bool) -> list[Damage]:
-    """Return what is damaged of some latents; while the run is locked, each state of them is read once."""
-    state = (key, content, run.commits.size_bytes)
-    known = {} if run.damage_seen is None else run.damage_seen
-    if state not in known:
-        known[state] = list(find_damage(run, key, content=content))
-    return list(known[state])
 
 
 def record_of(run: Run, record: LatentsRecord, split: str) -> Collection[str]:

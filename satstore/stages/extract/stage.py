@@ -34,7 +34,7 @@ from satstore.stages.parameters import (
     StageParameters,
 )
 from satstore.stages.selection import poolings_of
-from satstore.stages.stage import Stage
+from satstore.stages.stage import Plan, Stage
 from satstore.storage.location import Folder, join, locate
 from satstore.storage.safe_names import as_key
 from satstore.system.memory import resident_bytes
@@ -68,19 +68,19 @@ class ExtractParameters(StageParameters):
     overwrite: Overwrite = False
 
 
-def pending(run: Run, parameters: ExtractParameters) -> list[str]:
-    """Say which latents are missing, damaged, or of another checkpoint than the run's."""
+def plan(run: Run, parameters: ExtractParameters) -> Plan[list[PoolingPlan]]:
+    """Find the latents that are missing, damaged, or of another checkpoint than the run's."""
     check_place(run, parameters.latents_dir)
     if not run.layers:  # not trained yet: nobody knows
-        return [LatentsKey(pooling).group for pooling in poolings_of(run, parameters)]
-    return describe_missing(plan_latents(run, parameters))
+        groups = [LatentsKey(pooling).group for pooling in poolings_of(run, parameters)]
+        return Plan(parameters, groups, [])
+    plans = plan_latents(run, parameters)
+    return Plan(parameters, describe_missing(plans), [plan for plan in plans if plan.missing])
 
 
-def extract(run: Run, parameters: ExtractParameters) -> None:
+def extract(run: Run, plan: Plan[list[PoolingPlan]]) -> None:
     """Write the latents that are missing, mend those that are damaged, and commit them epoch by epoch."""
-    plans = [plan for plan in plan_latents(run, parameters) if plan.missing]
-    if not plans:
-        return
+    parameters: ExtractParameters = plan.parameters
     with sigint_deferred():
         from satstore.stages.extract.write import commit, write_split
         from satstore.training import devices, provenance, run_model, session_data
@@ -92,8 +92,8 @@ def extract(run: Run, parameters: ExtractParameters) -> None:
     if run.manifest.dataset is None or not run.manifest.dataset.has_fingerprint:
         provenance.assume_data(run, data, device)
     if not parameters.force:
-        check_resources(run, plans, data, parameters)
-    for epoch, of_epoch in group_by_epoch(plans).items():
+        check_resources(run, plan.work, data, parameters)
+    for epoch, of_epoch in group_by_epoch(plan.work).items():
         model = run_model.load_model(run, len(data.classes), device, epoch)
         forget(run, of_epoch, overwrite=parameters.overwrite)
         for bits, group in group_by_rounding(of_epoch).items():
@@ -225,8 +225,8 @@ STAGE = Stage(
     name="extract",
     description="Store the latents of every layer, at one pooling or several, in one pass over the data "
     "for each epoch.",
-    function=extract,
-    pending=pending,
+    plan=plan,
+    run=extract,
     parameters=ExtractParameters,
     needs=("train",),
     needs_model=True,

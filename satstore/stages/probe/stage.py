@@ -25,7 +25,7 @@ from satstore.stages.parameters import (
     StageParameters,
 )
 from satstore.stages.selection import latents_of, layers_of
-from satstore.stages.stage import Stage
+from satstore.stages.stage import Plan, Stage
 
 if TYPE_CHECKING:
     from satstore.stages.probe.backends import Backend
@@ -137,14 +137,15 @@ def pending_layers(run: Run, key: ProbeKey, parameters: ProbeParameters) -> list
     return [layer for layer in wanted if layer not in kept]
 
 
-def pending(run: Run, parameters: ProbeParameters) -> list[str]:
-    """List the layers that are not fitted, with their tables."""
-    keys = keys_of(run, parameters)
-    return [f"{layer} at {key}" for key in keys for layer in pending_layers(run, key, parameters)]
+def plan(run: Run, parameters: ProbeParameters) -> Plan[dict[ProbeKey, list[str]]]:
+    """Find the layers of each table that are not fitted."""
+    todo = {key: pending_layers(run, key, parameters) for key in keys_of(run, parameters)}
+    missing = [f"{layer} at {key}" for key, layers in todo.items() for layer in layers]
+    return Plan(parameters, missing, todo)
 
 
-def probe(run: Run, parameters: ProbeParameters) -> None:
-    """Fit what is missing; each layer's result is committed as it is done.
+def probe(run: Run, plan: Plan[dict[ProbeKey, list[str]]]) -> None:
+    """Fit the layers that are missing, and commit each as it is done.
 
     Raises
     ------
@@ -155,8 +156,8 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
     from satstore.stages.probe.job import ProbeResult
     from satstore.stages.probe.table import commit_layer
 
-    backend = make_backend(parameters)
-    jobs, errors = make_jobs(run, parameters)
+    backend = make_backend(plan.parameters)
+    jobs, errors = make_jobs(run, plan)
     for n_done, (job, result) in enumerate(fit_layers(jobs, backend), start=1):
         if isinstance(result, ProbeResult):
             commit_layer(run, job.key, job.layer, result)
@@ -167,7 +168,9 @@ def probe(run: Run, parameters: ProbeParameters) -> None:
         raise errors[0]
 
 
-def make_jobs(run: Run, parameters: ProbeParameters) -> "tuple[list[ProbeJob], list[SatstoreError]]":
+def make_jobs(
+    run: Run, plan: Plan[dict[ProbeKey, list[str]]]
+) -> "tuple[list[ProbeJob], list[SatstoreError]]":
     """Open the latents of each table and discard its old probes; return its layers that are to be fitted.
 
     Also the errors of tables whose latents can't be read.
@@ -176,10 +179,10 @@ def make_jobs(run: Run, parameters: ProbeParameters) -> "tuple[list[ProbeJob], l
     from satstore.stages.probe.latents import check_labels, open_probe_latents, warn_of_missing_classes
     from satstore.stages.probe.table import discard_old_probes, latents_digest
 
+    parameters: ProbeParameters = plan.parameters
     jobs: list[ProbeJob] = []
     errors: list[SatstoreError] = []
-    for key in keys_of(run, parameters):
-        layers = pending_layers(run, key, parameters)
+    for key, layers in plan.work.items():
         if not layers:
             continue
         try:
@@ -253,8 +256,8 @@ def choose_gpu(parameters: ProbeParameters) -> str | None:
 STAGE = Stage(
     name="probe",
     description="Fit a linear probe on every layer's latents.",
-    function=probe,
-    pending=pending,
+    plan=plan,
+    run=probe,
     parameters=ProbeParameters,
     needs=("train", "extract"),
     table="probe-{pooling}",
