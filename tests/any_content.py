@@ -35,8 +35,8 @@ from tui.layers import (
     describe_values,
     make_columns,
     make_curves,
+    make_layer_rows,
     make_reference_lines,
-    tabulate_layers,
     training_curves,
 )
 
@@ -513,7 +513,7 @@ def read_screens(path: Path) -> None:
         for epoch in {0, max(0, data.n_epochs - 1)}:
             view = View(epoch, data.deltas.index(data.delta), layers)
             columns = make_columns(list(data.probes))
-            for row in tabulate_layers(data, view):
+            for row in make_layer_rows(data, view):
                 for column in columns:
                     column.cell(row)
             make_curves(data, view)

@@ -30,7 +30,7 @@ from satstore.stages.extract import write
 from satstore.stages.pipeline import run_experiments
 from satstore.storage.zarr import AnalysisStore
 from satstore.training import devices, loop, run_model, session, session_data
-from tui.layers import View, describe_values, make_columns, make_curves, tabulate_layers
+from tui.layers import View, describe_values, make_columns, make_curves, make_layer_rows
 
 # Small, with dropout, batch normalisation and augmentation: everything that draws random numbers.
 CONFIG: dict[str, Any] = {
@@ -238,7 +238,7 @@ def test_train__a_layer_with_nan_is_named_and_the_others_go_on(tmp_path: Path) -
     data = read_curves(run.path)
     view = View(0, data.deltas.index(0.99), (0, 1, 2), cursor=1)
     columns = make_columns(["pool4"])
-    cells = {column.key: [column.cell(row) for row in tabulate_layers(data, view)] for column in columns}
+    cells = {column.key: [column.cell(row) for row in make_layer_rows(data, view)] for column in columns}
     assert cells["saturation"][1] == cells["saturation_eval"][1] == cells["pool4"][1] == "✗"
     assert all(text.endswith("%") for text in cells["saturation"][::2] + cells["pool4"][::2])
     assert describe_values(data, view, 200).plain.count("✗") == 3

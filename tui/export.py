@@ -61,7 +61,7 @@ class ExportScreen(ModalScreen[str]):
             self.dismiss(kind)
 
 
-def run_command(words: Sequence[str]) -> str:
+def run_command(arguments: Sequence[str]) -> str:
     """Run a command of satstore that only reads, and return what it prints.
 
     Raises
@@ -70,7 +70,7 @@ def run_command(words: Sequence[str]) -> str:
         If it fails; with what it says.
     """
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "satstore", *words],
+        [sys.executable, "-P", "-m", "satstore", *arguments],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
@@ -79,12 +79,12 @@ def run_command(words: Sequence[str]) -> str:
     )
     if done.returncode:
         lines = done.stderr.strip().splitlines()
-        raise SatstoreError(lines[-1].removeprefix("satstore: ") if lines else f"{words[0]} failed")
+        raise SatstoreError(lines[-1].removeprefix("satstore: ") if lines else f"{arguments[0]} failed")
     return done.stdout
 
 
-def export_plot(app: App[Any], words: Sequence[str], path: Path) -> None:
+def export_plot(app: App[Any], arguments: Sequence[str], path: Path) -> None:
     """Draw a plot to a file, and say where it is; in a worker's thread."""
     app.call_from_thread(app.notify, f"drawing {path.name} …")
-    run_command(words)
+    run_command(arguments)
     app.call_from_thread(app.notify, f"wrote {path}")

@@ -60,7 +60,7 @@ class LayerRow:
     failed: frozenset[str] = frozenset()
 
 
-def tabulate_layers(data: RunCurves, view: View) -> list[LayerRow]:
+def make_layer_rows(data: RunCurves, view: View) -> list[LayerRow]:
     """Return a row per layer that is shown."""
     train, evaluated = (data.saturation(split, view.epoch, view.place) for split in ("train", "eval"))
     probes = {table: data.probe(table, view.epoch) for table in data.probes}
@@ -149,7 +149,7 @@ def describe_layer(data: RunCurves, view: View) -> Text:
 
 def describe_values(data: RunCurves, view: View, width: int) -> Text:
     """Return the values under the cursor, each beside its mark in the plot, in lines of that width."""
-    row = tabulate_layers(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
+    row = make_layer_rows(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
     found = {"train": row.saturation, "eval": row.saturation_eval}
     entries = [
         (marker, color, f"{label} {FAILED if split in row.failed else percent(found[split])}")
@@ -175,13 +175,13 @@ def describe_values(data: RunCurves, view: View, width: int) -> Text:
 def join_entries(entries: Sequence[tuple[str, str, str]], width: int) -> Text:
     """Return markers with their texts, in lines that break only between them."""
     text, left = Text(no_wrap=True), width
-    for marker, color, words in entries:
-        words = clean(words)
-        length = len(words) + 5
+    for marker, color, content in entries:
+        shown = clean(content)
+        length = len(shown) + 5
         if left < width and length - 3 > left:
             text.append("\n")
             left = width
-        text.append(f"{marker} ", color).append(words + "   ")
+        text.append(f"{marker} ", color).append(shown + "   ")
         left -= length
     return text
 

@@ -39,7 +39,7 @@ from satstore.reports.run_curves import DELTAS, RunCurves, read_curves
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
 from tui.app import SatstoreApp
-from tui.layers import View, make_reference_lines, tabulate_layers
+from tui.layers import View, make_layer_rows, make_reference_lines
 from tui.messages import StartJob
 from tui.screens.compare import CompareScreen
 from tui.screens.jobs import JobsScreen
@@ -472,7 +472,7 @@ def test_read_curves__has_what_the_tables_have(logs: Path) -> None:
                 rows = table[(table["split"] == split) & (table["epoch"] == epoch)]
                 found = data.saturation(split, epoch, DELTAS.index(delta))
                 np.testing.assert_array_equal(found, rows["saturation"])
-    rows = tabulate_layers(data, View(1, DELTAS.index(0.99), data.shown))
+    rows = make_layer_rows(data, View(1, DELTAS.index(0.99), data.shown))
     assert [row.layer for row in rows] == run.layers[:-1]
     assert rows[0].dimension == run.manifest.summary.intrinsic_dimension[rows[0].layer]
     lines = make_reference_lines(data, View(1, 0, data.shown))

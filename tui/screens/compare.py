@@ -204,8 +204,8 @@ class CompareScreen(AppScreen):
             return
         path = Path(f"satstore-comparison.{kind}").absolute()
         delta = DELTAS[self.query_one("#delta", Slider).place]
-        words = ["plot", *(run.name for run in self._runs), "--out", str(path), "--delta", f"{delta:g}"]
-        words += ["--by-depth"] if self._by_depth else []
-        words += ["--all-layers"] if self._shows_all else []
-        words += ["--logs-dir", str(self.app_state.logs_dir)]
-        run_in_thread(self.app, lambda: export_plot(self.app, words, path), "export")
+        arguments = ["plot", *(run.name for run in self._runs), "--out", str(path), "--delta", f"{delta:g}"]
+        arguments += ["--by-depth"] if self._by_depth else []
+        arguments += ["--all-layers"] if self._shows_all else []
+        arguments += ["--logs-dir", str(self.app_state.logs_dir)]
+        run_in_thread(self.app, lambda: export_plot(self.app, arguments, path), "export")

@@ -89,7 +89,7 @@ field, as the command would say it. The command line below does the same in a sh
         self._notes: dict[str, Static] = {}
         self._errors: dict[str, str] = {}
         self._stages: list[str] = []
-        self._words: list[str] = []
+        self._arguments: list[str] = []
 
     # Its layout
 
@@ -132,9 +132,9 @@ field, as the command would say it. The command line below does the same in a sh
     def _make_parameters(self, stage: str) -> list[Vertical]:
         """Return the fields of a stage's parameters, in place of those of another one."""
         self._stage, self._model = stage, stage_model(stage)
-        targets = {entry.name for entry in RUN_ENTRIES}
+        run_names = {entry.name for entry in RUN_ENTRIES}
         for kept in (self._fields, self._notes):
-            for name in kept.keys() - targets:
+            for name in kept.keys() - run_names:
                 del kept[name]
         return [self._make_field(entry) for entry in describe_entries(self._model)]
 
@@ -224,13 +224,13 @@ field, as the command would say it. The command line below does the same in a sh
         """Show errors and the command line."""
         names = [entry.name for entry in describe_entries(self._model)]
         values, errors = check_texts(self._model, {name: self._read(name) for name in names})
-        target = {entry.name: str(self._read(entry.name)).strip() for entry in RUN_ENTRIES}
-        self._words = [self._stage]
+        given = {entry.name: str(self._read(entry.name)).strip() for entry in RUN_ENTRIES}
+        self._arguments = [self._stage]
         for entry in RUN_ENTRIES:
-            if target[entry.name]:
-                self._words += [entry.flag, target[entry.name]]
-        self._words += flag_words(self._model, values)
-        self._errors = self._check_target(target) | errors
+            if given[entry.name]:
+                self._arguments += [entry.flag, given[entry.name]]
+        self._arguments += flag_words(self._model, values)
+        self._errors = self._check_run_entries(given) | errors
         for name, note in self._notes.items():
             error = clean(self._errors.get(name, ""))
             if (
@@ -239,32 +239,33 @@ field, as the command would say it. The command line below does the same in a sh
                 note.display = error != ""
                 note.update(Text(error))
         self._offer_stages()
-        self._show_grid(target["config"])
-        self.query_one("#command", Static).update(Text(clean(shlex.join(["satstore", *self._words])), "bold"))
+        self._show_grid(given["config"])
+        command = shlex.join(["satstore", *self._arguments])
+        self.query_one("#command", Static).update(Text(clean(command), "bold"))
         self.query_one("#start").disabled = bool(self._errors) or self.app_state.read_only
-        self.query_one("#estimate").disabled = not (target["config"] or target["run"])
+        self.query_one("#estimate").disabled = not (given["config"] or given["run"])
 
-    def _check_target(self, target: dict[str, str]) -> dict[str, str]:
+    def _check_run_entries(self, given: dict[str, str]) -> dict[str, str]:
         """Return errors of run, config and run id; an empty one for what is still to be typed."""
         errors = {}
-        if target["run"]:
+        if given["run"]:
             try:
-                find_runs(target["run"], self.app_state.logs_dir, unreadable=[])
+                find_runs(given["run"], self.app_state.logs_dir, unreadable=[])
             except SatstoreError as error:
                 errors["run"] = str(error)
-            if target["config"]:
+            if given["config"]:
                 errors["config"] = "--config and --run exclude each other: a run has its own config"
-        elif not target["config"]:
+        elif not given["config"]:
             errors["config"] = ""
-        elif not target["run_id"]:
+        elif not given["run_id"]:
             errors["run_id"] = "--config needs --run-id, the name that the run's folder gets"
         for name, check in (("config", read_config), ("run_id", check_run_id)):
-            if target[name] and name not in errors:
+            if given[name] and name not in errors:
                 try:
-                    check(target[name])
+                    check(given[name])
                 except (SatstoreError, ImportError) as error:
                     errors[name] = str(error)
-        if target["run_id"] and target["run"] and "run_id" not in errors:
+        if given["run_id"] and given["run"] and "run_id" not in errors:
             errors["run_id"] = "--run-id goes with a config; a run has its name"
         return errors
 
@@ -303,9 +304,9 @@ field, as the command would say it. The command line below does the same in a sh
             )
             self.set_focus(self._fields[name])
             return
-        words = self._words
+        arguments = self._arguments
         self.dismiss()
-        self.request(StartJob(words, follow=True))
+        self.request(StartJob(arguments, follow=True))
 
     @on(Button.Pressed, "#estimate")
     def action_estimate(self) -> None:
@@ -321,11 +322,11 @@ field, as the command would say it. The command line below does the same in a sh
         poolings = [
             word for item in str(self._read("pooling")).replace(",", " ").split() for word in ("-d", item)
         ]
-        words = ["estimate", *about, *poolings, "--logs-dir", str(self.app_state.logs_dir)]
+        arguments = ["estimate", *about, *poolings, "--logs-dir", str(self.app_state.logs_dir)]
         self.query_one("#counts", Static).update("estimating …")
-        run_in_thread(self.app, partial(self._show_estimate, words), "estimate")
+        run_in_thread(self.app, partial(self._show_estimate, arguments), "estimate")
 
-    def _show_estimate(self, words: list[str]) -> None:
+    def _show_estimate(self, arguments: list[str]) -> None:
         def say(text: str) -> None:
             if self.is_attached:
                 self.query_one("#counts", Static).update("")
@@ -334,7 +335,7 @@ field, as the command would say it. The command line below does the same in a sh
                 preview.update(Text(text.rstrip()))
 
         try:
-            text = run_command(words)
+            text = run_command(arguments)
         except SatstoreError:
             self.app.call_from_thread(say, "")
             raise
@@ -343,9 +344,9 @@ field, as the command would say it. The command line below does the same in a sh
     def action_copy(self) -> None:
         """Copy the command line."""
         self._check()
-        words = ["satstore", *self._words, "--logs-dir", str(self.app_state.logs_dir)]
-        self.app.copy_to_clipboard(shlex.join(words))
-        self.notify(f"copied: {shlex.join(words)}")
+        arguments = ["satstore", *self._arguments, "--logs-dir", str(self.app_state.logs_dir)]
+        self.app.copy_to_clipboard(shlex.join(arguments))
+        self.notify(f"copied: {shlex.join(arguments)}")
 
 
 def offered_stages() -> list[str]:

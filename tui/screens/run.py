@@ -24,7 +24,7 @@ from satstore.runs.run import Run
 from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean
 from tui.export import ExportScreen, export_plot
-from tui.layers import View, as_json, tabulate_layers
+from tui.layers import View, as_json, make_layer_rows
 from tui.messages import CancelJob
 from tui.screens.base import AppScreen, AppState
 from tui.screens.run_panes import (
@@ -297,9 +297,9 @@ class RunScreen(AppScreen):
 
     def action_copy(self) -> None:
         """Copy the command that shows the run."""
-        words = ["satstore", "show", self.name_of_run, "--logs-dir", str(self.app_state.logs_dir)]
-        self.app.copy_to_clipboard(shlex.join(words))
-        self.notify(f"copied: {shlex.join(words)}")
+        arguments = ["satstore", "show", self.name_of_run, "--logs-dir", str(self.app_state.logs_dir)]
+        self.app.copy_to_clipboard(shlex.join(arguments))
+        self.notify(f"copied: {shlex.join(arguments)}")
 
     def action_export(self) -> None:
         """Write the plot or the table."""
@@ -314,16 +314,16 @@ class RunScreen(AppScreen):
         if kind == "csv":
             run_in_thread(self.app, lambda: self._write_csv(path, data, view), "export")
             return
-        words = ["plot", self.name_of_run, "--logs-dir", str(self.app_state.logs_dir), "--out", str(path)]
-        words += ["--delta", f"{data.deltas[view.place]:g}", "--epoch", f"{view.epoch + 1}"]
-        words += ["--all-layers"] if self._shows_all else []
-        run_in_thread(self.app, lambda: export_plot(self.app, words, path), "export")
+        arguments = ["plot", self.name_of_run, "--logs-dir", str(self.app_state.logs_dir), "--out", str(path)]
+        arguments += ["--delta", f"{data.deltas[view.place]:g}", "--epoch", f"{view.epoch + 1}"]
+        arguments += ["--all-layers"] if self._shows_all else []
+        run_in_thread(self.app, lambda: export_plot(self.app, arguments, path), "export")
 
     def _write_csv(self, path: Path, data: RunCurves, view: View) -> None:
         tables = list(data.probes)
         heads = ["layer", "kind", "n_features", "epoch", "delta", "intrinsic_dimension", "saturation"]
         rows: list[list[object]] = [[*heads, "saturation_eval", *(f"probe_{table}" for table in tables)]]
-        for row in tabulate_layers(data, view):
+        for row in make_layer_rows(data, view):
             values = [row.dimension, row.saturation, row.saturation_eval, *(row.probes[t] for t in tables)]
             known = ["" if math.isnan(value) else value for value in values]
             rows.append([row.layer, row.kind, row.n_features, view.epoch, data.deltas[view.place], *known])

@@ -24,8 +24,8 @@ from tui.layers import (
     describe_values,
     make_columns,
     make_curves,
+    make_layer_rows,
     make_reference_lines,
-    tabulate_layers,
     training_curves,
 )
 from tui.threads import run_in_thread
@@ -163,7 +163,7 @@ class SpectrumPane(RunPane):
             return
         shares = eigenvalues / max(float(eigenvalues.sum()), 1e-300)
         logs = np.log10(np.maximum(shares, 1e-12))
-        row = tabulate_layers(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
+        row = make_layer_rows(data, View(view.epoch, view.place, (view.layers[view.cursor],)))[0]
         text = describe_layer(data, view)
         delta = data.deltas[view.place]
         text.append(f"\n{row.dimension:.0f} of {row.n_features} directions hold {delta:g} of the variance")
@@ -203,7 +203,7 @@ class TablePane(RunPane):
         """Draw the curves at an epoch and a delta."""
         table = self.query_one(LayersTable)
         table.set_columns(make_columns(list(data.probes)))
-        table.show(tabulate_layers(data, view), data.layers[view.layers[view.cursor]].layer)
+        table.show(make_layer_rows(data, view), data.layers[view.layers[view.cursor]].layer)
 
     @on(Table.Moved)
     def _moved(self) -> None:

@@ -226,8 +226,8 @@ class Table(ScrollView, Generic[T], can_focus=True):
         note, left = self._note(row), self.size.width - 1
         for key, width in self.widths.items():
             column = self._columns[key]
-            for text, words in cut(column, column.cell(row), width):
-                segments.append(Segment(text, style + Style.parse(words) if words else style))
+            for text, cell_style in cut(column, column.cell(row), width):
+                segments.append(Segment(text, style + Style.parse(cell_style) if cell_style else style))
             segments.append(Segment(" " * self.gap, style))
             left -= width + self.gap
             if note:
