@@ -83,7 +83,7 @@ def _measure_latents(run: Run, location: Location) -> dict[UsageKey, int]:
 
 
 def _place(path: str) -> UsageKey:
-    """Return the place of a stored object, the layer as it is encoded in the path."""
+    """Return the key, split and encoded layer of a stored object by its path."""
     for split in SPLITS:
         above, found, rest = f"/{path}".partition(f"/{split}/")
         if found:
@@ -100,7 +100,7 @@ def _key_of(group: str) -> LatentsKey | None:
 
 
 def _layer_name(location: Location, key: LatentsKey | None, split: str, name: str) -> str:
-    """Return the layer of a group's name; one that was cut does not tell, but its attributes do."""
+    """Decode a layer's name from its group's; of a shortened name, read it from the group's attributes."""
     if "~" not in name:
         return unquote(name)
     try:
