@@ -22,7 +22,7 @@ from satstore.runs.run import Run
 from satstore.stages.pipeline import run_experiments
 from satstore.system.limits import check_disk, check_memory, free_disk
 from satstore.system.memory import resident_bytes
-from satstore.system.text import describe_duration, describe_size
+from satstore.system.text import describe_duration, describe_durations, describe_size
 
 PRIVATE = """
 import sys
@@ -135,6 +135,8 @@ def test_estimate__times_images_that_are_fewer_than_a_batch(tmp_path: Path) -> N
     config.write_text(json.dumps({**content, "cache_dir": str(tmp_path), "device": "cpu"}))
     [found] = ask("--config", config, "-d", 1, "--logs-dir", tmp_path)
     assert found["times_s"]["train"] > 0
+    low, high = found["times_range_s"]["train"]
+    assert low < found["times_s"]["train"] < high
 
 
 def test_estimate__times_this_machine(config: Path, tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_estimate__times_this_machine(config: Path, tmp_path: Path) -> None:
     assert "pool1 features" in lines[1]
     assert "pool2 features" in lines[1]
     for stage in ("train", "extract", "probe"):
-        assert any(line.startswith(stage) and "about" in line for line in lines), result.stdout
+        assert any(line.startswith(stage) and " to " in line for line in lines), result.stdout
 
 
 def test_estimate__plans_a_dataset_that_is_not_here(tmp_path: Path) -> None:
@@ -249,3 +251,5 @@ def test_words__take_a_unit_that_fits() -> None:
         "10 h",
         "10 d",
     ]
+    ranges = [describe_durations(low, high) for low, high in ((120, 360), (50, 180), (0.5, 2))]
+    assert ranges == ["2 to 6 min", "50 s to 3 min", "0.5 to 2 s"]

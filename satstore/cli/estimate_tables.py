@@ -13,6 +13,7 @@ from satstore.config.naming import name_experiments
 from satstore.models.plan import ModelPlan
 from satstore.planning.estimate import (
     PASSES,
+    SPREAD,
     TYPICAL_RATIO,
     Counts,
     Memory,
@@ -25,7 +26,7 @@ from satstore.planning.estimate import (
 )
 from satstore.system.limits import available_memory, free_disk
 from satstore.system.memory import resident_bytes
-from satstore.system.text import describe_duration, describe_size
+from satstore.system.text import describe_durations, describe_size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +92,9 @@ def print_estimate(console: SafeConsole, name: str, estimate: ExperimentEstimate
         console.print(f"✗ {shortage}")
     if estimate.times is not None:
         console.print(
-            f"times on this machine's {estimate.device}, from a short calibration; "
+            f"times on this machine's {estimate.device} with nothing else at work, from a short calibration; "
             f"probes at {PASSES} passes a layer (14 to 148 were seen)"
+            + ("; training may stop earlier" if estimate.config.stop_at_accuracy else "")
         )
 
 
@@ -136,9 +138,7 @@ def make_needs_table(estimate: ExperimentEstimate) -> Table:
         table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
     for name in ("train", "extract", "probe"):
         memory = describe_size(getattr(estimate.memory, name))
-        duration = (
-            "" if estimate.times is None else f"about {describe_duration(getattr(estimate.times, name))}"
-        )
+        duration = "" if estimate.times is None else describe_durations(*estimate.times.range_of(name))
         disk = {"train": estimate.checkpoint_bytes, "extract": estimate.disk_bytes}.get(name)
         table.add_row(
             name,
@@ -177,7 +177,8 @@ def print_total(console: SafeConsole, estimates: Sequence[ExperimentEstimate]) -
     times = [estimate.times for estimate in estimates if estimate.times is not None]
     for name in ("train", "extract", "probe"):
         if times:
-            parts.append(f"{name} about {describe_duration(sum(getattr(t, name) for t in times))}")
+            lows, highs = zip(*(t.range_of(name) for t in times), strict=True)
+            parts.append(f"{name} {describe_durations(sum(lows), sum(highs))}")
     console.print(f"\n{len(estimates)} experiments: {', '.join(parts)}")
 
 
@@ -216,6 +217,7 @@ def summarize_estimate(estimate: ExperimentEstimate) -> dict[str, Any]:
         "memory_available_bytes": available_memory(),
         "memory_limit_bytes": estimate.memory_limit,
         "times_s": None if estimate.times is None else asdict(estimate.times),
+        "times_range_s": estimate.times and {name: estimate.times.range_of(name) for name in SPREAD},
         "passes": PASSES,
         "lacks": find_shortages(estimate),
     }

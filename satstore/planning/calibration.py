@@ -1,4 +1,4 @@
-"""How fast this machine is, measured in some seconds: products, a model's passes, images, compression."""
+"""Measuring this machine for some seconds: matrix products, a model's passes, image loading, compression."""
 
 import time
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from satstore.storage.zarr.compression_trial import encoded_ratio, encoding_rate
 from satstore.training.run_model import initialize_model, recorded_layers
 
 BUDGET_S = 1.5
-"""Seconds that timing one kind of pass takes, about; a batch that needs longer is timed in part."""
+"""Seconds for timing one kind of pass, about; of a batch that needs longer, a part is timed."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine does in a second.
+    """Units of work that this machine does in a second.
 
     Attributes
     ----------
@@ -34,9 +34,9 @@ class Rates:
     train, extract
         Images through the model: a training step with its spectra; a forward pass with its latents.
     images
-        Images read and prepared in one process; None where the dataset isn't here.
+        Images read and transformed in one process; None where the dataset is not on this machine.
     encoding, decoding
-        Bytes of float16 latents to and from a store's encoding.
+        Bytes of float16 latents that are encoded for a store, and decoded from it.
     """
 
     device: str
@@ -55,7 +55,7 @@ def measure_rates(
     poolings: tuple[str, ...],
     device: torch.device,
 ) -> Rates:
-    """Measure this machine's rates for a config."""
+    """Measure this machine's rates for the model, batches and data of a config."""
     model = initialize_model(config, n_classes, device)
     layers = {layer.name: module for layer, module in recorded_layers(model, config).items()}
     optimizer, _ = OPTIMIZERS[config.optimizer](model)
@@ -96,7 +96,7 @@ def _images_per_second(
 
 
 def _rate(work: Callable[[int], object], most: int) -> float:
-    """Return items per second of a batch of `most`, or of as many as the budget allows."""
+    """Time batches of up to `most` items, as large as the budget allows; return items per second."""
     n = min(2, most)
     work(n)  # warms up
     while True:
@@ -111,7 +111,7 @@ def _rate(work: Callable[[int], object], most: int) -> float:
 
 
 def measure_flops() -> float:
-    """Return the operations per second of a float32 product of the sizes that probes have."""
+    """Return the operations per second of a float32 matrix product of a size typical of probes."""
     rows, weights = np.ones((2048, 2048), np.float32), np.ones((256, 2048), np.float32)
     weights @ rows.T
     started, n = time.perf_counter(), 0
@@ -126,8 +126,8 @@ def measure_ratios(
 ) -> dict[tuple[LatentsKey, str], float]:
     """Encode a batch of latents as a store does; return bytes on disk per byte of float16, by key and layer.
 
-    The model is untrained, its batch norms normalise by the batch: on digits that gave 0.93 where the trained
-    network (vgg11_XS) has 0.96, and 0.95 where it has 0.99 (resnet18).
+    The model is untrained, and its batch norms normalise by the batch: on digits that gave 0.93 where the
+    trained network has 0.96 (vgg11_XS), and 0.95 where it has 0.99 (resnet18).
     """
     model = initialize_model(config, len(data.classes), torch.device("cpu"))
     layers = {layer.name: module for layer, module in recorded_layers(model, config).items()}

@@ -1,4 +1,4 @@
-"""What an experiment will take, worked out before anything runs: bytes on disk, peak memory, time.
+"""Estimating what an experiment will take before it runs: bytes on disk, peak memory, time.
 
 All of it is arithmetic over a model's sizes (:mod:`satstore.models.plan`) and what was measured of this
 machine (:mod:`satstore.planning.calibration`).
@@ -30,7 +30,7 @@ Measured of latents pooled to 4 × 4 of networks trained on digits: vgg11_XS at 
 """
 
 OPTIMIZER_VALUES = {"lrs": 1, "lrs60": 1, "sgd": 1}
-"""Values that an optimizer keeps for every parameter; those that aren't here keep two, as Adam does."""
+"""Values that an optimizer keeps per parameter; those not listed keep two, as Adam does."""
 
 Ratios = Mapping[tuple[LatentsKey, str], float]
 """Key and layer to bytes on disk per byte of float16."""
@@ -71,17 +71,17 @@ def store_bytes(plan: ModelPlan, n_samples: int, ratios: Ratios | None = None) -
 
 
 def latent_passes(config: ExperimentConfig) -> int:
-    """Return how many epochs' latents are extracted and probed."""
+    """Return the number of epochs whose latents are extracted and probed."""
     return len({*config.latent_epochs, config.epoch - 1})
 
 
 def checkpoint_bytes(plan: ModelPlan, optimizer: str) -> int:
-    """Return the bytes of a checkpoint: the weights, and what the optimizer keeps of each."""
+    """Return the bytes of a checkpoint: the weights and the optimizer's state."""
     return FLOAT32_BYTES * plan.n_values * (1 + OPTIMIZER_VALUES.get(optimizer, 2))
 
 
 def kept_bytes(plan: ModelPlan, config: ExperimentConfig) -> int:
-    """Return the bytes of all checkpoints: the last, and the weights that are kept of earlier epochs."""
+    """Return the bytes of all checkpoints: the last one, and the weights kept of earlier epochs."""
     earlier = FLOAT32_BYTES * plan.n_values * (latent_passes(config) - 1)
     return checkpoint_bytes(plan, config.optimizer) + earlier
 
@@ -121,7 +121,7 @@ def extraction_memory(
 
 
 def _batch_bytes(plan: ModelPlan, config: ExperimentConfig) -> int:
-    """Return what a forward pass without gradients takes: images, the widest module, pooled latents."""
+    """Return the bytes of a forward pass without gradients: images, the widest module, pooled latents."""
     images = 3 * config.resolution**2
     latents = 2 * sum(plan.n_features)  # a batch's are let go when the next one's are there
     return FLOAT32_BYTES * config.batch_size * (2 * images + plan.widest + latents)
@@ -177,7 +177,7 @@ def stored_ratios(
 ) -> tuple[dict[tuple[LatentsKey, str], float], str]:
     """Return how far latents of the same model and resolution were compressed in a logs folder, and whose.
 
-    The newest run that has each pooling counts; empty where there is none.
+    Of several runs in the logs folder, the newest with a pooling counts; empty where there is none.
     """
     from satstore.runs.logs_folder import list_runs
     from satstore.storage.zarr.layout import encode_layer
@@ -207,25 +207,38 @@ def _is_alike(one: ExperimentConfig, other: ExperimentConfig) -> bool:
 
 
 PASSES = 60
-"""Passes over a layer's rows that a probe is taken to need at tol 1e-4; 14 to 148 were seen."""
+"""Passes over a layer's rows that a probe is assumed to need at tol 1e-4; 14 to 148 were seen."""
 
 PRODUCT_SHARE = 0.6
-"""The share of the machine's rate of products that a probe's pass is taken to reach."""
+"""The share of the machine's rate of products that a probe's pass is assumed to reach."""
+
+# Seconds that a layer takes whatever its size: its spectra after an epoch; its arrays, moments and digests;
+# the iterations of its solver. They were measured with vgg11_XS, vgg16_XS and resnet18_XS on digits (10, 15,
+# 21 layers), where they are the larger part of extraction and probes.
+EPOCH_LAYER_S, EXTRACT_LAYER_S, PROBE_LAYER_S = 0.05, 0.1, 0.25
+
+SPREAD = {"train": (0.7, 1.5), "extract": (0.7, 1.5), "probe": (0.5, 2.0)}
+"""The range of a stage's time, by its estimate: see ``benchmarks/estimate.py``."""
 
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds that the stages take, about."""
+    """Estimated seconds of the stages, with nothing else at work on the machine."""
 
     train: float
     extract: float
     probe: float
 
+    def range_of(self, stage: str) -> tuple[float, float]:
+        """Return the least and the most seconds that a stage is likely to take."""
+        low, high = SPREAD[stage]
+        return low * getattr(self, stage), high * getattr(self, stage)
+
 
 def stage_times(
     plan: ModelPlan, config: ExperimentConfig, counts: Counts, rates: "Rates", workers: int
 ) -> Times:
-    """Work out the stages' times from this machine's rates.
+    """Estimate the stages' times from this machine's rates.
 
     Parameters
     ----------
@@ -240,16 +253,18 @@ def stage_times(
     forward = max(1 / rates.extract, loading) if on_gpu else 1 / rates.extract + loading
     encoding = FLOAT16_BYTES * sum(plan.n_features) / rates.encoding
     extract = counts.n_samples * (max(forward, encoding) if on_gpu else forward + encoding)
-    probe = sum(_pass_seconds(n, counts, rates) for n in plan.n_features) * PASSES
+    probe = sum(_pass_seconds(n, counts, rates) * PASSES + PROBE_LAYER_S for n in plan.n_features)
+    n_layers, n_arrays = len(plan.layers), len(plan.n_features)
+    epoch = counts.n_train * train + counts.n_eval * forward + n_layers * EPOCH_LAYER_S
     return Times(
-        train=config.epoch * (counts.n_train * train + counts.n_eval * forward),
-        extract=extract * latent_passes(config),
+        train=config.epoch * epoch,
+        extract=(extract + n_arrays * EXTRACT_LAYER_S) * latent_passes(config),
         probe=probe * latent_passes(config),
     )
 
 
 def _pass_seconds(n_features: int, counts: Counts, rates: "Rates") -> float:
-    """Return what one pass over a layer's rows takes: their products, or reading them if that is slower."""
+    """Return the seconds of one pass over a layer's rows: of their products or of decoding, the longer."""
     products = 4.0 * counts.n_train * n_features * counts.n_outputs / (rates.flops * PRODUCT_SHARE)
     return max(products, FLOAT16_BYTES * counts.n_train * n_features / rates.decoding)
 
@@ -292,7 +307,7 @@ def stage_memory(
 
 @dataclass(frozen=True)
 class Base:
-    """What a process takes with nothing but its libraries, and the images that it holds, in bytes.
+    """Bytes that a process holds before its work: its libraries and the images in memory.
 
     Attributes
     ----------
@@ -307,7 +322,7 @@ class Base:
 
 
 def measure_base() -> Base:
-    """Load what the stages load, and see how much that took; to be called first."""
+    """Load the libraries of the stages and measure the memory they take; call this before others."""
     import satstore.analysis.logistic.evaluation
     import satstore.analysis.logistic.solver
     import satstore.storage.zarr

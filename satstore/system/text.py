@@ -1,4 +1,4 @@
-"""How states, sizes and ages are written, wherever people read them."""
+"""Writing states, sizes, ages and counts for people."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from satstore.errors import printable
 
 MARKS: Mapping[str, str] = {"done": "✓", "running": "…", "failed": "✗", "cancelled": "■", "missing": "·"}
 UNKNOWN, FAILED = "–", "✗"
-"""In place of a number: nothing was measured; it was, and gave none."""
+"""Shown instead of a number: it was not measured; the measurement failed."""
 
 
 def printable_content(content: Any) -> Any:
-    """Return the content of a JSON file, with all of its texts, and keys, as :func:`printable` has them."""
+    """Make all texts and keys of a JSON file's content printable; see :func:`printable`."""
     if isinstance(content, str):
         return printable(content)
     if isinstance(content, dict):
@@ -20,12 +20,12 @@ def printable_content(content: Any) -> Any:
 
 
 def clean(text: str) -> str:
-    """Return a text in one line that a terminal shows and does not obey."""
+    """Return a text in one line, without control characters that a terminal would obey."""
     return printable(" ".join(text.split()))
 
 
 def stage_name(key: str) -> str:
-    """Return a stage's name, as its command has it, by its key in manifests and events."""
+    """Return the name of a stage's command, given its key in manifests and events."""
     return key.replace("_", "-")
 
 
@@ -38,11 +38,18 @@ def describe_age(seconds: float) -> str:
 
 
 def describe_duration(seconds: float) -> str:
-    """Return a duration in a unit that leaves it two digits: ``40 s``, ``3.5 h``."""
+    """Return a duration in two digits and a fitting unit: ``40 s``, ``3.5 h``."""
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 1.5 * length:
             return f"{_two_digits(seconds / length)} {unit}"
     return f"{_two_digits(seconds)} s"
+
+
+def describe_durations(low_s: float, high_s: float) -> str:
+    """Return a range of durations, with one unit if both have the same: ``2 to 6 min``, ``50 s to 3 min``."""
+    low, high = describe_duration(low_s), describe_duration(high_s)
+    number, unit = low.split()
+    return f"{number if high.endswith(f' {unit}') else low} to {high}"
 
 
 def describe_size(size_bytes: float) -> str:
@@ -59,7 +66,7 @@ def counted(number: int, thing: str) -> str:
 
 
 def describe_count(number: float) -> str:
-    """Return a large number with a prefix of a unit that follows it: ``3.63 G``."""
+    """Return a large number with the prefix of the unit that follows it: ``3.63 G``."""
     for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= 0.9995 * size:
             return f"{number / size:.3g} {unit}"
@@ -67,13 +74,13 @@ def describe_count(number: float) -> str:
 
 
 def describe_costs(costs: Mapping[str, Any]) -> str:
-    """Return what ``satstore flops`` counted, in a line."""
+    """Return the counts of ``satstore flops`` in one line."""
     flops, training = describe_count(costs["flops"]), describe_count(costs["training_flops"])
     return f"{costs['n_parameters']:,} parameters; {flops}FLOP per image, {training}FLOP in all of training"
 
 
 def describe_number(found: Mapping[str, float | None], key: str, form: str) -> str:
-    """Return a number, or the mark of one that was not measured, or that was and is none."""
+    """Return a formatted number, or the mark for one that was not measured or has no value."""
     if key not in found:
         return UNKNOWN
     value = found[key]
