@@ -4,7 +4,8 @@
 
 On the features of features.py: 4,096 of a conv layer, 200 classes. Rates are of float32, whatever is stored;
 the page cache is warm. satstore's writing is that of an extraction: with moments, digests and fsync, which
-the others leave out. The second table has a probe's accuracy, by bits of mantissa kept.
+the others leave out. The second table has a probe's accuracy, by bits of mantissa kept. The third has three
+codecs of the same bytes: satstore's, zarr-python's, and zarrs', where that package is installed.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +27,11 @@ from numpy.typing import NDArray
 from zarr.codecs import ZstdCodec
 
 from satstore import LogisticProbe
+from satstore.analysis.floats import widen
 from satstore.storage.zarr import open_latents
+from satstore.storage.zarr.layout import Array, choose_chunk_rows, create_array
 from satstore.storage.zarr.precision import round_mantissa
+from satstore.storage.zarr.shard_codec import ShardReader, encode_shard, shard_key
 
 Floats = NDArray[np.floating[Any]]
 SHARD_ROWS = 1024
@@ -113,6 +118,75 @@ def measure_bytes(values: NDArray[np.float32], turns: int) -> dict[str, dict[str
     }
 
 
+def measure_codecs(values: NDArray[np.float32], turns: int) -> dict[str, dict[str, float]]:
+    """Return MB of float32 per CPU second, by codec: of writing shards, reading them, and reading tiles."""
+    rows = np.ascontiguousarray(values.reshape(len(values), 256, 4, 4), np.float16)
+    found: dict[str, list[dict[str, float]]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(turns):
+            for name in ("satstore", "zarr", "zarrs"):
+                if name != "zarrs" or find_spec("zarrs"):
+                    rates = time_codec(name, Path(folder) / f"{name}-{turn}", rows)
+                    found.setdefault(name, []).append(rates)
+    return {
+        name: {what: statistics.median(rates[what] for rates in each) for what in each[0]}
+        for name, each in found.items()
+    }
+
+
+def time_codec(name: str, path: Path, rows: NDArray[np.float16]) -> dict[str, float]:
+    """Write and read rows in whole shards, then in tiles of a chunk; return MB of float32 per CPU second."""
+    n_chunk = choose_chunk_rows(rows.shape[1:], len(rows), rows.itemsize)
+    n_shard = max(1, SHARD_ROWS // n_chunk) * n_chunk
+    pipeline = {"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"} if name == "zarrs" else {}
+    with zarr.config.set({"threading.max_workers": 1, **pipeline}):
+        array = create_array(
+            zarr.create_group(path),
+            "latent",
+            rows.shape,
+            rows.dtype,
+            ("sample", "channel", "y", "x"),
+            chunks=(n_chunk, *rows.shape[1:]),
+            shards=(n_shard, *rows.shape[1:]),
+        )
+    write, read = (shard_codec if name == "satstore" else zarr_codec)(path / "latent", array)
+    shards = [slice(s, s + n_shard) for s in range(0, len(rows) - n_shard + 1, n_shard)]
+    tiles = [slice(s, s + n_chunk) for s in range(0, len(shards) * n_shard, n_chunk)]
+    out = np.empty((n_shard, rows[0].size), np.float32)
+    times = [time.process_time()]
+    for part in shards:
+        write(part, rows[part])
+    times.append(time.process_time())
+    for parts in (shards, tiles):
+        for part in parts:
+            read(part, out[: part.stop - part.start])
+        times.append(time.process_time())
+    n_mb = len(shards) * out.nbytes / 1e6
+    return {
+        what: float(n_mb / s) for what, s in zip(("write", "shards", "tiles"), np.diff(times), strict=True)
+    }
+
+
+Codec = tuple[Callable[[slice, Floats], object], Callable[[slice, NDArray[np.float32]], object]]
+
+
+def shard_codec(path: Path, array: Array) -> Codec:
+    """Return satstore's writer of whole shards and its reader of rows."""
+    reader = ShardReader(path, array)
+
+    def write(part: slice, rows: Floats) -> None:
+        file = path / shard_key(array, part.start // len(rows))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"".join(encode_shard(array, rows)))
+
+    return write, lambda part, out: reader.read_floats(part.start, part.stop, out)
+
+
+def zarr_codec(_: Path, array: Array) -> Codec:
+    """Return the same of Zarr, with the pipeline that the array was made with."""
+    return array.__setitem__, lambda part, out: widen(np.asarray(array[part]).reshape(len(out), -1), out)
+
+
 def measure_accuracy(
     train: tuple[Floats, NDArray[np.int64]], unseen: tuple[Floats, NDArray[np.int64]]
 ) -> dict[str, float]:
@@ -144,9 +218,10 @@ def main() -> None:
         sets.append((np.concatenate(list(compute_features(net, images))).reshape(n, -1), labels))
     values = sets[0][0]
     figures = measure_bytes(values, options.turns)
-    accuracy = measure_accuracy(*sets)
+    accuracy, codecs = measure_accuracy(*sets), measure_codecs(values, options.turns)
     if options.json:
-        print(json.dumps({"rows": options.rows, "encodings": figures, "accuracy": accuracy}))
+        found = {"rows": options.rows, "encodings": figures, "accuracy": accuracy, "codecs": codecs}
+        print(json.dumps(found))
         return
     print(f"{values.shape[0]} × {values.shape[1]}, {values.nbytes / 1e6:.0f} MB of float32")
     for name, row in figures.items():
@@ -154,6 +229,9 @@ def main() -> None:
         print(f"{name:18} {row['share_of_float32']:7.1%} {rates}")
     for bits, share in accuracy.items():
         print(f"{bits:>2} mantissa bits: probe accuracy {share:.2%}")
+    for name, rates in codecs.items():
+        told = ", ".join(f"{what} {rate:.0f}" for what, rate in rates.items())
+        print(f"{name}, MB of float32 per CPU second: {told}")
 
 
 if __name__ == "__main__":
