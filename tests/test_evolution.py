@@ -243,7 +243,7 @@ def test_extract__killed_goes_on_and_ends_bit_equal(run: Run, monkeypatch: pytes
     killed = Run(run.path)
     assert any(killed.manifest.latents[LatentsKey("4")].layers["eval"].values()), "the last epoch is done"
     assert not any(killed.manifest.latents[LatentsKey("4", 0)].layers.values())
-    assert extract_stage.plan(killed, extract_stage.ExtractParameters()).missing == [
+    assert extract_stage.plan_extraction(killed, extract_stage.ExtractParameters()).missing == [
         "pool4 of epoch 1 train",
         "pool4 of epoch 1 eval",
     ]
@@ -267,7 +267,7 @@ def test_extract__what_is_of_other_weights_is_written_again(run: Run) -> None:
         again.latents("pool4", "train")["features.0"].numpy(),
     )
     assert list(Verification(again).findings()) == []
-    assert probe_stage.plan(again, ProbeParameters()).missing == [
+    assert probe_stage.plan_probes(again, ProbeParameters()).missing == [
         f"{layer} at epoch0-pool4" for layer in run.layers
     ]
 

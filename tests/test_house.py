@@ -9,13 +9,6 @@ import pytest
 ALLOWED = {
     # `Run.plot()` takes satstore's public name, which is looked up when it is called.
     ("satstore.runs.run", "satstore"),
-    # The commands import what they run when they run it, which takes types from them.
-    ("satstore.cli.completion", "satstore.cli.app"),
-    ("satstore.cli.plot", "satstore.cli.app"),
-    ("satstore.cli.run_stages", "satstore.cli.app"),
-    ("satstore.cli.transfer", "satstore.cli.app"),
-    # A probe's backends name the type of the job that chooses among them.
-    ("satstore.stages.probe.backends", "satstore.stages.probe.fit"),
 }
 """Imports that close a circle, each with its reason."""
 

@@ -273,7 +273,7 @@ def test_extract__mends_only_what_is_bad(trained: Run, monkeypatch: pytest.Monke
     assert len(forwarded) == (0 if how in ("metadata", "label") else 2 * len(bad)), (
         "batches of 128, shards of 256"
     )
-    assert extract_stage.plan(mended, extract_stage.ExtractParameters()).missing == []
+    assert extract_stage.plan_extraction(mended, extract_stage.ExtractParameters()).missing == []
 
 
 def test_extract__adds_layers_and_splits_to_what_is_there(trained: Run) -> None:
@@ -302,7 +302,7 @@ def test_extract__refuses_layers_and_roundings_that_are_not_there(trained: Run) 
         start(trained, "extract", mantissa_bits=5)
     rounded = start(trained, "extract", mantissa_bits=5, overwrite=True)
     assert rounded.manifest.latents[LatentsKey("4")].mantissa_bits == 5
-    assert extract_stage.plan(rounded, extract_stage.ExtractParameters()).missing == [], (
+    assert extract_stage.plan_extraction(rounded, extract_stage.ExtractParameters()).missing == [], (
         "what is stored will do"
     )
     bits = rounded.latents("pool4", "train")["features.0"].numpy().view(np.uint16)
@@ -503,7 +503,7 @@ def test_layers__filter_is_kept_everywhere(tmp_path: Path) -> None:
     assert run.layers
     assert all(layer.startswith("features.") and layer != "features.0" for layer in run.layers)
     assert list(run.latents("pool4", "train")) == run.layers == list(run.table("probe-pool4")["layer"])
-    assert extract_stage.plan(run, extract_stage.ExtractParameters()).missing == []
+    assert extract_stage.plan_extraction(run, extract_stage.ExtractParameters()).missing == []
 
 
 def test_receptive_field__needs_no_training_and_notes_the_border_layer(tmp_path: Path) -> None:

@@ -43,7 +43,14 @@ def check_installation(*, as_json: Json = False, logs_dir: LogsDir = None) -> No
         With code 1, if something keeps satstore from working.
     """
     checks: list[Check] = []
-    for check_part in (check_python, check_packages, check_torch, check_memory, check_terminal, check_data):
+    for check_part in (
+        check_python,
+        check_packages,
+        check_torch,
+        check_memory_size,
+        check_terminal,
+        check_data_folder,
+    ):
         checks += check_part()
     checks += check_logs(find_logs_dir(logs_dir))
     if as_json:
@@ -119,7 +126,7 @@ def check_torch() -> Iterator[Check]:
         )
 
 
-def check_memory() -> Iterator[Check]:
+def check_memory_size() -> Iterator[Check]:
     """Check the free memory and the number of cores."""
     memory, n_cores = available_memory(), count_cores()
     state: State = "ok" if memory >= LITTLE_MEMORY else "note"
@@ -141,7 +148,7 @@ def check_terminal() -> Iterator[Check]:
         yield Check("terminal", "ok", f"{columns} × {lines}, {encoding}, TERM={os.environ.get('TERM', '?')}")
 
 
-def check_data() -> Iterator[Check]:
+def check_data_folder() -> Iterator[Check]:
     """Check the folder of datasets."""
     from satstore.config.experiment import ExperimentConfig
 

@@ -1,13 +1,16 @@
 """The stage ``flops``: what a model costs, per image and for the whole training, by layer too."""
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import ConfigError, SatstoreError, reason_of
 from satstore.runs.run import Run
 from satstore.stages.parameters import Overwrite, StageParameters
 from satstore.stages.stage import Plan, Stage
+
+if TYPE_CHECKING:
+    from satstore.analysis.flops import Costs
 
 FILE = "computational_info.json"
 
@@ -18,7 +21,7 @@ class FlopsParameters(StageParameters):
     overwrite: Overwrite = False
 
 
-def plan(run: Run, parameters: FlopsParameters) -> Plan[None]:
+def plan_flops(run: Run, parameters: FlopsParameters) -> Plan[None]:
     """Say whether the file is missing, or was written of other epochs than were trained."""
     costs = None if parameters.overwrite else run.costs()
     if costs is None:
@@ -28,7 +31,7 @@ def plan(run: Run, parameters: FlopsParameters) -> Plan[None]:
     return Plan(parameters, [FILE] if is_over and costs["n_epochs"] != done else [], None)
 
 
-def write(run: Run, _: Plan[None]) -> None:
+def write_flops(run: Run, _: Plan[None]) -> None:
     """Write what the model costs; the training's length is that of the run, or, before it, the config's.
 
     Raises
@@ -46,19 +49,15 @@ def write(run: Run, _: Plan[None]) -> None:
         n_train, n_eval, n_classes = len(data.train), len(data.eval), len(data.classes)
     is_done = run.config.is_finished(summary.epochs_done, summary.test_accuracy)
     n_epochs = summary.epochs_done if is_done else run.config.epoch
-    content = describe_costs(run.config, n_classes, n_train, n_eval, n_epochs)
+    costs = count_model_costs(run.config, n_classes)
+    content = summarize_costs(costs, n_train=n_train, n_eval=n_eval, n_epochs=n_epochs)
+    of_model = {"model": run.config.model, "resolution": run.config.resolution, "n_classes": n_classes}
+    content = {**of_model, **content}
     run.commit({FILE: (json.dumps(content, indent=1) + "\n").encode()})
 
 
-def describe_costs(
-    config: ExperimentConfig, n_classes: int, n_train: int, n_eval: int, n_epochs: int
-) -> dict[str, Any]:
-    """Return the content of ``computational_info.json``.
-
-    ``macs`` and ``flops`` are one image's forward pass, a multiply-accumulate being two operations;
-    ``backward_flops`` is what training an image adds. ``training_flops`` has forward and backward passes of
-    all training images and forward passes of all evaluation images, in all epochs. Biases, norms, activations
-    and pooling are not counted.
+def count_model_costs(config: ExperimentConfig, n_classes: int) -> "Costs":
+    """Count the parameters and the operations of a config's model, for one image.
 
     Raises
     ------
@@ -67,15 +66,15 @@ def describe_costs(
     """
     import torch
 
-    from satstore.analysis.flops import Costs, count_costs
+    from satstore.analysis.flops import count_costs
     from satstore.models.plan import build_blank, on_meta_or_cpu
 
-    def measure(device: str) -> Costs:
+    def measure(device: str) -> "Costs":
         model = build_blank(config, n_classes, device)
         return count_costs(model, torch.zeros(1, 3, config.resolution, config.resolution, device=device))
 
     try:
-        costs = on_meta_or_cpu(measure)
+        return on_meta_or_cpu(measure)
     except SatstoreError:
         raise
     except Exception as error:  # what a third party's model raises
@@ -84,12 +83,19 @@ def describe_costs(
             f"the operations of {config.model} at {config.resolution} px can't be counted: "
             f"{type(error).__name__}: {reason[:200]}"
         ) from error
+
+
+def summarize_costs(costs: "Costs", *, n_train: int, n_eval: int, n_epochs: int) -> dict[str, Any]:
+    """Return what ``computational_info.json`` says of a model's costs and of its training.
+
+    ``macs`` and ``flops`` are one image's forward pass, a multiply-accumulate being two operations;
+    ``backward_flops`` is what training an image adds. ``training_flops`` has forward and backward passes of
+    all training images and forward passes of all evaluation images, in all epochs. Biases, norms, activations
+    and pooling are not counted.
+    """
     n_images = n_epochs * (n_train + n_eval)
     training_flops = n_images * costs.flops + n_epochs * n_train * costs.backward_flops
     return {
-        "model": config.model,
-        "resolution": config.resolution,
-        "n_classes": n_classes,
         "n_train": n_train,
         "n_eval": n_eval,
         "n_epochs": n_epochs,
@@ -116,8 +122,8 @@ def describe_costs(
 STAGE = Stage(
     name="flops",
     description="Count parameters and operations, per image and for the whole training, by layer too.",
-    plan=plan,
-    run=write,
+    plan=plan_flops,
+    run=write_flops,
     parameters=FlopsParameters,
     needs_model=True,
 )

@@ -17,7 +17,7 @@ from satstore.stages.parameters import join_parameters
 
 
 @dataclass(frozen=True)
-class Entry:
+class FormEntry:
     """A parameter as a form shows it.
 
     Attributes
@@ -64,12 +64,12 @@ def stage_model(stage: str) -> type[BaseModel]:
     return model
 
 
-def describe_entries(model: type[BaseModel]) -> list[Entry]:
+def describe_entries(model: type[BaseModel]) -> list[FormEntry]:
     """Return a model's parameters as a form shows them."""
     return [_describe(name, info) for name, info in model.model_fields.items()]
 
 
-def _describe(name: str, info: FieldInfo) -> Entry:
+def _describe(name: str, info: FieldInfo) -> FormEntry:
     kind = _without_none(info.annotation)
     takes_many = get_origin(kind) is tuple
     is_optional_bool = kind is bool and info.default is None
@@ -78,7 +78,7 @@ def _describe(name: str, info: FieldInfo) -> Entry:
         choices = tuple(map(str, get_args(kind)))
     elif is_optional_bool:
         choices = ("yes", "no")
-    return Entry(
+    return FormEntry(
         name,
         flag_of(name, info),
         info.description or name.replace("_", " "),

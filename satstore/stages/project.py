@@ -64,7 +64,7 @@ def rows_of(parameters: ProjectParameters) -> list[Row]:
     return [none, *({"mode": parameters.mode, "delta": d, "seed": seed, **layers} for d in asked)]
 
 
-def plan(run: Run, parameters: ProjectParameters) -> Plan[list[Row]]:
+def plan_projections(run: Run, parameters: ProjectParameters) -> Plan[list[Row]]:
     """Find the rows that are not in the table, or are of other weights than the run's."""
     known = set() if parameters.overwrite else {tuple(key.values()) for key in stored_keys(run)}
     missing = [key for key in rows_of(parameters) if tuple(key.values()) not in known]
@@ -73,7 +73,7 @@ def plan(run: Run, parameters: ProjectParameters) -> Plan[list[Row]]:
 
 def stored_keys(run: Run) -> list[Row]:
     """Return the keys of the table's rows; none if it is of other weights."""
-    table = read_table(run)
+    table = read_current_rows(run)
     if table is None:
         return []
     return [
@@ -85,7 +85,7 @@ def stored_keys(run: Run) -> list[Row]:
     ]
 
 
-def read_table(run: Run) -> "pd.DataFrame | None":
+def read_current_rows(run: Run) -> "pd.DataFrame | None":
     """Return the table as it is; None if there is none, or if it is of other weights than the run's."""
     if not run.has_file(f"{TABLE}.csv"):
         return None
@@ -103,7 +103,7 @@ def describe(key: Row) -> str:
     return "no projection" if key["mode"] == "none" else f"{key['mode']} at delta {key['delta']}"
 
 
-def project(run: Run, plan: Plan[list[Row]]) -> None:
+def evaluate_projections(run: Run, plan: Plan[list[Row]]) -> None:
     """Evaluate the model at each delta that is missing, and commit each row as it is made.
 
     An output x becomes mean + P(x − mean), P projecting onto the basis: a covariance is about its mean, which
@@ -127,7 +127,7 @@ def project(run: Run, plan: Plan[list[Row]]) -> None:
     axes, means = find_axes(run, parameters)
     evaluation = ModelEvaluation(run, devices.choose_device(parameters.device or run.config.device))
     modules = dict(evaluation.model.named_modules())
-    table = None if parameters.overwrite and not parameters.delta else read_table(run)
+    table = None if parameters.overwrite and not parameters.delta else read_current_rows(run)
     for done, key in enumerate(plan.work, start=1):
         bases = {} if key["mode"] == "none" else {n: find_basis(n, found, key) for n, found in axes.items()}
         with projected(modules, make_projections(bases, means, evaluation.device)):
@@ -232,8 +232,8 @@ def find_basis(layer: str, axes: "Axes", key: Row) -> Any:
 STAGE = Stage(
     name="project",
     description="Evaluate the model with its layers' outputs projected onto their principal axes.",
-    plan=plan,
-    run=project,
+    plan=plan_projections,
+    run=evaluate_projections,
     parameters=ProjectParameters,
     needs=("train",),
     table=TABLE,

@@ -19,7 +19,7 @@ class ReceptiveFieldParameters(StageParameters):
     overwrite: Overwrite = False
 
 
-def plan(run: Run, parameters: ReceptiveFieldParameters) -> Plan[None]:
+def plan_receptive_fields(run: Run, parameters: ReceptiveFieldParameters) -> Plan[None]:
     """Say whether the table is missing."""
     if not run.has_file(f"{TABLE}.csv") or parameters.overwrite:
         return Plan(parameters, [TABLE], None)
@@ -27,7 +27,7 @@ def plan(run: Run, parameters: ReceptiveFieldParameters) -> Plan[None]:
     return Plan(parameters, [], None)
 
 
-def tabulate(run: Run, _: Plan[None]) -> None:
+def write_receptive_fields(run: Run, _: Plan[None]) -> None:
     """Write the table, of the layers that the config records, and note the border layer."""
     from satstore.analysis.receptive_field.table import receptive_field
     from satstore.capture.layers import select_layers
@@ -59,8 +59,8 @@ def write_fields(run: Run, table: "pd.DataFrame") -> None:
 STAGE = Stage(
     name="receptive-field",
     description="Tabulate every layer's receptive field, and find the border layer.",
-    plan=plan,
-    run=tabulate,
+    plan=plan_receptive_fields,
+    run=write_receptive_fields,
     parameters=ReceptiveFieldParameters,
     table=TABLE,
     needs_model=True,

@@ -38,7 +38,7 @@ def deltas_of(run: Run, parameters: SaturationParameters) -> tuple[float, ...]:
     return parameters.delta or (run.config.delta,)
 
 
-def plan(run: Run, parameters: SaturationParameters) -> Plan[None]:
+def plan_saturation(run: Run, parameters: SaturationParameters) -> Plan[None]:
     """Say which deltas are not in the table, or not for the last epoch."""
     deltas = deltas_of(run, parameters)
     if run.has_file("saturation.csv") and not parameters.overwrite:
@@ -54,14 +54,14 @@ def plan(run: Run, parameters: SaturationParameters) -> Plan[None]:
     return Plan(parameters, [f"delta {delta}" for delta in deltas], None)
 
 
-def saturate(run: Run, plan: Plan[None]) -> None:
+def write_saturation(run: Run, plan: Plan[None]) -> None:
     """Write the rows of the deltas asked for; rows of other deltas stay."""
     import pandas as pd
 
     parameters: SaturationParameters = plan.parameters
     asked = deltas_of(run, parameters)
     tables = [run.saturation(delta, parameters.definition) for delta in asked]
-    old = read_table(run, parameters)
+    old = read_known_saturation(run, parameters)
     if old is not None:
         replaced = old["delta"].isin(asked) & (old["definition"] == parameters.definition)
         # Rows of fewer epochs are from before training went on.
@@ -84,7 +84,7 @@ def saturate(run: Run, plan: Plan[None]) -> None:
     run.commit({"saturation.csv": table.to_csv(index=False).encode()}, change)
 
 
-def read_table(run: Run, parameters: SaturationParameters) -> "pd.DataFrame | None":
+def read_known_saturation(run: Run, parameters: SaturationParameters) -> "pd.DataFrame | None":
     """Return the table as it is; None if there is none, or a damaged one that is to be overwritten."""
     if not run.has_file("saturation.csv"):
         return None
@@ -99,8 +99,8 @@ def read_table(run: Run, parameters: SaturationParameters) -> "pd.DataFrame | No
 STAGE = Stage(
     name="saturation",
     description="Compute layer saturation at any delta from the stored spectra, without a pass over data.",
-    plan=plan,
-    run=saturate,
+    plan=plan_saturation,
+    run=write_saturation,
     parameters=SaturationParameters,
     needs=("train",),
     table="saturation",

@@ -51,7 +51,7 @@ def is_trained(run: Run) -> bool:
     return run.config.is_finished(summary.epochs_done, summary.test_accuracy)
 
 
-def plan(run: Run, parameters: TrainParameters) -> Plan[Plan[Any] | None]:
+def plan_training(run: Run, parameters: TrainParameters) -> Plan[Plan[Any] | None]:
     """Find what is missing: epochs, costs, latents; where latents alone are, their plan is the work."""
     if parameters.overwrite or not is_trained(run):
         done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
@@ -60,21 +60,21 @@ def plan(run: Run, parameters: TrainParameters) -> Plan[Plan[Any] | None]:
     if run.has_file(CHECKPOINT):  # a run that was trained elsewhere may be without
         run.check_file(CHECKPOINT)
     if run.was_cut_off(STAGE.key) and (
-        run.was_cut_off(flops.STAGE.key) or flops.plan(run, flops.FlopsParameters()).missing
+        run.was_cut_off(flops.STAGE.key) or flops.plan_flops(run, flops.FlopsParameters()).missing
     ):
         return Plan(parameters, ["what it cost"], None)
     if not writes_latents(run, parameters):
         return Plan(parameters, [], None)
-    latents = plan_extraction(run, parameters)
+    latents = plan_latents_of_training(run, parameters)
     if not latents.missing and run.was_cut_off(STAGE.key) and run.was_cut_off(extract_stage.STAGE.key):
         # Killed before the manifest said so.
         return Plan(parameters, ["that the latents are whole"], latents)
     return Plan(parameters, latents.missing, latents)
 
 
-def plan_extraction(run: Run, parameters: TrainParameters) -> Plan[Any]:
+def plan_latents_of_training(run: Run, parameters: TrainParameters) -> Plan[Any]:
     """Find the latents that are missing at the end of training."""
-    return extract_stage.plan(run, extract_stage.STAGE.adapt(parameters, check=False))
+    return extract_stage.plan_extraction(run, extract_stage.STAGE.adapt(parameters, check=False))
 
 
 def writes_latents(run: Run, parameters: TrainParameters) -> bool:
@@ -82,7 +82,7 @@ def writes_latents(run: Run, parameters: TrainParameters) -> bool:
     return extract_stage.STAGE.name in run.config.stages if parameters.latents is None else parameters.latents
 
 
-def train(run: Run, plan: Plan[Plan[Any] | None]) -> None:
+def run_training(run: Run, plan: Plan[Plan[Any] | None]) -> None:
     """Train to the last epoch, then write the latents."""
     with sigint_deferred():
         from satstore.training import devices, distributed, loop
@@ -104,20 +104,20 @@ def train(run: Run, plan: Plan[Plan[Any] | None]) -> None:
     warn_of_missed_epochs(run)
     if not writes_latents(run, parameters):
         return
-    latents = plan.work or plan_extraction(run, parameters)
+    latents = plan.work or plan_latents_of_training(run, parameters)
     if latents.missing:
         with run.stage(extract_stage.STAGE.key, record_parameters(latents.parameters)):
-            extract_stage.extract(run, latents)
+            extract_stage.run_extraction(run, latents)
     run.settle(extract_stage.STAGE.key)
 
 
 def write_costs(run: Run) -> None:
     """Write the training's costs; warn if they can't be counted for this model."""
     try:
-        costs = flops.plan(run, flops.FlopsParameters())
+        costs = flops.plan_flops(run, flops.FlopsParameters())
         if costs.missing:
             with run.stage(flops.STAGE.key, record_parameters(costs.parameters)):
-                flops.write(run, costs)
+                flops.write_flops(run, costs)
         run.settle(flops.STAGE.key)
     except ConfigError as error:
         run.warn("train", str(error))
@@ -166,8 +166,8 @@ def remove_results(run: Run) -> None:
 STAGE = Stage(
     name="train",
     description="Train the models of a config, record their layers' spectra, and store their latents.",
-    plan=plan,
-    run=train,
+    plan=plan_training,
+    run=run_training,
     parameters=TrainParameters,
     table="metrics",
     needs_model=True,

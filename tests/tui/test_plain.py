@@ -20,7 +20,7 @@ from pilots import (
 from textual.pilot import Pilot
 from textual.widgets import Checkbox, Select, Tooltip
 
-from satstore.stages.forms import Entry
+from satstore.stages.forms import FormEntry
 from tui.messages import CancelJob
 from tui.screens import new_job
 from tui.screens.compare import CompareScreen
@@ -137,9 +137,9 @@ async def test_jobs_screen__shows_commands_and_errors_as_they_are(logs: Path) ->
 async def test_form__shows_what_a_stage_says_of_its_parameters_as_it_is(
     logs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    switch = Entry("overwrite", "--switch[/a]", f"switch {ERROR}", "", is_switch=True)
-    choice = Entry("choice", "--choice", f"choice {ERROR}", "", choices=("[/a]", "[b]"))
-    number = Entry("number", "--number[/a]", f"number {ERROR}", "1[/a]")
+    switch = FormEntry("overwrite", "--switch[/a]", f"switch {ERROR}", "", is_switch=True)
+    choice = FormEntry("choice", "--choice", f"choice {ERROR}", "", choices=("[/a]", "[b]"))
+    number = FormEntry("number", "--number[/a]", f"number {ERROR}", "1[/a]")
     monkeypatch.setattr(new_job, "RUN_ENTRIES", (*new_job.RUN_ENTRIES, choice, number))
     app = make_app(logs)
     with hostile_run.hostile_names() as config:

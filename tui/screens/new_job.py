@@ -21,7 +21,7 @@ from satstore.errors import SatstoreError
 from satstore.registry import STAGES
 from satstore.runs.logs_folder import check_run_id, find_runs
 from satstore.stages.forms import (
-    Entry,
+    FormEntry,
     check_texts,
     describe_entries,
     find_usable_stages,
@@ -38,14 +38,14 @@ from tui.widgets.plain import Static, as_text
 from tui.widgets.text_input import TextInput
 
 RUN_ENTRIES = (
-    Entry("run", "--run", "a run that is there: RES, or RES/<experiment>", ""),
-    Entry(
+    FormEntry("run", "--run", "a run that is there: RES, or RES/<experiment>", ""),
+    FormEntry(
         "config",
         "--config",
         "or a config: a shipped one's name, or a JSON file; missing stages run first",
         "",
     ),
-    Entry("run_id", "--run-id", "with a config: the name that the run gets", ""),
+    FormEntry("run_id", "--run-id", "with a config: the name that the run gets", ""),
 )
 N_SHOWN = 6
 
@@ -138,7 +138,7 @@ field, as the command would say it. The command line below does the same in a sh
                 del kept[name]
         return [self._make_field(entry) for entry in describe_entries(self._model)]
 
-    def _make_field(self, entry: Entry) -> Vertical:
+    def _make_field(self, entry: FormEntry) -> Vertical:
         error = Static(id=f"error-{entry.name}", classes="error")
         error.display = False
         widget = self._make_widget(entry)
@@ -146,7 +146,7 @@ field, as the command would say it. The command line below does the same in a sh
         label = Static(entry.name.replace("_", " "), classes="label")
         return Vertical(Horizontal(label, widget, classes="field"), error, classes="entry")
 
-    def _make_widget(self, entry: Entry) -> FormWidget:
+    def _make_widget(self, entry: FormEntry) -> FormWidget:
         name = f"field-{entry.name}"
         if entry.is_switch:
             is_on = bool(self._model.model_fields[entry.name].default)
@@ -339,7 +339,7 @@ field, as the command would say it. The command line below does the same in a sh
         except SatstoreError:
             self.app.call_from_thread(say, "")
             raise
-        self.app.call_from_thread(say, summarize_estimate(text))
+        self.app.call_from_thread(say, shorten_estimate(text))
 
     def action_copy(self) -> None:
         """Copy the command line."""
@@ -371,7 +371,7 @@ def describe_grid(grid: list[ExperimentConfig]) -> Text:
 LAYER_ROW = re.compile(r"\s(Conv|Linear|LSTM)|^layer\s")
 
 
-def summarize_estimate(text: str, n_lines: int = 12) -> str:
+def shorten_estimate(text: str, n_lines: int = 12) -> str:
     """Return what ``satstore estimate`` prints, less the layers' rows."""
     lines = [line.rstrip() for line in text.splitlines() if line.strip() and not LAYER_ROW.search(line)]
     return "\n".join(lines[-n_lines:])

@@ -160,7 +160,7 @@ class RunsScreen(AppScreen):
     @on(Table.Moved)
     def _show_detail(self) -> None:
         experiment = self.table.current
-        detail = "" if experiment is None else describe_experiment(experiment)
+        detail = "" if experiment is None else describe_selected(experiment)
         self.query_one("#detail", Static).update(detail)
 
     def _show_again(self) -> None:
@@ -328,7 +328,7 @@ class RunsScreen(AppScreen):
         self.request(StartJob(["demo"]))  # it shows up here
 
 
-def describe_experiment(experiment: Experiment) -> Text:
+def describe_selected(experiment: Experiment) -> Text:
     """Return three lines on an experiment: its folder, its stages by name, and what failed."""
     text = Text(clean(str(experiment.path)) + "\n", "bold")
     if experiment.problem:

@@ -193,7 +193,7 @@ def read_logged_experiment(logged: LoggedExperiment, root: Path) -> ImportedExpe
     probes = dict(read_probes(logged, layers))
     border, receptive_fields = read_receptive_fields(logged, layers, config.resolution)
     with reporting_corruption(logged.table, "table of metrics and saturation"):
-        summary = summarize_experiment(metrics, saturation, probes, border)
+        summary = summarize_logs(metrics, saturation, probes, border)
     saturation.insert(0, "delta", config.delta)
     saturation["index"] = [[r.layer for r in layers].index(layer) for layer in saturation["layer"]]
     tables = {
@@ -217,7 +217,7 @@ def read_logged_experiment(logged: LoggedExperiment, root: Path) -> ImportedExpe
     return ImportedExperiment(logged.table, logged.run_id, config, files, layers, summary, logged.warnings)
 
 
-def summarize_experiment(
+def summarize_logs(
     metrics: "pd.DataFrame",
     saturation: "pd.DataFrame",
     probes: "dict[ProbeKey, pd.DataFrame]",

@@ -68,7 +68,7 @@ class ExtractParameters(StageParameters):
     overwrite: Overwrite = False
 
 
-def plan(run: Run, parameters: ExtractParameters) -> Plan[list[PoolingPlan]]:
+def plan_extraction(run: Run, parameters: ExtractParameters) -> Plan[list[PoolingPlan]]:
     """Find the latents that are missing, damaged, or of another checkpoint than the run's."""
     check_place(run, parameters.latents_dir)
     if not run.layers:  # not trained yet: nobody knows
@@ -78,7 +78,7 @@ def plan(run: Run, parameters: ExtractParameters) -> Plan[list[PoolingPlan]]:
     return Plan(parameters, describe_missing(plans), [plan for plan in plans if plan.missing])
 
 
-def extract(run: Run, plan: Plan[list[PoolingPlan]]) -> None:
+def run_extraction(run: Run, plan: Plan[list[PoolingPlan]]) -> None:
     """Write the latents that are missing, mend those that are damaged, and commit them epoch by epoch."""
     parameters: ExtractParameters = plan.parameters
     with sigint_deferred():
@@ -225,8 +225,8 @@ STAGE = Stage(
     name="extract",
     description="Store the latents of every layer, at one pooling or several, in one pass over the data "
     "for each epoch.",
-    plan=plan,
-    run=extract,
+    plan=plan_extraction,
+    run=run_extraction,
     parameters=ExtractParameters,
     needs=("train",),
     needs_model=True,

@@ -36,10 +36,7 @@ def write_split(
 ) -> None:
     """Write one split's latents: of each key (of one epoch) the layers wanted, the rows that are missing."""
     size, device = run.config.batch_size, next(model.parameters()).device
-    modules = dict(model.named_modules())
-    layers = {name: modules[name] for name in run.layers if any(name in part for part in wanted.values())}
-    epoch = next(iter(wanted)).epoch
-    text = split if epoch is None else f"{split}, epoch {epoch + 1}"
+    layers = {name: model.get_submodule(name) for names in wanted.values() for name in names}
     with (
         run_model.record_latents(model, layers, [key.pooling for key in wanted]) as recorder,
         torch.inference_mode(),
@@ -68,10 +65,10 @@ def write_split(
             rows = [row for start in starts for row in range(start, min(start + size, len(images)))]
             # torch's Subset hands whole batches on to the split, which is all that the loader asks for.
             loader = make_loader(Subset(images, rows), size, shuffle=False, workers=workers, pin_memory=True)
-            progress = SplitProgress(run, len(rows))
+            progress = SplitProgress(run, split, next(iter(wanted)).epoch, len(rows))
             for start, (batch, labels) in zip(starts, loader, strict=True):
                 writer.append(forward(batch), start)
-                progress.advance(len(labels), text)
+                progress.advance(len(labels))
     for problem in writer.problems:
         run.warn("extract", problem.describe(split))
 
@@ -133,10 +130,11 @@ def commit(run: Run, plans: Sequence[PoolingPlan], data: ImageData) -> None:
 class SplitProgress:
     """Reports how far the pass over a split is, in samples."""
 
-    def __init__(self, run: Run, total: int) -> None:
+    def __init__(self, run: Run, split: str, epoch: int | None, total: int) -> None:
         self._run, self._total, self._done = run, total, 0
+        self._text = split if epoch is None else f"{split}, epoch {epoch + 1}"
 
-    def advance(self, n_samples: int, text: str) -> None:
+    def advance(self, n_samples: int) -> None:
         """Count samples."""
         self._done += n_samples
-        self._run.emit("extract", "progress", text, done=self._done, total=self._total)
+        self._run.emit("extract", "progress", self._text, done=self._done, total=self._total)

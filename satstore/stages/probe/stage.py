@@ -137,14 +137,14 @@ def pending_layers(run: Run, key: ProbeKey, parameters: ProbeParameters) -> list
     return [layer for layer in wanted if layer not in kept]
 
 
-def plan(run: Run, parameters: ProbeParameters) -> Plan[dict[ProbeKey, list[str]]]:
+def plan_probes(run: Run, parameters: ProbeParameters) -> Plan[dict[ProbeKey, list[str]]]:
     """Find the layers of each table that are not fitted."""
     todo = {key: pending_layers(run, key, parameters) for key in keys_of(run, parameters)}
     missing = [f"{layer} at {key}" for key, layers in todo.items() for layer in layers]
     return Plan(parameters, missing, todo)
 
 
-def probe(run: Run, plan: Plan[dict[ProbeKey, list[str]]]) -> None:
+def fit_probes(run: Run, plan: Plan[dict[ProbeKey, list[str]]]) -> None:
     """Fit the layers that are missing, and commit each as it is done.
 
     Raises
@@ -256,8 +256,8 @@ def choose_gpu(parameters: ProbeParameters) -> str | None:
 STAGE = Stage(
     name="probe",
     description="Fit a linear probe on every layer's latents.",
-    plan=plan,
-    run=probe,
+    plan=plan_probes,
+    run=fit_probes,
     parameters=ProbeParameters,
     needs=("train", "extract"),
     table="probe-{pooling}",
