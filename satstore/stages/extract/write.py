@@ -1,6 +1,6 @@
 """Writes the latents of a split, a checkpoint's at some poolings, and commits what came of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,13 +53,8 @@ def write_split(
 
         workers = session_data.choose_workers(run.config, images.source.in_memory, memory_limit)
         batch, _ = images.__getitems__(range(min(size, len(images))))
-        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            forward(batch)  # loads what the GPU needs
-            memory_limit = beside_gpu(memory_limit)
-        reset_peak()
-        first = forward(batch)
-        shapes = {key: {layer: a.shape[1:] for layer, a in part.items()} for key, part in first.items()}
-        room_bytes = memory_limit - peak_bytes() - loader_bytes(workers)
+        shapes, room_bytes = measure_forward(forward, batch, memory_limit)
+        room_bytes -= loader_bytes(workers)
         with open_writer(run, shapes, images, split, mantissa_bits, room_bytes) as writer:
             starts = batch_starts(writer.missing, size)
             rows = [row for start in starts for row in range(start, min(start + size, len(images)))]
@@ -71,6 +66,21 @@ def write_split(
                 progress.advance(len(labels))
     for problem in writer.problems:
         run.warn("extract", problem.describe(split))
+
+
+def measure_forward(
+    forward: Callable[[torch.Tensor], dict[LatentsKey, dict[str, Any]]],
+    batch: torch.Tensor,
+    memory_limit: int,
+) -> tuple[Shapes, int]:
+    """Return the shapes of a batch's latents, and the bytes that its forward pass leaves of a limit."""
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        forward(batch)  # loads what the GPU needs
+        memory_limit = beside_gpu(memory_limit)
+    reset_peak()
+    first = forward(batch)
+    shapes = {key: {layer: a.shape[1:] for layer, a in part.items()} for key, part in first.items()}
+    return shapes, memory_limit - peak_bytes()
 
 
 def batch_starts(missing: Sequence[tuple[int, int]], size: int) -> list[int]:
