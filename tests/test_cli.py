@@ -12,6 +12,7 @@ from command_line import SMALL, fail, satstore
 from small_data import write_folder
 
 from satstore import registry
+from satstore.cli import app
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import read_config
 from satstore.config.keys import LatentsKey
@@ -46,6 +47,26 @@ def test_light_commands__import_nothing_slow(tmp_path: Path) -> None:
     *said, rest = result.stdout.split("\n--\n")
     assert (len(said), rest) == (len(LIGHT), "")
     assert all(said)
+
+
+def test_help__imports_no_module_of_a_command() -> None:
+    code = (
+        "import sys; from satstore.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print(*(name for name in sys.modules if name.startswith('satstore.cli.')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    commands = app.COMMANDS | app.CONFIG_COMMANDS | app.DATASET_COMMANDS
+    files = {row[0].partition(":")[0] for row in commands.values() if isinstance(row, tuple)}
+    assert len(files) > 10
+    loaded = {name.rpartition(".")[2] for name in done.stdout.splitlines()[-1].split()}
+    assert "app" in loaded
+    assert files & loaded == set()
+
+
+def test_table__names_functions_that_exist() -> None:
+    for parent in (app.app, app.config_app, app.dataset_app):
+        assert all(command.help for command in parent.resolved_commands().values() if command.default_command)
 
 
 BAD_CONFIGS = [
