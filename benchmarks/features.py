@@ -118,14 +118,14 @@ def write_features(
     with LatentWriter(
         Folder(path),
         CommitLog(path.parent / "commits.jsonl"),
-        attributes,
-        {"checkpoint_sha256": "benchmark"},
-        shapes,
-        split,
-        labels,
-        np.arange(len(labels)),
-        choose_shard_rows(shapes, len(labels), 2**28),
-        mantissa_bits,
+        attributes=attributes,
+        source={"checkpoint_sha256": "benchmark"},
+        shapes=shapes,
+        split=split,
+        labels=labels,
+        sample_ids=np.arange(len(labels)),
+        shard_rows=choose_shard_rows(shapes, len(labels), 2**28),
+        mantissa_bits=mantissa_bits,
     ) as writer:
         start = 0
         for part in parts:

@@ -39,12 +39,12 @@ def write_latents(folder: Path, n_bytes: int) -> Path:
         with LatentWriter(
             run.latents_location,
             run.commits,
-            {"format_version": 1, "layers": ["fc"], "classes": CLASSES},
-            source,
-            {LatentsKey("4"): {"fc": (N_FEATURES,)}},
-            split,
-            labels,
-            np.arange(n),
+            attributes={"format_version": 1, "layers": ["fc"], "classes": CLASSES},
+            source=source,
+            shapes={LatentsKey("4"): {"fc": (N_FEATURES,)}},
+            split=split,
+            labels=labels,
+            sample_ids=np.arange(n),
             shard_rows=2 * BLOCK,
         ) as writer:
             for start in range(0, n, BLOCK):

@@ -67,13 +67,13 @@ class Split:
         return LatentWriter(
             Folder(root),
             log_of(root),
-            attributes,
-            source,
-            {LatentsKey.parse(pooling): layers for pooling, layers in self.shapes.items()},
-            split,
-            self.labels,
-            self.sample_ids,
-            shard_rows,
+            attributes=attributes,
+            source=source,
+            shapes={LatentsKey.parse(pooling): layers for pooling, layers in self.shapes.items()},
+            split=split,
+            labels=self.labels,
+            sample_ids=self.sample_ids,
+            shard_rows=shard_rows,
             **options,
         )
 

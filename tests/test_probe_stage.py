@@ -124,12 +124,12 @@ def make_experiment(
         with LatentWriter(
             run.latents_location,
             run.commits,
-            attributes,
-            source,
-            shapes,
-            split,
-            np.asarray(codes),
-            np.arange(len(codes)),
+            attributes=attributes,
+            source=source,
+            shapes=shapes,
+            split=split,
+            labels=np.asarray(codes),
+            sample_ids=np.arange(len(codes)),
             shard_rows=64,
         ) as writer:
             writer.append({POOL4: latents}, 0)

@@ -53,7 +53,7 @@ class Committed:
         return hashlib.sha256(names.encode()).hexdigest()
 
     def damaged(
-        self, location: Location, group: str, reading: Callable[[str], bool] = is_metadata
+        self, location: Location, group: str, reads: Callable[[str], bool] = is_metadata
     ) -> Iterator["Damage"]:
         """Find the files of a group that are not as committed.
 
@@ -63,20 +63,20 @@ class Committed:
             The store's location.
         group
             Path of a group; ``""`` means the whole store.
-        reading
+        reads
             Tells by its key whether a file is read to compare its digest; of the others, presence and size
             are compared.
         """
         sizes = location.sizes(as_group(group))
         for key, digest in self.under(group).items():
             size_bytes = sizes.get(key)
-            is_read = size_bytes == digest.size_bytes and reading(key)
+            is_read = size_bytes == digest.size_bytes and reads(key)
             damage = find_file_damage(key, digest, size_bytes, location.digest(key) if is_read else None)
             if damage is not None:
                 yield damage
 
     def check(
-        self, location: Location, group: str, remedy: str, reading: Callable[[str], bool] = is_metadata
+        self, location: Location, group: str, remedy: str, reads: Callable[[str], bool] = is_metadata
     ) -> None:
         """Check that a group's files are as committed; see :meth:`damaged`.
 
@@ -85,7 +85,7 @@ class Committed:
         CorruptError
             Names the first file that is not as committed, and the remedy.
         """
-        for damage in self.damaged(location, group, reading):
+        for damage in self.damaged(location, group, reads):
             raise CorruptError(f"{location}/{damage}; {remedy}")
 
 

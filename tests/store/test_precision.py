@@ -264,12 +264,10 @@ def test_writer__of_unknown_length_takes_surprises(root: Path, first: str) -> No
     with LatentWriter(
         Folder(root),
         log_of(root),
-        attributes,
-        {},
-        {LatentsKey("2"): SHAPES["pool2"]},
-        "train",
-        None,
-        None,
+        attributes=attributes,
+        source={},
+        shapes={LatentsKey("2"): SHAPES["pool2"]},
+        split="train",
         shard_rows=8,
     ) as writer:
         for start in range(0, 29, 5):

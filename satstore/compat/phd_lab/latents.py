@@ -193,13 +193,13 @@ def convert_layer(run: Run, folder: LatentFolder, split: str, layer: str) -> Non
     writer = LatentWriter(
         run.writable_latents(),
         run.commits,
-        describe_store(run.manifest),
-        {"imported_from": "phd-lab"},
-        {key: {layer: folder.shapes[layer]}},
-        split,
-        labels,
-        np.full(len(labels), NO_SAMPLE_ID),
-        choose_shard_rows(shapes, len(labels), MEMORY_BYTES),
+        attributes=describe_store(run.manifest),
+        source={"imported_from": "phd-lab"},
+        shapes={key: {layer: folder.shapes[layer]}},
+        split=split,
+        labels=labels,
+        sample_ids=np.full(len(labels), NO_SAMPLE_ID),
+        shard_rows=choose_shard_rows(shapes, len(labels), MEMORY_BYTES),
     )
     with writer:
         if not writer.missing:

@@ -101,15 +101,15 @@ def open_writer(
     return LatentWriter(
         run.writable_latents(),
         run.commits,
-        describe_store(run.manifest),
-        {"checkpoint_sha256": run.manifest.files[checkpoint_name(epoch)].sha256},
-        shapes,
-        split,
-        images.labels,
-        images.sample_ids,
-        choose_shard_rows(shapes, len(images), memory_bytes),
-        mantissa_bits,
-        memory_bytes,
+        attributes=describe_store(run.manifest),
+        source={"checkpoint_sha256": run.manifest.files[checkpoint_name(epoch)].sha256},
+        shapes=shapes,
+        split=split,
+        labels=images.labels,
+        sample_ids=images.sample_ids,
+        shard_rows=choose_shard_rows(shapes, len(images), memory_bytes),
+        mantissa_bits=mantissa_bits,
+        memory_bytes=memory_bytes,
     )
 
 

@@ -27,8 +27,8 @@ from satstore.storage.zarr import (
     LatentWriter,
     choose_shard_rows,
     copy_split,
-    describe_anew,
     digest_labels,
+    replace_attributes,
 )
 from satstore.storage.zarr.layout import FLOAT16_MANTISSA_BITS, Shapes
 from satstore.system.limits import check_disk
@@ -156,7 +156,7 @@ class RecordWriter:
                 analysis.write_spectra(split, 0, 1, spectra.eigenvalues)
                 analysis.write_moments(split, spectra.moments)
         self._commit_metrics(splits, classes)
-        describe_anew(run.latents_location, run.commits, describe_store(run.manifest))
+        replace_attributes(run.latents_location, run.commits, describe_store(run.manifest))
         analysis.finish_spectra(1)
         self._commit_latents(splits)
 
@@ -223,15 +223,12 @@ class RecordWriter:
         return LatentWriter(
             run.writable_latents(),
             run.commits,
-            describe_store(run.manifest),
-            {"checkpoint_sha256": run.manifest.files[CHECKPOINT].sha256},
-            self._shapes,
-            split,
-            None,
-            None,
-            self._choose_shard_rows(n_expected),
-            FLOAT16_MANTISSA_BITS,
-            self._room_bytes,
+            attributes=describe_store(run.manifest),
+            source={"checkpoint_sha256": run.manifest.files[CHECKPOINT].sha256},
+            shapes=self._shapes,
+            split=split,
+            shard_rows=self._choose_shard_rows(n_expected),
+            memory_bytes=self._room_bytes,
         )
 
     def _commit_metrics(self, splits: Mapping[str, RecordedSplit], classes: Sequence[str] | None) -> None:

@@ -9,7 +9,7 @@ from satstore.storage.zarr.latent_reader import (
     digest_labels,
     open_latents,
 )
-from satstore.storage.zarr.latent_writer import LatentWriter, copy_split, describe_anew, discard
+from satstore.storage.zarr.latent_writer import LatentWriter, copy_split, discard, replace_attributes
 from satstore.storage.zarr.layout import choose_shard_rows, plan_memory
 
 __all__ = [
@@ -21,9 +21,9 @@ __all__ = [
     "StoredArray",
     "choose_shard_rows",
     "copy_split",
-    "describe_anew",
     "digest_labels",
     "discard",
     "open_latents",
     "plan_memory",
+    "replace_attributes",
 ]

@@ -1,4 +1,4 @@
-"""What can't be probed of latents: values that are not finite, and spreads that no float32 keeps."""
+"""Find values of latents that can't be probed: non-finite ones, and spreads that float32 doesn't keep."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from satstore.config.keys import LatentsKey
 
 FIRST_NON_FINITE = 0x7C00
-"""The bits of float16's infinity; without its sign, what is not finite is no smaller."""
+"""The bits of float16's infinity; those of non-finite values, without the sign, are at least as large."""
 
 MIN_ROWS = 8
-"""So many samples of a feature are needed to tell its spread."""
+"""The number of samples that is needed to estimate a feature's spread."""
 
 
 @dataclass(frozen=True)
-class Problem:
+class ValueProblem:
     """The first batch of a layer, samples first_row to last_row - 1, with values that can't be probed."""
 
     key: LatentsKey
@@ -36,16 +36,16 @@ class Problem:
         return f"layer {self.layer}: {' and '.join(found)} in {where}, {self.key},"
 
     def describe(self, split: str) -> str:
-        """Return what was found in a split, and what comes of it."""
+        """Describe the problem in a split, and its effect on probes."""
         is_refused = self.n_non_finite or self.n_overflows
         effect = "will refuse them" if is_refused else "sees little of these features"
         return f"{self} of split {split}; a probe of that layer {effect}"
 
 
-def find_problem(
+def find_value_problem(
     key: LatentsKey, layer: str, first_row: int, values: NDArray[Any], stored: NDArray[Any]
-) -> Problem | None:
-    """Return what can't be probed of a layer's samples, None if all can.
+) -> ValueProblem | None:
+    """Find values of a layer's samples that can't be probed; return None if there are none.
 
     Parameters
     ----------
@@ -58,14 +58,16 @@ def find_problem(
         return None
     n_non_finite = int((~np.isfinite(values)).sum())
     n_overflows = int((~np.isfinite(stored)).sum()) - n_non_finite
-    return Problem(key, layer, first_row, first_row + len(values), n_non_finite, n_overflows, n_flattened)
+    return ValueProblem(
+        key, layer, first_row, first_row + len(values), n_non_finite, n_overflows, n_flattened
+    )
 
 
 def count_flattened(values: NDArray[np.float64]) -> int:
-    """Return how many features of samples (n, …) vary, and by too little beside their size for float32.
+    """Count the features of samples (n, …) that vary too little, relative to their size, for float32.
 
-    By less than 2^-15 of it, float32 keeps less than 8 of its 23 bits; by less than 2^-50, float64 does not
-    tell a difference from its own rounding.
+    Below 2^-15 of the size, float32 keeps less than 8 of its 23 bits; below 2^-50, a difference may be
+    float64's own rounding.
     """
     rows = values.reshape(len(values), -1)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -1,4 +1,4 @@
-"""What is still to be written of a store of latents: found, and made ready to be written into."""
+"""The groups and arrays of a split of latents, opened or created for writing."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,26 +28,27 @@ SPATIAL_AXES = ("z", "y", "x")
 
 
 @dataclass
-class Target:
+class LayerArray:
     """One layer's array, open for writing.
 
     Attributes
     ----------
+    name
+        The layer's PyTorch name.
     path
-        The layer's group in the store.
+        The path of the layer's group in the store.
     n_samples
-        Of the split; None while that is not known.
+        Samples of the split; None while they are not known.
     missing
-        The shards that are not committed, by number; of those begun, while the samples are not counted.
+        Numbers of the shards that are not committed; while the samples are not known, of those begun.
     precision
-        What its values are stored as.
+        The precision of the stored values.
     moments, extent
-        Those of the rows before ``n_seen``, as they are stored; None where mean and std are committed: the
-        layer is whole, or was.
+        Moments and extent of the stored rows before ``n_seen``; None once mean and std are committed.
     """
 
     key: LatentsKey
-    layer: str
+    name: str
     path: str
     group: zarr.Group
     array: Array
@@ -76,19 +77,19 @@ class Target:
         start, stop = shard * self.shard_rows, (shard + 1) * self.shard_rows
         return slice(start, stop if self.n_samples is None else min(stop, self.n_samples))
 
-    def forget(self) -> None:
-        """Begin anew with what is seen of the stored rows."""
+    def restart_moments(self) -> None:
+        """Reset the moments and the extent of the stored rows."""
         shape = self.array.shape[1:]
         self.moments, self.n_seen = RunningMoments(shape), 0
         self.extent = Extent.empty(int(np.prod(shape, dtype=np.int64)))
 
-    def reach(self, n_rows: int) -> None:
-        """Make the array as long as what is read of it, of which it was not known how many samples come."""
+    def grow(self, n_rows: int) -> None:
+        """Lengthen the array to some rows, while the samples of the split are not known."""
         if n_rows > self.array.shape[0]:
             self.array.resize((n_rows, *self.array.shape[1:]))
 
-    def count(self, n_samples: int) -> None:
-        """Note how many samples came, of which that was not known; the array gets its length."""
+    def set_length(self, n_samples: int) -> None:
+        """Set the number of samples, which was not known, and the array's length."""
         self.n_samples = n_samples
         self.array.resize((n_samples, *self.array.shape[1:]))
 
@@ -105,18 +106,18 @@ def axes_of(pooling: str, shape: tuple[int, ...]) -> tuple[str, ...]:
 
 @dataclass
 class SplitOpener:
-    """Opens the groups and arrays of one split, and makes those that are not committed.
+    """Opens the groups and arrays of one split, and creates those that are not committed.
 
     Parameters
     ----------
     store, committed
-        The store, and what the log says of it; files of the split that it does not know are gone.
+        The store, and its commits; the split has no uncommitted files.
     source
-        Attributes of the split: what its latents are made from.
+        Attributes of the split, which identify the source of its latents.
     labels, sample_ids
-        Of every sample of the split; None where they are not known yet, see :meth:`write_ids`.
+        Label and dataset index of each sample; None if they are not known yet, see :meth:`write_ids`.
     shard_rows
-        For poolings that have no shards yet; the others keep theirs.
+        Samples of a shard, for poolings without shards; the others keep theirs.
     """
 
     store: DurableStore
@@ -126,8 +127,8 @@ class SplitOpener:
     sample_ids: NDArray[np.int64] | None
     shard_rows: int
 
-    def open(self, root: zarr.Group, shapes: Shapes, split: str) -> Iterator[Target]:
-        """Yield a target for every key and layer."""
+    def open(self, root: zarr.Group, shapes: Shapes, split: str) -> Iterator[LayerArray]:
+        """Yield the array of every key and layer."""
         for key, layers in shapes.items():
             for above in key.groups:
                 if above not in root:
@@ -151,7 +152,13 @@ class SplitOpener:
     def write_ids(
         self, root: zarr.Group, path: str, labels: NDArray[np.int64], sample_ids: NDArray[np.int64]
     ) -> None:
-        """Store the labels and sample ids of a split, or check that those that are stored are these."""
+        """Store the labels and sample ids of a split, or check that the stored ones are equal.
+
+        Raises
+        ------
+        CorruptError
+            If they are not.
+        """
         group = root[path]
         assert isinstance(group, zarr.Group)
         for name, values in (("label", labels), ("sample_id", sample_ids)):
@@ -181,53 +188,57 @@ class SplitOpener:
 
     def _open_layer(
         self, group: zarr.Group, key: LatentsKey, layer: str, shape: tuple[int, ...], shard_rows: int
-    ) -> Target:
+    ) -> LayerArray:
         name, n_samples = encode_layer(layer), None if self.labels is None else len(self.labels)
         length = shard_rows if n_samples is None else n_samples
         path = f"{group.path}/{name}"
         self._check_layer(group, name, (length, *shape), (shard_rows, *shape))
+        files = self.committed.files
         layer_group = group.get(name)
         if not isinstance(layer_group, zarr.Group):
             layer_group = group.create_group(name, attributes={"layer": layer})
-        axes = axes_of(key.pooling, shape)
         precision = self._mend_precision(layer_group)
-        if "latent" not in layer_group:
+        axes = axes_of(key.pooling, shape)
+        array = self._require_arrays(layer_group, (length, *shape), shard_rows, axes, precision)
+        missing = [
+            shard
+            for shard in range(-(-(n_samples or 0) // shard_rows))
+            if f"{path}/latent/{shard_key(array, shard)}" not in files
+        ]
+        found = LayerArray(
+            key, layer, path, layer_group, array, n_samples, missing=set(missing), precision=precision
+        )
+        if not all(f"{path}/{moment}/c{'/0' * len(shape)}" in files for moment in ("mean", "std")):
+            found.restart_moments()
+        return found
+
+    def _require_arrays(
+        self,
+        group: zarr.Group,
+        shape: tuple[int, ...],
+        shard_rows: int,
+        axes: tuple[str, ...],
+        precision: StoragePrecision,
+    ) -> Array:
+        """Create those of a layer's arrays that are missing; return the one of its latents."""
+        if "latent" not in group:
             create_latent(
-                layer_group,
-                (length, *shape),
-                shard_rows,
-                ("sample", *axes),
-                precision,
-                self.source["mantissa_bits"],
+                group,
+                shape,
+                shard_rows=shard_rows,
+                dimensions=("sample", *axes),
+                precision=precision,
+                mantissa_bits=self.source["mantissa_bits"],
             )
         for moment in ("mean", "std"):
-            if moment not in layer_group:
-                create_array(layer_group, moment, shape, np.float32, axes, chunks=shape)
-        files = self.committed.files
-        is_whole = all(f"{path}/{moment}/c{'/0' * len(shape)}" in files for moment in ("mean", "std"))
-        array = get_array(layer_group, "latent")
-        target = Target(
-            key=key,
-            layer=layer,
-            path=path,
-            group=layer_group,
-            array=array,
-            n_samples=n_samples,
-            missing={
-                shard
-                for shard in range(-(-(n_samples or 0) // shard_rows))
-                if f"{path}/latent/{shard_key(array, shard)}" not in files
-            },
-            precision=precision,
-        )
-        if not is_whole:
-            target.forget()
-        return target
+            if moment not in group:
+                create_array(group, moment, shape[1:], np.float32, axes, chunks=shape[1:])
+        return get_array(group, "latent")
 
     def _check_layer(
         self, group: zarr.Group, key: str, shape: tuple[int, ...], shards: tuple[int, ...]
     ) -> None:
-        """Remove a layer that is stored otherwise than it is to be, or of which nothing says how."""
+        """Remove a layer that is stored in another form, or whose metadata are lost."""
         path = f"{group.path}/{key}"
         array = group.get(f"{key}/latent")
         if isinstance(array, zarr.Array):
@@ -239,7 +250,7 @@ class SplitOpener:
             self._remove(path)
 
     def _mend_precision(self, layer_group: zarr.Group) -> StoragePrecision:
-        """Return what a layer is stored as; array and group say it both, and either may have been lost."""
+        """Read a layer's precision from its array or its group, and write it to both: either may be lost."""
         bits = self.source["mantissa_bits"]
         if "latent" in layer_group:
             array = get_array(layer_group, "latent")
@@ -260,6 +271,7 @@ class SplitOpener:
 def create_latent(
     group: zarr.Group,
     shape: tuple[int, ...],
+    *,
     shard_rows: int,
     dimensions: tuple[str, ...],
     precision: StoragePrecision,
@@ -270,7 +282,7 @@ def create_latent(
     Parameters
     ----------
     mantissa_bits
-        Of the split; the compressor is chosen by them.
+        The mantissa bits of the split, which determine the compressor.
     """
     chunk_rows = choose_chunk_rows(shape[1:], shard_rows, precision.dtype.itemsize)
     return create_array(
@@ -287,14 +299,14 @@ def create_latent(
 
 
 def describe_precision(node: "zarr.Group | Array", precision: StoragePrecision) -> None:
-    """Bring up to date what a layer's group or array says of how it is stored."""
+    """Update the attributes of a layer's group or array with its precision."""
     described = {**node.attrs, **precision.attributes}
     if described != dict(node.attrs):
         node.attrs.put(described)
 
 
 def open_root_group(store: DurableStore, attributes: Mapping[str, Any]) -> zarr.Group:
-    """Open a store for writing, what it says of itself brought up to date."""
+    """Open a store's root for writing, and update its attributes."""
     group = open_or_mend(store)
     if dict(group.attrs) != dict(attributes):
         group.attrs.put(dict(attributes))
