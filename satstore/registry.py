@@ -64,7 +64,7 @@ class Entry:
 
     @property
     def origin(self) -> str:
-        """Where it comes from, as ``module:attribute``."""
+        """The origin of the entry, as ``module:attribute``."""
         if isinstance(self.target, str):
             return self.target
         named = self.target if hasattr(self.target, "__qualname__") else type(self.target)

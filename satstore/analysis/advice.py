@@ -116,7 +116,7 @@ def find_tail(
     Parameters
     ----------
     probe_accuracy, saturation
-        By layer, in forward order, fractions; None or NaN where unknown.
+        Fractions by layer, in forward order; None or NaN if unknown.
 
     Returns
     -------

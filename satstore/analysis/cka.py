@@ -17,7 +17,7 @@ from satstore.errors import ConfigError, MemoryLimitError
 
 Float64 = NDArray[np.float64]
 MakeRows = Callable[[], RowSource]
-"""Opens a layer's rows anew, for another pass from the first on."""
+"""Opens a layer's rows for another pass."""
 
 BLOCK_BYTES = 2**25
 

@@ -58,7 +58,7 @@ def count_costs(model: nn.Module, image: Tensor) -> Costs:
         (1, 3, r, r).
     """
     modes = {module: module.training for module in model.modules()}
-    # Of grouped convolutions, torch's count of the backward pass is too large by the number of groups.
+    # torch's count of a grouped convolution's backward pass is too large, by the number of groups.
     exact: dict[Any, Any] = {torch.ops.aten.convolution_backward: _count_convolution_backward}
     forward = FlopCounterMode(display=False)
     backward = FlopCounterMode(display=False, custom_mapping=exact)
@@ -95,7 +95,7 @@ def _by_module(counter: FlopCounterMode, model: nn.Module) -> dict[str, int]:
     return {**found, "": counter.get_total_flops()}
 
 
-def _count_convolution_backward(
+def _count_convolution_backward(  # torch's counter calls it with all arguments of the operator
     grad_out_shape: Sequence[int],
     x_shape: Sequence[int],
     w_shape: Sequence[int],

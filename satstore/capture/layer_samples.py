@@ -45,14 +45,14 @@ def to_samples(
         no particular order of rows. "mean", "max", "median" (of an even number the lower, as in `delve`):
         over positions, (batch, channel). "flatten": (batch, channel · positions).
     downsampling
-        Of a map with more than n positions along an axis, keep n along it.
+        The most positions n to keep along an axis of a map.
     downsampling_method
         "centred": positions floor((i + ½) · size / n). "nearest": floor(i · size / n), what `delve` takes.
         "average": adaptive average pooling, which changes the quantity.
     timeseries_method
         For LSTM: (batch, feature), or every step as a sample (batch · step, feature).
     n_images
-        Of the batch, take the first so many.
+        The number of images of the batch to take, the first ones; by default all.
 
     Returns
     -------

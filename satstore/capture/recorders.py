@@ -110,7 +110,7 @@ class MomentRecorder(Recorder):
     def begin(self, split: str) -> None:
         """Reset the moments, and record a pass over this split from now on."""
         self.non_finite: list[NonFinite] = []
-        # By device, too: replicas of a data-parallel model share the hooks.
+        # A second key is the device: replicas of a data-parallel model share the hooks.
         self._moments: dict[str, dict[torch.device, Moments]] = {}
         self._n_images: dict[str, int] = {}
         self._split, self._batch, self.enabled = split, -1, True
@@ -159,7 +159,7 @@ class LatentRecorder(Recorder):
     """Collects the pooled latents of one batch, for all layers and poolings in one forward pass.
 
     Pooling happens in the hook, on the layer's device, so that no full map is kept unless asked for.
-    Of a module called several times, the last call counts.
+    If a module is called several times, the last call counts.
 
     Parameters
     ----------

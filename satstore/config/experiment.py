@@ -38,7 +38,7 @@ DeviceName = Annotated[str, AfterValidator(_check_device)]
 PathText = Annotated[str, AfterValidator(_check_path)]
 
 Pooling = Annotated[str, AfterValidator(_check_pooling)]
-"""How latents are pooled: a number n for adaptive averages over n × n, ``full`` for unpooled maps, or
+"""The pooling of latents: a number n for adaptive averages over n × n, ``full`` for unpooled maps, or
 ``pixelwise`` for unpooled maps whose features come last, ready for a probe of every position."""
 
 

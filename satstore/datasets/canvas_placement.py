@@ -39,7 +39,7 @@ def paste(images: Tensor, tops: Tensor, lefts: Tensor, canvases: Tensor) -> Tens
 
 @dataclass(frozen=True)
 class RandomPlacement:
-    """Place each image on a canvas, at a position drawn anew every time; every position is as likely.
+    """Place each image on a canvas, at a new random position each time; all positions are equally likely.
 
     Attributes
     ----------

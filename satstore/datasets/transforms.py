@@ -54,14 +54,14 @@ def flip_each(images: Tensor, chosen: Tensor) -> Tensor:
 
 
 Padding = Literal["black", "edge", "reflect"]
-"""How an image is padded: with black, its outermost pixels, or its mirror image, repeated."""
+"""The kind of padding: black, its outermost pixels, or its mirror image, repeated."""
 
 
 def surround(images: Tensor, before: int, after: int, padding: Padding) -> Tensor:
     """Pad images (B, C, H, W) above and to the left, and below and to the right."""
     if padding == "black":
         return pad(images, (before, after, before, after))
-    # Of indices, NumPy mirrors more than the image is wide, which torch does not.
+    # NumPy pads the indices: it can mirror more than the image's width, which torch can't.
     for axis in (2, 3):
         places = np.pad(np.arange(images.shape[axis]), (before, after), mode=padding)
         images = images.index_select(axis, torch.from_numpy(places))

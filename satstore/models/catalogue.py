@@ -7,7 +7,7 @@ stride 2, ``64@7`` one with a kernel of 7, ``M`` a max-pool that halves the map.
 from itertools import combinations
 from typing import Any
 
-from satstore.models.phd_lab_entries import phd_lab_entries
+from satstore.models.phd_lab_entries import DIVISORS, phd_lab_entries
 from satstore.models.torchvision_entries import torchvision_entries
 from satstore.registry import Entry
 
@@ -45,9 +45,6 @@ VGG_PLANS = {
     "vgg19r4": "64*2 M 128*2 M 256*2 M 256 512*3 M 512*3 M 512*3",
     "vggresnet": "64@7/2 M 128*4 M 256*4 M 512*4 M 512*4",
 }
-
-DIVISORS = {"S": 2, "XS": 4, "XXS": 8, "XXXS": 16}
-"""The number that each width suffix divides the channels by."""
 
 VGG_WIDTHS = {
     "vgg5": ("S",),

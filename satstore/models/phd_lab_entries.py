@@ -19,7 +19,7 @@ VGG13 = "64*2 M 128*2 M 256*2 M 512*2 M"
 VGG16 = "64*2 M 128*2 M 256*3 M"
 VGG19 = "64*2 M 128*2 M 256*4 M"
 
-# As in the catalogue's plans.
+# In the notation of the catalogue's plans.
 VGG_PLANS = {
     "vgg11t": VGG11,
     "vgg13t": VGG13,
@@ -45,7 +45,7 @@ FULL_VGGS = {
 
 MULTIPLES = {"L": 2, "XL": 4, "XXL": 8, "XXXL": 16}
 DIVISORS = {"S": 2, "XS": 4, "XXS": 8, "XXXS": 16}
-"""By how much a width suffix multiplies or divides the channels."""
+"""The factors that multiply or divide the channels, by width suffix."""
 
 BLOCKS = {"18": (2, 2, 2, 2), "34": (3, 4, 6, 3)}
 PC: dict[str, Any] = {"stem_kernel_size": 3, "stem_stride": 1, "stem_pool": False}

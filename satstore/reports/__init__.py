@@ -1,1 +1,1 @@
-"""What people look at: figures, the HTML report, evidence for advice, lists of runs and jobs."""
+"""Reports for people: figures, HTML, advice on a run, lists of runs and jobs."""

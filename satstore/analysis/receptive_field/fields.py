@@ -26,7 +26,7 @@ class AxisField:
     Attributes
     ----------
     intervals
-        What the positions of a feature map see of the image.
+        The intervals of the image that the positions of a feature map see.
     first, last
         The first and last position of that map that each element reads: of the tensor's shape, but 1 long
         along dimensions along which they are the same.

@@ -87,7 +87,7 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._measurer = OperatorMeasurer(self.known_values)
 
     def start(self, image: Tensor) -> None:
-        """Give each element of an image (1, channel, height, width) itself as its field."""
+        """Start a pass: each element of the image (1, channel, height, width) sees itself."""
         axis_fields = [
             AxisField.along(InputIntervals(), axis, image.shape[axis], image.ndim) for axis in (2, 3)
         ]

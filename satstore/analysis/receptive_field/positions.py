@@ -13,7 +13,7 @@ NOTHING = 1 << 40
 
 def compress(positions: Positions) -> Positions:
     """Shorten dimensions along which all positions are the same to 1."""
-    # What was broadcast shows in its strides; only the rest is compared.
+    # Dimensions with stride 0 are broadcast; only the others are compared.
     found = positions[tuple(slice(0, 1 if stride == 0 else None) for stride in positions.strides)]
     for d, n in enumerate(found.shape):
         part = found[(slice(None),) * d + (slice(0, 1),)]
