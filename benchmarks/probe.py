@@ -28,11 +28,10 @@ import numpy as np
 from features import make_store
 from threadpoolctl import threadpool_limits
 
-from satstore.analysis.logistic.engine import ThreadEngine
+from satstore.analysis.logistic.engine import ThreadEngine, start_tile_threads
 from satstore.analysis.logistic.estimator import LogisticProbe
 from satstore.analysis.logistic.loss import LossQuery
 from satstore.analysis.logistic.solver import Objective
-from satstore.analysis.logistic.tile_threads import start_tile_threads
 from satstore.analysis.row_source import ArrayRows
 from satstore.storage.zarr import open_latents
 from satstore.system.memory import peak_bytes, reset_peak, resident_bytes

@@ -7,12 +7,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix, log_loss, top_k_accuracy_score
 
 from satstore.analysis import tiles
-from satstore.analysis.logistic.engine import MAX_SPANS, ThreadEngine, make_spans, sum_in_order, sums_of_spans
+from satstore.analysis.logistic.engine import (
+    MAX_SPANS,
+    ThreadEngine,
+    make_spans,
+    start_tile_threads,
+    sum_in_order,
+    sums_of_spans,
+)
 from satstore.analysis.logistic.evaluation import EvaluationQuery
 from satstore.analysis.logistic.loss import LossQuery
 from satstore.analysis.logistic.problem import LogisticProblem
 from satstore.analysis.logistic.solver import solve
-from satstore.analysis.logistic.tile_threads import start_tile_threads
 from satstore.analysis.logistic.torch_engine import TorchEngine
 from satstore.analysis.row_source import ArrayRows, BlockRows
 from satstore.errors import NumericsError

@@ -3,11 +3,10 @@ import pytest
 
 from satstore.analysis.feature_moments import FeatureMoments
 from satstore.analysis.logistic import problem as problem_module
-from satstore.analysis.logistic.engine import ThreadEngine
+from satstore.analysis.logistic.engine import ThreadEngine, start_tile_threads
 from satstore.analysis.logistic.preconditioner import SHRINKAGE, Preconditioner
 from satstore.analysis.logistic.problem import SAMPLE_VALUES, LogisticProblem
 from satstore.analysis.logistic.solver import solve
-from satstore.analysis.logistic.tile_threads import start_tile_threads
 from satstore.analysis.row_source import ArrayRows, BlockRows
 from satstore.errors import NumericsError
 

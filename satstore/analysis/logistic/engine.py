@@ -5,17 +5,22 @@ added tile by tile within a span, and spans in order. All of it follows from the
 that every engine gives the same bits, however many threads or machines it has.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from itertools import islice
-from threading import local
+from threading import RLock, local
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from satstore.analysis.feature_moments import FeatureMoments, feature_moments, nonfinite_error
 from satstore.analysis.floats import Float64s, Floats, as_floats
 from satstore.analysis.logistic.loss import Codes
-from satstore.analysis.logistic.tile_threads import TileThreads
 from satstore.analysis.row_source import RowSource
 from satstore.analysis.tiles import Reader, tile_height, tile_readers
 
@@ -25,6 +30,80 @@ MAX_SPANS = 16
 Sums = TypeVar("Sums", bound=tuple[Any, ...])
 """A tuple of arrays, of which the first, the losses, shows whether anything was not finite."""
 Sums_co = TypeVar("Sums_co", bound=tuple[Any, ...], covariant=True)
+
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class TileThreads:
+    """The threads of a pass over rows.
+
+    Attributes
+    ----------
+    reader
+        One thread, which reads tiles ahead.
+    workers
+        Threads that compute with one tile each.
+    n_workers
+        How many they are.
+    """
+
+    reader: Executor
+    workers: Executor
+    n_workers: int
+
+    def map(self, function: Callable[..., Result], items: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+        """Yield function(*item) in the order of items, of which few are taken ahead."""
+        pending: deque[Future[Result]] = deque()
+        for item in items:
+            pending.append(self.workers.submit(function, *item))
+            if len(pending) > self.n_workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+# BLAS's number of threads is the process's: of two fits in two threads, the first to end must not change it
+# under the other. So they take turns, which costs nothing, as each keeps all cores busy.
+_BLAS_LOCK = RLock()
+
+
+@contextmanager
+def start_tile_threads(n_workers: int | None = None) -> Iterator[TileThreads]:
+    """Start workers, by default as many as BLAS has threads, and limit BLAS to one thread until they end.
+
+    BLAS divides a product by its number of threads, and rounds accordingly; with a tile per thread it can't.
+    Nor do threads wait for each other within a product: on a busy machine that took up to nine times as long.
+    """
+    with _BLAS_LOCK:
+        if n_workers is None:
+            n_workers = max((library["num_threads"] for library in _blas().info()), default=1)
+        limit = _blas().limit(limits=1)
+        with limit, ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(n_workers) as workers:
+            yield TileThreads(reader, workers, n_workers)
+
+
+@contextmanager
+def start_single_thread() -> Iterator[TileThreads]:
+    """Start one worker for what this process computes beside a cluster, and limit BLAS to one thread.
+
+    Unlike :func:`start_tile_threads`, it lets fits in other threads begin meanwhile.
+    """
+    with _blas().limit(limits=1), ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as worker:
+        yield TileThreads(reader, worker, 1)
+
+
+@cache
+def keep_tile_threads(n_workers: int) -> TileThreads:
+    """Start workers that last as long as their process, which does nothing else: a cluster's worker."""
+    _blas().limit(limits=1)
+    return TileThreads(ThreadPoolExecutor(1), ThreadPoolExecutor(n_workers), n_workers)
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    return ThreadpoolController().select(user_api="blas")
 
 
 class Query(Protocol[Sums_co]):

@@ -15,12 +15,11 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from satstore.analysis.feature_moments import nonfinite_error
 from satstore.analysis.floats import Floats, float_dtype
-from satstore.analysis.logistic.engine import ThreadEngine
+from satstore.analysis.logistic.engine import ThreadEngine, start_tile_threads
 from satstore.analysis.logistic.evaluation import EvaluationQuery, class_codes
 from satstore.analysis.logistic.loss import Codes, class_logits, softmax, tile_logits
 from satstore.analysis.logistic.problem import LogisticProblem
 from satstore.analysis.logistic.solver import solve
-from satstore.analysis.logistic.tile_threads import start_tile_threads
 from satstore.analysis.row_source import ArrayRows, RowSource, as_row_source
 from satstore.analysis.tiles import tile_height, tiles
 from satstore.errors import ConfigError

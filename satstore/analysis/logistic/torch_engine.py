@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from satstore.analysis.floats import as_floats
-from satstore.analysis.logistic.engine import Query, Sums, ThreadEngine, check_finite
+from satstore.analysis.logistic.engine import Query, Sums, ThreadEngine, TileThreads, check_finite
 from satstore.analysis.logistic.loss import Codes, LossQuery, LossSums
-from satstore.analysis.logistic.tile_threads import TileThreads
 from satstore.analysis.moments import full_precision
 from satstore.analysis.row_source import RowSource
 from satstore.analysis.tiles import stored_tiles, tile_height

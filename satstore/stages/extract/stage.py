@@ -71,7 +71,7 @@ class ExtractParameters(StageParameters):
 def plan_extraction(run: Run, parameters: ExtractParameters) -> Plan[list[PoolingPlan]]:
     """Find the latents that are missing, damaged, or of another checkpoint than the run's."""
     check_place(run, parameters.latents_dir)
-    if not run.layers:  # not trained yet: nobody knows
+    if not run.layers:  # known once it is trained
         groups = [LatentsKey(pooling).group for pooling in poolings_of(run, parameters)]
         return Plan(parameters, groups, [])
     plans = plan_latents(run, parameters)
@@ -185,7 +185,7 @@ def place(run: Run, latents_dir: str | None) -> None:
 
 
 def forget(run: Run, plans: Sequence[PoolingPlan], *, overwrite: bool) -> None:
-    """Let go of what is to be written again, the manifest first."""
+    """Remove latents that are to be written again, first from the manifest, then from the store."""
     from satstore.storage.zarr import discard
     from satstore.storage.zarr.layout import encode_layer
 

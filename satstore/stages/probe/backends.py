@@ -6,11 +6,10 @@ from types import TracebackType
 from typing import Protocol
 
 from satstore.analysis.floats import Floats, widen
-from satstore.analysis.logistic.engine import Engine, ThreadEngine
+from satstore.analysis.logistic.engine import Engine, ThreadEngine, TileThreads, start_tile_threads
 from satstore.analysis.logistic.loss import Codes
 from satstore.analysis.logistic.memory import fit_bytes
 from satstore.analysis.logistic.problem import LogisticProblem
-from satstore.analysis.logistic.tile_threads import TileThreads, start_tile_threads
 from satstore.analysis.row_source import BlockRows, RowSource
 from satstore.stages.probe.job import ProbeJob
 from satstore.stages.probe.latents import SPLITS

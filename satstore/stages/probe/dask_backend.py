@@ -5,10 +5,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from types import TracebackType
 
-from satstore.analysis.logistic.engine import Engine
+from satstore.analysis.logistic.engine import Engine, start_single_thread
 from satstore.analysis.logistic.memory import fit_bytes
 from satstore.analysis.logistic.problem import LogisticProblem
-from satstore.analysis.logistic.tile_threads import start_single_thread
 from satstore.errors import ClusterError, reason_of
 from satstore.stages.probe.dask_engine import Cluster, DaskEngine, LatentSource
 from satstore.stages.probe.job import ProbeJob

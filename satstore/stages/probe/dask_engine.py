@@ -18,7 +18,9 @@ from satstore.analysis.floats import Floats
 from satstore.analysis.logistic.engine import (
     Query,
     Sums,
+    TileThreads,
     check_finite,
+    keep_tile_threads,
     make_spans,
     sample_span,
     sum_in_order,
@@ -26,7 +28,6 @@ from satstore.analysis.logistic.engine import (
 )
 from satstore.analysis.logistic.evaluation import class_codes
 from satstore.analysis.logistic.loss import Codes
-from satstore.analysis.logistic.tile_threads import TileThreads, keep_tile_threads
 from satstore.analysis.row_source import RowSource
 from satstore.analysis.tiles import tile_height
 from satstore.config.keys import LatentsKey

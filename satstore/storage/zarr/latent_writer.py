@@ -123,8 +123,7 @@ class LatentWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="latents")
         # One thread per core, so that a forward pass on the CPU finds all cores equally busy: it waits for
         # the slowest of its threads.
-        n_threads = min(MAX_ENCODERS, count_cores())
-        self._encoders = ThreadPoolExecutor(n_threads, thread_name_prefix="encoder")
+        self._encoders = ThreadPoolExecutor(min(MAX_ENCODERS, count_cores()), thread_name_prefix="encoder")
         self._writing: Future[None] | None = None
 
     def _check_memory(self, shapes: Shapes, memory_bytes: int) -> None:
