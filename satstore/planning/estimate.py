@@ -215,7 +215,7 @@ PRODUCT_SHARE = 0.6
 # Seconds that a layer takes whatever its size: its spectra after an epoch; its arrays, moments and digests;
 # the iterations of its solver. They were measured with vgg11_XS, vgg16_XS and resnet18_XS on digits (10, 15,
 # 21 layers), where they are the larger part of extraction and probes.
-EPOCH_LAYER_S, EXTRACT_LAYER_S, PROBE_LAYER_S = 0.05, 0.1, 0.25
+EPOCH_LAYER_S, EXTRACT_LAYER_S, PROBE_LAYER_S = 0.05, 0.1, 0.2
 
 SPREAD = {"train": (0.7, 1.5), "extract": (0.7, 1.5), "probe": (0.5, 2.0)}
 """The range of a stage's time, by its estimate: see ``benchmarks/estimate.py``."""
