@@ -12,11 +12,13 @@ from command_line import SMALL, WORKS_S, fail, satstore
 from small_data import write_folder
 from tiny import CONFIG, run_tiny
 
+from satstore.analysis.logistic.memory import fit_bytes
+from satstore.analysis.logistic.problem import LogisticProblem
 from satstore.config.grid import read_config
 from satstore.config.keys import LatentsKey
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
 from satstore.models.plan import plan_model
-from satstore.planning.estimate import Counts, store_bytes
+from satstore.planning.estimate import Counts, probe_memory, store_bytes
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
 from satstore.stages.pipeline import run_experiments
@@ -202,6 +204,20 @@ def test_plan__counts_every_pooling_and_lists_multiply() -> None:
     assert counts.n_outputs == 1
     ratios = {(key, layer): 0.5 for key, part in plan.shapes.items() for layer in part}
     assert store_bytes(plan, counts.n_samples, ratios) == sum(plan.n_features) * 120
+
+
+def test_plan__has_pixelwise_latents_of_convs_alone_and_a_probe_of_each_position() -> None:
+    [config] = read_config({"model": "vgg5", "resolution": 32})
+    plan = plan_model(config, 10, ("pixelwise",))
+    shapes = plan.shapes[LatentsKey("pixelwise")]
+    assert shapes["features.0"] == (32, 32, 64), "height, width, channels, as they are stored"
+    assert all(name.startswith("features") for name in shapes), "a Linear layer has no positions"
+
+    counts, weights_bytes = Counts(100, 20, 10), 8 * 32 * 32 * 10 * (64 + 1)
+    assert probe_memory(plan, counts, n_threads=1, base_bytes=0) > weights_bytes, "of all positions at once"
+    widest = {"n_features": 32 * 32 * 64, "n_positions": 32 * 32}
+    problem = LogisticProblem(n_rows=100, n_classes=10, C=1.0, tol=1e-4, max_iter=1, **widest)
+    assert probe_memory(plan, counts, n_threads=1, base_bytes=7) == 7 + fit_bytes(problem, n_threads=1)
 
 
 def test_check_disk__names_both_quantities(tmp_path: Path) -> None:

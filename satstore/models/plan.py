@@ -148,8 +148,9 @@ def _plan_layer(layer: "Layer", module: "nn.Module", poolings: tuple[str, ...]) 
         blank = torch.empty(1, *layer.output_shape, device="meta")
         if type(module).__name__ == "LSTM":
             return (layer.output_shape[-1],)
-        return tuple(pool_latent(blank, module, "full" if pooling == "pixelwise" else pooling)[0].shape)
+        return tuple(pool_latent(blank, module, pooling)[0].shape)
 
-    n_axes = len(layer.output_shape)
-    latents = {LatentsKey(p): shape(p) for p in poolings if p != "pixelwise" or n_axes > 1}
+    # As the manifest's LayerRecord.has_positions says.
+    has_positions = layer.kind not in ("Linear", "LSTM") and len(layer.output_shape) > 2
+    latents = {LatentsKey(p): shape(p) for p in poolings if p != "pixelwise" or has_positions}
     return PlannedLayer(layer.name, layer.kind, layer.output_shape, latents)

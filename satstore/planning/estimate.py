@@ -164,7 +164,7 @@ def probe_memory(plan: ModelPlan, counts: Counts, n_threads: int, base_bytes: in
             C=1.0,
             tol=1e-4,
             max_iter=1,
-            n_positions=prod(shape[:-1]) if key.pooling == "pixelwise" else 1,
+            n_positions=prod(shape[:-1]) if key.pooling == "pixelwise" else 1,  # features come last
         )
         for key, layers in plan.shapes.items()
         for shape in layers.values()
