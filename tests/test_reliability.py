@@ -19,7 +19,7 @@ from satstore.errors import CorruptError, NumericsError
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
 from satstore.storage.zarr import AnalysisStore, open_latents
-from satstore.training import loop
+from satstore.training import epoch_spectra
 
 TESTS = Path(__file__).parent
 
@@ -102,7 +102,7 @@ def test_spectra__of_products_beyond_float64_are_nan_and_the_others_go_on(
             raise NumericsError("16 of 16 entries of the covariance are not finite: no spectrum")
         return eigenvalues(covariance)
 
-    monkeypatch.setattr(loop, "eigenvalues", refuse)
+    monkeypatch.setattr(epoch_spectra, "eigenvalues", refuse)
     run = run_tiny(tmp_path, stages=["train", "saturation"])
     spectra = run.spectra("train")
     assert np.isnan(spectra["0"]).all()

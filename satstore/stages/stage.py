@@ -89,8 +89,7 @@ class Stage:
         ConfigError
             If there is neither ``table`` nor ``pending``.
         """
-        if not table and pending is None:
-            raise ConfigError(f"stage {name!r} needs table or pending, to tell when it is done")
+        _check_end(name, table, pending)
 
         def is_missing(run: Run, asked: Any) -> list[str]:
             return [] if run.has_file(f"{table}.csv") and not getattr(asked, "overwrite", False) else [table]
@@ -143,6 +142,7 @@ def stage(name: str, **options: Any) -> Callable[[Callable[[Run, Any], None]], C
     ConfigError
         If there is neither ``table`` nor ``pending``, or the name is taken.
     """
+    _check_end(name, options.get("table", ""), options.get("pending"))
 
     def add(function: Callable[[Run, Any], None]) -> Callable[[Run, Any], None]:
         text = " ".join((function.__doc__ or name).strip().splitlines()[0].split())
@@ -151,3 +151,8 @@ def stage(name: str, **options: Any) -> Callable[[Callable[[Run, Any], None]], C
         return function
 
     return add
+
+
+def _check_end(name: str, table: str, pending: object) -> None:
+    if not table and pending is None:
+        raise ConfigError(f"stage {name!r} needs table or pending, to tell when it is done")
