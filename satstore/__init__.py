@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from satstore.config.grid import read_config
     from satstore.errors import SatstoreError
     from satstore.reports.evidence import advise_on
-    from satstore.reports.plots import plot_layers
+    from satstore.reports.figures import find_panels
+    from satstore.reports.plots import plot_layers, plot_paper_figure
     from satstore.runs.logs_folder import find_runs, list_runs, open_run
     from satstore.runs.run import Run
     from satstore.stages.pipeline import apply_stages, run_experiments
@@ -31,11 +32,13 @@ _MODULES = {
     "SatstoreError": "satstore.errors",
     "advise_on": "satstore.reports.evidence",
     "apply_stages": "satstore.stages.pipeline",
+    "find_panels": "satstore.reports.figures",
     "find_runs": "satstore.runs.logs_folder",
     "list_runs": "satstore.runs.logs_folder",
     "open_latents": "satstore.storage.zarr",
     "open_run": "satstore.runs.logs_folder",
     "plot_layers": "satstore.reports.plots",
+    "plot_paper_figure": "satstore.reports.plots",
     "read_config": "satstore.config.grid",
     "receptive_field": "satstore.analysis.receptive_field.table",
     "record": "satstore.stages.record.record",
@@ -51,11 +54,13 @@ __all__ = [
     "__version__",
     "advise_on",
     "apply_stages",
+    "find_panels",
     "find_runs",
     "list_runs",
     "open_latents",
     "open_run",
     "plot_layers",
+    "plot_paper_figure",
     "read_config",
     "receptive_field",
     "record",
