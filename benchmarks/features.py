@@ -21,7 +21,7 @@ from tiny_digits import split_digits
 from torch import Tensor, nn
 from torch.nn import functional
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.files import FORMAT_VERSION
 from satstore.storage.location import Folder

@@ -24,7 +24,7 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 
 from satstore.config.experiment import ExperimentConfig  # noqa: E402
-from satstore.config.keys import LatentsKey, ProbeKey  # noqa: E402
+from satstore.config.latent_keys import LatentsKey, ProbeKey  # noqa: E402
 from satstore.runs.logs_folder import make_run  # noqa: E402
 from satstore.runs.manifest import LayerRecord, Manifest, ProbesRecord, StageRecord  # noqa: E402
 from satstore.runs.run import Run  # noqa: E402

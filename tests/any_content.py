@@ -18,7 +18,7 @@ from command_line import satstore
 from matplotlib.figure import Figure
 
 from satstore import advise_on
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import SatstoreError
 from satstore.reports import plots
 from satstore.reports.listing.columns import SORT_KEYS, describe_row, sort_experiments

@@ -12,7 +12,7 @@ import numpy as np
 from wide import IMAGE_BYTES
 
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.runs.logs_folder import make_run
 from satstore.runs.manifest import DatasetRecord, LatentsRecord, LayerRecord, Manifest
 from satstore.storage.zarr import LatentWriter

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.location import Folder
 from satstore.storage.zarr import LatentWriter

@@ -15,7 +15,7 @@ from satstore import registry
 from satstore.cli import app
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import read_config
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.runs.logs_folder import make_run
 from satstore.runs.run import Run
 

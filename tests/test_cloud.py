@@ -25,7 +25,7 @@ from obstore.store import LocalStore
 from zarr.storage import ObjectStore
 
 import satstore
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError, UnreachableError
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run

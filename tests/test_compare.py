@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from tiny import run_tiny
 
 from satstore.cli import compare
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError
 from satstore.reports import plots
 from satstore.runs.run import Run

@@ -13,7 +13,7 @@ from jsonschema import Draft202012Validator
 
 from satstore.config.experiment import NOT_TRAINING, ExperimentConfig
 from satstore.config.grid import LIST_KEYS, find_config, list_configs, read_config
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.config.schema import config_schema
 from satstore.errors import ConfigError, NotFoundError, UnknownNameError
 

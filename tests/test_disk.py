@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from command_line import call, satstore
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import NotFoundError
 from satstore.registry import STAGES
 from satstore.runs.disk_usage import measure_disk_usage

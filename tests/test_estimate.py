@@ -15,7 +15,7 @@ from tiny import CONFIG, run_tiny
 from satstore.analysis.logistic.memory import fit_bytes
 from satstore.analysis.logistic.problem import LogisticProblem
 from satstore.config.grid import read_config
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
 from satstore.models.plan import plan_model
 from satstore.planning.estimate import Counts, probe_memory, store_bytes

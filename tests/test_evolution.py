@@ -20,7 +20,7 @@ from torch import nn
 
 from satstore.cli.show import print_layers, summarize_layers
 from satstore.config.grid import read_config
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import MODELS
 from satstore.reports.plots import plot_evolution, plot_layers

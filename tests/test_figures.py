@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from satstore.analysis.layer_types import LAYER_TYPES
 from satstore.config.grid import list_configs, read_config
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.models.build import build_model
 from satstore.reports.figures import find_figure
 from satstore.reports.plots import Panel, plot_paper_figure, plot_relative, tabulate_relative

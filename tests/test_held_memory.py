@@ -8,7 +8,7 @@ import numpy as np
 import psutil
 import pytest
 
-from satstore.system import limits
+from satstore.system import memory
 from satstore.system.memory import peak_bytes, reset_peak, resident_bytes
 
 MANY = 4000
@@ -23,11 +23,11 @@ def test_available_memory__keeps_to_the_limit_of_a_container(
     limit: str, left: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=9000))
-    monkeypatch.setattr(limits, "CGROUP", tmp_path)
-    assert limits.available_memory() == 9000
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.available_memory() == 9000
     (tmp_path / "memory.max").write_text(f"{limit}\n")
     (tmp_path / "memory.stat").write_text("anon 1000\nfile 7000\ninactive_anon 6000\n")
-    assert limits.available_memory() == left
+    assert memory.available_memory() == left
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library frees as it likes")

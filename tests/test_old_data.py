@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from command_line import satstore
 
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import CorruptError
 from satstore.reports.run_curves import read_curves
 from satstore.runs.logs_folder import open_run

@@ -15,7 +15,7 @@ from phd_lab_logs import LAYERS, STEM, write_tree
 
 from satstore.compat.phd_lab import import_logs
 from satstore.compat.phd_lab.tables import name_table
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.models.build import build_model
 from satstore.reports.plots import plot_evolution, plot_layers

@@ -15,7 +15,7 @@ from phd_lab_logs import N_IMAGES, SHAPES, STEM, write_latents, write_tree
 from sklearn.linear_model import LogisticRegression
 
 from satstore.compat.phd_lab import import_logs
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.verify import Verification

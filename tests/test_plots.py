@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import read_config
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.reports.plots import (
     plot_comparison,

@@ -32,7 +32,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from satstore.analysis.logistic.evaluation import EvaluationQuery
 from satstore.cli.show import print_layers, summarize_layers
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import (
     ClusterError,
     ConfigError,

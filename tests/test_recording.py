@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import satstore
 from satstore.analysis.spectrum import eigenvalues
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, MemoryLimitError, MissingStageError
 from satstore.runs.verify import Verification
 from satstore.stages.pipeline import make_tasks, run_stages

@@ -18,7 +18,7 @@ from small_data import write_folder
 
 from satstore.cli.show import print_layers
 from satstore.config.grid import read_config
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, MemoryLimitError, MissingStageError, SatstoreError
 from satstore.registry import STAGES
 from satstore.runs.logs_folder import open_run

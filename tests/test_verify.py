@@ -13,7 +13,7 @@ import zarr
 from command_line import call, satstore
 from tiny import run_tiny
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.runs.logs_folder import list_runs
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run

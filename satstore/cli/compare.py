@@ -10,7 +10,7 @@ from satstore.cli.console import print_json, print_line
 from satstore.cli.options import Json, LogsDir, RunName
 from satstore.cli.output import output_file
 from satstore.cli.progress import Bar
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.config.naming import name_experiments
 from satstore.errors import ConfigError, NotFoundError
 from satstore.runs.events import Event

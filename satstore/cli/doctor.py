@@ -16,7 +16,8 @@ from satstore.cli.options import Json, LogsDir
 from satstore.errors import reason_of
 from satstore.runs.logs_folder import find_logs_dir
 from satstore.system.cores import count_cores
-from satstore.system.limits import available_memory, free_disk, nearest_folder
+from satstore.system.limits import free_disk, nearest_folder
+from satstore.system.memory import available_memory
 from satstore.system.text import counted, describe_size
 
 State = Literal["ok", "note", "bad"]

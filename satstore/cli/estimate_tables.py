@@ -24,8 +24,8 @@ from satstore.planning.estimate import (
     latent_passes,
     store_bytes,
 )
-from satstore.system.limits import available_memory, free_disk
-from satstore.system.memory import resident_bytes
+from satstore.system.limits import free_disk
+from satstore.system.memory import available_memory, resident_bytes
 from satstore.system.text import describe_durations, describe_size
 
 

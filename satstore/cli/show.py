@@ -12,7 +12,7 @@ from rich.table import Table
 
 from satstore.cli.console import SafeConsole, make_console, print_json, print_line
 from satstore.cli.options import Json, LogsDir, RunName
-from satstore.config.keys import ProbeKey
+from satstore.config.latent_keys import ProbeKey
 from satstore.errors import ConfigError, CorruptError
 from satstore.runs.logs_folder import find_logs_dir, list_runs, open_run
 from satstore.runs.repair import extract_command

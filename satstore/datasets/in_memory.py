@@ -11,7 +11,7 @@ from torch import Tensor
 from satstore.datasets.image_data import ImageData, ImageSplit, PixelSource, Update
 from satstore.datasets.image_folder import FileSource
 from satstore.system.cores import count_cores
-from satstore.system.limits import available_memory
+from satstore.system.memory import available_memory
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 
 if TYPE_CHECKING:
     from torch import nn

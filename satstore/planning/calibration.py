@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from satstore.capture.recorders import LatentRecorder, MomentRecorder
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.datasets.image_data import ImageData
 from satstore.registry import OPTIMIZERS
 from satstore.storage.zarr.compression_trial import encoded_ratio, encoding_rates

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import MemoryLimitError
 from satstore.models.plan import ModelPlan
 from satstore.system.cores import count_cores

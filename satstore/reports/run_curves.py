@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from satstore.analysis.advice import find_tail
 from satstore.analysis.spectrum import dimension_table
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.keys import ProbeKey
+from satstore.config.latent_keys import ProbeKey
 from satstore.errors import SatstoreError
 from satstore.runs.manifest import LayerRecord, drawn_layers
 from satstore.runs.run import Run

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from urllib.parse import unquote
 
-from satstore.config.keys import EPOCHS, LatentsKey
+from satstore.config.latent_keys import EPOCHS, LatentsKey
 from satstore.errors import CorruptError, NotFoundError, SatstoreError
 from satstore.runs.manifest import LATENTS, Manifest, checkpoint_name
 from satstore.runs.repair import record_call

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.runs.manifest import LatentsRecord, Manifest
 from satstore.storage.commit_log import Committed
 from satstore.storage.files import FORMAT_VERSION

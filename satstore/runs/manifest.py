@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import from_json
 
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.config.validation import describe_invalid
 from satstore.errors import CorruptError, NotFoundError
 from satstore.storage.files import FORMAT_VERSION, Digest

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Protocol
 
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.runs.manifest import Manifest
 
 MAKERS: Mapping[str, str] = {

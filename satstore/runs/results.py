@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.config.validation import describe_invalid
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError, printable
 from satstore.registry import suggest

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import suggest
 from satstore.runs.manifest import checkpoint_name

@@ -1,33 +1,17 @@
-"""Free disk and memory of this machine, and the refusal of work that does not fit.
+"""The free disk of this machine, and the refusal of work that does not fit its disk or memory.
 
 Sizes are projected before the work begins, so that it is refused in its first second and not at its end.
 """
 
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 from satstore.errors import DiskSpaceError, MemoryLimitError
-from satstore.system.memory import resident_bytes
+from satstore.system.memory import available_memory, resident_bytes
 from satstore.system.text import describe_size
 
 # Of loader processes, pages that they share counted once: 910 MiB of two, of each 190 its own (torch 2.14).
 LOADERS_BYTES, LOADER_BYTES = 530 * 2**20, 190 * 2**20
-
-CGROUP = Path("/sys/fs/cgroup")
-"""The limits of the container that this process runs in, which psutil does not read."""
-
-
-def available_memory() -> int:
-    """Return the bytes that can still be taken without swapping, on this machine and in this container."""
-    available = int(psutil.virtual_memory().available)
-    with suppress(OSError, KeyError, ValueError):  # no container, or "max", which is no limit
-        limit = int((CGROUP / "memory.max").read_text())
-        held = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        available = min(available, limit - int(held["anon"]))
-    return max(0, available)
 
 
 def nearest_folder(path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""How much memory this process holds."""
+"""The memory that this process holds, and what the machine or its container has left."""
 
 import resource
 import sys
@@ -6,6 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+CGROUP = Path("/sys/fs/cgroup")
+"""The limits of the container that this process runs in, which psutil does not read."""
 
 
 def peak_bytes() -> int:
@@ -39,3 +42,13 @@ def release_freed_memory() -> None:
 
     with suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def available_memory() -> int:
+    """Return the bytes that can still be taken without swapping, on this machine and in this container."""
+    available = int(psutil.virtual_memory().available)
+    with suppress(OSError, KeyError, ValueError):  # no container, or "max", which is no limit
+        limit = int((CGROUP / "memory.max").read_text())
+        held = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        available = min(available, limit - int(held["anon"]))
+    return max(0, available)

@@ -16,7 +16,7 @@ from satstore.capture.recorders import MomentRecorder
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import MemoryLimitError, NumericsError
 from satstore.runs.run import Run
-from satstore.system.limits import available_memory
+from satstore.system.memory import available_memory
 from satstore.system.process_group import ProcessGroup
 from satstore.system.text import describe_size
 

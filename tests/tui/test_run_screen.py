@@ -33,7 +33,7 @@ from textual.pilot import Pilot
 from textual.widgets import Log, Static, TabbedContent
 from textual_plot import PlotWidget
 
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.reports.listing.job_text import describe_job
 from satstore.reports.run_curves import DELTAS, RunCurves, read_curves
 from satstore.runs.manifest import Manifest

@@ -30,7 +30,7 @@ from satstore.compat.phd_lab.tree import (
 )
 from satstore.compat.phd_lab.weights import pack_weights, read_weights
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.keys import ProbeKey
+from satstore.config.latent_keys import ProbeKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import check_run_id, make_run

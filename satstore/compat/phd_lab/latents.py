@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from satstore.compat.phd_lab.tables import DEFAULT_POOLING
 from satstore.compat.phd_lab.tree import dotted, reporting_corruption
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import CorruptError
 from satstore.runs.latents_record import describe_latents, describe_store
 from satstore.runs.manifest import DatasetRecord, LayerRecord, Manifest

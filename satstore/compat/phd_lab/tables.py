@@ -13,7 +13,7 @@ from satstore.compat.phd_lab.tree import (
     reporting_corruption,
 )
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import CorruptError
 from satstore.runs.manifest import LayerRecord
 

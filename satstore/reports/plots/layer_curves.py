@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from satstore.config.keys import ProbeKey
+from satstore.config.latent_keys import ProbeKey
 from satstore.config.naming import name_experiments
 from satstore.errors import NotFoundError
 from satstore.reports.colors import PROBES, RUNS, SATURATION

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.config.naming import KEYS, describe_value, name_experiments, varied_keys
 from satstore.reports.colors import PROBES, SATURATION
 from satstore.reports.plots.layer_curves import draw_layer_curves, model_accuracy, shown_layers

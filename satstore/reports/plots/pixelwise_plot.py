@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from matplotlib.figure import Figure
 
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import NotFoundError
 from satstore.reports.plots.layer_curves import model_accuracy, shown_layers
 from satstore.reports.plots.style import WIDEST, break_name, break_text, with_plain_names

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import suppress
 
-from satstore.config.keys import ProbeKey
+from satstore.config.latent_keys import ProbeKey
 from satstore.errors import CorruptError
 from satstore.runs.events import Event, Listener
 from satstore.runs.repair import repair_command

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import CorruptError, NotFoundError
 from satstore.runs.manifest import checkpoint_name
 from satstore.runs.repair import extract_command, probe_command, repair_command

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.datasets.image_data import ImageData, ImageSplit
 from satstore.datasets.loaders import make_loader
 from satstore.datasets.worker_failures import explaining_lost_workers

@@ -30,7 +30,7 @@ from satstore.analysis.logistic.evaluation import class_codes
 from satstore.analysis.logistic.loss import Codes
 from satstore.analysis.row_source import RowSource
 from satstore.analysis.tiles import tile_height
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ClusterError
 from satstore.storage.zarr import LatentArray, open_latents
 

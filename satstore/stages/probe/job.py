@@ -5,7 +5,7 @@ from math import prod
 from typing import Any
 
 from satstore.analysis.logistic.problem import LogisticProblem
-from satstore.config.keys import ProbeKey
+from satstore.config.latent_keys import ProbeKey
 from satstore.stages.probe.latents import SPLITS, ProbeLatents
 from satstore.storage.zarr import LatentArray
 

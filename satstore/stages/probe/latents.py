@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from satstore.analysis.logistic.evaluation import class_codes
 from satstore.analysis.logistic.loss import Codes
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from satstore.config.experiment import DeviceName
-from satstore.config.keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, SatstoreError
 from satstore.runs.manifest import ProbesRecord
 from satstore.runs.run import Run

@@ -6,7 +6,7 @@ import io
 from collections.abc import Collection, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from satstore.config.keys import ProbeKey
+from satstore.config.latent_keys import ProbeKey
 from satstore.runs.manifest import Manifest, ProbesRecord
 from satstore.runs.run import Run
 

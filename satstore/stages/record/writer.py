@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from satstore.capture.layers import Layer, describe_layers, select_layers
 from satstore.capture.recorders import LatentRecorder, MomentRecorder
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError
 from satstore.planning.estimate import TYPICAL_RATIO, latent_bytes
 from satstore.runs.latents_record import describe_latents, describe_store

@@ -14,7 +14,7 @@ from zarr.storage import LocalStore
 
 from satstore.analysis.floats import Floats
 from satstore.analysis.row_source import BlockRows
-from satstore.config.keys import EPOCHS, LatentsKey
+from satstore.config.latent_keys import EPOCHS, LatentsKey
 from satstore.errors import NotFoundError, UnknownNameError
 from satstore.registry import suggest
 from satstore.storage.location import Location, locate

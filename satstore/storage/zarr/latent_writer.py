@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError
 from satstore.storage.commit_log import CommitLog, is_under
 from satstore.storage.location import Location

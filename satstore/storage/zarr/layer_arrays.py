@@ -8,7 +8,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import CorruptError
 from satstore.storage.commit_log import Committed
 from satstore.storage.zarr.durable_store import DurableStore, open_or_mend

@@ -15,7 +15,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import CorruptError, MemoryLimitError, NotFoundError, SatstoreError, reason_of
 from satstore.storage.files import FORMAT_VERSION
 from satstore.storage.location import Location

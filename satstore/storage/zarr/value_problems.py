@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 
 FIRST_NON_FINITE = 0x7C00
 """The bits of float16's infinity; those of non-finite values, without the sign, are at least as large."""

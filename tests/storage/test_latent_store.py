@@ -27,7 +27,7 @@ from splits import (
     log_of,
 )
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, MemoryLimitError, NotFoundError, UnknownNameError
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.files import Digest, WriteError

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from splits import Split, check_whole, contents, interrupted, log_of
 from zarr.codecs import BloscCodec
 
-from satstore.config.keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey
 from satstore.storage.location import Folder
 from satstore.storage.zarr import LatentWriter, open_latents
 from satstore.storage.zarr.compression_trial import encoded_ratio
