@@ -118,13 +118,7 @@ class Registry(Mapping[str, Any]):
     def register(
         self, name: str, *, family: str = "", description: str = "", **arguments: Any
     ) -> Callable[[T], T]:
-        """Add the decorated object under a name.
-
-        Raises
-        ------
-        ConfigError
-            If the name is taken by another object.
-        """
+        """Add the decorated object under a name; ConfigError if another object has it."""
 
         def add(target: T) -> T:
             known = self._fill().get(name)
@@ -140,16 +134,8 @@ class Registry(Mapping[str, Any]):
     def stand_in(self, owner: object) -> Iterator[None]:
         """Look names up among the factories of a module, class or object first, until the block ends.
 
-        Parameters
-        ----------
-        owner
-            Its factories are the callables in its ``__dict__`` whose names don't begin with an underscore.
-            Other names are looked up in the registry's own entries.
-
-        Raises
-        ------
-        ConfigError
-            If it has no ``__dict__``, or nothing in it that can be called.
+        Its factories are the callables in its ``__dict__`` whose names don't begin with an underscore; other
+        names are looked up in the registry's own entries. ConfigError if it has none.
         """
         found = {k: v for k, v in getattr(owner, "__dict__", {}).items() if callable(v) and k[:1] != "_"}
         family = getattr(owner, "__name__", type(owner).__name__)
@@ -169,25 +155,18 @@ class Registry(Mapping[str, Any]):
     def entry(self, name: str) -> Entry:
         """Return the entry of a name, with an argument after a colon bound to it.
 
-        Raises
-        ------
-        UnknownNameError
-            If there is no such name; the message suggests the nearest.
+        UnknownNameError suggests the nearest name if there is no such one.
         """
         entries = self._known()
         name = self._spell(name)
         base, _, argument = name.partition(":")
         row = entries.get(name) or entries.get(base)
-        if row is None:
+        if row is None or (row.argument is None and row.name != name):
             raise UnknownNameError(f"no {self.kind} named {name!r}{self._instead(base, entries)}")
-        if row.name == name:
-            if row.argument:
-                raise UnknownNameError(f"{self.kind} {name!r} needs a value: {name}:{row.argument.upper()}")
-            return row
-        if row.argument and not argument:
-            raise UnknownNameError(f"{self.kind} {name!r} needs a value: {base}:{row.argument.upper()}")
         if row.argument is None:
-            raise UnknownNameError(f"no {self.kind} named {name!r}{self._instead(base, entries)}")
+            return row
+        if not argument:
+            raise UnknownNameError(f"{self.kind} {name!r} needs a value: {base}:{row.argument.upper()}")
         bound = {**row.arguments, row.argument: argument}
         return Entry(name, row.target, bound, row.family, row.description)
 
@@ -251,12 +230,7 @@ def load_plugins(modules: Iterable[str]) -> None:
     """Import the modules of a config's ``"plugins"``, which register their entries.
 
     Modules are searched for on Python's path, and last in the working folder. Each import is logged
-    (``satstore.plugins``): it is the one way in which a config runs code.
-
-    Raises
-    ------
-    ConfigError
-        If one can't be imported.
+    (``satstore.plugins``): it is the one way in which a config runs code. ConfigError if one can't be.
     """
     for module in modules:
         if str(Path.cwd()) not in sys.path:
@@ -289,18 +263,7 @@ REGISTRIES: Mapping[str, Registry] = {
 
 @contextmanager
 def stand_in(owners: Mapping[str, object]) -> Iterator[None]:
-    """Look names up in objects first, until the block ends; see :meth:`Registry.stand_in`.
-
-    Parameters
-    ----------
-    owners
-        The name of a registry, such as ``models``, to the object that has its factories.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such registry.
-    """
+    """Look names up in objects first, by registry, such as ``models``; see :meth:`Registry.stand_in`."""
     with ExitStack() as stack:
         for name, owner in owners.items():
             if name not in REGISTRIES:

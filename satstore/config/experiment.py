@@ -54,8 +54,7 @@ class ExperimentConfig(BaseModel):
 
     model: str = Field("resnet18", description="a name of `satstore list models`")
     dataset: str = Field(
-        "Cifar10",
-        description='a name of `satstore list datasets`; `"ImageFolder:PATH"` for your own images',
+        "Cifar10", description='a name of `satstore list datasets`; `"ImageFolder:PATH"` for your own images'
     )
     resolution: int = Field(32, ge=1, description="height and width of the model's input, in pixels")
     epoch: int = Field(30, ge=1, description="number of epochs to train")

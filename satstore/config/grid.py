@@ -33,13 +33,7 @@ NAMED_KEYS: Mapping[str, Registry] = {
 
 
 def find_config(name: str) -> Path:
-    """Find a config by its path, or by the name of a shipped one such as ``demo``.
-
-    Raises
-    ------
-    NotFoundError
-        If there is no such file and no such shipped config.
-    """
+    """Find a config by its path or a shipped one's name, such as ``demo``; NotFoundError if there is none."""
     with suppress(OSError):  # a name that is too long for a file, or in a folder that can't be entered
         if Path(name).is_file():
             return Path(name)
@@ -88,13 +82,7 @@ def read_config(source: str | Path | Mapping[str, Any]) -> list[ExperimentConfig
 
 
 def read_json_config(path: Path) -> dict[str, Any]:
-    """Read a config's JSON object without checks of its keys and values.
-
-    Raises
-    ------
-    ConfigError
-        If it is no JSON object, or has a key twice.
-    """
+    """Read a config's JSON object, unchecked; ConfigError if it is no such object, or has a key twice."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once_each)
     except json.JSONDecodeError as error:
@@ -125,14 +113,13 @@ def expand_grid(content: dict[str, Any]) -> list[ExperimentConfig]:
     for key in content:
         if key not in known:
             raise ConfigError(f"unknown config key {key!r}{suggest(key, known)}")
-    for key in LIST_KEYS & content.keys():
-        if not isinstance(content[key], list | tuple):
-            raise ConfigError(f"{key!r} takes a list, found {content[key]!r}")
     for key, value in content.items():
+        if key in LIST_KEYS and not isinstance(value, list | tuple):
+            raise ConfigError(f"{key!r} takes a list, found {value!r}")
         if (
-            key not in ("plugins", "metrics", "latent_epochs")
-            and isinstance(value, list | tuple)
+            isinstance(value, list | tuple)
             and not value
+            and key not in ("plugins", "metrics", "latent_epochs")
         ):
             raise ConfigError(f"{key!r} is an empty list; give one value at least")
     load_plugins(map(str, content.get("plugins", ())))
