@@ -1,6 +1,6 @@
 """Which latents an extraction is asked for, and which of them are missing or damaged."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -42,6 +42,10 @@ class PoolingPlan:
     missing: dict[str, list[str]] = field(default_factory=dict)
     damage: list[Damage] = field(default_factory=list)
 
+    def missing_places(self) -> list[tuple[str, str]]:
+        """Return the split and the layer of each that is missing."""
+        return [(split, layer) for split, layers in self.missing.items() for layer in layers]
+
 
 def plan_latents(run: Run, parameters: Any) -> list[PoolingPlan]:
     """Find what an extraction has to do, epoch by epoch and pooling by pooling.
@@ -49,8 +53,7 @@ def plan_latents(run: Run, parameters: Any) -> list[PoolingPlan]:
     Raises
     ------
     ConfigError
-        If no layer is asked for, an epoch was not trained, or the stored latents are rounded otherwise than
-        asked for.
+        If no layer is asked for, an epoch was not trained, or the stored latents are rounded otherwise.
     NotFoundError
         If the weights after an epoch were not kept.
     """
@@ -61,16 +64,13 @@ def plan_latents(run: Run, parameters: Any) -> list[PoolingPlan]:
         record = run.manifest.latents.get(key)
         if record is not None and not plan.is_anew:
             plan.damage = list(find_damage(run, key, content=parameters.check))
+        known = None if plan.is_anew or parameters.overwrite else record
         for split in parameters.splits:
-            stored = (
-                ()
-                if record is None or plan.is_anew or parameters.overwrite
-                else record_of(run, record, split)
-            )
+            stored = record_of(run, known, split) if known else ()
             damaged = {layer for layer in plan.layers if is_hit(plan.damage, key, split, layer)}
             missing = [layer for layer in plan.layers if layer not in stored or layer in damaged]
             if missing:
-                if record is not None and not record.has_checkpoint and not plan.is_anew:
+                if known and not known.has_checkpoint:
                     raise ConfigError(
                         f"the latents {key} of {run.name} are of unknown weights, and {missing[0]} of "
                         f"{split} is not whole or not among them; to write all of them anew: --overwrite"
@@ -109,10 +109,7 @@ def _begin(run: Run, parameters: Any, key: LatentsKey, layers: list[str]) -> Poo
 def layers_at(run: Run, key: LatentsKey, names: list[str]) -> list[str]:
     """Return those of some layers that have latents of a key: of pixelwise, those that have positions.
 
-    Raises
-    ------
-    ConfigError
-        If that is none.
+    ConfigError if that is none.
     """
     if key.pooling != "pixelwise":
         return names
@@ -182,20 +179,3 @@ def describe_missing(plans: Sequence[PoolingPlan]) -> list[str]:
         for plan in plans
         for split, layers in plan.missing.items()
     ]
-
-
-def group_by_epoch(plans: Sequence[PoolingPlan]) -> Mapping[int | None, list[PoolingPlan]]:
-    """Return plans with something to do by the epoch whose weights they are of."""
-    groups: dict[int | None, list[PoolingPlan]] = {}
-    for plan in plans:
-        if plan.missing:
-            groups.setdefault(plan.key.epoch, []).append(plan)
-    return groups
-
-
-def group_by_rounding(plans: Sequence[PoolingPlan]) -> Mapping[int, list[PoolingPlan]]:
-    """Return plans by their mantissa bits: one pass over the data for each."""
-    groups: dict[int, list[PoolingPlan]] = {}
-    for plan in plans:
-        groups.setdefault(plan.mantissa_bits, []).append(plan)
-    return groups

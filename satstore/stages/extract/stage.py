@@ -14,8 +14,6 @@ from satstore.stages.extract.plan import (
     SPLITS,
     PoolingPlan,
     describe_missing,
-    group_by_epoch,
-    group_by_rounding,
     plan_latents,
     record_of,
 )
@@ -93,12 +91,14 @@ def run_extraction(run: Run, plan: Plan[list[PoolingPlan]]) -> None:
         provenance.assume_data(run, data, device)
     if not parameters.force:
         check_resources(run, plan.work, data, parameters)
-    for epoch, of_epoch in group_by_epoch(plan.work).items():
+    for epoch in dict.fromkeys(todo.key.epoch for todo in plan.work):
+        of_epoch = [todo for todo in plan.work if todo.key.epoch == epoch]
         model = run_model.load_model(run, len(data.classes), device, epoch)
         forget(run, of_epoch, overwrite=parameters.overwrite)
-        for bits, group in group_by_rounding(of_epoch).items():
+        for bits in dict.fromkeys(todo.mantissa_bits for todo in of_epoch):  # a pass over the data for each
+            group = [todo for todo in of_epoch if todo.mantissa_bits == bits]
             for split, images in (("train", data.train_plain), ("eval", data.eval)):
-                wanted = {plan.key: plan.missing[split] for plan in group if split in plan.missing}
+                wanted = {todo.key: todo.missing[split] for todo in group if split in todo.missing}
                 if wanted:
                     write_split(run, model, images, split, wanted, bits, parameters.memory_limit)
         commit(run, of_epoch, data)
@@ -107,13 +107,7 @@ def run_extraction(run: Run, plan: Plan[list[PoolingPlan]]) -> None:
 def check_resources(
     run: Run, plans: Sequence[PoolingPlan], data: "ImageData", parameters: ExtractParameters
 ) -> None:
-    """Refuse to begin what disk or memory can't suffice for.
-
-    Raises
-    ------
-    DiskSpaceError, MemoryLimitError
-        Naming what is needed and what is there.
-    """
+    """Raise DiskSpaceError or MemoryLimitError where disk or memory can't suffice."""
     from satstore.models.plan import plan_model
     from satstore.planning.estimate import TYPICAL_RATIO, extraction_memory, latent_bytes
     from satstore.storage.zarr.layout import encode_layer
@@ -123,20 +117,17 @@ def check_resources(
     plan = plan_model(run.config, len(data.classes), poolings_of(run, parameters))
     n_samples = {"train": len(data.train), "eval": len(data.eval)}
     sizes = {(key, layer): shape for key, layers in plan.shapes.items() for layer, shape in layers.items()}
+    missing = [(todo.key, *place) for todo in plans for place in todo.missing_places()]
     needed_bytes = sum(
-        latent_bytes(sizes[todo.key.at(None), layer], n_samples[split], TYPICAL_RATIO)
-        for todo in plans
-        for split, layers in todo.missing.items()
-        for layer in layers
+        latent_bytes(sizes[key.at(None), layer], n_samples[split], TYPICAL_RATIO)
+        for key, split, layer in missing
     )
     what, location = f"the latents of {run.name}", run.latents_location
     if isinstance(location, Folder):
         # What a killed extraction left counts: it is gone on with, or replaced.
         written = sum(
-            sum(location.sizes(as_key(f"{todo.key}/{split}/{encode_layer(layer)}")).values())
-            for todo in plans
-            for split, layers in todo.missing.items()
-            for layer in layers
+            sum(location.sizes(as_key(f"{key}/{split}/{encode_layer(layer)}")).values())
+            for key, split, layer in missing
         )
         check_disk(location.path, needed_bytes - written, what)
     n_most = max(n_samples.values())
@@ -147,12 +138,9 @@ def check_resources(
 
 
 def check_place(run: Run, latents_dir: str | None) -> str:
-    """Return where a run's latents lie, or are to lie; what the user names is remembered.
+    """Return where a run's latents lie, or are to lie, and remember what the user names.
 
-    Raises
-    ------
-    ConfigError
-        If latents are stored elsewhere.
+    ConfigError if latents are stored elsewhere.
     """
     known = run.manifest.latents_path
     if latents_dir is None:
@@ -171,10 +159,7 @@ def check_place(run: Run, latents_dir: str | None) -> str:
 def place(run: Run, latents_dir: str | None) -> None:
     """Note where a run's latents are to lie, once something answers there.
 
-    Raises
-    ------
-    ConfigError
-        If latents are stored elsewhere, or the manifest alone names the place.
+    ConfigError if latents are stored elsewhere, or the manifest alone names the place.
     """
     found = check_place(run, latents_dir)
     if latents_dir is None:
@@ -197,14 +182,13 @@ def forget(run: Run, plans: Sequence[PoolingPlan], *, overwrite: bool) -> None:
             if plan.is_anew:
                 del manifest.latents[plan.key]
                 continue
-            kept = {split: dict.fromkeys(record_of(run, record, split), "") for split in SPLITS}
             record.layers = {
                 split: {
                     layer: record.layers.get(split, {}).get(layer, "")
-                    for layer in layers
+                    for layer in record_of(run, record, split)
                     if layer not in plan.missing.get(split, ())
                 }
-                for split, layers in kept.items()
+                for split in SPLITS
             }
 
     run.commit(change=change)
@@ -213,11 +197,7 @@ def forget(run: Run, plans: Sequence[PoolingPlan], *, overwrite: bool) -> None:
         if plan.is_anew:
             gone = [str(plan.key)]
         elif overwrite:
-            gone += [
-                f"{plan.key}/{split}/{encode_layer(layer)}"
-                for split, ls in plan.missing.items()
-                for layer in ls
-            ]
+            gone += [f"{plan.key}/{split}/{encode_layer(layer)}" for split, layer in plan.missing_places()]
         discard(run.writable_latents(), run.commits, gone)
 
 

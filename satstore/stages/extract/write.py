@@ -14,10 +14,7 @@ from satstore.datasets.worker_failures import explaining_lost_workers
 from satstore.runs.latents_record import describe_latents, describe_store
 from satstore.runs.manifest import Manifest, checkpoint_name
 from satstore.runs.run import Run
-from satstore.stages.extract.plan import (
-    SPLITS,
-    PoolingPlan,
-)
+from satstore.stages.extract.plan import SPLITS, PoolingPlan
 from satstore.storage.zarr import LatentWriter, choose_shard_rows
 from satstore.storage.zarr.layout import Shapes
 from satstore.system.limits import beside_gpu, loader_bytes
@@ -89,12 +86,7 @@ def batch_starts(missing: Sequence[tuple[int, int]], size: int) -> list[int]:
 
 
 def open_writer(
-    run: Run,
-    shapes: Shapes,
-    images: ImageSplit,
-    split: str,
-    mantissa_bits: int,
-    memory_bytes: int,
+    run: Run, shapes: Shapes, images: ImageSplit, split: str, mantissa_bits: int, memory_bytes: int
 ) -> LatentWriter:
     """Open a run's store for one split, with shards that fit the memory."""
     epoch = next(iter(shapes)).epoch
