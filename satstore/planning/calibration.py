@@ -36,7 +36,7 @@ class Rates:
     images
         Images read and transformed in one process; None where the dataset is not on this machine.
     encoding, decoding
-        Bytes of float16 latents that are encoded for a store, and decoded from it.
+        Bytes of float16 latents.
     """
 
     device: str

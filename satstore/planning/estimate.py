@@ -101,11 +101,9 @@ def extraction_memory(
     n_samples
         Of the larger split.
     memory_limit
-        Shards are as large as it allows.
+        Bounds the shards, and the loader processes.
     base_bytes
         The interpreter with all libraries loaded, and the images that are held in memory.
-    n_loaders
-        Processes that load images meanwhile, which the limit bounds, too.
     """
     from satstore.storage.zarr import plan_memory
 
@@ -133,7 +131,7 @@ def training_memory(plan: ModelPlan, config: ExperimentConfig, base_bytes: int) 
     from satstore.capture.layer_samples import count_features
 
     weights = FLOAT32_BYTES * plan.n_values + checkpoint_bytes(plan, config.optimizer)
-    # Their gradients come and go while they are let go.
+    # Their gradients need no more: the backward pass lets activations go as it comes to them.
     activations = FLOAT32_BYTES * config.batch_size * (plan.n_activations + plan.widest)
     method, downsampling = config.conv_method, config.downsampling
     covariances = moments_bytes(
@@ -144,15 +142,7 @@ def training_memory(plan: ModelPlan, config: ExperimentConfig, base_bytes: int) 
 
 
 def probe_memory(plan: ModelPlan, counts: Counts, n_threads: int, base_bytes: int) -> int:
-    """Project the peak of the probe that takes the most, in bytes; see ``fit_bytes``.
-
-    Parameters
-    ----------
-    n_threads
-        That compute, with a tile each.
-    base_bytes
-        The interpreter with all libraries loaded.
-    """
+    """Project the peak of the probe that takes the most, in bytes, on some threads; see ``fit_bytes``."""
     from satstore.analysis.logistic.memory import fit_bytes
     from satstore.analysis.logistic.problem import LogisticProblem
 
@@ -175,35 +165,31 @@ def probe_memory(plan: ModelPlan, counts: Counts, n_threads: int, base_bytes: in
 def stored_ratios(
     logs_dir: Path, config: ExperimentConfig, plan: ModelPlan
 ) -> tuple[dict[tuple[LatentsKey, str], float], str]:
-    """Return how far latents of the same model and resolution were compressed in a logs folder, and whose.
+    """Return the compression of stored latents of the same model and resolution, and the name of their run.
 
-    Of several runs in the logs folder, the newest with a pooling counts; empty where there is none.
+    Of several runs in the logs folder, the newest with a pooling counts; both are empty where there is none.
     """
     from satstore.runs.logs_folder import list_runs
     from satstore.storage.zarr.layout import encode_layer
 
     found: dict[tuple[LatentsKey, str], float] = {}
-    names = []
-    alike = [r for r in list_runs(logs_dir, []) if _is_alike(r.config, config)] if logs_dir.is_dir() else []
-    for run in sorted(alike, key=lambda run: run.manifest.created):
+    name = ""
+    runs = list_runs(logs_dir, []) if logs_dir.is_dir() else []
+    for run in sorted(runs, key=lambda run: run.manifest.created):
+        if (run.config.model, run.config.resolution) != (config.model, config.resolution):
+            continue
         committed = run.commits.read(run.latents_location.name)
         for key, record in run.manifest.latents.items():
-            files = [
-                (layer, committed.under(f"{key}/train/{encode_layer(layer)}/latent")) for layer in run.layers
-            ]
             shapes = plan.shapes.get(key, {})
-            sizes = {
-                name: sum(d.size_bytes for d in under.values()) for name, under in files if name in shapes
-            }
-            if not all(sizes.values()) or sizes.keys() != shapes.keys():
+            sizes = {}
+            for layer in shapes:
+                files = committed.under(f"{key}/train/{encode_layer(layer)}/latent")
+                sizes[layer] = sum(digest.size_bytes for digest in files.values())
+            if not all(sizes.values()):
                 continue
             found |= {(key, n): s / latent_bytes(shapes[n], record.n_train) for n, s in sizes.items()}
-            names.append(run.name)
-    return found, ", ".join(dict.fromkeys(names[-1:]))
-
-
-def _is_alike(one: ExperimentConfig, other: ExperimentConfig) -> bool:
-    return (one.model, one.resolution) == (other.model, other.resolution)
+            name = run.name
+    return found, name
 
 
 PASSES = 60
@@ -238,13 +224,7 @@ class Times:
 def stage_times(
     plan: ModelPlan, config: ExperimentConfig, counts: Counts, rates: "Rates", workers: int
 ) -> Times:
-    """Estimate the stages' times from this machine's rates.
-
-    Parameters
-    ----------
-    workers
-        Loader processes, 0 for none.
-    """
+    """Estimate the stages' times from this machine's rates and the number of loader processes, 0 for none."""
     n_cores = count_cores()
     on_gpu = rates.device.startswith("cuda")
     # Per image. On the CPU, decoding and the model share the cores; beside a GPU, they overlap.
@@ -289,12 +269,8 @@ def stage_memory(
 ) -> Memory:
     """Project the stages' peaks; a probe's is that of the layer with the most features.
 
-    Parameters
-    ----------
-    workers
-        Processes that fit probes side by side; each takes the peak.
-    n_loaders
-        Processes that load images beside an extraction.
+    Each of `workers` processes that fit probes side by side takes its peak; `n_loaders` processes load images
+    beside an extraction.
     """
     n_threads = max(1, count_cores() // workers)
     n_most = max(counts.n_train, counts.n_eval)
@@ -307,15 +283,7 @@ def stage_memory(
 
 @dataclass(frozen=True)
 class Base:
-    """Bytes that a process holds before its work: its libraries and the images in memory.
-
-    Attributes
-    ----------
-    probe
-        A process that fits probes.
-    torch
-        One that trains or extracts.
-    """
+    """Bytes that a process holds before it fits probes, or uses torch: libraries and images in memory."""
 
     probe: int
     torch: int
