@@ -33,16 +33,8 @@ START_S = 30.0
 class Progress:
     """The progress of a job's stage.
 
-    Attributes
-    ----------
-    run, stage
-        The experiment and the stage that the job works on.
-    done, total
-        Units of work done and in all; None where nothing is counted.
-    rate
-        Units per second since the stage started.
-    left_s
-        Seconds until the stage ends, at that rate.
+    ``done`` and ``total`` are None where nothing is counted; ``rate`` is in units of work per second since
+    the stage started, ``left_s`` the seconds until it ends at that rate.
     """
 
     run: str = ""
@@ -125,10 +117,7 @@ def jobs_dir(logs_dir: Path) -> Path:
 def list_jobs(logs_dir: Path, known: Mapping[int, Job] | None = None) -> list[Job]:
     """Return the jobs of a logs folder, the newest first.
 
-    Parameters
-    ----------
-    known
-        Jobs read before, by number: those that had ended are not read again.
+    Jobs that are `known` to have ended, by number, are not read again.
     """
     jobs = []
     for number in sorted(job_numbers(jobs_dir(logs_dir)), reverse=True):
@@ -148,13 +137,7 @@ def job_numbers(folder: Path) -> list[int]:
 
 
 def find_job(name: str | int, logs_dir: Path) -> Job:
-    """Return a job by its number.
-
-    Raises
-    ------
-    NotFoundError
-        If there is none.
-    """
+    """Return a job by its number; NotFoundError if there is none."""
     path = jobs_dir(logs_dir) / f"{name}"
     job = read_job(path) if f"{name}".isdecimal() else None
     if job is None:

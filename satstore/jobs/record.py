@@ -14,14 +14,9 @@ from satstore.runs.events import Event, EventLog
 
 
 class JobRecord:
-    """Writes the progress of a command, and how it ended, to its job's folder.
+    """Writes the progress of a command, and how it ended, to its job's folder; without a folder, nothing.
 
-    Parameters
-    ----------
-    path
-        The job's folder; None to record nothing.
-    owns_log
-        Whether this process alone records the command: there is no supervisor.
+    With ``owns_log``, this process alone records the command: there is no supervisor.
     """
 
     def __init__(self, path: Path | None, owns_log: bool) -> None:

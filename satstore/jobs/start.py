@@ -42,10 +42,8 @@ def start_job(words: Sequence[str], logs_dir: Path, cwd: Path | None = None) -> 
 
     Raises
     ------
-    WriteError
-        If the logs folder can't be written.
-    SatstoreError
-        If no process could be started.
+    WriteError, SatstoreError
+        If the logs folder can't be written; if no process could be started.
     """
     path = claim_job(words, logs_dir, cwd or Path.cwd(), detached=True)
     with (path / "log.txt").open("ab") as log:
@@ -122,11 +120,6 @@ def _remove_partials(folder: Path) -> None:
 
 def cancel_job(job: Job, grace_s: float = 10.0) -> Job:
     """Stop a job: send SIGTERM, and after a grace period kill it and all processes that it started.
-
-    Parameters
-    ----------
-    grace_s
-        The grace period in seconds.
 
     Raises
     ------

@@ -32,13 +32,7 @@ def plan_flops(run: Run, parameters: FlopsParameters) -> Plan[None]:
 
 
 def write_flops(run: Run, _: Plan[None]) -> None:
-    """Write what the model costs; the training's length is that of the run, or, before it, the config's.
-
-    Raises
-    ------
-    ConfigError
-        If the model's operations can't be counted.
-    """
+    """Write what the model costs; the training's length is that of the run, or, before it, the config's."""
     dataset, summary = run.manifest.dataset, run.manifest.summary
     if dataset is not None:
         n_train, n_eval, n_classes = dataset.n_train, dataset.n_eval, len(dataset.classes)
@@ -57,13 +51,7 @@ def write_flops(run: Run, _: Plan[None]) -> None:
 
 
 def count_model_costs(config: ExperimentConfig, n_classes: int) -> "Costs":
-    """Count the parameters and the operations of a config's model, for one image.
-
-    Raises
-    ------
-    ConfigError
-        If the model's operations can't be counted.
-    """
+    """Count a config's model's parameters and operations for one image; ConfigError if that can't be done."""
     import torch
 
     from satstore.analysis.flops import count_costs

@@ -22,8 +22,6 @@ class FormEntry:
 
     Attributes
     ----------
-    name, flag, description
-        The parameter's; the flag is the one of its command.
     default
         How its default reads; empty where it has none.
     choices
@@ -115,17 +113,8 @@ def check_texts(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return the parameters that texts stand for, those at their default left out, and what is wrong.
 
-    Parameters
-    ----------
-    texts
-        What was typed, by parameter; empty: the default. A switch's is whether it is on.
-
-    Returns
-    -------
-    values
-        As the flags take them; see :func:`flag_words`.
-    errors
-        By parameter, the same that the command says.
+    An empty text stands for the default; a switch's value is whether it is on. Values are as
+    :func:`flag_words` takes them; errors, by parameter, are those of the command.
     """
     values: dict[str, Any] = {}
     for entry in describe_entries(model):

@@ -60,8 +60,7 @@ Device = Annotated[
 ]
 
 DeviceOfNeeds = Annotated[
-    DeviceName | None,
-    Field(description="cpu or cuda:N, for the stages that have to run first"),
+    DeviceName | None, Field(description="cpu or cuda:N, for the stages that have to run first")
 ]
 
 Poolings = Annotated[

@@ -10,7 +10,14 @@ from pydantic import ValidationError
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import read_config
 from satstore.config.validation import describe_invalid
-from satstore.errors import ConfigError, MemoryLimitError, MissingStageError, SatstoreError, StageError
+from satstore.errors import (
+    ConfigError,
+    MemoryLimitError,
+    MissingStageError,
+    SatstoreError,
+    StageError,
+    reason_of,
+)
 from satstore.registry import STAGES, stand_in
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import check_run_id, find_logs_dir, make_run
@@ -37,12 +44,7 @@ def run_stage(run: Run, stage: Stage, parameters: StageParameters, *, with_needs
     Parameters
     ----------
     with_needs
-        Run the earlier stages that are missing first, rather than refuse.
-
-    Returns
-    -------
-    list of Outcome
-        Of the stage and of those that had to run first.
+        Run the earlier stages that are missing first, and return their outcomes too, rather than refuse.
 
     Raises
     ------
@@ -90,13 +92,7 @@ def _perform(run: Run, stage: Stage, plan: Plan[Any]) -> None:
 def run_stages(
     runs: Iterable[Run], stages: Mapping[str, StageParameters], *, with_needs: bool
 ) -> list[Outcome]:
-    """Run stages on experiments, one experiment after the other; one that fails does not stop the next.
-
-    Parameters
-    ----------
-    stages
-        Each stage's name and parameters, in the order in which they are run.
-    """
+    """Run stages, by name and in order, on one experiment after the other; one that fails stops no other."""
     outcomes = []
     for run in runs:
         for name, parameters in stages.items():
@@ -114,7 +110,7 @@ def as_satstore_error(run: Run, stage: str, error: Exception) -> SatstoreError:
     """Return an error as it is, or, where satstore did not foresee it, in a line that names run and stage."""
     if isinstance(error, SatstoreError):
         return error
-    reason = f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
+    reason = reason_of(error, with_type=True)
     if isinstance(error, MemoryError) or any(words in reason for words in OUT_OF_MEMORY):
         failed: SatstoreError = MemoryLimitError(
             f"{run.name}: {stage} was given not enough memory by the system ({reason}); end other programs, "
@@ -135,15 +131,7 @@ def make_tasks(
 ) -> dict[str, StageParameters]:
     """Give every stage its share of some parameters.
 
-    Parameters
-    ----------
-    strict
-        Refuse parameters that are no stage's.
-
-    Raises
-    ------
-    ConfigError
-        If a parameter is no stage's, or has a value that it can't have.
+    ConfigError if a value can't be used, or, where it is `strict`, if a parameter is no stage's.
     """
     tasks: dict[str, StageParameters] = {}
     used: set[str] = set()
@@ -174,13 +162,7 @@ def make_runs(
     logs_dir: str | Path | None = None,
     listener: Listener | None = None,
 ) -> list[Run]:
-    """Make the folders of a grid's experiments, or open those that are there.
-
-    Raises
-    ------
-    ConfigError
-        If the run id can't be a folder's name.
-    """
+    """Make or open the folders of a grid's experiments; ConfigError if the run id can't name a folder."""
     check_run_id(run_id)
     return [make_run(find_logs_dir(logs_dir, config), run_id, config, listener) for config in configs]
 

@@ -109,13 +109,6 @@ def evaluate_projections(run: Run, plan: Plan[list[Row]]) -> None:
     An output x becomes mean + P(x − mean), P projecting onto the basis: a covariance is about its mean, which
     a projection through the origin would throw away. With ``conv_method`` mean, max or median, the covariance
     is of pooled channels, and the channels are projected at every position; with flatten, the whole map is.
-
-    Raises
-    ------
-    ConfigError
-        If no layer is left, or the covariances are of features that a projection can't reach.
-    NotFoundError
-        If the run has no covariances.
     """
     import pandas as pd
 
@@ -187,8 +180,10 @@ def find_axes(run: Run, parameters: ProjectParameters) -> tuple[dict[str, "Axes"
 
     Raises
     ------
-    ConfigError, NotFoundError
-        As :func:`project`.
+    ConfigError
+        If no layer is left, or the covariances are of features that a projection can't reach.
+    NotFoundError
+        If the run has no covariances.
     """
     from satstore.analysis.projection import decompose
     from satstore.storage.zarr import AnalysisStore

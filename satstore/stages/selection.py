@@ -14,24 +14,18 @@ from satstore.runs.run import Run
 def layers_of(run: Run, parameters: Any) -> list[str]:
     """Return the run's layers that parameters ask for, in forward order.
 
-    Raises
-    ------
-    ConfigError
-        If that is none, or a regular expression is not one.
+    ConfigError if that is none, or a regular expression is not one.
     """
-    for flag, text in (("--layers", parameters.layers), ("--exclude", parameters.exclude)):
+    given = {"--layers": parameters.layers, "--exclude": parameters.exclude}
+    for flag, text in given.items():
         try:
             re.compile(text or "")
         except re.error as error:
             raise ConfigError(f"{flag} {text!r} is no regular expression: {error}") from error
-    take, leave = (re.compile(text) if text else None for text in (parameters.layers, parameters.exclude))
-    chosen = [
-        layer
-        for layer in run.layers
-        if (take is None or take.search(layer)) and not (leave and leave.search(layer))
-    ]
+    chosen = [layer for layer in run.layers if re.search(parameters.layers or "", layer)]
+    if parameters.exclude:
+        chosen = [layer for layer in chosen if not re.search(parameters.exclude, layer)]
     if not chosen:
-        given = {"--layers": parameters.layers, "--exclude": parameters.exclude}
         filters = " and ".join(f"{flag} {text!r}" for flag, text in given.items() if text)
         raise ConfigError(
             f"{run.name} has no layer left by {filters}{suggest(parameters.layers or '', run.layers)}"
@@ -47,14 +41,8 @@ def poolings_of(run: Run, parameters: Any) -> tuple[str, ...]:
 def epochs_of(run: Run, parameters: Any) -> tuple[int | None, ...]:
     """Return the epochs whose latents parameters ask for, else the config's; None, the first, is the last.
 
-    Epochs of the config that training did not come to are left out: it stopped early.
-
-    Raises
-    ------
-    ConfigError
-        If an epoch asked for was not trained.
-    NotFoundError
-        If the weights after one were not kept.
+    Epochs of the config that training did not come to are left out: it stopped early. ConfigError if an epoch
+    asked for was not trained, NotFoundError if the weights after one were not kept.
     """
     last = run.last_epoch
     asked = parameters.epoch or (last, *(n for n in run.config.latent_epochs if n <= last))
@@ -69,13 +57,7 @@ def epochs_of(run: Run, parameters: Any) -> tuple[int | None, ...]:
 
 
 def check_kept(run: Run, epochs: Iterable[int]) -> None:
-    """Check that training kept the weights after some epochs.
-
-    Raises
-    ------
-    NotFoundError
-        If it did not; the message says which and what to do.
-    """
+    """Raise NotFoundError unless training kept the weights after some epochs."""
     gone = [epoch for epoch in epochs if not run.has_file(checkpoint_name(epoch))]
     if gone:
         kept = [n for n in range(run.last_epoch) if run.has_file(checkpoint_name(n))]

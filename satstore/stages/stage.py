@@ -19,7 +19,7 @@ class Plan(Generic[Work]):
     Attributes
     ----------
     parameters
-        The stage's parameters that it was planned for.
+        Those that it was planned for.
     missing
         What is missing, in a few words each; nothing means that the stage is done.
     work

@@ -26,21 +26,9 @@ def free_disk(path: Path) -> int:
 
 
 def check_disk(path: Path, needed_bytes: int, what: str) -> None:
-    """Refuse to write more than the disk has free.
+    """Raise DiskSpaceError if more bytes are still to be written than the path's disk has free.
 
-    Parameters
-    ----------
-    path
-        The file or folder to be written; it need not exist yet.
-    needed_bytes
-        Bytes still to be written.
-    what
-        Subject of the message: ``"the latents of res/…"``.
-
-    Raises
-    ------
-    DiskSpaceError
-        Naming both quantities.
+    The path need not exist yet. `what` is the subject of the message: ``"the latents of res/…"``.
     """
     free = free_disk(path)
     if needed_bytes > free:
@@ -66,21 +54,10 @@ def beside_gpu(limit_bytes: int) -> int:
 
 
 def check_memory(needed_bytes: int, limit_bytes: int | None, what: str) -> None:
-    """Refuse work that needs more memory than the limit, or than this machine has left.
+    """Raise MemoryLimitError if work needs more memory than the limit, or than this machine has left.
 
-    Parameters
-    ----------
-    needed_bytes
-        The projected peak of this process, including what it holds now.
-    limit_bytes
-        The limit that the user set; None for none.
-    what
-        Subject of the message: ``"the probe of layer4.0.conv1"``.
-
-    Raises
-    ------
-    MemoryLimitError
-        Naming both quantities.
+    `needed_bytes` is the projected peak of this process, including what it holds now; the limit is the
+    user's, None for none. `what` is the subject of the message: ``"the probe of layer4.0.conv1"``.
     """
     needed = describe_size(needed_bytes)
     if limit_bytes is not None and needed_bytes > limit_bytes:

@@ -16,15 +16,7 @@ T = TypeVar("T")
 
 
 class ProcessGroup:
-    """The processes that train one model, seen from one of them.
-
-    Attributes
-    ----------
-    rank
-        This process's place, from 0.
-    size
-        The number of processes.
-    """
+    """The `size` processes that train one model, seen from the one of a rank, counted from 0."""
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
@@ -65,13 +57,7 @@ class ProcessGroup:
         return found or []
 
     def all_gather(self, part: Tensor, n_samples: int) -> Tensor:
-        """Concatenate the parts of all processes in the order of their ranks, on every one of them.
-
-        Parameters
-        ----------
-        part
-            (n, …), this process's part of ``n_samples``, as :meth:`share` gives it.
-        """
+        """Concatenate all processes' parts, (n, …) as :meth:`share` gives them, by rank, on every one."""
         if self.size == 1:
             return part
         counts = self.counts(n_samples)

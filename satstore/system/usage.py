@@ -20,7 +20,7 @@ class Usage:
     memory_bytes
         What they hold, shared pages once where the system tells.
     gpu_bytes, gpu_percent
-        Memory that they hold on GPUs, and how busy the busiest of these is; None where there is no GPU.
+        Memory on GPUs, and how busy the busiest of these is; None where there is no GPU.
     """
 
     cpu_percent: float

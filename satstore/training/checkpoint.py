@@ -13,17 +13,9 @@ from satstore.runs.run import Run
 
 
 def read_checkpoint(run: Run, epoch: int | None = None) -> dict[str, Any]:
-    """Read a run's checkpoint, checked against the manifest's digest.
+    """Read a run's checkpoint, checked against the manifest's digest; of an earlier epoch, ``model`` alone.
 
-    Parameters
-    ----------
-    epoch
-        An earlier epoch whose weights were kept: the state is ``model`` alone. By default the last epoch.
-
-    Raises
-    ------
-    CorruptError
-        If it isn't what was committed, or holds more than tensors, numbers, strings, lists and dicts.
+    CorruptError if it isn't what was committed, or holds more than tensors, numbers, strings, lists, dicts.
     """
     name = checkpoint_name(epoch)
     content = run.read_file(name)

@@ -8,10 +8,7 @@ from satstore.errors import DeviceError
 def choose_device(name: str | None) -> torch.device:
     """Return the device of a name; by default the first GPU, or the CPU where there is none.
 
-    Raises
-    ------
-    DeviceError
-        If no device has that name, or it is not there.
+    DeviceError if no device has that name, or it is not there.
     """
     n_gpus = torch.cuda.device_count()
     if name is None:

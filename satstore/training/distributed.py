@@ -36,16 +36,9 @@ ERROR_WAIT_S = 10.0
 
 @dataclass(frozen=True)
 class Member:
-    """The place of one process in a group.
+    """The place of one process in a group, whose processes find each other by a file in a folder.
 
-    Attributes
-    ----------
-    device_type
-        ``"cuda"``, where each process has the GPU of its rank, or ``"cpu"``.
-    rank, size
-        As of :class:`~satstore.system.process_group.ProcessGroup`.
-    folder
-        Where the processes find each other, by a file.
+    Of type ``"cuda"``, each process has the GPU of its rank; the other is ``"cpu"``.
     """
 
     device_type: str
@@ -73,10 +66,7 @@ class Worker:
 def count_processes(config: ExperimentConfig, device: torch.device) -> int:
     """Return how many processes train a config's model: one, unless ``data_parallel`` is on.
 
-    Raises
-    ------
-    DeviceError
-        If there are fewer GPUs than ``ranks``.
+    DeviceError if there are fewer GPUs than ``ranks``.
     """
     if not config.data_parallel:
         return 1
@@ -91,14 +81,9 @@ def count_processes(config: ExperimentConfig, device: torch.device) -> int:
 
 
 def train_in_processes(run: Run, device: torch.device, n_processes: int, *, force: bool = False) -> None:
-    """Train a run's model in several processes, of which this is the main one.
+    """Train a run's model in several processes, of which this is the main one; see :func:`.loop.train`.
 
-    Raises
-    ------
-    StageError
-        If another process failed; with its message.
-    SatstoreError
-        As :func:`satstore.training.loop.train`.
+    StageError, with its message, if another process failed.
     """
     with tempfile.TemporaryDirectory(prefix="satstore-") as folder:
         main, *others = (Member(device.type, rank, n_processes, Path(folder)) for rank in range(n_processes))
@@ -124,11 +109,8 @@ def train_in_processes(run: Run, device: torch.device, n_processes: int, *, forc
 def join_group(member: Member, meet: Callable[[], None]) -> Iterator[tuple[ProcessGroup, torch.device]]:
     """Join the group of a member's folder; give the group and this process's device, and leave at the end.
 
-    Parameters
-    ----------
-    meet
-        Called when this process is ready. torch waits without end for a process that never joins: so the main
-        one returns from it only once all others are ready.
+    `meet` is called when this process is ready. torch waits without end for a process that never joins: so
+    the main one returns from it only once all others are ready.
     """
     n_threads = torch.get_num_threads()
     if member.device_type == "cuda":
@@ -176,19 +158,12 @@ def _work(path: Path, config: str, member: Member, sender: Connection) -> None:
         with join_group(member, partial(sender.send, READY)) as (group, device):
             train(Run(path, config=settings), device, group)
     except Exception as error:  # the main process reports it, in one line
-        text = reason_of(error)
-        sender.send(text if isinstance(error, SatstoreError) else f"{type(error).__name__}: {text}")
+        sender.send(reason_of(error, with_type=not isinstance(error, SatstoreError)))
         raise SystemExit(1) from None
 
 
 def _wait_until_ready(workers: Sequence[Worker]) -> None:
-    """Wait until all workers are ready to join the group.
-
-    Raises
-    ------
-    StageError
-        If one ends before that; with its message.
-    """
+    """Wait until all workers are ready to join the group; StageError if one ends before that."""
     for worker in workers:
         wait([worker.receiver, worker.process.sentinel])
         message = worker.read_message()

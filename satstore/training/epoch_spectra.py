@@ -50,12 +50,8 @@ def gather_moments(recorder: MomentRecorder, group: ProcessGroup) -> None:
 class Spectra:
     """The spectra of one pass, by layer.
 
-    Attributes
-    ----------
-    eigenvalues
-        (feature,) of every layer, descending; NaN where a layer's output was not finite.
-    moments
-        Mean (feature,) and covariance (feature, feature) of the other layers.
+    ``eigenvalues`` has (feature,) of every layer, descending, NaN where its output was not finite;
+    ``moments`` the mean (feature,) and covariance (feature, feature) of the other layers.
     """
 
     eigenvalues: dict[str, Float64]
@@ -65,13 +61,7 @@ class Spectra:
 def compute_spectra(
     run: Run, epoch: int, recorder: MomentRecorder, layers: Mapping[Layer, nn.Module], split: str
 ) -> Spectra:
-    """Compute the spectra of an epoch's pass, and warn of layers whose output was not finite.
-
-    Parameters
-    ----------
-    epoch
-        Counted from 0.
-    """
+    """Compute the spectra of the pass of an epoch, counted from 0; warn of layers that were not finite."""
     for bad in recorder.non_finite:
         run.warn(
             "train",
@@ -91,10 +81,7 @@ def compute_spectra(
             spectra[layer] = eigenvalues(moments[layer][1])
         except NumericsError as error:  # values are finite, their products are not
             del moments[layer]
-            run.warn(
-                "train",
-                f"layer {layer}: {error}, in the {split} pass of epoch {epoch + 1}",
-            )
+            run.warn("train", f"layer {layer}: {error}, in the {split} pass of epoch {epoch + 1}")
     return Spectra(spectra, moments)
 
 
@@ -107,13 +94,7 @@ def count_layer_features(layers: Iterable[Layer], config: ExperimentConfig) -> d
 
 
 def check_moments(run: Run, layers: Iterable[Layer], device: torch.device) -> None:
-    """Check that the memory here suffices for the covariances of all layers.
-
-    Raises
-    ------
-    MemoryLimitError
-        Naming the layer that takes the most.
-    """
+    """Raise MemoryLimitError unless the memory here suffices for the covariances of all layers."""
     features = count_layer_features(layers, run.config)
     needed, largest = moments_bytes(features.values()), max(features, key=lambda name: features[name])
     free = [available_memory()]

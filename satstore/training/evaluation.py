@@ -15,22 +15,7 @@ from satstore.training.session_data import load_data
 
 
 class ModelEvaluation:
-    """Measures a run's model on the evaluation split, again and again.
-
-    Parameters
-    ----------
-    run
-        A trained run.
-    device
-        Where the model runs.
-
-    Attributes
-    ----------
-    model
-        The model, with the weights of the last epoch.
-    n_samples
-        Images that are measured.
-    """
+    """Measures a trained run's model, with the weights of its last epoch, on the evaluation split."""
 
     def __init__(self, run: Run, device: torch.device) -> None:
         data = hold_in_memory(load_data(run.config, run.manifest.dataset))

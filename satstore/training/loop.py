@@ -31,15 +31,10 @@ def train(
     After each epoch, the spectra, the checkpoint, the table of metrics and the manifest are committed.
     The processes of a group call this together, each with its device; the main one commits.
 
-    Parameters
-    ----------
-    force
-        Begin also where memory is not expected to suffice.
-
     Raises
     ------
     MemoryLimitError
-        If memory can't suffice for the covariances.
+        If memory can't suffice for the covariances, unless forced to begin.
     NumericsError
         If the loss is not finite.
     CorruptError
@@ -86,10 +81,7 @@ def train(
 def run_pass(session: Session, split: str, recorder: MomentRecorder, reporter: Reporter) -> PassResult:
     """Pass once over a split, training on it if it is the training split.
 
-    Raises
-    ------
-    NumericsError
-        If the loss is not finite; the message names the first batch.
+    NumericsError, naming the first batch, if the loss is not finite.
     """
     config, device, group = session.config, session.device, session.group
     is_training = split == "train"

@@ -83,10 +83,7 @@ class MeanLoss:
     def compute(self, split: str, context: str = "") -> float:
         """Return the mean over all batches so far.
 
-        Raises
-        ------
-        NumericsError
-            If a loss is not finite; the message names the split and the first such batch, then the context.
+        NumericsError, naming the split, the first such batch and the context, if a loss is not finite.
         """
         import torch
 
@@ -98,15 +95,7 @@ class MeanLoss:
 
 
 class TopAccuracy:
-    """The fraction of samples whose label is among the largest logits.
-
-    Parameters
-    ----------
-    column
-        The metric's name in tables.
-    n_guesses
-        How many of the largest logits count, all if there are fewer.
-    """
+    """The fraction of samples whose label is among the ``n_guesses`` largest logits, or all."""
 
     def __init__(self, column: str, n_guesses: int) -> None:
         self.column = column
@@ -200,6 +189,6 @@ ROWS = (
 ABSENT = {
     r"(Adjusted)?BalancedAccuracy|F1|Precision|Recall|Sensitivity|Specificity|ConfusionMatrix": (
         "satstore has Accuracy, Top5Accuracy and MCC, and run.confusion() and run.class_accuracy() of probes"
-    ),
+    )
 }
 """Of metrics that phd-lab's configs name and satstore lacks: a pattern of names to what it has."""

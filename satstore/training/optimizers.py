@@ -40,10 +40,7 @@ def adaptive(model: nn.Module, *, algorithm: str) -> tuple[Optimizer, None]:
 def make_optimizer(name: str, model: nn.Module) -> tuple[Optimizer, Scheduler | None]:
     """Make the optimizer of a name, whichever of the forms of its protocol its factory returns.
 
-    Raises
-    ------
-    ConfigError
-        If it returns none of them.
+    ConfigError if it returns none of them.
     """
     from torch.optim import Optimizer
 

@@ -25,13 +25,7 @@ def find_origins(config: ExperimentConfig) -> dict[str, str]:
 
 
 def check_origins(run: Run) -> None:
-    """Check that the model and dataset of a run's config come from where they came from in training.
-
-    Raises
-    ------
-    ConfigError
-        If one comes from another module now.
-    """
+    """Raise ConfigError if a run's model or dataset comes from another module than in training."""
     found = find_origins(run.config)
     known: dict[str, str] = run.manifest.environment.get("third_parties", found)
     for kind in ("model", "dataset"):
@@ -46,12 +40,7 @@ def check_origins(run: Run) -> None:
 def check_data(run: Run, data: ImageData) -> None:
     """Check that a run was trained on these data.
 
-    Raises
-    ------
-    CorruptError
-        If the fingerprints differ.
-    ConfigError
-        If its model or dataset comes from another module now.
+    CorruptError if the fingerprints differ; ConfigError if its model or dataset is of another module now.
     """
     known = run.manifest.dataset
     check_origins(run)
@@ -110,10 +99,7 @@ def assume_data(run: Run, data: ImageData, device: torch.device) -> None:
 def describe_session(run: Run, session: Session, layers: Iterable[Layer]) -> None:
     """Record a session's layers, data and machine in the manifest; warn if the machine changed.
 
-    Raises
-    ------
-    CorruptError
-        If the run was trained on other data.
+    CorruptError if the run was trained on other data.
     """
     config, data = session.config, session.data
     check_data(run, data)

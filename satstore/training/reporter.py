@@ -38,13 +38,7 @@ class Reporter:
 
 
 class RunReporter(Reporter):
-    """Writes an epoch's spectra, checkpoint and metrics into a run, and emits its events.
-
-    Parameters
-    ----------
-    layers
-        Those whose spectra are recorded, in forward order.
-    """
+    """Writes an epoch's spectra, checkpoint and metrics into a run, and emits its events."""
 
     def __init__(self, run: Run, session: Session, layers: Mapping[Layer, nn.Module]) -> None:
         self._run, self._session, self._layers = run, session, layers

@@ -30,10 +30,7 @@ def recorded_layers(
 ) -> dict[Layer, nn.Module]:
     """Return the layers of a model that a config records, in forward order.
 
-    Parameters
-    ----------
-    image
-        (1, C, H, W), what the model is called with; by default zeros of three channels and the config's size.
+    The model is called with an image (1, C, H, W), by default zeros of three channels and the config's size.
     """
     layers = select_layers(model, config.layers, config.exclude_layers)
     device = next(model.parameters()).device
@@ -57,10 +54,7 @@ def record_latents(
 def load_model(run: Run, n_classes: int, device: torch.device, epoch: int | None = None) -> nn.Module:
     """Build a run's model and load its weights: the checkpoint's, or those kept of an earlier epoch.
 
-    Raises
-    ------
-    CorruptError
-        If the checkpoint is of another model.
+    CorruptError if the checkpoint is of another model.
     """
     model = initialize_model(run.config, n_classes, device)
     load_weights(model, read_checkpoint(run, epoch)["model"], run, epoch)

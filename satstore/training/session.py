@@ -20,17 +20,12 @@ from satstore.training.session_data import choose_workers
 class Session:
     """Train a model on data: its optimizer and scheduler, the order of the data, and the history so far.
 
-    Parameters
-    ----------
-    model
-        On the device, with its initial weights.
-    group
-        The processes that train the model together; each makes a session of equal weights.
+    Each process of a group makes a session of equal weights.
 
     Attributes
     ----------
     model
-        The model, its parameters and buffers under its own names.
+        The model on its device, its parameters and buffers under its own names.
     training_model
         What training calls: the model, or what averages its gradients over several processes.
     epoch

@@ -15,10 +15,7 @@ from satstore.system.process_group import SINGLE_PROCESS, ProcessGroup
 def load_data(config: ExperimentConfig, known: DatasetRecord | None = None) -> ImageData:
     """Build a config's dataset, without corrupt images if the config says so.
 
-    Parameters
-    ----------
-    known
-        The manifest's record of the data, if they were used before: it names the images to leave out.
+    The manifest's record of the data, if they were used before, names the images to leave out.
     """
     factory = DATASETS[config.dataset]
     if takes_loaders(factory):
@@ -32,10 +29,7 @@ def load_data(config: ExperimentConfig, known: DatasetRecord | None = None) -> I
 def choose_workers(config: ExperimentConfig, in_memory: bool, memory_limit: int | None = None) -> int:
     """Return the number of loader processes: the config's, else 0 for data in memory, else one per core.
 
-    Parameters
-    ----------
-    memory_limit
-        Of a stage, in bytes: where the config names no number, loaders take half of it at most, but for one.
+    Where the config names no number, loaders take half of a stage's memory limit at most, but for one.
     """
     if config.workers is not None:
         return config.workers
@@ -50,10 +44,7 @@ def choose_workers(config: ExperimentConfig, in_memory: bool, memory_limit: int 
 def check_batches(config: ExperimentConfig, data: ImageData, group: ProcessGroup = SINGLE_PROCESS) -> None:
     """Check that a process's share of every training batch has two images, and of every evaluation batch one.
 
-    Raises
-    ------
-    ConfigError
-        Because batch normalisation after the last pooling can't train on a batch of one.
+    ConfigError if not: batch normalisation after the last pooling can't train on a batch of one.
     """
     n_train = len(data.train)
     last = n_train % config.batch_size or config.batch_size

@@ -22,14 +22,7 @@ from satstore.system.memory import resident_bytes
 class Backend(Protocol):
     """Where probes are fitted. It is entered once for all layers, and ends what it has started.
 
-    Attributes
-    ----------
-    n_layers_at_once
-        How many layers to fit side by side.
-    memory
-        What this process may take.
-    peaks
-        What fits take.
+    ``memory`` is what this process may take, ``peaks`` what fits take.
     """
 
     n_layers_at_once: int
@@ -47,10 +40,7 @@ class Backend(Protocol):
     ) -> AbstractContextManager[Mapping[str, Engine]]:
         """Make what passes over a layer's latents of each split.
 
-        Raises
-        ------
-        MemoryLimitError
-            If the memory limit, or this machine's memory, is too small.
+        MemoryLimitError if the memory limit, or this machine's memory, is too small.
         """
 
 
@@ -125,13 +115,7 @@ def open_rows(latents: LatentArray, room_bytes: int) -> RowSource:
 
 
 def choose_threads(job: ProbeJob, problem: LogisticProblem, memory: MemoryBudget) -> int:
-    """Return how many threads the memory limit allows, the cores at most.
-
-    Raises
-    ------
-    MemoryLimitError
-        If the limit, or this machine's memory, allows none.
-    """
+    """Return how many threads the memory limit allows, the cores at most; MemoryLimitError if none."""
     held_bytes = resident_bytes()
     for n_threads in range(count_cores(), 0, -1):
         if held_bytes + fit_bytes(problem, n_threads) <= memory.limit_bytes:

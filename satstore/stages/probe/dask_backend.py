@@ -23,14 +23,8 @@ CONNECT_S = 10
 class DaskBackend:
     """A Dask cluster whose workers share out the rows of a layer.
 
-    Two layers are fitted at a time: while one takes a step, the workers pass over the rows of the other.
-
-    Parameters
-    ----------
-    n_workers
-        Processes of this machine that are started.
-    scheduler
-        The address of a cluster to join instead.
+    It starts ``n_workers`` processes of this machine, or joins the cluster at the scheduler's address. Two
+    layers are fitted at a time: while one takes a step, the workers pass over the rows of the other.
     """
 
     n_layers_at_once = 2
@@ -92,10 +86,7 @@ def start_cluster(n_workers: int) -> Iterator[Cluster]:
 def join_cluster(address: str) -> Iterator[Cluster]:
     """Connect to a scheduler, such as ``tcp://host:8786``. Its workers' own threads are the tasks' only ones.
 
-    Raises
-    ------
-    ClusterError
-        If it doesn't answer, or has no workers.
+    ClusterError if it doesn't answer, or has no workers.
     """
     from distributed import Client
 

@@ -81,12 +81,7 @@ def _open(source: LatentSource) -> tuple[LatentArray, Codes]:
 class Cluster:
     """A connection to a Dask cluster.
 
-    Attributes
-    ----------
-    n_threads
-        How many threads a task may have.
-    threads
-        A thread of this process, for what is computed here.
+    A task may have ``n_threads``; ``threads`` is one of this process, for what is computed here.
     """
 
     client: "Client"

@@ -12,16 +12,9 @@ from satstore.storage.zarr import LatentArray
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeJob:
-    """A layer whose probe, or one per position, is to be fitted for a table.
+    """A layer whose probe, or one per position, is to be fitted for the table of a key.
 
-    Attributes
-    ----------
-    key
-        The table's.
-    digest
-        Of the layer's latents.
-    C, tol, max_iter
-        As of :class:`satstore.LogisticProbe`.
+    ``digest`` is that of the layer's latents; C, tol and max_iter are as of :class:`satstore.LogisticProbe`.
     """
 
     key: ProbeKey
@@ -61,15 +54,9 @@ class ProbeJob:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What came of a layer.
+    """The rows of a layer in the table, one or one per position, and the arrays that go to the store.
 
-    Attributes
-    ----------
-    rows
-        Its rows of the table, one or one per position. Latents that allow no probe have one row, whose
-        ``error`` says why.
-    arrays
-        What goes to the store: coefficients and confusion matrices.
+    Latents that allow no probe have one row, whose ``error`` says why.
     """
 
     rows: tuple[dict[str, Any], ...]

@@ -27,14 +27,10 @@ class ProbeLatents:
 
     Attributes
     ----------
-    run_name
-        Run id and experiment.
     splits
         Of ``train`` and ``eval``.
     store
         The absolute path of their store, or its URL.
-    location
-        Where the store lies.
     committed
         What is committed to the store.
     class_names
@@ -63,13 +59,7 @@ class ProbeLatents:
 
 
 def open_probe_latents(run: Run, key: LatentsKey) -> ProbeLatents:
-    """Open the latents of both splits at a key.
-
-    Raises
-    ------
-    NotFoundError, CorruptError
-        If they aren't there, or can't be read.
-    """
+    """Open the latents of both splits at a key; NotFoundError or CorruptError if they can't be read."""
     assert run.manifest.dataset is not None
     place, location = run.latents_path, run.latents_location
     return ProbeLatents(
@@ -85,13 +75,7 @@ def open_probe_latents(run: Run, key: LatentsKey) -> ProbeLatents:
 
 
 def check_labels(latents: ProbeLatents) -> None:
-    """Check that all labels are those of the run's classes.
-
-    Raises
-    ------
-    CorruptError
-        If not, or if they can't be read.
-    """
+    """Raise CorruptError unless all labels can be read and are those of the run's classes."""
     n_classes = len(latents.class_names)
     for split in SPLITS:
         strange = sorted(set(latents.splits[split].labels.tolist()) - set(range(n_classes)))
@@ -123,12 +107,7 @@ def check_layer(latents: ProbeLatents, layer: str) -> None:
     """Check that a layer's latents are there, as they were written, one for each label.
 
     Their files are read once more, for their digests: beside the passes of a fit, that is little, and no
-    other way tells a shard from its neighbour that has taken its place.
-
-    Raises
-    ------
-    NotFoundError, CorruptError
-        If not; the message names the layer, the split and the remedy.
+    other way tells a shard from its neighbour that has taken its place. NotFoundError or CorruptError if not.
     """
     for split, found in latents.splits.items():
         if layer not in found:
@@ -149,13 +128,7 @@ def check_layer(latents: ProbeLatents, layer: str) -> None:
 
 
 def check_train_classes(latents: ProbeLatents) -> None:
-    """Check that the train split has classes to tell apart.
-
-    Raises
-    ------
-    ConfigError
-        If it has one class or one sample.
-    """
+    """Raise ConfigError if the train split has one class or one sample, and so no classes to tell apart."""
     classes, n_samples = latents.classes, len(latents.splits["train"].labels)
     if len(classes) < 2:
         what = f"one class, {latents.class_names[classes[0]]!r}" if n_samples > 1 else "one sample"

@@ -13,14 +13,9 @@ from satstore.system.memory import peak_bytes, reset_peak, resident_bytes
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """What this process may take while it fits.
+    """What this process may take while it fits: its resident memory at most.
 
-    Attributes
-    ----------
-    limit_bytes
-        Its resident memory at most.
-    is_forced
-        Whether to begin also what the limit, or this machine's memory, does not suffice for.
+    ``is_forced``: whether to begin also what the limit, or this machine's memory, does not suffice for.
     """
 
     limit_bytes: int
@@ -31,34 +26,20 @@ class MemoryBudget:
         return self.limit_bytes - resident_bytes()
 
     def check(self, needed_bytes: int, what: str) -> None:
-        """Refuse a fit that is projected to bring this process to so many bytes.
-
-        Raises
-        ------
-        MemoryLimitError
-            If the limit, or this machine's memory, does not suffice, unless the start is forced.
-        """
+        """Raise MemoryLimitError if a fit is projected to need too much, unless the start is forced."""
         if not self.is_forced:
             check_memory(needed_bytes, self.limit_bytes, what)
-
-
-Everywhere = Callable[[Callable[[], Any]], Iterable[Any]]
-"""Calls a function in every process that works for this one, and returns what each call does."""
 
 
 class MemoryPeaks:
     """The peaks of memory of fits that run side by side, in this process and those that work for it.
 
     A process has one peak, which a fit that begins resets: what it was by then counts for those that run.
-
-    Parameters
-    ----------
-    run_on_workers
-        None where no other process works for this one.
+    ``run_on_workers`` calls a function in every process that works for this one, and returns the results.
     """
 
-    def __init__(self, run_on_workers: Everywhere | None = None) -> None:
-        self._run_on_workers: Everywhere = run_on_workers or (lambda _: ())
+    def __init__(self, run_on_workers: Callable[[Callable[[], Any]], Iterable[Any]] = lambda _: ()) -> None:
+        self._run_on_workers = run_on_workers
         self._lock = Lock()
         self._running: dict[object, int] = {}
 

@@ -109,10 +109,8 @@ def pending_layers(run: Run, key: ProbeKey, parameters: ProbeParameters) -> list
 
     Raises
     ------
-    ConfigError
-        If layers were fitted with other settings, and are not all to be overwritten.
-    CorruptError
-        If the table is lost.
+    ConfigError, CorruptError
+        If layers were fitted with other settings, and are not all to be overwritten; if the table is lost.
     """
     from satstore.stages.probe.table import latents_digest
 
@@ -145,13 +143,7 @@ def plan_probes(run: Run, parameters: ProbeParameters) -> Plan[dict[ProbeKey, li
 
 
 def fit_probes(run: Run, plan: Plan[dict[ProbeKey, list[str]]]) -> None:
-    """Fit the layers that are missing, and commit each as it is done.
-
-    Raises
-    ------
-    SatstoreError
-        The first error that kept a layer from being fitted, after all others were.
-    """
+    """Fit and commit the missing layers one by one; raise the first error after all others were fitted."""
     from satstore.stages.probe.fit import fit_layers
     from satstore.stages.probe.job import ProbeResult
     from satstore.stages.probe.table import commit_layer
@@ -209,13 +201,7 @@ def make_jobs(
 
 
 def make_backend(parameters: ProbeParameters) -> "Backend":
-    """Return where probes are to be fitted: on a GPU, on a cluster, or on threads of this process.
-
-    Raises
-    ------
-    DeviceError
-        If the device isn't there.
-    """
+    """Return where probes are to be fitted: on a GPU, on a cluster, or on threads of this process."""
     from satstore.stages.probe.backends import ThreadBackend, TorchBackend
     from satstore.stages.probe.memory import MemoryBudget
     from satstore.system.limits import beside_gpu
@@ -232,13 +218,7 @@ def make_backend(parameters: ProbeParameters) -> "Backend":
 
 
 def choose_gpu(parameters: ProbeParameters) -> str | None:
-    """Return the GPU that passes are to be made on; None for the CPU.
-
-    Raises
-    ------
-    DeviceError
-        If the device isn't there.
-    """
+    """Return the GPU that passes are to be made on, None for the CPU; DeviceError if it isn't there."""
     is_shared = parameters.workers > 1 or parameters.scheduler is not None
     asked = parameters.device
     # Without a driver there is no GPU: that spares the seconds that torch takes to load.

@@ -35,10 +35,9 @@ def latents_digest(run: Run, key: ProbeKey, layer: str) -> str | None:
     record = run.manifest.latents.get(key.latents)
     if record is None:
         return None
-    splits: Mapping[str, Mapping[str, str]] = getattr(record, "layers", {})
-    if not splits:
+    if not record.layers:
         return record.digest
-    digests = [splits.get(split, {}).get(layer) for split in ("train", "eval")]
+    digests = [record.layers.get(split, {}).get(layer) for split in ("train", "eval")]
     return None if None in digests else hashlib.sha256(" ".join(map(str, digests)).encode()).hexdigest()
 
 

@@ -20,14 +20,9 @@ REMEDY = "give the loader a collate_fn that returns (inputs, labels)"
 class Batches:
     """Reads a loader once, with its own batches, order and workers.
 
-    Iterating yields inputs and class indices int64 (batch,) of one batch after another.
-
-    Parameters
-    ----------
-    loader
-        An iterable of batches; see :func:`split_batch` and :func:`class_indices`.
-    name
-        Names it in messages.
+    Iterating yields inputs and class indices int64 (batch,) of one batch after another; see
+    :func:`split_batch` and :func:`class_indices`. ConfigError names the batch, counted from 0, that can't be
+    taken.
 
     Attributes
     ----------
@@ -39,11 +34,6 @@ class Batches:
         The number of samples by the loader's length; None where it has no length.
     is_one_hot
         Whether labels came as one-hot rows.
-
-    Raises
-    ------
-    ConfigError
-        If it yields no batch, or one that can't be taken; the message names the batch, counted from 0.
     """
 
     def __init__(self, loader: Iterable[Any], name: str) -> None:
@@ -98,10 +88,7 @@ class Batches:
 def explain_forward_errors(inputs: Tensor, place: str) -> Iterator[None]:
     """Turn errors of a model's forward pass into a ConfigError that describes the batch.
 
-    Raises
-    ------
-    ConfigError
-        In place of any error but satstore's own and lack of memory.
+    Satstore's own errors and lack of memory pass.
     """
     try:
         yield
@@ -118,15 +105,8 @@ def explain_forward_errors(inputs: Tensor, place: str) -> Iterator[None]:
 def split_batch(batch: Any, place: str) -> tuple[Tensor, Any]:
     """Return a batch's inputs and labels: its first two parts.
 
-    Parameters
-    ----------
-    place
-        Names the batch in messages: ``"batch 3 of loader"``.
-
-    Raises
-    ------
-    ConfigError
-        If it is no tuple or list of two parts or more, or its inputs are no tensor with samples on axis 0.
+    ConfigError, naming the `place`, such as ``"batch 3 of loader"``, if it is no tuple or list of two parts
+    or more, or its inputs are no tensor with samples on axis 0.
     """
     if isinstance(batch, str | bytes) or not isinstance(batch, Sequence) or len(batch) < 2:
         raise ConfigError(f"{place} is {_describe(batch)}; expected (inputs, labels): {REMEDY}")
@@ -141,20 +121,8 @@ def split_batch(batch: Any, place: str) -> tuple[Tensor, Any]:
 def class_indices(labels: Any, n_samples: int, place: str) -> tuple[NDArray[np.int64], bool]:
     """Return the class of each sample of a batch, and whether the labels are one-hot rows.
 
-    Parameters
-    ----------
-    labels
-        (batch,) or (batch, 1): whole numbers from 0 on, of any type; or (batch, class): in each row a 1 and
-        otherwise 0.
-    n_samples
-        Of the batch.
-    place
-        As for :func:`split_batch`.
-
-    Raises
-    ------
-    ConfigError
-        If they are anything else: shares of classes, numbers between, names, fewer or more than samples.
+    Labels are (batch,) or (batch, 1): whole numbers from 0 on, of any type; or (batch, class): in each row a
+    1 and otherwise 0. ConfigError, naming the `place`, if they are anything else, or not as many as samples.
     """
     values = _as_array(labels, place)
     if values.ndim == 2 and values.shape[1] == 1:

@@ -140,12 +140,9 @@ def _make_config(model: nn.Module, inputs: Tensor, settings: Mapping[str, Any]) 
 
 
 def _check_is_new(experiment: Path, *, overwrite: bool) -> bool:
-    """Return whether nothing was recorded in an experiment's folder yet; refuse to overwrite unless asked to.
+    """Return whether nothing was recorded in an experiment's folder yet.
 
-    Raises
-    ------
-    ConfigError
-        If something was, and is not to be overwritten.
+    ConfigError if something was, and is not to be overwritten.
     """
     is_new = not (experiment / CHECKPOINT).exists()
     if not is_new and not overwrite:

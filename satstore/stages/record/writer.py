@@ -46,12 +46,7 @@ UNKNOWN_LENGTH = 2**20
 class RecordedSplit:
     """The batches of a pass over a loader, and its loss and metrics.
 
-    Attributes
-    ----------
-    result
-        None where the model returned no logits for all labels.
-    n_outputs
-        The number of logits; None where there is no result.
+    ``result`` and ``n_outputs``, the number of logits, are None where there were no logits for all labels.
     """
 
     batches: Batches
@@ -70,18 +65,10 @@ class RecordedSplit:
 
 
 class RecordWriter:
-    """Writes a run from one pass of a model over each loader.
+    """Writes a run from one pass of a model, in evaluation mode on the device, over each loader.
 
-    Parameters
-    ----------
-    run
-        A run of which nothing is written yet, or whose results are to be replaced.
-    model
-        In evaluation mode, on the device.
-    train
-        The batches that probes will be fitted on.
-    memory_limit
-        Bytes that writing may take beside what the process holds now.
+    Results that the run has are replaced. ``memory_limit`` bounds the bytes that writing may take beside
+    what the process holds now.
     """
 
     def __init__(
@@ -97,12 +84,9 @@ class RecordWriter:
         self._modules = {layer.name: module for layer, module in self._layers.items()}
 
     def plan(self, *, force: bool) -> None:
-        """Pass the first batch through the model; check that memory and disk suffice, unless forced to begin.
+        """Pass the first batch through the model, and check memory and disk, unless forced to begin.
 
-        Raises
-        ------
-        MemoryLimitError, DiskSpaceError
-            If they don't.
+        MemoryLimitError or DiskSpaceError if they don't suffice.
         """
         run = self._run
         if not force:
@@ -127,15 +111,7 @@ class RecordWriter:
             check_disk(location.path, n_bytes, f"the latents of {run.name}")
 
     def write(self, eval_loader: Iterable[Any] | None, classes: Sequence[str] | None) -> None:
-        """Read the loaders, and commit weights, metrics, spectra and latents.
-
-        Parameters
-        ----------
-        eval_loader
-            Yields the batches that probes are tested on; by default those of the first pass.
-        classes
-            Their names; by default the numbers from 0 to the largest label.
-        """
+        """Read the loaders, and commit weights, metrics, spectra and latents; see :func:`.record.record`."""
         run = self._run
         if run.has_file(CHECKPOINT):
             remove_results(run)
