@@ -60,76 +60,27 @@ def make_optimizer(name: str, model: nn.Module) -> tuple[Optimizer, Scheduler | 
     return optimizer, scheduler
 
 
+def _sgd_row(name: str, description: str, **arguments: float) -> Entry:
+    return Entry(name, "satstore.training.optimizers:sgd", arguments, "SGD", description)
+
+
+def _adaptive_row(name: str, algorithm: str) -> Entry:
+    description = f"{algorithm} at torch's defaults"
+    return Entry(
+        name, "satstore.training.optimizers:adaptive", {"algorithm": algorithm}, "adaptive", description
+    )
+
+
 ROWS = (
-    Entry(
-        "lrs",
-        "satstore.training.optimizers:sgd",
-        {"lr": 0.1, "step_epochs": 10},
-        family="SGD",
-        description="SGD at 0.1, divided by 10 every 10 epochs: for 30 epochs",
-    ),
-    Entry(
-        "lrs60",
-        "satstore.training.optimizers:sgd",
-        {"lr": 0.1, "step_epochs": 20},
-        family="SGD",
-        description="SGD at 0.1, divided by 10 every 20 epochs: for 60 epochs",
-    ),
-    Entry(
-        "lrs90",
-        "satstore.training.optimizers:sgd",
-        {"lr": 0.1, "step_epochs": 30},
-        family="SGD",
-        description="SGD at 0.1, divided by 10 every 30 epochs: for 90 epochs",
-    ),
-    Entry(
-        "lrs180",
-        "satstore.training.optimizers:sgd",
-        {"lr": 0.1, "step_epochs": 50},
-        family="SGD",
-        description="SGD at 0.1, divided by 10 every 50 epochs",
-    ),
-    Entry(
-        "lrs_imgnet",
-        "satstore.training.optimizers:sgd",
-        {"lr": 0.1, "step_epochs": 10, "weight_decay": 1e-4},
-        family="SGD",
-        description="lrs with a weight decay of 1e-4",
-    ),
-    Entry(
-        "lrs60_imgnet",
-        "satstore.training.optimizers:sgd",
-        {"lr": 0.1, "step_epochs": 20, "weight_decay": 1e-4},
-        family="SGD",
-        description="lrs60 with a weight decay of 1e-4",
-    ),
-    Entry(
-        "noopt",
-        "satstore.training.optimizers:sgd",
-        {"lr": 0.0},
-        family="SGD",
-        description="SGD at 0: weights stay as they are",
-    ),
-    Entry("sgd", "satstore.training.optimizers:sgd", family="SGD", description="SGD at 0.01"),
-    Entry(
-        "adam",
-        "satstore.training.optimizers:adaptive",
-        {"algorithm": "Adam"},
-        family="adaptive",
-        description="Adam at torch's defaults",
-    ),
-    Entry(
-        "adamw",
-        "satstore.training.optimizers:adaptive",
-        {"algorithm": "AdamW"},
-        family="adaptive",
-        description="AdamW at torch's defaults",
-    ),
-    Entry(
-        "radam",
-        "satstore.training.optimizers:adaptive",
-        {"algorithm": "RAdam"},
-        family="adaptive",
-        description="RAdam at torch's defaults",
-    ),
+    _sgd_row("lrs", "SGD at 0.1, divided by 10 every 10 epochs: for 30 epochs", lr=0.1, step_epochs=10),
+    _sgd_row("lrs60", "SGD at 0.1, divided by 10 every 20 epochs: for 60 epochs", lr=0.1, step_epochs=20),
+    _sgd_row("lrs90", "SGD at 0.1, divided by 10 every 30 epochs: for 90 epochs", lr=0.1, step_epochs=30),
+    _sgd_row("lrs180", "SGD at 0.1, divided by 10 every 50 epochs", lr=0.1, step_epochs=50),
+    _sgd_row("lrs_imgnet", "lrs with a weight decay of 1e-4", lr=0.1, step_epochs=10, weight_decay=1e-4),
+    _sgd_row("lrs60_imgnet", "lrs60 with a weight decay of 1e-4", lr=0.1, step_epochs=20, weight_decay=1e-4),
+    _sgd_row("noopt", "SGD at 0: weights stay as they are", lr=0.0),
+    _sgd_row("sgd", "SGD at 0.01"),
+    _adaptive_row("adam", "Adam"),
+    _adaptive_row("adamw", "AdamW"),
+    _adaptive_row("radam", "RAdam"),
 )
