@@ -1,5 +1,7 @@
 """``satstore config``: what configs can hold."""
 
+import json
+
 from satstore.cli.console import print_line
 
 
@@ -12,6 +14,6 @@ def print_defaults() -> None:
 
 def print_schema() -> None:
     """Print the JSON Schema of configs."""
-    from satstore.config.schema import describe_schema
+    from satstore.config.schema import config_schema
 
-    print_line(describe_schema())
+    print_line(json.dumps(config_schema(), indent=2))

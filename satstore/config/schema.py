@@ -1,6 +1,5 @@
 """The JSON Schema of config files, whose keys take a value or a list of values."""
 
-import json
 from typing import Any
 
 from satstore.config.experiment import ExperimentConfig
@@ -45,8 +44,3 @@ def _suggest(schema: dict[str, Any], names: list[str]) -> dict[str, Any]:
         return {**schema, "items": {"anyOf": [{"enum": names}, schema["items"]]}}
     kept = {key: value for key, value in schema.items() if key in ("default", "description")}
     return {"anyOf": [{"enum": names}, {"type": "string"}], **kept}
-
-
-def describe_schema() -> str:
-    """Return the schema as JSON text."""
-    return json.dumps(config_schema(), indent=2)

@@ -69,21 +69,16 @@ def describe_entries(model: type[BaseModel]) -> list[FormEntry]:
 
 def _describe(name: str, info: FieldInfo) -> FormEntry:
     kind = _without_none(info.annotation)
-    takes_many = get_origin(kind) is tuple
     is_optional_bool = kind is bool and info.default is None
-    choices: tuple[str, ...] = ()
-    if get_origin(kind) is Literal:
-        choices = tuple(map(str, get_args(kind)))
-    elif is_optional_bool:
-        choices = ("yes", "no")
+    choices = tuple(map(str, get_args(kind))) if get_origin(kind) is Literal else ()
     return FormEntry(
         name,
         flag_of(name, info),
         info.description or name.replace("_", " "),
         _write_default(info.default),
-        choices,
-        kind is bool and not is_optional_bool,
-        takes_many,
+        ("yes", "no") if is_optional_bool else choices,
+        is_switch=kind is bool and not is_optional_bool,
+        takes_many=get_origin(kind) is tuple,
     )
 
 

@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 
 TABLE = "projection"
 
-Mode = Literal["pca", "random", "none"]
-"""Onto the top eigenvectors, onto a random basis of the same dimension, or not at all."""
-
 KEY = ("mode", "delta", "seed", "layers", "exclude")
 """What tells the rows of the table apart; the columns after the measures are layers."""
 

@@ -9,18 +9,8 @@ from satstore.errors import ConfigError
 from satstore.runs.manifest import CHECKPOINT, Manifest, Summary
 from satstore.runs.run import Run
 from satstore.stages import flops
+from satstore.stages import parameters as shared
 from satstore.stages.extract import stage as extract_stage
-from satstore.stages.parameters import (
-    DEFAULT_MEMORY_LIMIT,
-    Device,
-    Force,
-    LatentsDir,
-    MemoryLimit,
-    Overwrite,
-    Poolings,
-    StageParameters,
-    record_parameters,
-)
 from satstore.stages.selection import check_kept, list_epochs
 from satstore.stages.stage import Plan, Stage
 from satstore.storage.files import refusals
@@ -28,21 +18,21 @@ from satstore.storage.location import Folder
 from satstore.system.signals import sigint_deferred
 
 
-class TrainParameters(StageParameters):
+class TrainParameters(shared.StageParameters):
     """Parameters of ``train``."""
 
-    device: Device = None
+    device: shared.Device = None
     latents: Annotated[
         bool | None,
         Field(
             description="write the latents at the end, as extract does; default: if the config's stages do"
         ),
     ] = None
-    pooling: Poolings = None
-    latents_dir: LatentsDir = None
-    memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT
-    force: Force = False
-    overwrite: Overwrite = False
+    pooling: shared.Poolings = None
+    latents_dir: shared.LatentsDir = None
+    memory_limit: shared.MemoryLimit = shared.DEFAULT_MEMORY_LIMIT
+    force: shared.Force = False
+    overwrite: shared.Overwrite = False
 
 
 def is_trained(run: Run) -> bool:
@@ -106,7 +96,7 @@ def run_training(run: Run, plan: Plan[Plan[Any] | None]) -> None:
         return
     latents = plan.work or plan_latents_of_training(run, parameters)
     if latents.missing:
-        with run.stage(extract_stage.STAGE.key, record_parameters(latents.parameters)):
+        with run.stage(extract_stage.STAGE.key, shared.record_parameters(latents.parameters)):
             extract_stage.run_extraction(run, latents)
     run.settle(extract_stage.STAGE.key)
 
@@ -116,7 +106,7 @@ def write_costs(run: Run) -> None:
     try:
         costs = flops.plan_flops(run, flops.FlopsParameters())
         if costs.missing:
-            with run.stage(flops.STAGE.key, record_parameters(costs.parameters)):
+            with run.stage(flops.STAGE.key, shared.record_parameters(costs.parameters)):
                 flops.write_flops(run, costs)
         run.settle(flops.STAGE.key)
     except ConfigError as error:

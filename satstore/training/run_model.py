@@ -1,13 +1,11 @@
 """The model of a run: built from its config, loaded from its checkpoint, its layers recorded."""
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from satstore.capture.layers import Layer, describe_layers, select_layers
-from satstore.capture.recorders import LatentRecorder
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import CorruptError
 from satstore.models.build import build_model, explaining_misfit
@@ -39,16 +37,6 @@ def recorded_layers(
     with explaining_misfit(config.model, config.resolution):
         found = describe_layers(model, image.to(device), layers)
     return {layer: layers[layer.name] for layer in found}
-
-
-@contextmanager
-def record_latents(
-    model: nn.Module, layers: Mapping[str, nn.Module], poolings: Iterable[str]
-) -> Iterator[LatentRecorder]:
-    """Put a model into evaluation mode, and record its layers' latents at some poolings."""
-    model.eval()
-    with LatentRecorder(layers, poolings) as recorder:
-        yield recorder
 
 
 def load_model(run: Run, n_classes: int, device: torch.device, epoch: int | None = None) -> nn.Module:

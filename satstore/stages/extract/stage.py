@@ -10,26 +10,13 @@ from satstore.errors import ConfigError
 from satstore.runs.manifest import LATENTS, Manifest
 from satstore.runs.permissions import remember_place
 from satstore.runs.run import Run
+from satstore.stages import parameters as shared
 from satstore.stages.extract.plan import (
     SPLITS,
     PoolingPlan,
     describe_missing,
     plan_latents,
     record_of,
-)
-from satstore.stages.parameters import (
-    DEFAULT_MEMORY_LIMIT,
-    Device,
-    Epochs,
-    Exclude,
-    Force,
-    LatentsDir,
-    Layers,
-    MemoryLimit,
-    Overwrite,
-    Poolings,
-    Splits,
-    StageParameters,
 )
 from satstore.stages.selection import poolings_of
 from satstore.stages.stage import Plan, Stage
@@ -42,28 +29,28 @@ if TYPE_CHECKING:
     from satstore.datasets.image_data import ImageData
 
 
-class ExtractParameters(StageParameters):
+class ExtractParameters(shared.StageParameters):
     """Parameters of ``extract``."""
 
-    device: Device = None
-    pooling: Poolings = None
-    epoch: Epochs = None
-    latents_dir: LatentsDir = None
-    layers: Layers = None
-    exclude: Exclude = None
-    splits: Splits = SPLITS
+    device: shared.Device = None
+    pooling: shared.Poolings = None
+    epoch: shared.Epochs = None
+    latents_dir: shared.LatentsDir = None
+    layers: shared.Layers = None
+    exclude: shared.Exclude = None
+    splits: shared.Splits = SPLITS
     mantissa_bits: Annotated[
         int | None,
         Field(
             ge=1, le=10, description="bits of float16's mantissa to keep; by default those stored, else 10"
         ),
     ] = None
-    memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT
+    memory_limit: shared.MemoryLimit = shared.DEFAULT_MEMORY_LIMIT
     check: Annotated[
         bool, Field(description="read all that is stored and compare it with what was committed")
     ] = True
-    force: Force = False
-    overwrite: Overwrite = False
+    force: shared.Force = False
+    overwrite: shared.Overwrite = False
 
 
 def plan_extraction(run: Run, parameters: ExtractParameters) -> Plan[list[PoolingPlan]]:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from satstore.capture.recorders import LatentRecorder
 from satstore.config.latent_keys import LatentsKey
 from satstore.datasets.image_data import ImageData, ImageSplit
 from satstore.datasets.loaders import make_loader
@@ -19,7 +20,7 @@ from satstore.storage.zarr import LatentWriter, choose_shard_rows
 from satstore.storage.zarr.layout import Shapes
 from satstore.system.limits import beside_gpu, loader_bytes
 from satstore.system.memory import peak_bytes, reset_peak
-from satstore.training import run_model, session_data
+from satstore.training import session_data
 
 
 def write_split(
@@ -32,10 +33,11 @@ def write_split(
     memory_limit: int,
 ) -> None:
     """Write one split's latents: of each key (of one epoch) the layers wanted, the rows that are missing."""
+    model.eval()
     size, device = run.config.batch_size, next(model.parameters()).device
     layers = {name: model.get_submodule(name) for names in wanted.values() for name in names}
     with (
-        run_model.record_latents(model, layers, [key.pooling for key in wanted]) as recorder,
+        LatentRecorder(layers, [key.pooling for key in wanted]) as recorder,
         torch.inference_mode(),
         explaining_lost_workers("lower the config's workers, or its batch_size"),
     ):

@@ -12,18 +12,8 @@ from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, SatstoreError
 from satstore.runs.manifest import ProbesRecord
 from satstore.runs.run import Run
+from satstore.stages import parameters as shared
 from satstore.stages.extract.plan import layers_at
-from satstore.stages.parameters import (
-    DEFAULT_MEMORY_LIMIT,
-    Epochs,
-    Exclude,
-    Force,
-    Layers,
-    MemoryLimit,
-    Overwrite,
-    Poolings,
-    StageParameters,
-)
 from satstore.stages.selection import latents_of, layers_of
 from satstore.stages.stage import Plan, Stage
 
@@ -46,7 +36,7 @@ def _check_prefix(prefix: str) -> str:
     return prefix
 
 
-class ProbeParameters(StageParameters):
+class ProbeParameters(shared.StageParameters):
     """Parameters of ``probe``."""
 
     device: Annotated[
@@ -56,10 +46,10 @@ class ProbeParameters(StageParameters):
             "With run it is for training alone where processes fit the probes (-mp, --scheduler)"
         ),
     ] = None
-    pooling: Poolings = None
-    epoch: Epochs = None
-    layers: Layers = None
-    exclude: Exclude = None
+    pooling: shared.Poolings = None
+    epoch: shared.Epochs = None
+    layers: shared.Layers = None
+    exclude: shared.Exclude = None
     workers: Annotated[
         int,
         Parameter(name=["--workers", "-mp"]),
@@ -68,7 +58,7 @@ class ProbeParameters(StageParameters):
     scheduler: Annotated[
         str | None, Field(description="address of a Dask cluster's scheduler, such as tcp://host:8786")
     ] = None
-    memory_limit: MemoryLimit = DEFAULT_MEMORY_LIMIT
+    memory_limit: shared.MemoryLimit = shared.DEFAULT_MEMORY_LIMIT
     C: Annotated[
         float, Parameter(name="-C"), Field(gt=0, description="inverse of the regularisation's strength")
     ] = 1.0
@@ -80,8 +70,8 @@ class ProbeParameters(StageParameters):
         Annotated[str, AfterValidator(_check_prefix)] | None,
         Field(description="keep the results under this name, beside those fitted with other settings"),
     ] = None
-    force: Force = False
-    overwrite: Overwrite = False
+    force: shared.Force = False
+    overwrite: shared.Overwrite = False
 
     @field_validator("workers", "scheduler")
     @classmethod
