@@ -1,8 +1,9 @@
-"""Read the checkpoints of runs."""
+"""Read and serialize the checkpoints of runs."""
 
 import io
 import pickle
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,13 @@ import torch
 from satstore.errors import CorruptError
 from satstore.runs.manifest import checkpoint_name
 from satstore.runs.run import Run
+
+
+def serialize_checkpoint(state: Mapping[str, Any]) -> bytes:
+    """Return the content of a checkpoint's file."""
+    content = io.BytesIO()
+    torch.save(state, content)
+    return content.getvalue()
 
 
 def read_checkpoint(run: Run, epoch: int | None = None) -> dict[str, Any]:

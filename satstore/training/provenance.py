@@ -2,6 +2,7 @@
 
 import platform
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torchvision
@@ -49,6 +50,16 @@ def check_data(run: Run, data: ImageData) -> None:
             f"{run.name} was trained on other data than {data.name} in {run.config.data_dir} is now "
             f"(fingerprint {known.fingerprint[:12]}, found {data.fingerprint[:12]}); use another run id"
         )
+
+
+def describe_machine(device: torch.device) -> dict[str, Any]:
+    """Return the manifest's record of this machine."""
+    return {
+        "host": platform.node(),
+        "torch": torch.__version__,
+        "device": str(device),
+        "n_threads": torch.get_num_threads(),
+    }
 
 
 def set_layers(manifest: Manifest, layers: Iterable[Layer]) -> None:
@@ -105,11 +116,8 @@ def describe_session(run: Run, session: Session, layers: Iterable[Layer]) -> Non
     check_data(run, data)
     environment = {
         **run.manifest.environment,
-        "host": platform.node(),
-        "torch": torch.__version__,
+        **describe_machine(session.device),
         "torchvision": torchvision.__version__,
-        "device": str(session.device),
-        "n_threads": torch.get_num_threads(),
         "n_ranks": session.group.size,
         "n_workers": session.workers,
         "third_parties": find_origins(config),

@@ -1,10 +1,8 @@
 """What training reports while it runs: to the run's folder, and to those who watch its events."""
 
-import io
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from satstore.capture.layers import Layer
@@ -13,6 +11,7 @@ from satstore.protocols import Metric
 from satstore.runs.manifest import CHECKPOINT, Manifest, checkpoint_name
 from satstore.runs.run import Run
 from satstore.storage.zarr import AnalysisStore
+from satstore.training.checkpoint import serialize_checkpoint
 from satstore.training.epoch_spectra import Spectra, check_moments, compute_spectra
 from satstore.training.provenance import describe_session
 from satstore.training.session import Session
@@ -85,9 +84,9 @@ class RunReporter(Reporter):
 
         run, session = self._run, self._session
         epoch, row = session.epoch - 1, session.history[-1]
-        files = {CHECKPOINT: _serialize(state)}
+        files = {CHECKPOINT: serialize_checkpoint(state)}
         if epoch in session.config.latent_epochs and not session.is_finished:  # the last is the checkpoint
-            files[checkpoint_name(epoch)] = _serialize({"model": state["model"]})
+            files[checkpoint_name(epoch)] = serialize_checkpoint({"model": state["model"]})
         files["metrics.csv"] = pd.DataFrame(session.history).to_csv(index=False).encode()
 
         def change(manifest: Manifest) -> None:
@@ -104,9 +103,3 @@ class RunReporter(Reporter):
         After the last commit: an epoch that has to be done again needs its place in the array.
         """
         self._analysis.finish_spectra(self._session.epoch)
-
-
-def _serialize(state: Mapping[str, Any]) -> bytes:
-    content = io.BytesIO()
-    torch.save(state, content)
-    return content.getvalue()

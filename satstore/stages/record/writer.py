@@ -1,7 +1,5 @@
 """Write a run from one pass of a model over each loader: weights, spectra, latents and metrics."""
 
-import io
-import platform
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,9 +32,10 @@ from satstore.storage.zarr.layout import FLOAT16_MANTISSA_BITS, Shapes
 from satstore.system.limits import check_disk
 from satstore.system.memory import peak_bytes, reset_peak, resident_bytes
 from satstore.system.process_group import SINGLE_PROCESS
+from satstore.training.checkpoint import serialize_checkpoint
 from satstore.training.epoch_spectra import check_moments, compute_spectra, make_recorder
 from satstore.training.metrics import MeanLoss, PassResult, start_metrics
-from satstore.training.provenance import set_layers
+from satstore.training.provenance import describe_machine, set_layers
 
 UNKNOWN_LENGTH = 2**20
 """Samples for which shards are sized where a loader doesn't say how many it has."""
@@ -138,20 +137,14 @@ class RecordWriter:
 
     def _commit_weights(self) -> None:
         """Commit the weights, and the manifest's record of layers and machine."""
-        content = io.BytesIO()
-        torch.save({"model": self._model.state_dict(), "epoch": 1}, content)
+        content = serialize_checkpoint({"model": self._model.state_dict(), "epoch": 1})
 
         def change(manifest: Manifest) -> None:
-            manifest.environment |= {
-                "host": platform.node(),
-                "torch": torch.__version__,
-                "device": str(self._device),
-                "n_threads": torch.get_num_threads(),
-            }
+            manifest.environment |= describe_machine(self._device)
             set_layers(manifest, self._layers)
             manifest.dataset = DatasetRecord(name=RECORDED, n_train=0, n_eval=0, classes=[], fingerprint="")
 
-        self._run.commit({CHECKPOINT: content.getvalue()}, change)
+        self._run.commit({CHECKPOINT: content}, change)
 
     def _forward(self, inputs: Tensor, place: str = "the loader's first batch") -> Any:
         with explain_forward_errors(inputs, place):
