@@ -24,7 +24,6 @@ class ModelFactory(Protocol):
 
     def __call__(self, *, num_classes: int) -> nn.Module:
         """Return a module that maps float32 images (B, 3, r, r) to logits (B, num_classes)."""
-        ...
 
 
 class DatasetFactory(Protocol):
@@ -34,7 +33,6 @@ class DatasetFactory(Protocol):
         self, *, resolution: int, data_dir: str | os.PathLike[str], augment: bool, seed: int
     ) -> ImageData:
         """Return the training and evaluation images of a resolution, in pixels."""
-        ...
 
 
 class LoaderBundle(Protocol):
@@ -54,7 +52,6 @@ class LoaderFactory(Protocol):
 
     def __call__(self, *, batch_size: int, output_size: int, cache_dir: str) -> LoaderBundle:
         """Return loaders over images of ``output_size`` pixels a side."""
-        ...
 
 
 class Scheduler(Protocol):
@@ -62,15 +59,12 @@ class Scheduler(Protocol):
 
     def step(self) -> None:
         """Switch to the next epoch's rate."""
-        ...
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint: tensors, numbers, strings, lists and dicts."""
-        ...
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state that :meth:`state_dict` returned."""
-        ...
 
 
 class OptimizerBundle(Protocol):
@@ -85,7 +79,6 @@ class OptimizerFactory(Protocol):
 
     def __call__(self, model: nn.Module) -> Optimizer | tuple[Optimizer, Scheduler | None] | OptimizerBundle:
         """Return the optimizer, alone or with a schedule."""
-        ...
 
 
 class Metric(Protocol):
@@ -101,11 +94,9 @@ class Metric(Protocol):
 
     def update(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits (B, k), labels int64 (B,), on one device."""
-        ...
 
     def compute(self) -> float:
         """Return the metric over all batches so far."""
-        ...
 
 
 class ValueMetric(Protocol):
@@ -116,11 +107,9 @@ class ValueMetric(Protocol):
     @property
     def value(self) -> float:
         """The metric over all batches so far."""
-        ...
 
     def update(self, y_true: Tensor, y_pred: Tensor) -> None:
         """Count a batch: labels int64 (B,), logits (B, k), on one device."""
-        ...
 
 
 class MetricFactory(Protocol):
@@ -128,4 +117,3 @@ class MetricFactory(Protocol):
 
     def __call__(self) -> Metric | ValueMetric:
         """Return a metric that has seen no batch."""
-        ...

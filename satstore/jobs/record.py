@@ -5,9 +5,11 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from satstore.errors import reason_of
+from satstore.jobs.job import Progress
 from satstore.jobs.start import claim_job
 from satstore.jobs.supervisor import identify_process, write_json
 from satstore.runs.events import Event, EventLog
@@ -46,15 +48,7 @@ class JobRecord:
         rate = (event.done - before) / (now - since) if now > since and event.done > before else None
         left_s = (event.total - event.done) / rate if rate and event.total else None
         self._write(
-            {
-                "run": self.run,
-                "stage": event.stage,
-                "done": event.done,
-                "total": event.total,
-                "text": event.text,
-                "rate": rate,
-                "left_s": left_s,
-            }
+            asdict(Progress(self.run, event.stage, event.done, event.total, event.text, rate, left_s))
         )
 
     def say(self, text: str) -> None:

@@ -102,20 +102,15 @@ def claim_job(words: Sequence[str], logs_dir: Path, cwd: Path, *, detached: bool
 
 
 def _prune(logs_dir: Path) -> None:
-    jobs = list_jobs(logs_dir)
-    for job in [job for job in jobs if not job.is_running][N_KEPT:]:
+    """Remove old jobs that have ended, and of the others temporary files that a failing disk has left."""
+    ended = [job for job in list_jobs(logs_dir) if not job.is_running]
+    for job in ended[N_KEPT:]:
         shutil.rmtree(job.path, ignore_errors=True)
-    for job in jobs:
-        if not job.is_running:
-            _remove_partials(job.path)
-
-
-def _remove_partials(folder: Path) -> None:
-    """Remove temporary files of a job that has ended; a failing disk may have left some."""
-    with suppress(OSError):
-        for path, _ in walk_files(folder):
-            if is_partial(path.name):
-                path.unlink(missing_ok=True)
+    for job in ended[:N_KEPT]:
+        with suppress(OSError):
+            for path, _ in walk_files(job.path):
+                if is_partial(path.name):
+                    path.unlink(missing_ok=True)
 
 
 def cancel_job(job: Job, grace_s: float = 10.0) -> Job:

@@ -59,7 +59,6 @@ def measure_rates(
     model = initialize_model(config, n_classes, device)
     layers = {layer.name: module for layer, module in recorded_layers(model, config).items()}
     optimizer, _ = OPTIMIZERS[config.optimizer](model)
-    most = config.batch_size
 
     def step(images: Tensor) -> None:
         labels = torch.arange(len(images), device=device) % n_classes
@@ -69,22 +68,22 @@ def measure_rates(
 
     with LatentRecorder(layers, poolings) as latents, torch.inference_mode():
         model.eval()
-        extract = _images_per_second(lambda images: (model(images), latents.pop()), config, device, most)
+        extract = _images_per_second(lambda images: (model(images), latents.pop()), config, device)
     with MomentRecorder(layers, config.conv_method, config.downsampling) as moments:
         model.train()
         moments.begin("train")
-        train = _images_per_second(step, config, device, most)
+        train = _images_per_second(step, config, device)
     images = None
     if data is not None:
         split = data.train_plain
-        images = _rate(lambda n: split.__getitems__(range(n)), min(most, len(split)))
+        images = _rate(lambda n: split.__getitems__(range(n)), min(config.batch_size, len(split)))
     return Rates(str(device), measure_flops(), train, extract, images, *encoding_rates())
 
 
 def _images_per_second(
-    use: Callable[[Tensor], object], config: ExperimentConfig, device: torch.device, most: int
+    use: Callable[[Tensor], object], config: ExperimentConfig, device: torch.device
 ) -> float:
-    shape = (most, 3, config.resolution, config.resolution)
+    shape = (config.batch_size, 3, config.resolution, config.resolution)
     images = torch.randn(shape).to(device, memory_format=torch.channels_last)
 
     def pass_through(n: int) -> None:
@@ -92,7 +91,7 @@ def _images_per_second(
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
-    return _rate(pass_through, most)
+    return _rate(pass_through, config.batch_size)
 
 
 def _rate(work: Callable[[int], object], most: int) -> float:
