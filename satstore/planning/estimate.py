@@ -142,7 +142,7 @@ def training_memory(plan: ModelPlan, config: ExperimentConfig, base_bytes: int) 
 
 
 def probe_memory(plan: ModelPlan, counts: Counts, n_threads: int, base_bytes: int) -> int:
-    """Project the peak of the probe that takes the most, in bytes, on some threads; see ``fit_bytes``."""
+    """Project the peak of the probe that takes the most, in bytes; see ``fit_bytes``."""
     from satstore.analysis.logistic.memory import fit_bytes
     from satstore.analysis.logistic.problem import LogisticProblem
 

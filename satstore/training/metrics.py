@@ -95,7 +95,7 @@ class MeanLoss:
 
 
 class TopAccuracy:
-    """The fraction of samples whose label is among the ``n_guesses`` largest logits, or all."""
+    """The fraction of samples whose label is among the largest logits, ``n_guesses`` at most."""
 
     def __init__(self, column: str, n_guesses: int) -> None:
         self.column = column

@@ -43,7 +43,7 @@ class PoolingPlan:
     damage: list[Damage] = field(default_factory=list)
 
     def missing_places(self) -> list[tuple[str, str]]:
-        """Return the split and the layer of each that is missing."""
+        """Return the missing layers, each with its split before it."""
         return [(split, layer) for split, layers in self.missing.items() for layer in layers]
 
 
@@ -123,7 +123,7 @@ def layers_at(run: Run, key: LatentsKey, names: list[str]) -> list[str]:
 
 
 def find_damage(run: Run, key: LatentsKey, *, content: bool) -> Iterator[Damage]:
-    """Find the files of a key that are not as committed; with their content, it tells how far it is."""
+    """Find the files of a key that are not as committed; `content` reads all of them, and emits progress."""
     location = run.latents_location
     committed = run.commits.read(location.name)
     for name in metadata_above(key):
@@ -151,7 +151,7 @@ def _holds(location: Location, name: Key, digest: Digest) -> bool:
 
 
 def is_hit(damages: Sequence[Damage], key: LatentsKey, split: str, layer: str) -> bool:
-    """Tell whether a layer of a split is among what damaged files belong to."""
+    """Tell whether damaged files concern a layer of a split."""
     if not damages:
         return False
     from satstore.storage.zarr.layout import encode_layer
