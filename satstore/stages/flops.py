@@ -44,9 +44,12 @@ def write_flops(run: Run, _: Plan[None]) -> None:
     is_done = run.config.is_finished(summary.epochs_done, summary.test_accuracy)
     n_epochs = summary.epochs_done if is_done else run.config.epoch
     costs = count_model_costs(run.config, n_classes)
-    content = summarize_costs(costs, n_train=n_train, n_eval=n_eval, n_epochs=n_epochs)
-    of_model = {"model": run.config.model, "resolution": run.config.resolution, "n_classes": n_classes}
-    content = {**of_model, **content}
+    content = {
+        "model": run.config.model,
+        "resolution": run.config.resolution,
+        "n_classes": n_classes,
+        **summarize_costs(costs, n_train=n_train, n_eval=n_eval, n_epochs=n_epochs),
+    }
     run.commit({FILE: (json.dumps(content, indent=1) + "\n").encode()})
 
 

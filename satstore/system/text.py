@@ -1,6 +1,6 @@
 """Writing states, sizes, ages and counts for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from satstore.errors import printable
@@ -22,6 +22,11 @@ def printable_content(content: Any) -> Any:
 def clean(text: str) -> str:
     """Return a text in one line, without control characters that a terminal would obey."""
     return printable(" ".join(text.split()))
+
+
+def list_first(texts: Sequence[str], n_shown: int) -> str:
+    """Return the first of some texts in one line, with an ellipsis where there are more."""
+    return ", ".join([*texts[:n_shown], "…"] if len(texts) > n_shown else texts)
 
 
 def stage_name(key: str) -> str:

@@ -15,6 +15,7 @@ from satstore.registry import DATASETS, MODELS
 from satstore.runs.manifest import DatasetRecord, LayerRecord, Manifest
 from satstore.runs.run import Run
 from satstore.storage.zarr import digest_labels
+from satstore.system.text import list_first
 from satstore.training.run_model import load_model, recorded_layers
 from satstore.training.session import Session
 
@@ -139,5 +140,5 @@ def describe_session(run: Run, session: Session, layers: Iterable[Layer]) -> Non
     run.commit(change=change)
     for split, names in data.skipped.items():
         if names:
-            shown = ", ".join(names[:3]) + (", …" if names[3:] else "")
+            shown = list_first(names, 3)
             run.warn("train", f"{len(names)} corrupt {split} images are left out: {shown}")

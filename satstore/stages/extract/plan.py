@@ -13,6 +13,7 @@ from satstore.storage.commit_log import Damage, is_anything
 from satstore.storage.files import Digest
 from satstore.storage.location import Location
 from satstore.storage.safe_names import Key, as_key
+from satstore.system.text import list_first
 
 SPLITS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
 
@@ -116,7 +117,7 @@ def layers_at(run: Run, key: LatentsKey, names: list[str]) -> list[str]:
     found = [layer.layer for layer in run.manifest.layers if layer.has_positions and layer.layer in names]
     if not found and run.layers:
         raise ConfigError(
-            f"none of the layers {', '.join(names[:3])}{', …' if names[3:] else ''} of {run.name} has "
+            f"none of the layers {list_first(names, 3)} of {run.name} has "
             "positions, as pixelwise latents need; take convolutions (--layers), or another pooling"
         )
     return found

@@ -17,6 +17,7 @@ from satstore.storage.commit_log import Committed, is_anything
 from satstore.storage.location import Location
 from satstore.storage.zarr import LatentSplit
 from satstore.storage.zarr.layout import encode_layer
+from satstore.system.text import list_first
 
 SPLITS = ("train", "eval")
 
@@ -93,13 +94,12 @@ def warn_of_missing_classes(run: Run, latents: ProbeLatents) -> None:
         ("eval", "train", "their samples count as wrong"),
         ("train", "eval", "the eval accuracy says nothing of them"),
     ):
-        lacking = [latents.class_names[index] for index in sorted(found[split] - found[other])]
+        lacking = [repr(latents.class_names[index]) for index in sorted(found[split] - found[other])]
         if lacking:
-            shown = ", ".join(map(repr, lacking[:5])) + (", …" if len(lacking) > 5 else "")
             run.warn(
                 "probe",
-                f"at {latents.key.group}, the {split} split has {len(lacking)} classes that "
-                f"the {other} split lacks ({shown}): {effect}; give both splits the same classes",
+                f"at {latents.key.group}, the {split} split has {len(lacking)} classes that the {other} "
+                f"split lacks ({list_first(lacking, 5)}): {effect}; give both splits the same classes",
             )
 
 

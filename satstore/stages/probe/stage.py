@@ -84,11 +84,6 @@ class ProbeParameters(shared.StageParameters):
         return value
 
 
-def keys_of(run: Run, parameters: ProbeParameters) -> list[ProbeKey]:
-    """Return the keys of the tables that parameters ask for."""
-    return [ProbeKey(latents, parameters.prefix or "") for latents in latents_of(run, parameters)]
-
-
 def settings_of(parameters: ProbeParameters) -> ProbesRecord:
     """Return the record of a table with no layer fitted yet."""
     return ProbesRecord(C=parameters.C, tol=parameters.tol, max_iter=parameters.max_iter)
@@ -127,7 +122,8 @@ def pending_layers(run: Run, key: ProbeKey, parameters: ProbeParameters) -> list
 
 def plan_probes(run: Run, parameters: ProbeParameters) -> Plan[dict[ProbeKey, list[str]]]:
     """Find the layers of each table that are not fitted."""
-    todo = {key: pending_layers(run, key, parameters) for key in keys_of(run, parameters)}
+    keys = [ProbeKey(latents, parameters.prefix or "") for latents in latents_of(run, parameters)]
+    todo = {key: pending_layers(run, key, parameters) for key in keys}
     missing = [f"{layer} at {key}" for key, layers in todo.items() for layer in layers]
     return Plan(parameters, missing, todo)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from satstore.errors import ConfigError, SatstoreError, reason_of
+from satstore.system.text import list_first
 
 REMEDY = "give the loader a collate_fn that returns (inputs, labels)"
 
@@ -169,8 +170,7 @@ def _as_array(labels: Any, place: str) -> NDArray[Any]:
 
 
 def _show(values: NDArray[Any]) -> str:
-    shown = ", ".join(f"{value:g}" for value in values[:4].astype(float))
-    return shown + (", …" if len(values) > 4 else "")
+    return list_first([f"{value:g}" for value in values.astype(float)], 4)
 
 
 def find_logits(output: Any) -> Tensor | None:
@@ -194,9 +194,8 @@ def _describe(thing: Any) -> str:
     if isinstance(thing, Tensor):
         return f"a tensor of shape {tuple(thing.shape)}"
     if isinstance(thing, Mapping):
-        keys = ", ".join(repr(key) for key in list(thing)[:4])
-        return f"a {type(thing).__name__} of {keys}{', …' if len(thing) > 4 else ''}"
+        return f"a {type(thing).__name__} of {list_first(list(map(repr, thing)), 4)}"
     if isinstance(thing, tuple | list):
-        parts = ", ".join(type(part).__name__ for part in thing[:4])
-        return f"a {type(thing).__name__} of {len(thing)} ({parts}{', …' if len(thing) > 4 else ''})"
+        parts = list_first([type(part).__name__ for part in thing], 4)
+        return f"a {type(thing).__name__} of {len(thing)} ({parts})"
     return f"{type(thing).__name__}"
