@@ -220,9 +220,9 @@ def _is_there(process: Any) -> bool:
         return False
 
 
-def last_line(path: Path, n_bytes: int = 4096) -> str:
+def last_line(path: Path) -> str:
     """Return the last non-empty line of a log."""
-    lines = tail(path, n_bytes)[0].splitlines()
+    lines = tail(path, 4096)[0].splitlines()
     return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
 

@@ -38,7 +38,7 @@ ERROR_WAIT_S = 10.0
 class Member:
     """The place of one process in a group, whose processes find each other by a file in a folder.
 
-    Of type ``"cuda"``, each process has the GPU of its rank; the other is ``"cpu"``.
+    ``device_type`` is ``"cuda"``, where each process has the GPU of its rank, or ``"cpu"``.
     """
 
     device_type: str

@@ -23,19 +23,13 @@ def initialize_model(config: ExperimentConfig, n_classes: int, device: torch.dev
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def recorded_layers(
-    model: nn.Module, config: ExperimentConfig, image: torch.Tensor | None = None
-) -> dict[Layer, nn.Module]:
-    """Return the layers of a model that a config records, in forward order.
-
-    The model is called with an image (1, C, H, W), by default zeros of three channels and the config's size.
-    """
+def recorded_layers(model: nn.Module, config: ExperimentConfig) -> dict[Layer, nn.Module]:
+    """Return the layers of a model that a config records, in forward order."""
     layers = select_layers(model, config.layers, config.exclude_layers)
     device = next(model.parameters()).device
-    if image is None:
-        image = torch.zeros(1, 3, config.resolution, config.resolution)
+    image = torch.zeros(1, 3, config.resolution, config.resolution, device=device)
     with explaining_misfit(config.model, config.resolution):
-        found = describe_layers(model, image.to(device), layers)
+        found = describe_layers(model, image, layers)
     return {layer: layers[layer.name] for layer in found}
 
 
