@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, TypeVar
@@ -97,23 +97,22 @@ class Registry(Mapping[str, Any]):
         self._rows = rows
         self._absent = absent
         self._group = group
-        self._entries: dict[str, Entry] = {}
         self._stand_ins: dict[str, Entry] = {}
-        self._filled = False
+
+    @cached_property
+    def _entries(self) -> dict[str, Entry]:
+        """The built-in rows and the entries of installed packages, to which others are added."""
+        rows: Iterable[Entry] = Entry("", self._rows).load()
+        points = entry_points(group=self._group)
+        third = [Entry(p.name, f"{p.module}:{p.attr}", family=p.module) for p in points]
+        found: dict[str, Entry] = {}
+        # The first entry of a name stays: an installed package must not change the meaning of a config.
+        for entry in (*rows, *third):
+            found.setdefault(entry.name, entry)
+        return found
 
     def _known(self) -> Mapping[str, Entry]:
-        return ChainMap(self._stand_ins, self._fill())
-
-    def _fill(self) -> dict[str, Entry]:
-        if not self._filled:
-            rows: Iterable[Entry] = Entry("", self._rows).load()
-            points = entry_points(group=self._group)
-            third = [Entry(p.name, f"{p.module}:{p.attr}", family=p.module) for p in points]
-            # The first entry of a name stays: an installed package must not change the meaning of a config.
-            for entry in (*rows, *third):
-                self._entries.setdefault(entry.name, entry)
-            self._filled = True
-        return self._entries
+        return ChainMap(self._stand_ins, self._entries)
 
     def register(
         self, name: str, *, family: str = "", description: str = "", **arguments: Any
@@ -121,7 +120,7 @@ class Registry(Mapping[str, Any]):
         """Add the decorated object under a name; ConfigError if another object has it."""
 
         def add(target: T) -> T:
-            known = self._fill().get(name)
+            known = self._entries.get(name)
             if known is not None and known.target is not target:
                 raise ConfigError(f"a {self.kind} named {name!r} is registered already; choose another name")
             text = description or _first_line(target)

@@ -40,7 +40,7 @@ def _working_in(folder: Path) -> Iterator[None]:
 
     They are forgotten after, with all that they registered, as they are where a process ends.
     """
-    entries = [(registry, dict(registry._fill())) for registry in REGISTRIES.values()]
+    entries = [(registry, dict(registry._entries)) for registry in REGISTRIES.values()]
     with contextlib.chdir(folder):
         sys.path.insert(0, str(folder))
         try:

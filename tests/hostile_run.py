@@ -42,7 +42,7 @@ class Net(nn.Module):
 @contextmanager
 def hostile_names() -> Iterator[dict[str, Any]]:
     """Let model and dataset be known, and yield a config of them; then forget them."""
-    before = [(registry, dict(registry._fill())) for registry in (MODELS, DATASETS)]
+    before = [(registry, dict(registry._entries)) for registry in (MODELS, DATASETS)]
     MODELS.register(MODEL, description=ERROR)(Net)
     DATASETS.register(DATASET, description=ERROR)(tiny_images)
     try:

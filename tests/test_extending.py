@@ -376,7 +376,7 @@ def weigh_all(run, parameters):
 def own_stages() -> Iterator[None]:
     """Stages that a test registers, and the commands made of them, are forgotten after it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(STAGES, "_entries", dict(STAGES._fill()))
+        patch.setattr(STAGES, "_entries", dict(STAGES._entries))
         yield
     add_stages()
 

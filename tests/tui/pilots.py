@@ -157,7 +157,7 @@ class Gate:
     PLUGIN = "gating"
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(STAGES, "_entries", dict(STAGES._fill()))
+        monkeypatch.setattr(STAGES, "_entries", dict(STAGES._entries))
         monkeypatch.syspath_prepend(str(folder))
         path = folder / "gate"
         os.mkfifo(path)

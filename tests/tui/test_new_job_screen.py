@@ -210,7 +210,7 @@ async def test_form__leaves_out_the_stage_of_a_broken_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = Entry("broken", "no_such_package:STAGE")
-    monkeypatch.setattr(STAGES, "_entries", {**STAGES._fill(), "broken": broken})
+    monkeypatch.setattr(STAGES, "_entries", {**STAGES._entries, "broken": broken})
     async with make_app(tmp_path / "logs").run_test(size=(120, 40)) as pilot:
         screen = await open_form(pilot)
         with pytest.raises(InvalidSelectValueError):

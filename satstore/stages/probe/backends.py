@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from types import TracebackType
 from typing import Protocol
 
 from satstore.analysis.floats import Floats, widen
@@ -19,7 +18,7 @@ from satstore.system.cores import count_cores
 from satstore.system.memory import resident_bytes
 
 
-class Backend(Protocol):
+class Backend(AbstractContextManager["Backend"], Protocol):
     """Where probes are fitted. It is entered once for all layers, and ends what it has started.
 
     ``memory`` is what this process may take, ``peaks`` what fits take.
@@ -28,12 +27,6 @@ class Backend(Protocol):
     n_layers_at_once: int
     memory: MemoryBudget
     peaks: MemoryPeaks
-
-    def __enter__(self) -> object: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None: ...
 
     def engines(
         self, job: ProbeJob, problem: LogisticProblem
@@ -44,16 +37,13 @@ class Backend(Protocol):
         """
 
 
-class ThreadBackend:
+class ThreadBackend(AbstractContextManager["ThreadBackend"]):
     """Threads of this process: as many as there are cores, and as the memory limit allows."""
 
     n_layers_at_once = 1
 
     def __init__(self, memory: MemoryBudget) -> None:
         self.memory, self.peaks = memory, MemoryPeaks()
-
-    def __enter__(self) -> object:
-        return self
 
     def __exit__(self, *_: object) -> None:
         """Nothing lasts longer than a layer."""

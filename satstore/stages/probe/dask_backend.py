@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from types import TracebackType
+from typing import Any, Self
 
 from satstore.analysis.logistic.engine import Engine, start_single_thread
 from satstore.analysis.logistic.memory import fit_bytes
@@ -33,14 +33,12 @@ class DaskBackend:
         self.memory, self.peaks = memory, MemoryPeaks(lambda function: self._cluster.run(function))
         self._connection = join_cluster(scheduler) if scheduler else start_cluster(n_workers)
 
-    def __enter__(self) -> object:
+    def __enter__(self) -> Self:
         self._cluster = self._connection.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._connection.__exit__(kind, error, traceback)
+    def __exit__(self, *error: Any) -> None:
+        self._connection.__exit__(*error)
 
     @contextmanager
     def engines(self, job: ProbeJob, problem: LogisticProblem) -> Iterator[Mapping[str, Engine]]:
