@@ -131,7 +131,7 @@ def make_tasks(
 ) -> dict[str, StageParameters]:
     """Give every stage its share of some parameters.
 
-    ConfigError if a value can't be used, or, where it is `strict`, if a parameter is no stage's.
+    ConfigError if a value can't be used, or, if `strict`, a parameter is no stage's.
     """
     tasks: dict[str, StageParameters] = {}
     used: set[str] = set()

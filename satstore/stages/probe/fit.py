@@ -77,7 +77,7 @@ def fit_layer(job: ProbeJob, backend: Backend) -> ProbeResult:
     return ProbeResult(tuple({**row, **of_position} for of_position in fitted.rows()), fitted.arrays())
 
 
-def solve_and_evaluate(job: ProbeJob, backend: Backend) -> "FittedProbes":
+def solve_and_evaluate(job: ProbeJob, backend: Backend) -> "EvaluatedProbes":
     """Fit one layer's probe, or one for each position, to the train split, and evaluate it on both."""
     problem = job.problem()
     with backend.engines(job, problem) as engines:
@@ -86,7 +86,7 @@ def solve_and_evaluate(job: ProbeJob, backend: Backend) -> "FittedProbes":
         confused = problem.n_positions * problem.n_classes**2 * 8 <= CONFUSIONS_BYTES
         query = EvaluationQuery(*solution.model(np.float32), top=TOP, confused=confused)
         on_train, on_eval = (engines[split].sums(query) for split in ("train", "eval"))
-    return FittedProbes(
+    return EvaluatedProbes(
         job=job,
         problem=problem,
         solution=solution,
@@ -97,7 +97,7 @@ def solve_and_evaluate(job: ProbeJob, backend: Backend) -> "FittedProbes":
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedProbes:
+class EvaluatedProbes:
     """One layer's probes, one per position, and their sums over the samples of both splits."""
 
     job: ProbeJob
