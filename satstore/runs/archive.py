@@ -32,14 +32,8 @@ PART_BYTES = 2**20
 def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
     """Pack a run into a zip file, by default without its latents, which ``extract`` can write again.
 
-    Raises
-    ------
-    NotFoundError
-        If the latents are to be packed and lie on object storage.
-    CorruptError
-        If a file is not as it was committed.
-    WriteError
-        If the file can't be written.
+    Raises NotFoundError if latents are to be packed and lie on object storage, CorruptError if a file is not
+    as it was committed, and WriteError if the zip file can't be written.
     """
     if with_latents and run.manifest.latents and not isinstance(run.latents_location, Folder):
         raise NotFoundError(f"{run.name}: its latents lie at {run.latents_path}; leave --latents out")
@@ -62,13 +56,7 @@ def pack_run(run: Run, path: Path, with_latents: bool = False) -> Path:
 
 
 def _read_checked(run: Run, path: Path, expected: Digest | None) -> Iterator[bytes]:
-    """Yield a file's content in parts, then check its digest.
-
-    Raises
-    ------
-    CorruptError
-        If the digest differs, or the file can't be read.
-    """
+    """Yield a file's content in parts; raise CorruptError if its digest differs or it can't be read."""
     remedy = f"satstore verify {run.name} names what makes it again"
     seen, n_bytes = hashlib.sha256(), 0
     try:
@@ -103,21 +91,10 @@ def packed_files(run: Run, with_latents: bool) -> Iterator[tuple[str, Path, Dige
 def unpack_run(path: Path, logs_dir: Path, run_id: str | None = None) -> Run:
     """Unpack a run that :func:`pack_run` packed, and verify it before it appears in the logs folder.
 
-    Parameters
-    ----------
-    run_id
-        By default the packed run's.
-
-    Raises
-    ------
-    NotFoundError
-        If there is no such file.
-    CorruptError
-        If it is no zip file of a run, or its files aren't what was committed.
-    ConfigError
-        If such an experiment exists already, or the run id is invalid.
-    DiskSpaceError
-        If its content needs more than the free disk space.
+    Its run id is by default the packed run's. Raises NotFoundError if there is no such file, CorruptError if
+    it is no zip file of a run or its files aren't what was committed, ConfigError if such an experiment
+    exists already or the run id is invalid, and DiskSpaceError if its content needs more than the free disk
+    space.
     """
     if not path.is_file():
         raise NotFoundError(f"no file {path}")
@@ -140,12 +117,9 @@ def unpack_run(path: Path, logs_dir: Path, run_id: str | None = None) -> Run:
 
 
 def find_run_folder(path: Path, members: Iterable[zipfile.ZipInfo]) -> PurePosixPath:
-    """Return the folder ``RES/<experiment>`` that all members lie in.
+    """Return the folder ``RES/<experiment>`` that all members of a zip file lie in.
 
-    Raises
-    ------
-    CorruptError
-        If they lie in several, or a member's path leads out of it.
+    Raises CorruptError if they lie in several, or a member's path leads out of it.
     """
     homes = set()
     for info in members:

@@ -24,13 +24,8 @@ UsageKey = tuple[LatentsKey | None, str, str]
 class DiskUsage:
     """Disk usage of an experiment, in bytes.
 
-    Attributes
-    ----------
-    latents
-        By key, split and layer, layers in forward order; what belongs to no layer, such as labels, is under
-        ``""``, so is the split of what belongs to no split, and the store's own metadata are under None.
-    analysis_bytes, checkpoint_bytes, other_bytes
-        The store of spectra and probes, the checkpoints, and all other files of the run folder.
+    Latents are by key, split and layer, layers in forward order; what belongs to no layer, such as labels, is
+    under ``""``, so is the split of what belongs to no split, and the store's own metadata are under None.
     """
 
     latents: dict[UsageKey, int] = field(default_factory=dict)
@@ -118,12 +113,8 @@ def latents_bytes(run: Run) -> int:
 def check_removable(run: Run) -> None:
     """Check that a run's latents could be extracted again.
 
-    Raises
-    ------
-    NotFoundError
-        If the checkpoint of the last epoch, or of an epoch with stored latents, is missing.
-    CorruptError
-        If a checkpoint is not what was committed.
+    Raises NotFoundError if the checkpoint of the last epoch, or of an epoch with stored latents, is missing,
+    and CorruptError if one is not what was committed.
     """
     if run.is_recorded:
         raise NotFoundError(
@@ -142,10 +133,7 @@ def check_removable(run: Run) -> None:
 def check_own(run: Run, location: Location) -> None:
     """Check that a store outside the run folder belongs to the run: a manifest may have been tampered with.
 
-    Raises
-    ------
-    CorruptError
-        If it belongs to another run, or is no store of latents.
+    Raises CorruptError if it belongs to another run, or is no store of latents.
     """
     if run.manifest.latents_path == LATENTS or not location.sizes():
         return
@@ -165,15 +153,8 @@ def remove_latents(run: Run) -> int:
     """Remove a run's latents, and return the freed bytes.
 
     The manifest's records are removed first; they become ``re_extractable``. An interrupted removal leaves
-    files that count as not written; removing again removes them.
-
-    Raises
-    ------
-    LockedError
-        If another process writes the experiment.
-    NotFoundError, CorruptError
-        If they could not be extracted again, or belong to another run; see :func:`check_removable` and
-        :func:`check_own`.
+    files that count as not written; removing again removes them. Raises LockedError if another process writes
+    the experiment; see also :func:`check_removable` and :func:`check_own`.
     """
 
     def change(manifest: Manifest) -> None:

@@ -24,10 +24,6 @@ class Event:
 
     Attributes
     ----------
-    stage
-        The stage's name.
-    kind
-        Which of these it is.
     text
         One line for users.
     done, total
@@ -84,14 +80,9 @@ class EventLog:
 
 
 def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
-    """Read the complete lines of an event log from a byte offset on.
+    """Read the complete lines of an event log from a byte offset on; return events, and where to continue.
 
-    Returns
-    -------
-    events
-        Without lines that are no events: torn by a crash, or of a newer version.
-    offset
-        Where the next call continues.
+    Lines that are no events are left out: torn by a crash, or of a newer version.
     """
     try:
         with open_file(path) as file:

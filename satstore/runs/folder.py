@@ -62,8 +62,6 @@ class RunFolder:
 
     Parameters
     ----------
-    path
-        The folder.
     listener
         Called with every event that the run emits.
     config
@@ -110,20 +108,14 @@ class RunFolder:
     def config(self) -> ExperimentConfig:
         """The config that the run was opened with, else the one that the experiment was created with.
 
-        Raises
-        ------
-        CorruptError
-            If the manifest's config is invalid.
+        Raises CorruptError if the manifest's config is invalid.
         """
         return self.made_with if self._config is None else self._config
 
     def load_plugins(self) -> None:
         """Import the plugins of the config.
 
-        Raises
-        ------
-        ConfigError
-            If the user did not permit one that the manifest names, or one can't be imported.
+        Raises ConfigError if the user did not permit one that the manifest names, or one can't be imported.
         """
         if self._config is None:
             check_plugins(self.path, self.config.plugins)
@@ -174,10 +166,7 @@ class RunFolder:
     def writable_latents(self) -> Location:
         """Return the place of the store of latents, for writing or removing.
 
-        Raises
-        ------
-        ConfigError
-            If it lies outside the run folder, and the user did not name that place.
+        Raises ConfigError if it lies outside the run folder, and the user did not name that place.
         """
         if not self.has_named_place():
             raise ConfigError(
@@ -234,10 +223,7 @@ class RunFolder:
     def path_of(self, name: str) -> Path:
         """Return the path of a file of the run folder.
 
-        Raises
-        ------
-        CorruptError
-            If the name leads out of the folder, or through a link.
+        Raises CorruptError if the name leads out of the folder, or through a link.
         """
         try:
             path = self.path / as_key(name)
@@ -254,12 +240,7 @@ class RunFolder:
     def read_file(self, name: str) -> bytes:
         """Read a committed file and check it against its digest.
 
-        Raises
-        ------
-        NotFoundError
-            If no such file was committed.
-        CorruptError
-            If the file isn't what was committed.
+        Raises NotFoundError if no such file was committed, CorruptError if it isn't what was committed.
         """
         record = self.manifest.files.get(name)
         if record is None:
@@ -275,13 +256,7 @@ class RunFolder:
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
-        """Turn read errors into a CorruptError that names the file and the remedy.
-
-        Raises
-        ------
-        CorruptError
-            In place of an OSError, or a ValueError whose text describes what is wrong with the file.
-        """
+        """Turn read errors, and ValueErrors about the content, into a CorruptError with file and remedy."""
         try:
             yield
         except OSError as error:
@@ -293,13 +268,7 @@ class RunFolder:
 
     @reread_after_commit
     def check_file(self, name: str) -> None:
-        """Check that a committed file exists with its size, without reading it.
-
-        Raises
-        ------
-        CorruptError
-            If it is missing or of another size.
-        """
+        """Check that a committed file exists with its size, without reading it; raise CorruptError if not."""
         path, size_bytes = self.path_of(name), self.manifest.files[name].size_bytes
         staged = self.path_of(f"{name}.new")  # it may not be renamed yet
         if not any(is_file(p) and p.stat().st_size == size_bytes for p in (path, staged)):

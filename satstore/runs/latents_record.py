@@ -32,12 +32,10 @@ def describe_latents(
     mantissa_bits: int,
     n_samples: Mapping[str, int],
 ) -> LatentsRecord:
-    """Return the manifest's record of the latents of a key.
+    """Return the manifest's record of the latents of a key, from the store's committed files.
 
     Parameters
     ----------
-    committed
-        The store's committed files.
     layers
         Split to the layers that are completely written.
     n_samples

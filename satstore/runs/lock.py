@@ -29,19 +29,9 @@ class WriteLock:
     def hold(self, name: str) -> Iterator[list[str]]:
         """Hold the lock, and yield the holders that died without cleaning up.
 
-        They are named by the tag that their temporary files carry.
-
-        Parameters
-        ----------
-        name
-            The experiment's name, for the message.
-
-        Raises
-        ------
-        LockedError
-            At once, if another process holds it; the message names that process.
-        CorruptError
-            If the lock file can't be used: it is a link, or no file.
+        They are named by the tag that their temporary files carry; the experiment's name is for messages.
+        Raises LockedError at once if another process holds it, naming that process, and CorruptError if the
+        lock file can't be used: it is a link, or no file.
         """
         from filelock import FileLock, Timeout
 

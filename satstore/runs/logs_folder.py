@@ -27,11 +27,8 @@ RESERVED = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECA
 def check_run_id(run_id: str) -> str:
     """Return a run id if it can name a folder, on Windows too.
 
-    Raises
-    ------
-    ConfigError
-        If it is empty, too long, a name that Windows reserves, or has ``..`` or characters other than
-        letters, digits and _.+=@-
+    Raises ConfigError if it is empty, too long, a name that Windows reserves, or has ``..`` or characters
+    other than letters, digits and _.+=@-
     """
     is_plain = RUN_ID.fullmatch(run_id) and ".." not in run_id and len(run_id.encode()) <= 255
     if not is_plain or run_id.endswith(".") or RESERVED.fullmatch(run_id):
@@ -51,14 +48,8 @@ def find_logs_dir(logs_dir: str | Path | None = None, config: ExperimentConfig |
 def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Listener | None = None) -> Run:
     """Open the experiment of a config under a run id; create its folder if it doesn't exist.
 
-    Raises
-    ------
-    ConfigError
-        If the run id is invalid.
-    CorruptError
-        If its folder is a link, or holds an experiment of another config.
-    LockedError
-        If another process is creating it.
+    Raises ConfigError if the run id is invalid, CorruptError if its folder is a link or holds an experiment
+    of another config, and LockedError if another process is creating it.
     """
     path = logs_dir / check_run_id(run_id) / config.experiment
     if not (path / "manifest.json").exists():
@@ -92,15 +83,8 @@ def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Li
 def list_runs(logs_dir: str | Path | None = None, unreadable: list[CorruptError] | None = None) -> list[Run]:
     """Return every experiment in a logs folder, by run id and name; folders without a manifest are skipped.
 
-    Parameters
-    ----------
-    unreadable
-        If given, manifests that can't be read are skipped, and their errors appended here.
-
-    Raises
-    ------
-    CorruptError
-        If a manifest can't be read.
+    Raises CorruptError if a manifest can't be read, unless `unreadable` is given, to which it appends the
+    error.
     """
     return _open_runs(sorted(find_logs_dir(logs_dir).glob("*/*/manifest.json")), None, unreadable)
 
@@ -127,17 +111,7 @@ def find_runs(
 ) -> list[Run]:
     """Return the experiments of a run id (``RES``), or one experiment (``RES/<experiment>``).
 
-    Parameters
-    ----------
-    unreadable
-        As in :func:`list_runs`.
-
-    Raises
-    ------
-    NotFoundError
-        If there is none; the message names the logs folder.
-    CorruptError
-        If a manifest can't be read.
+    Raises NotFoundError, which names the logs folder, if there is none; see also :func:`list_runs`.
     """
     root = find_logs_dir(logs_dir)
     run_id, _, experiment = name.strip("/").partition("/")
@@ -156,12 +130,7 @@ def find_runs(
 def open_run(name: str, logs_dir: str | Path | None = None) -> Run:
     """Open one experiment, by ``RES/<experiment>``, or by ``RES`` if it is the only one.
 
-    Raises
-    ------
-    NotFoundError
-        If there is none.
-    UnknownNameError
-        If there are several; the message names them.
+    Raises NotFoundError if there is none, UnknownNameError, which names them, if there are several.
     """
     runs = find_runs(name, logs_dir)
     if len(runs) > 1:

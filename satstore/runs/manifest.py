@@ -300,13 +300,7 @@ def describe_manifest(manifest: Manifest) -> bytes:
 
 
 def check_seal(content: bytes) -> None:
-    """Check a manifest's content against its digest, if it has one.
-
-    Raises
-    ------
-    ValueError
-        If they differ.
-    """
+    """Check a manifest's content against its digest, if it has one; raise ValueError if they differ."""
     if content.startswith(SEAL):
         found, rest = content[len(SEAL) :][:64], content[len(SEAL) + 64 :].removeprefix(b'",')
         if hashlib.sha256(rest).hexdigest().encode() != found:
@@ -319,12 +313,7 @@ def check_seal(content: bytes) -> None:
 def read_manifest(path: Path) -> Manifest:
     """Read and check a run folder's manifest.
 
-    Raises
-    ------
-    NotFoundError
-        If there is none.
-    CorruptError
-        If it is no manifest, or of an unknown format version.
+    Raises NotFoundError if there is none, CorruptError if it is no manifest or of an unknown format version.
     """
     file = path / "manifest.json"
     try:

@@ -42,10 +42,7 @@ def remember_plugins(run_folder: Path, plugins: Iterable[str]) -> None:
 def check_plugins(run_folder: Path, plugins: Iterable[str]) -> None:
     """Check that the user named the plugins of a manifest: in a config, the environment, or by an import.
 
-    Raises
-    ------
-    ConfigError
-        If they did not name one of them.
+    Raises ConfigError if they did not name one of them.
     """
     known = _recall(run_folder).get("plugins")
     named = {*map(str, known)} if isinstance(known, list) else set()

@@ -69,12 +69,9 @@ def record_call(run: NamedRun) -> str:
 
 
 def extract_command(run: NamedRun, *keys: LatentsKey, overwrite: bool = False) -> str:
-    """Return the command that writes some latents, or what is missing of them; or commands, after ``;``.
+    """Return the command that writes what is missing of some latents; or commands, after ``;``.
 
-    Parameters
-    ----------
-    overwrite
-        Also what is there.
+    With `overwrite`, also what is there.
     """
     if run.is_recorded:
         return record_call(run)

@@ -56,13 +56,8 @@ class RunResults(RunFolder):
     def table(self, name: str) -> "pd.DataFrame":
         """Return a table of the run, such as ``"metrics"``, ``"saturation"`` or ``"probe-pool4"``.
 
-        Raises
-        ------
-        NotFoundError
-            If the run has no such table (yet).
-        CorruptError
-            If the file isn't what was committed, or its columns aren't those declared in
-            :mod:`satstore.runs.table_formats`.
+        Raises NotFoundError if the run has no such table (yet), and CorruptError if the file isn't what was
+        committed, or its columns aren't those declared in :mod:`satstore.runs.table_formats`.
         """
         import pandas as pd
 
@@ -79,10 +74,7 @@ class RunResults(RunFolder):
     def rows(self, name: str) -> list[dict[str, str]]:
         """Read a table without pandas: its rows as text, to the last digit; none if there is no table.
 
-        Raises
-        ------
-        CorruptError
-            As :meth:`table`.
+        Raises CorruptError as :meth:`table`.
         """
         file = f"{name}.csv"
         if not self.has_file(file):
@@ -96,12 +88,8 @@ class RunResults(RunFolder):
     def costs(self) -> dict[str, Any] | None:
         """Return the parameters and FLOPs that ``satstore flops`` counted; None if it did not run.
 
-        docs/store-format.md describes the content.
-
-        Raises
-        ------
-        CorruptError
-            If the file isn't what was committed, or its content is invalid.
+        docs/store-format.md describes the content. Raises CorruptError if the file isn't what was committed,
+        or its content is invalid.
         """
         name = "computational_info.json"
         if not self.has_file(name):
@@ -119,17 +107,8 @@ class RunResults(RunFolder):
     def latents(self, pooling: str, split: str, epoch: int | None = None) -> "LatentSplit":
         """Return the latents of one pooling (``pool4``) and split (``train``, ``eval``), by layer.
 
-        Parameters
-        ----------
-        epoch
-            The epoch after which they were extracted, counted from 0; by default the last.
-
-        Raises
-        ------
-        NotFoundError
-            If they aren't stored.
-        CorruptError
-            If the stored files aren't what was committed.
+        They are those after an epoch, counted from 0, by default the last. Raises NotFoundError if they
+        aren't stored, CorruptError if the stored files aren't what was committed.
         """
         from satstore.storage.zarr import open_latents
 
@@ -155,21 +134,10 @@ class RunResults(RunFolder):
 
     @reread_after_commit
     def spectra(self, split: str, layers: Collection[str] | None = None) -> "dict[str, NDArray[np.float64]]":
-        """Return each layer's eigenvalues (epoch, eigenvalue), descending.
+        """Return each layer's, or some layers', eigenvalues (epoch, eigenvalue) in a split, descending.
 
-        Epochs in which a layer's output was not finite have NaN.
-
-        Parameters
-        ----------
-        split
-            ``train`` or ``eval``.
-        layers
-            Layers to read; by default all.
-
-        Raises
-        ------
-        CorruptError
-            If the stored files aren't what was committed.
+        Epochs in which a layer's output was not finite have NaN. Raises CorruptError if the stored files
+        aren't what was committed.
         """
         from satstore.storage.zarr import AnalysisStore
 
@@ -231,27 +199,11 @@ class RunResults(RunFolder):
         return [str(key) for key in self.manifest.last_probes]
 
     def probe_evolution(self, pooling: str = "pool4", prefix: str = "") -> "pd.DataFrame":
-        """Return the table of probes of each epoch that has one, joined.
+        """Return the tables of probes of all epochs that have one, joined, by pooling and the probes' prefix.
 
-        Parameters
-        ----------
-        pooling
-            Such as ``"pool4"``.
-        prefix
-            The prefix that the probes were fitted with.
-
-        Returns
-        -------
-        pandas.DataFrame
-            A row per epoch (counted from 0) and layer, layers in forward order: ``epoch``, and the columns of
-            ``probe-pool4.csv``.
-
-        Raises
-        ------
-        NotFoundError
-            If there are no probes yet.
-        CorruptError
-            If a table isn't what was committed.
+        There is a row per epoch (counted from 0) and layer, layers in forward order: ``epoch``, and the
+        columns of ``probe-pool4.csv``. Raises NotFoundError if there are no probes yet, CorruptError if a
+        table isn't what was committed.
         """
         import pandas as pd
 
@@ -276,8 +228,6 @@ class RunResults(RunFolder):
 
         Parameters
         ----------
-        layer
-            The layer's PyTorch name.
         table
             The pooling, such as ``"pool4"``, or ``"P-pool4"`` for probes fitted with the prefix P, or
             ``"epoch5-pool4"`` for those of an earlier epoch; by default the first of the last epoch's.
@@ -290,10 +240,8 @@ class RunResults(RunFolder):
 
         Raises
         ------
-        UnknownNameError
-            If the run has no such layer.
         NotFoundError
-            If the layer has no probe in that table.
+            If the layer has no probe in that table; UnknownNameError, if the run has no such layer.
         CorruptError
             If the stored files aren't what was committed.
         """

@@ -28,17 +28,7 @@ if TYPE_CHECKING:
 
 
 class Run(RunResults):
-    """One experiment's folder; :class:`.folder.RunFolder` describes attributes and properties.
-
-    Parameters
-    ----------
-    path
-        The folder.
-    listener
-        Called with every event that the run emits.
-    config
-        The config that the run is opened with, if not the manifest's.
-    """
+    """One experiment's folder, for reading and writing; see :class:`.folder.RunFolder`."""
 
     def plot(self) -> "Figure":
         """Draw saturation and probe accuracy over the layers; see :func:`satstore.plot_layers`."""
@@ -52,12 +42,8 @@ class Run(RunResults):
     def lock(self) -> Iterator[None]:
         """Hold the experiment for writing; first repair what a crash left incomplete.
 
-        Raises
-        ------
-        LockedError
-            At once, if another process holds it; the message names it.
-        CorruptError
-            If the run's folder is a link: write to the folder that it points to.
+        Raises LockedError at once, naming it, if another process holds it, and CorruptError if the run's
+        folder is a link: write to the folder that it points to.
         """
         check_folders(self.path.parent.parent, self.path / "manifest.json")
         with self._lock.hold(self.name) as dead:
@@ -67,17 +53,10 @@ class Run(RunResults):
     def commit(
         self, files: Mapping[str, bytes] | None = None, change: Callable[[Manifest], None] | None = None
     ) -> None:
-        """Replace files and change the manifest, all or nothing.
+        """Replace files (name to content) and change a copy of the manifest in place, all or nothing.
 
         1. The files are written beside their old versions. 2. The manifest is written, which is the commit.
         3. The files are renamed. A crash before 2 leaves the old state; after it, the next lock completes 3.
-
-        Parameters
-        ----------
-        files
-            Name to content.
-        change
-            Changes a copy of the manifest in place.
         """
         try:
             self._commit(files or {}, change)
@@ -124,10 +103,8 @@ class Run(RunResults):
     def emit(self, stage: str, kind: Any, text: str = "", **fields: Any) -> None:
         """Write an event and pass it to the listener; see :class:`satstore.runs.events.Event`.
 
-        Raises
-        ------
-        KeyboardInterrupt
-            With progress, if this process was asked to stop and an import swallowed the interrupt.
+        Raises KeyboardInterrupt with progress, if this process was asked to stop and an import swallowed the
+        interrupt.
         """
         if kind == "progress" and stop_requested.is_set():
             raise KeyboardInterrupt
@@ -172,10 +149,7 @@ class Run(RunResults):
     def mark_cancelled(self) -> None:
         """Mark running stages as cancelled whose process was killed before it could do so itself.
 
-        Raises
-        ------
-        LockedError
-            If another process is writing the experiment.
+        Raises LockedError if another process is writing the experiment.
         """
         self.reload()
         ran = [stage for stage, record in self.manifest.stages.items() if record.status == "running"]

@@ -119,10 +119,7 @@ def find_table(name: str) -> TableFormat | None:
 def read_cells(name: str, content: bytes) -> tuple[list[str], list[list[str]]]:
     """Return a table's columns, and its rows as text, checked where the table has a declared format.
 
-    Raises
-    ------
-    ValueError
-        If it has another format, saying what was found and what was expected.
+    Raises ValueError if it has another format, saying what was found and what was expected.
     """
     try:
         header, *rows = filter(None, csv.reader(io.StringIO(content.decode("utf-8-sig"), newline="")))

@@ -55,17 +55,9 @@ class Committed:
     def damaged(
         self, location: Location, group: str, reads: Callable[[str], bool] = is_metadata
     ) -> Iterator["Damage"]:
-        """Find the files of a group that are not as committed.
+        """Find the files of a group that are not as committed; ``""`` is the whole store.
 
-        Parameters
-        ----------
-        location
-            The store's location.
-        group
-            Path of a group; ``""`` means the whole store.
-        reads
-            Tells by its key whether a file is read to compare its digest; of the others, presence and size
-            are compared.
+        Of files whose keys `reads` is true of, digests are compared; of the others, presence and size.
         """
         sizes = location.sizes(as_group(group))
         for key, digest in self.under(group).items():
@@ -78,13 +70,7 @@ class Committed:
     def check(
         self, location: Location, group: str, remedy: str, reads: Callable[[str], bool] = is_metadata
     ) -> None:
-        """Check that a group's files are as committed; see :meth:`damaged`.
-
-        Raises
-        ------
-        CorruptError
-            Names the first file that is not as committed, and the remedy.
-        """
+        """Raise a CorruptError for the first damaged file of a group, with the remedy; see `damaged`."""
         for damage in self.damaged(location, group, reads):
             raise CorruptError(f"{location}/{damage}; {remedy}")
 

@@ -70,17 +70,9 @@ def remove_partials(folder: Path, writers: Collection[str]) -> None:
 def write_file(path: Path, *parts: bytes | memoryview, durable: bool = True) -> None:
     """Replace a file's content, in one part or several: temporary file, fsync, rename, fsync of the folder.
 
-    A link in its place is replaced too; the file that it leads to is not changed.
-
-    Parameters
-    ----------
-    durable
-        Whether the file has to survive a power loss; otherwise nothing is synced, and no folder is made.
-
-    Raises
-    ------
-    WriteError
-        If the disk refuses; the old content stays.
+    A link in its place is replaced too; the file that it leads to is not changed. A file that need not be
+    `durable` is not synced, and no folder is made for it. Raises WriteError if the disk refuses; the old
+    content stays.
     """
     size_bytes = sum(memoryview(part).nbytes for part in parts)
     temporary = path.with_name(f".{path.name[:200]}.{WRITER}.{secrets.token_hex(4)}.partial")
@@ -101,12 +93,9 @@ def write_file(path: Path, *parts: bytes | memoryview, durable: bool = True) -> 
 
 
 def append_file(path: Path, content: bytes, *, durable: bool = True) -> None:
-    """Append to a file, in one write if the disk takes it whole, and fsync it if it is to be durable.
+    """Append to a file, in one write if the disk takes it whole; fsync it if `durable`.
 
-    Raises
-    ------
-    WriteError
-        If the disk refuses.
+    Raises WriteError if the disk refuses.
     """
     with refusals(path, len(content)):
         is_new = not path.exists()
@@ -123,10 +112,7 @@ def append_file(path: Path, content: bytes, *, durable: bool = True) -> None:
 def append_log(path: Path, content: bytes, *, durable: bool = True) -> None:
     """Append to a log of a run folder, which may come from somebody else; see :func:`append_file`.
 
-    Raises
-    ------
-    WriteError
-        If the disk refuses, or the path is a link or no file: no other file is written to.
+    Raises WriteError too if the path is a link or no file: no other file is written to.
     """
     with refusals(path, len(content)):
         check_appendable(path)
@@ -134,13 +120,7 @@ def append_log(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents so that they survive a power loss, unless it exists.
-
-    Raises
-    ------
-    WriteError
-        If the disk refuses.
-    """
+    """Make a folder and its parents so that they survive a power loss, unless it exists."""
     with refusals(folder, 0):
         _make_folder(folder)
 

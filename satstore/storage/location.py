@@ -46,22 +46,10 @@ class Location(Protocol):
         """Return the size in bytes of every object under a prefix, by key."""
 
     def read(self, key: Key) -> bytes:
-        """Return an object's content.
-
-        Raises
-        ------
-        NotFoundError
-            If there is none.
-        """
+        """Return an object's content; raise NotFoundError if there is none."""
 
     def digest(self, key: Key) -> Digest:
-        """Return an object's size and digest, read in pieces.
-
-        Raises
-        ------
-        NotFoundError
-            If there is none.
-        """
+        """Return an object's size and digest, read in pieces; raise NotFoundError if there is none."""
 
     def write(self, key: Key, *parts: bytes) -> None:
         """Write or replace an object, in one part or several; it is written whole or not at all."""
@@ -72,10 +60,7 @@ class Location(Protocol):
     def remove(self, prefix: Key = ROOT) -> int:
         """Remove every object under a prefix; return the number of bytes that were freed.
 
-        Raises
-        ------
-        WriteError
-            If some could not be removed; names the bytes that were freed.
+        Raises WriteError if some could not be removed; names the bytes that were freed.
         """
 
     def remove_partials(self, writers: Collection[str]) -> None:
@@ -83,13 +68,7 @@ class Location(Protocol):
 
 
 class Folder:
-    """A folder of this machine's file system.
-
-    Attributes
-    ----------
-    path
-        The folder.
-    """
+    """A folder of this machine's file system."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -117,17 +96,9 @@ class Folder:
         return {Key(name): size_bytes for name, size_bytes in found.items() if is_key(name)}
 
     def path_of(self, key: Key, *, to_change: bool = False) -> Path:
-        """Return the path of an object or a group.
+        """Return the path of an object or a group; if `to_change`, the store's own folder is checked too.
 
-        Parameters
-        ----------
-        to_change
-            Whether it is to be written or removed: then the store's own folder is checked too.
-
-        Raises
-        ------
-        CorruptError
-            If a folder that it is in is a link.
+        Raises CorruptError if a folder that it is in is a link.
         """
         check_folders(self.path, self.path / key, with_root=to_change)
         return self.path / key
@@ -135,10 +106,7 @@ class Folder:
     def check_readable(self, key: Key) -> None:
         """Check that a path is a file or a folder, if it exists.
 
-        Raises
-        ------
-        CorruptError
-            If it is a link, a named pipe or a device, or in a folder that is a link.
+        Raises CorruptError if it is a link, a named pipe or a device, or in a folder that is a link.
         """
         path = self.path_of(key)
         try:
@@ -211,11 +179,6 @@ class Bucket:
     Credentials and endpoint come from the environment alone, as obstore reads it (``AWS_ACCESS_KEY_ID``,
     ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``, ``AWS_ENDPOINT_URL``, ``AWS_ALLOW_HTTP``; ``AWS_TIMEOUT`` and
     ``AWS_CONNECT_TIMEOUT`` bound a request, such as ``10s``).
-
-    Attributes
-    ----------
-    url
-        Its URL, such as ``s3://bucket/prefix/latents.zarr``.
     """
 
     def __init__(self, url: str) -> None:
@@ -233,13 +196,7 @@ class Bucket:
 
     @cached_property
     def store(self) -> Any:
-        """The obstore client of the prefix.
-
-        Raises
-        ------
-        ConfigError
-            If obstore is not installed, or the environment can't be used.
-        """
+        """The obstore client; raises ConfigError if obstore is missing or the environment can't be used."""
         from datetime import timedelta
 
         try:
@@ -257,12 +214,7 @@ class Bucket:
     def refusals(self) -> Iterator[None]:
         """Turn obstore's errors into one line, without parts of the request, which may have secrets.
 
-        Raises
-        ------
-        UnreachableError
-            If the object storage does not answer, or refuses.
-        NotFoundError
-            If it has no such bucket.
+        They become UnreachableError, or NotFoundError if there is no such bucket.
         """
         from obstore.exceptions import BaseError
 
@@ -357,17 +309,10 @@ def is_url(place: str | Path) -> bool:
 
 
 def locate(place: str | Path) -> Location:
-    """Return the location of a path or a URL.
+    """Return the location of a path or a URL (``s3://bucket/prefix``, ``gs://``, ``az://``, ``file:///``).
 
-    Parameters
-    ----------
-    place
-        A path, or a URL: ``s3://bucket/prefix``, likewise ``gs://`` and ``az://``, or ``file:///path``.
-
-    Raises
-    ------
-    ConfigError
-        If the URL has another scheme, or has credentials or parameters, which are not repeated.
+    Raises ConfigError if the URL has another scheme, or has credentials or parameters, which are not
+    repeated.
     """
     if not is_url(place):
         return Folder(place)

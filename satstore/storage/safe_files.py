@@ -38,17 +38,9 @@ def is_file(path: Path) -> bool:
 
 
 def open_file(path: Path, *, follow: bool = False) -> io.BufferedReader:
-    """Open a file for reading.
+    """Open a file for reading; `follow` a link if the user named it or its folder.
 
-    Parameters
-    ----------
-    follow
-        Whether it may be a link: if the user named it or its folder.
-
-    Raises
-    ------
-    OSError
-        If there is none, or it is a link, a folder, a named pipe or a device; says which.
+    Raises OSError if there is none, or it is a link, a folder, a named pipe or a device; says which.
     """
     check_is_file(path, path.stat() if follow else path.lstat())
     # A pipe or link that replaces it meanwhile is refused too, and can't block.
@@ -79,10 +71,7 @@ def read_content(path: Path, *, follow: bool = False) -> bytes:
 def check_appendable(path: Path) -> None:
     """Check that to append to a path, or to truncate it, changes no other file.
 
-    Raises
-    ------
-    OSError
-        If the path exists and is no file, or the file has other names too.
+    Raises OSError if the path exists and is no file, or the file has other names too.
     """
     try:
         found = path.lstat()
@@ -95,17 +84,9 @@ def check_appendable(path: Path) -> None:
 
 
 def check_folders(root: Path, path: Path, *, with_root: bool = False) -> None:
-    """Check that no folder from a root down to a path's parent is a link.
+    """Check that no folder from below a root, or from the root itself, down to a path's parent is a link.
 
-    Parameters
-    ----------
-    with_root
-        Whether the root itself is checked too.
-
-    Raises
-    ------
-    CorruptError
-        Names the link.
+    Raises CorruptError that names the link.
     """
     below = path.relative_to(root).parts[:-1]
     folders = [root.joinpath(*below[:n]) for n in range(0 if with_root else 1, len(below) + 1)]
@@ -124,10 +105,7 @@ def check_folders(root: Path, path: Path, *, with_root: bool = False) -> None:
 def walk_files(folder: Path) -> Iterator[tuple[Path, int]]:
     """Yield each file below a folder, and its size in bytes; links are skipped.
 
-    Raises
-    ------
-    OSError
-        If an existing folder can't be listed.
+    Raises OSError if an existing folder can't be listed.
     """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)

@@ -16,11 +16,8 @@ DRIVE = re.compile(r"[A-Za-z]:")
 def as_key(name: object) -> Key:
     """Check that a name is that of a file below a folder, for any folder; return it.
 
-    Raises
-    ------
-    ValueError
-        If it is absolute, too long, has a part that is empty, ``.`` or ``..``, a backslash, a drive, or a
-        character that can't be printed.
+    Raises ValueError if it is absolute, too long, has a part that is empty, ``.`` or ``..``, a backslash, a
+    drive, or a character that can't be printed.
     """
     if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME:
         raise ValueError("expected the name of a file: of characters that can be printed, not too long")
@@ -46,11 +43,5 @@ def is_key(name: object) -> bool:
 
 
 def as_group(path: str) -> Key:
-    """Check the path of a group of a store, ``""`` for the store itself; return it.
-
-    Raises
-    ------
-    ValueError
-        As :func:`as_key`.
-    """
+    """Check the path of a group of a store as :func:`as_key` does; ``""`` is the store itself."""
     return as_key(path) if path else Key("")

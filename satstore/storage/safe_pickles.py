@@ -22,15 +22,8 @@ from satstore.storage.safe_files import open_file
 def read_arrays(path: Path) -> Iterator[NDArray[Any]]:
     """Yield the arrays of a file of consecutive pickles, one at a time.
 
-    Parameters
-    ----------
-    path
-        The file; its arrays are of floats, integers or booleans, of any shape and byte order.
-
-    Raises
-    ------
-    CorruptError
-        If it can't be read, is cut off, or holds anything but arrays.
+    They are of floats, integers or booleans, of any shape and byte order. Raises CorruptError if the file
+    can't be read, is cut off, or holds anything else.
     """
     number = 0
     with _refusing(f"{path} can't be read"):
@@ -51,15 +44,8 @@ def read_arrays(path: Path) -> Iterator[NDArray[Any]]:
 def read_pickle(path: Path) -> Any:
     """Read a file's first pickle: numbers, text, arrays, and lists and dictionaries of them.
 
-    Parameters
-    ----------
-    path
-        The file, written by any Python; Python 2's strings are read as Latin-1.
-
-    Raises
-    ------
-    CorruptError
-        If it can't be read, is cut off, or holds anything else.
+    Any Python may have written it; Python 2's strings are read as Latin-1. Raises CorruptError if it can't be
+    read, is cut off, or holds anything else.
     """
     with _refusing(f"{path} is no pickle of plain values and NumPy arrays"), path.open("rb") as file:
         return _with_arrays(_Unpickler(file, encoding="latin1").load(), {})

@@ -23,17 +23,10 @@ COMPILED = "_orig_mod"
 def find_layers(modules: nn.Module | Iterable[nn.Module]) -> dict[str, nn.Module]:
     """Find the layers to record, under the names that delve gives them.
 
-    Parameters
-    ----------
-    modules
-        A model, whose layers are called ``features-0``; or several models and layers, of which a layer is
-        called ``Module-0-Linear``, by its place and class. Where layers of several models are called alike,
-        ``Module-0-`` and so on go before their names.
-
-    Raises
-    ------
-    ConfigError
-        If there is no layer, or what is given is no module.
+    A model's layers are called ``features-0``; of several models and layers, a layer is called
+    ``Module-0-Linear``, by its place and class. Where layers of several models are called alike,
+    ``Module-0-`` and so on go before their names. Raises ConfigError if there is no layer, or what is given
+    is no module.
     """
     parts = [modules] if isinstance(modules, nn.Module) else list(modules)
     for part in parts:
@@ -60,10 +53,7 @@ def _layers_of(place: int, module: nn.Module) -> list[tuple[str, nn.Module]]:
 def name_layers(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Name layers by their own attribute ``name`` where they have one, as delve does.
 
-    Raises
-    ------
-    ConfigError
-        If two layers have one name.
+    Raises ConfigError if two layers have one name.
     """
     named: dict[str, nn.Module] = {}
     for place, layer in layers.items():
@@ -78,6 +68,8 @@ def name_layers(layers: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 class Sampler:
     """Converts a layer's output to samples, as delve's arguments ask for.
 
+    Raises ConfigError if a method is unknown, or `interpolation_downsampling` is below 1.
+
     Parameters
     ----------
     conv_method
@@ -91,11 +83,6 @@ class Sampler:
         all steps.
     interpolation_strategy, interpolation_downsampling
         Mode by which larger maps are interpolated to this many positions along both axes; None: as they are.
-
-    Raises
-    ------
-    ConfigError
-        If a method is unknown, or `interpolation_downsampling` is below 1.
     """
 
     def __init__(

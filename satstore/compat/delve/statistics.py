@@ -29,10 +29,7 @@ Value = float | NDArray[np.float64]
 def choose_stats(stats: str | Iterable[str]) -> tuple[str, ...]:
     """Return the statistics that names stand for; ``lsat`` is of both splits, and includes ``lsat_eval``.
 
-    Raises
-    ------
-    ConfigError
-        If a name is unknown.
+    Raises ConfigError if a name is unknown.
     """
     names = (stats,) if isinstance(stats, str) else tuple(stats)
     for name in names:
@@ -46,14 +43,7 @@ def choose_stats(stats: str | Iterable[str]) -> tuple[str, ...]:
 class TrackedLayer:
     """A layer's moments in one mode, of training or evaluation.
 
-    Attributes
-    ----------
-    moments
-        Moments of the samples of all batches.
-    saved_samples
-        (sample, feature) of the last batch, where samples are to be embedded.
-    is_finite
-        Whether all samples were finite.
+    The last batch's samples (sample, feature) are kept where samples are to be embedded.
     """
 
     moments: Moments = field(default_factory=Moments)
@@ -108,23 +98,12 @@ def embed(
     covariance: NDArray[np.float64],
     definition: Definition,
 ) -> NDArray[np.float64]:
-    """Project samples onto a plane.
+    """Project samples (sample, feature) onto a plane; return (sample, 2), the second 0 for a single feature.
 
-    Parameters
-    ----------
-    samples
-        (sample, feature).
-    mean, covariance
-        (feature,) and (feature, feature) of all samples.
-    definition
-        ``exact``: by their coordinates, about the mean, along the two eigenvectors of most variance, the
-        largest component of each positive. ``delve``: by the first two components of CᵀC x, C being the
-        covariance's first two rows, which is what delve 0.1.50 computes.
-
-    Returns
-    -------
-    ndarray
-        (sample, 2); the second is 0 where there is a single feature.
+    Mean (feature,) and covariance (feature, feature) are those of all samples. ``exact``: by their
+    coordinates, about the mean, along the two eigenvectors of most variance, the largest component of each
+    positive. ``delve``: by the first two components of CᵀC x, C being the covariance's first two rows, which
+    is what delve 0.1.50 computes.
     """
     if definition == "delve":
         first = covariance[:2]

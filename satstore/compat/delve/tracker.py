@@ -311,13 +311,7 @@ def _choose_layers(
     ignored: str | Sequence[str],
     include_conv: bool,
 ) -> dict[str, nn.Module]:
-    """Return the layers to record, under their names in columns.
-
-    Raises
-    ------
-    ConfigError
-        If none is left.
-    """
+    """Return the layers to record, under their names in columns; raise ConfigError if none is left."""
     left = layers if layer_filter is None else layer_filter(dict(layers))
     ignored = (ignored,) if isinstance(ignored, str) else ignored
     kinds = LAYER_TYPES if include_conv else (nn.Linear, nn.LSTM)

@@ -48,13 +48,7 @@ class AbstractWriter(ABC):
 
 
 class EpochWriter(AbstractWriter):
-    """A writer that counts epochs: an epoch ends at a save, or when a name comes again.
-
-    Attributes
-    ----------
-    row
-        The epoch that values are added to, counted from 0.
-    """
+    """A writer that counts epochs (rows, from 0): an epoch ends at a save, or when a name comes again."""
 
     def __init__(self) -> None:
         self.row = 0
@@ -235,12 +229,7 @@ class PrintWriter(EpochWriter):
 class NPYWriter(EpochWriter):
     """Writes a folder per name with a ``.npy`` file per epoch, arrays included.
 
-    Parameters
-    ----------
-    savepath
-        The folder of these folders.
-    zip
-        Whether to pack that folder into a ZIP file beside it after each epoch.
+    With `zip`, the folder of these folders is packed into a ZIP file beside it after each epoch.
     """
 
     def __init__(self, savepath: str | os.PathLike[str], zip: bool = False, **kwargs: Any) -> None:
@@ -270,10 +259,7 @@ class NPYWriter(EpochWriter):
 class TensorBoardWriter(EpochWriter):
     """Writes scalars for TensorBoard, with the epoch as the step.
 
-    Raises
-    ------
-    NotFoundError
-        If TensorBoard is not installed.
+    Raises NotFoundError if TensorBoard is not installed.
     """
 
     def __init__(self, savepath: str | os.PathLike[str], **kwargs: Any) -> None:
@@ -321,10 +307,7 @@ def make_writers(
 ) -> list[Any]:
     """Return the writers for a name, a writer object, or a list of these.
 
-    Raises
-    ------
-    ConfigError
-        If a name is unknown, or an object lacks a writer's methods.
+    Raises ConfigError if a name is unknown, or an object lacks a writer's methods.
     """
     found: list[Any] = []
     methods = AbstractWriter.__abstractmethods__

@@ -63,19 +63,7 @@ STAGE_FILES = {
 
 @dataclass
 class ImportedExperiment:
-    """What an experiment's files hold, in satstore's formats.
-
-    Attributes
-    ----------
-    table
-        phd-lab's table of it.
-    run_id
-        The name of its folder.
-    files
-        Name to content of the run's files.
-    latents
-        The folders of its latents, one per pooling.
-    """
+    """What an experiment's files hold, in satstore's formats; latents have one folder per pooling."""
 
     table: Path
     run_id: str
@@ -109,8 +97,6 @@ def import_logs(
     latents
         Convert their latents too, which lie in the tree or in ``latent_datasets`` beside it. Where that was
         killed, the same call goes on.
-    listener
-        Called with every event.
 
     Raises
     ------
@@ -156,12 +142,7 @@ def is_unfinished(run: Run, experiment: ImportedExperiment) -> bool:
 def find_latents(root: Path, experiments: Iterable[ImportedExperiment]) -> None:
     """Find the folders of latents of experiments and add them to each; of one pooling, the first.
 
-    Raises
-    ------
-    NotFoundError
-        If there are none.
-    CorruptError
-        If a folder's files can't be read.
+    Raises NotFoundError if there are none, CorruptError if a folder's files can't be read.
     """
     by_table = {experiment.table: experiment for experiment in experiments}
     for table, path in find_latent_folders(root, by_table):
@@ -177,13 +158,7 @@ def find_latents(root: Path, experiments: Iterable[ImportedExperiment]) -> None:
 
 
 def read_logged_experiment(logged: LoggedExperiment, root: Path) -> ImportedExperiment:
-    """Read an experiment's files.
-
-    Raises
-    ------
-    CorruptError
-        If one can't be read.
-    """
+    """Read an experiment's files; raise CorruptError if one can't be read."""
     table = read_logged_table(logged.table)
     state = read_weights(logged)
     with reporting_corruption(logged.table, "table of metrics and saturation"):

@@ -44,8 +44,6 @@ class LatentFolder:
 
     Attributes
     ----------
-    path
-        Where it lies.
     files
         Split to layer to its file, layers in forward order.
     labels
@@ -85,10 +83,7 @@ def find_latent_folders(root: Path, tables: Iterable[Path]) -> Iterator[tuple[Pa
 def read_latent_folder(folder: Path, layers: Sequence[LayerRecord]) -> LatentFolder:
     """Read a folder's labels and, for the latents' shapes, the first batch of each file.
 
-    Raises
-    ------
-    CorruptError
-        If a file holds anything but arrays of numbers, or has no labels.
+    Raises CorruptError if a file holds anything but arrays of numbers, or has no labels.
     """
     records = {record.layer: record for record in layers}
     found = LatentFolder(folder, {}, {}, {})
@@ -125,13 +120,7 @@ def read_latent_folder(folder: Path, layers: Sequence[LayerRecord]) -> LatentFol
 
 
 def read_labels(path: Path) -> NDArray[np.int64]:
-    """Read a split's labels.
-
-    Raises
-    ------
-    CorruptError
-        If they are not class indices.
-    """
+    """Read a split's labels; raise CorruptError if they are not class indices."""
     parts = [part.reshape(-1) for part in read_arrays(path)]
     labels = np.concatenate(parts) if parts else np.zeros(0)
     if labels.dtype.kind not in "iu" or not len(labels) or labels.min() < 0:
@@ -150,12 +139,8 @@ def unflatten(n_features: int, record: LayerRecord) -> tuple[int, ...]:
 def convert_latents(run: Run, folder: LatentFolder) -> None:
     """Write latents into a run's store, layer by layer; after an interruption, go on where it stopped.
 
-    Raises
-    ------
-    CorruptError
-        If a file has more or fewer images than there are labels, or can't be read to its end.
-    DiskSpaceError
-        If there is no room for the store.
+    Raises CorruptError if a file has more or fewer images than there are labels, or can't be read to its end,
+    and DiskSpaceError if there is no room for the store.
     """
     key = folder.key
     todo = [(split, layer) for split, files in folder.files.items() for layer in files]

@@ -137,13 +137,7 @@ def read_probes(
 
 
 def probe_rows(table: "pd.DataFrame", n_features: Mapping[str, int]) -> list[dict[str, Any]]:
-    """Return the rows of a table of probes, with the position where a row is of one.
-
-    Parameters
-    ----------
-    n_features
-        Layer to the number of its features.
-    """
+    """Return the rows of a table of probes, with the position where a row is of one."""
     rows = []
     for name, train, evaluated in zip(table["name"], table["train_acc"], table["eval_acc"], strict=True):
         layer = dotted(f"{name}".removeprefix("train-").removeprefix("eval-"))

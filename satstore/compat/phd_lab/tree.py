@@ -27,14 +27,9 @@ DROPPED = ("logs_dir", "device", "cache_dir", "metrics", "data_parallel")
 
 @dataclass
 class LoggedExperiment:
-    """One experiment of a tree of phd-lab's logs.
+    """One experiment of a tree of phd-lab's logs: its CSV file of metrics and saturation.
 
-    Attributes
-    ----------
-    table
-        Its CSV file of metrics and saturation.
-    warnings
-        What of its files was left out, or read in another sense, and why.
+    The warnings say what of its files was left out, or read in another sense, and why.
     """
 
     table: Path
@@ -73,13 +68,7 @@ def reporting_corruption(path: Path, what: str) -> Iterator[None]:
 
 
 def read_logged_table(path: Path) -> "pd.DataFrame":
-    """Read a table in phd-lab's format, separated by ``;``.
-
-    Raises
-    ------
-    CorruptError
-        If it is not in that format.
-    """
+    """Read a table in phd-lab's format, separated by ``;``; raise CorruptError if it has another."""
     import pandas as pd
 
     with reporting_corruption(path, "table separated by ';'"):

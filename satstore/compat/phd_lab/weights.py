@@ -11,12 +11,9 @@ from satstore.errors import CorruptError, reason_of
 
 
 def read_weights(logged: LoggedExperiment) -> dict[str, Any] | None:
-    """Return the weights of a checkpoint, without the prefix of data-parallel models; None if there is none.
+    """Return a checkpoint's weights, without data-parallel models' prefix; None if there is none.
 
-    Raises
-    ------
-    CorruptError
-        If it is damaged, or holds more than tensors and numbers.
+    Raises CorruptError if it is damaged, or holds more than tensors and numbers.
     """
     path = Path(f"{logged.stem}.pt")
     if not path.is_file():

@@ -17,17 +17,7 @@ from satstore.storage.location import Folder
 class Verification:
     """The verification of one experiment; it writes nothing and needs no lock.
 
-    Parameters
-    ----------
-    run
-        The experiment.
-    listener
-        Called with progress events, in bytes.
-
-    Attributes
-    ----------
-    n_files, size_bytes
-        Committed files and bytes that were read so far.
+    The listener is called with progress events, in bytes; `n_files` and `size_bytes` were read so far.
     """
 
     def __init__(self, run: Run, listener: Listener | None = None) -> None:

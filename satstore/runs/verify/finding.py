@@ -5,17 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem or a note, in one line.
-
-    Attributes
-    ----------
-    what
-        The file or array, and the problem with it.
-    command
-        The command that repairs it; empty for a note, and where no command can.
-    is_wrong
-        Whether it is a problem that needs a repair; False for a note.
-    """
+    """A problem or a note, in one line; `command` repairs it, and is empty for notes and where none can."""
 
     what: str
     command: str = ""

@@ -63,17 +63,7 @@ class Inspection:
 
 
 class StoreCheck:
-    """The verification of one store.
-
-    Parameters
-    ----------
-    run
-        The experiment.
-    location
-        The store's place.
-    advance
-        Called with the size of each file that was read.
-    """
+    """The verification of one store; `advance` is called with the size of each file that was read."""
 
     def __init__(self, run: Run, location: Location, advance: Callable[[int], None]) -> None:
         self.run = run
@@ -334,13 +324,7 @@ class LatentsCheck(StoreCheck):
 
 
 class AnalysisCheck(StoreCheck):
-    """The verification of spectra and probes; see :class:`StoreCheck`.
-
-    Parameters
-    ----------
-    probed
-        Table of probes to the layers whose probes the store must hold.
-    """
+    """The verification of spectra and of probes, which the store must hold of `probed` tables and layers."""
 
     def __init__(
         self,

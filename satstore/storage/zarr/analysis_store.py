@@ -45,20 +45,13 @@ KINDS: Mapping[str, str] = {"confusion": "iu", "class_index": "iu"}
 
 
 class AnalysisStore:
-    """The store ``analysis.zarr`` of one experiment.
+    """The store ``analysis.zarr`` of one experiment; without the run's commit log, for reading only.
 
     Groups: ``spectra/<split>/<layer>`` with ``eigenvalues`` (epoch, eigenvalue) and, after the last epoch,
     ``mean`` (feature) and ``covariance`` (feature, other_feature); ``probes/<table>/<layer>`` with ``coef``
     (class, feature), ``intercept`` (class), ``confusion`` (true_class, predicted_class) and ``class_index``
     (true_class), the dataset's index of each class. Two classes have one row of ``coef``. Probes of each
     position have axes (y, x) before these, ``channel`` in place of ``feature``, and ``accuracy`` (y, x).
-
-    Parameters
-    ----------
-    path
-        The store's folder.
-    log
-        The run's commit log; without it, the store is for reading only.
     """
 
     def __init__(self, path: Path, log: CommitLog | None = None) -> None:
@@ -68,18 +61,9 @@ class AnalysisStore:
     def write_spectra(
         self, split: str, epoch: int, n_epochs: int, spectra: Mapping[str, NDArray[np.float64]]
     ) -> None:
-        """Write one epoch's eigenvalues, descending, of each layer (NaN where the layer failed).
+        """Write one epoch's eigenvalues (n_features,) by layer, descending; NaN where the layer failed.
 
-        Parameters
-        ----------
-        split
-            ``train`` or ``eval``.
-        epoch
-            Counted from 0.
-        n_epochs
-            The length of the array.
-        spectra
-            Layer to eigenvalues, shape (n_features,).
+        Epochs are counted from 0; arrays are made for `n_epochs`.
         """
         with _Writing(self) as root:
             for layer, eigenvalues in spectra.items():
@@ -111,14 +95,10 @@ class AnalysisStore:
                 _put(group, "covariance", covariance, ("feature", "other_feature"))
 
     def write_probe(self, table: str, layer: str, arrays: Mapping[str, NDArray[Any]]) -> None:
-        """Write the arrays of a probe, or of the probes of all positions; replace existing ones.
+        """Write the arrays of a probe, or of the probes of all positions, by their names of PROBE_DIMENSIONS.
 
-        Parameters
-        ----------
-        table
-            The name of its table: a pooling's key, such as ``pool4``, with or without a prefix.
-        arrays
-            Name, one of PROBE_DIMENSIONS, to array.
+        Existing ones are replaced. The table's name is a pooling's key, such as ``pool4``, with or without a
+        prefix.
         """
         with _Writing(self) as root:
             group = _layer_group(root, f"probes/{table}", layer)
@@ -134,13 +114,7 @@ class AnalysisStore:
         store.remove_object("probes/zarr.json")  # written again with the first probe
 
     def spectra(self, split: str, layers: Collection[str] | None = None) -> dict[str, NDArray[np.float64]]:
-        """Return each layer's eigenvalues (epoch, eigenvalue), descending; NaN where the layer failed.
-
-        Parameters
-        ----------
-        layers
-            The layers to read; by default all.
-        """
+        """Return eigenvalues (epoch, eigenvalue) of all or some layers; descending, NaN where one failed."""
         groups = self._layers(f"spectra/{split}")
         if layers is not None:
             groups = {layer: group for layer, group in groups.items() if layer in layers}
@@ -167,12 +141,7 @@ class AnalysisStore:
     def probe(self, table: str, layer: str) -> dict[str, NDArray[Any]]:
         """Return a probe's arrays, by name.
 
-        Raises
-        ------
-        NotFoundError
-            If there is none.
-        CorruptError
-            If a stored array isn't as it was written.
+        Raises NotFoundError if there is none, CorruptError if a stored array isn't as it was written.
         """
         group = self._layer(f"probes/{table}", layer)
         with explaining_decode_errors(

@@ -20,22 +20,13 @@ from satstore.storage.zarr.value_problems import has_non_finite
 class StoredArray:
     """An array whose objects (its shards, or its chunks if it has no shards) are given one by one.
 
-    Parameters
-    ----------
-    metadata
-        The content of its ``zarr.json``.
+    It is made from its ``zarr.json``. Raises CorruptError if that is no array's, or claims more than any
+    store holds.
 
     Attributes
     ----------
-    shape, dtype
-        The array's.
     objects
         The key of each object, relative to the array's, to the part of the array that it holds.
-
-    Raises
-    ------
-    CorruptError
-        If the metadata are not those of an array, or claim more than any store holds.
     """
 
     def __init__(self, metadata: bytes) -> None:
@@ -59,13 +50,7 @@ class StoredArray:
         }
 
     def check(self, n_axes: int | None, kinds: str) -> None:
-        """Check the number of axes (None: any), the kinds of numbers, and that objects hold whole rows.
-
-        Raises
-        ------
-        CorruptError
-            If one of these is wrong.
-        """
+        """Check the number of axes (None: any), the kinds of numbers, and that objects hold whole rows."""
         whole = tuple(slice(0, size) for size in self.shape[1:])
         is_whole = all(part[1:] == whole for part in self.objects.values())
         if n_axes not in (None, len(self.shape)) or self.dtype.kind not in kinds or not is_whole:
@@ -77,10 +62,7 @@ class StoredArray:
     def blank(self) -> NDArray[Any]:
         """Return an array of the same shape, filled with the fill value.
 
-        Raises
-        ------
-        CorruptError
-            If it claims to be larger than any array that is read at once.
+        Raises CorruptError if it claims to be larger than any array that is read at once.
         """
         check_claims(self._array, is_read_whole=True)
         return np.full(self.shape, self._array.fill_value, dtype=self.dtype)
@@ -93,10 +75,7 @@ class StoredArray:
     def chunks(self, key: str, content: bytes) -> Iterator[NDArray[Any]]:
         """Decode an object's chunks, one after the other along the first axis.
 
-        Raises
-        ------
-        CorruptError
-            If a chunk's checksum is wrong, or it can't be decoded.
+        Raises CorruptError if a chunk's checksum is wrong, or it can't be decoded.
         """
         part, rows = self.objects[key], self.rows(key)
         self._held[key] = cpu.Buffer.from_bytes(content)

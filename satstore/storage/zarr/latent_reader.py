@@ -84,13 +84,7 @@ class LatentArray:
             return np.asarray(array[...], dtype=np.float32)
 
     def numpy(self) -> NDArray[np.floating[Any]]:
-        """Read all of it into memory.
-
-        Raises
-        ------
-        CorruptError
-            If a stored chunk isn't what was written.
-        """
+        """Read all of it into memory; raise CorruptError if a stored chunk isn't what was written."""
         return self._read(0, self.shape[0])
 
     def rows(self) -> BlockRows:
@@ -177,13 +171,7 @@ class LatentSplit(Mapping[str, LatentArray]):
 
     @cached_property
     def sample_ids(self) -> NDArray[np.int64]:
-        """The index of each sample in its dataset.
-
-        Raises
-        ------
-        NotFoundError
-            If the latents have none.
-        """
+        """The index of each sample in its dataset; raises NotFoundError if the latents have none."""
         found = self._read("sample_id")
         if (found == NO_SAMPLE_ID).any():
             raise NotFoundError(
@@ -201,15 +189,7 @@ class LatentSplit(Mapping[str, LatentArray]):
 
 
 class LatentStore:
-    """A store of latents, open for reading.
-
-    Attributes
-    ----------
-    location
-        Where the store lies.
-    attributes
-        Run, config, layers in forward order and class names.
-    """
+    """A store of latents, open for reading; its attributes are run, config, layers and class names."""
 
     def __init__(self, location: Location) -> None:
         self.location = location
@@ -236,17 +216,9 @@ class LatentStore:
         return sorted(int(name) for name in _groups(self._root.get(EPOCHS)) if name.isdecimal())
 
     def split(self, pooling: str, split: str, epoch: int | None = None) -> LatentSplit:
-        """Return one split, ``train`` or ``eval``, of one pooling, such as ``pool4``.
+        """Return the split ``train`` or ``eval`` of a pooling such as ``pool4``, by default the last epoch's.
 
-        Parameters
-        ----------
-        epoch
-            One of :attr:`epochs`; by default, the last that was trained.
-
-        Raises
-        ------
-        UnknownNameError
-            If the store has no such epoch, pooling or split.
+        Raises UnknownNameError if the store has no such epoch (see :attr:`epochs`), pooling or split.
         """
         key = LatentsKey.parse(pooling)
         path = f"{key if epoch is None else key.at(epoch)}/{split}"
@@ -277,21 +249,8 @@ def digest_labels(labels: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> s
 def open_latents(place: Path | str) -> LatentStore:
     """Open a store of latents by its path or URL; the rest of the run is not needed.
 
-    Parameters
-    ----------
-    place
-        A path, or a URL such as ``s3://bucket/prefix/latents.zarr``; see
-        :func:`satstore.storage.location.locate`.
-
-    Raises
-    ------
-    ConfigError
-        If the place is neither a path nor a URL of a known kind.
-    UnreachableError
-        If object storage does not answer.
-    NotFoundError
-        If there is no store.
-    CorruptError
-        If it has an unknown format version.
+    Raises ConfigError if the place is neither a path nor a URL that :func:`satstore.storage.location.locate`
+    takes, UnreachableError if object storage does not answer, NotFoundError if there is no store, and
+    CorruptError if it has an unknown format version.
     """
     return LatentStore(locate(place))

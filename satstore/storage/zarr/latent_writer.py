@@ -162,19 +162,10 @@ class LatentWriter:
         return ranges
 
     def append(self, latents: Mapping[LatentsKey, Mapping[str, NDArray[Any]]], start: int) -> None:
-        """Add samples, in ascending order; those that no layer needs are ignored.
+        """Add samples, in ascending order, from a row of the split on; those that no layer needs are ignored.
 
-        Parameters
-        ----------
-        latents
-            Key to layer to an array (n, …) of any floating type.
-        start
-            The row of the first one in the split.
-
-        Raises
-        ------
-        ConfigError
-            If samples are left out, exceed the labels, or have another shape.
+        They are key to layer to an array (n, …) of any floating type. Raises ConfigError if samples are left
+        out, exceed the labels, or have another shape.
         """
         n_rows = len(next(iter(next(iter(latents.values())).values())))
         if self._n_samples is None:
@@ -240,13 +231,7 @@ class LatentWriter:
         self._writing = self._thread.submit(self._write, full)
 
     def drain(self) -> None:
-        """Wait until all full shards are committed.
-
-        Raises
-        ------
-        WriteError
-            If the disk refused one of them.
-        """
+        """Wait until all full shards are committed; raise WriteError if the disk refused one of them."""
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
@@ -265,13 +250,7 @@ class LatentWriter:
         self._spare[layer_key].append(filling.buffer)
 
     def finish(self, labels: NDArray[np.int64], sample_ids: NDArray[np.int64]) -> None:
-        """Finish a split whose number of samples was not known.
-
-        Parameters
-        ----------
-        labels, sample_ids
-            Label and dataset index of all samples, in their order.
-        """
+        """Finish a split of unknown length, given label and dataset index of all samples in their order."""
         self.drain()
         self._n_samples = len(labels)
         for layer in self._layers.values():
@@ -282,13 +261,7 @@ class LatentWriter:
         self.close()
 
     def close(self) -> None:
-        """Finish the split, and check that it is complete.
-
-        Raises
-        ------
-        ConfigError
-            If samples are missing, or their number is not known.
-        """
+        """Finish the split; raise ConfigError if samples are missing, or their number is not known."""
         if self._n_samples is None:
             raise ConfigError("the samples were not counted; end with finish(labels, sample_ids)")
         self.drain()

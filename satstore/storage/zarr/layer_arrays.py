@@ -33,16 +33,12 @@ class LayerArray:
 
     Attributes
     ----------
-    name
-        The layer's PyTorch name.
     path
         The path of the layer's group in the store.
     n_samples
         Samples of the split; None while they are not known.
     missing
         Numbers of the shards that are not committed; while the samples are not known, of those begun.
-    precision
-        The precision of the stored values.
     moments, extent
         Moments and extent of the stored rows before ``n_seen``; None once mean and std are committed.
     """
@@ -152,13 +148,7 @@ class SplitOpener:
     def write_ids(
         self, root: zarr.Group, path: str, labels: NDArray[np.int64], sample_ids: NDArray[np.int64]
     ) -> None:
-        """Store the labels and sample ids of a split, or check that the stored ones are equal.
-
-        Raises
-        ------
-        CorruptError
-            If they are not.
-        """
+        """Store the labels and sample ids of a split; raise CorruptError if there are others."""
         group = root[path]
         assert isinstance(group, zarr.Group)
         for name, values in (("label", labels), ("sample_id", sample_ids)):
@@ -279,10 +269,7 @@ def create_latent(
 ) -> Array:
     """Create the array of a layer's latents, (samples, …), in its group.
 
-    Parameters
-    ----------
-    mantissa_bits
-        The mantissa bits of the split, which determine the compressor.
+    The mantissa bits are those of the split, which determine the compressor.
     """
     chunk_rows = choose_chunk_rows(shape[1:], shard_rows, precision.dtype.itemsize)
     return create_array(

@@ -85,12 +85,8 @@ def choose_shard_rows(
 
     :func:`shards_bytes` has to fit the memory, and the widest layer's shard has at most 128 MiB of float16. A
     split has several shards, so that one is written while the next is computed, and a resumed run can
-    continue between them; a small split has one.
-
-    Raises
-    ------
-    MemoryLimitError
-        If the memory doesn't hold a shard of one sample.
+    continue between them; a small split has one. Raises MemoryLimitError if a shard of one sample doesn't
+    fit.
     """
     row_bytes = [FLOAT16_BYTES * math.prod(s) for layers in shapes.values() for s in layers.values()]
     rows: int = 2 ** min(
@@ -115,11 +111,6 @@ def plan_memory(
         The memory of model, data and the forward pass of one batch.
     batch_size
         Samples of a batch, whose float32 latents are held twice at once: on the device and on the host.
-
-    Raises
-    ------
-    MemoryLimitError
-        If the limit doesn't leave enough for a shard of one sample.
     """
     n_features = sum(math.prod(shape) for layers in shapes.values() for shape in layers.values())
     held_bytes += batch_size * n_features * 2 * FLOAT32_BYTES
@@ -134,13 +125,7 @@ def check_shards_fit(
     remedy: str,
     n_samples: int | None = None,
 ) -> None:
-    """Check that shards fit the memory that a limit leaves.
-
-    Raises
-    ------
-    MemoryLimitError
-        Names the needed memory, what is left, and the remedy.
-    """
+    """Raise a MemoryLimitError if shards don't fit: names the needed memory, what is left, and the remedy."""
     needed = shards_bytes(shapes, shard_rows, n_samples)
     if needed > memory_bytes:
         rows, mebi = max(shard_rows.values()), 2**20
@@ -197,12 +182,7 @@ def choose_blosc(mantissa_bits: int) -> BloscCodec:
 def open_root(location: Location) -> zarr.Group:
     """Open a store's root group for reading, and check the version of its format.
 
-    Raises
-    ------
-    NotFoundError
-        If there is no store.
-    CorruptError
-        If it can't be opened, or has another version.
+    Raises NotFoundError if there is no store, CorruptError if it can't be opened or has another version.
     """
     if not location.exists():
         raise NotFoundError(f"no store at {location}: it has no zarr.json")
@@ -213,13 +193,7 @@ def open_root(location: Location) -> zarr.Group:
 
 
 def check_version(group: zarr.Group, location: Location) -> None:
-    """Check the version of a store's format.
-
-    Raises
-    ------
-    CorruptError
-        If it is another one.
-    """
+    """Raise a CorruptError if a store has another version of the format."""
     version = group.attrs.get("format_version")
     if version != FORMAT_VERSION:
         raise CorruptError(
@@ -230,10 +204,8 @@ def check_version(group: zarr.Group, location: Location) -> None:
 def get_array(group: zarr.Group, name: str) -> Array:
     """Return an array of a group.
 
-    Raises
-    ------
-    CorruptError
-        If the group has none of that name, or one whose metadata claim more than any store holds.
+    Raises CorruptError if the group has none of that name, or one whose metadata claim more than any store
+    holds.
     """
     with explaining_metadata_errors(group.store_path):
         item = group.get(name)
@@ -244,19 +216,9 @@ def get_array(group: zarr.Group, name: str) -> Array:
 
 
 def check_axes(array: Array, *sizes: int | None, kinds: str = "fiu") -> Array:
-    """Check an array's axes and kind of numbers; return it.
+    """Check an array's number and sizes of axes (None: any but 0) and NumPy's letter of its dtype; return it.
 
-    Parameters
-    ----------
-    *sizes
-        The sizes of its axes; None for any but 0.
-    kinds
-        NumPy's letters of the allowed types: floats, integers, unsigned integers.
-
-    Raises
-    ------
-    CorruptError
-        Names what was found and what was expected.
+    Raises CorruptError that says what was found and what was expected.
     """
     fits = len(array.shape) == len(sizes) and all(
         n > 0 and size in (None, n) for n, size in zip(array.shape, sizes, strict=True)
@@ -272,12 +234,9 @@ def check_axes(array: Array, *sizes: int | None, kinds: str = "fiu") -> Array:
 
 @contextmanager
 def explaining_decode_errors(what: str, remedy: str) -> Iterator[None]:
-    """Turn decoding errors into one that names the array and the remedy.
+    """Turn decoding errors into a CorruptError that names the array and the remedy.
 
-    Raises
-    ------
-    CorruptError
-        For a wrong checksum, invalid Blosc data, or an error of the disk.
+    They are a wrong checksum, invalid Blosc data, or an error of the disk.
     """
     try:
         yield
@@ -289,13 +248,7 @@ def explaining_decode_errors(what: str, remedy: str) -> Iterator[None]:
 
 @contextmanager
 def explaining_metadata_errors(place: object) -> Iterator[None]:
-    """Turn zarr's errors about metadata into one that names their place.
-
-    Raises
-    ------
-    CorruptError
-        For any error of zarr: it has no common one for them.
-    """
+    """Turn zarr's errors about metadata, which have no common type, into a CorruptError with their place."""
     try:
         yield
     except SatstoreError:
@@ -311,10 +264,7 @@ def explaining_metadata_errors(place: object) -> Iterator[None]:
 def check_claims(array: Array, *, is_read_whole: bool) -> None:
     """Check that an array's metadata claim no more than satstore writes, before memory is taken for it.
 
-    Raises
-    ------
-    CorruptError
-        Names the claim and the limit.
+    Raises CorruptError that names the claim and the limit.
     """
     if any(step < 1 for step in (*array.chunks, *objects_of(array))):
         raise CorruptError(

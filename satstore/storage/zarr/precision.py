@@ -128,13 +128,9 @@ class Extent:
 
 
 def choose_precision(extent: Extent, mantissa_bits: int) -> StoragePrecision:
-    """Choose the precision to store rows of an extent in.
+    """Choose the precision to store rows of an extent in; of float16's mantissa, 1 to 10 bits are kept.
 
-    Parameters
-    ----------
-    mantissa_bits
-        The bits of float16's mantissa to keep, 1 to 10. A layer that needs float32 keeps as many more as its
-        features lose.
+    A layer that needs float32 keeps as many more as its features lose.
     """
     ends = np.concatenate([extent.low, extent.high])
     largest = float(np.abs(ends[np.isfinite(ends)]).max(initial=0))

@@ -27,13 +27,7 @@ MISSING = 2**64 - 1
 
 
 class ShardReader:
-    """Reads ranges of rows from an array whose shards and chunks hold whole samples.
-
-    Attributes
-    ----------
-    folder
-        The array's folder.
-    """
+    """Reads ranges of rows from an array in a folder, whose shards and chunks hold whole samples."""
 
     def __init__(self, folder: Path, array: Array) -> None:
         assert array.shards is not None
@@ -46,12 +40,7 @@ class ShardReader:
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Read rows start to stop; those that were not written are NaN.
 
-        Raises
-        ------
-        ValueError
-            If the checksum of a chunk or an index is wrong.
-        OSError
-            If a shard can't be read.
+        Raises ValueError if the checksum of a chunk or an index is wrong, OSError if a shard can't be read.
         """
         rows = np.empty((stop - start, *self._shape[1:]), self._dtype)
         for low, chunk in self._chunks(start, stop):

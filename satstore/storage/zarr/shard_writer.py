@@ -30,8 +30,7 @@ class ShardWriter:
     mantissa_bits
         The bits of float16's mantissa that are kept.
     on_rows
-        Called with the layer, the first row, and rows as they came and as they are stored, for rows that
-        were stored before the layer was opened.
+        Called with layer, first row, and rows as they came and as stored, for rows that were stored before.
     """
 
     def __init__(self, store: DurableStore, mantissa_bits: int, on_rows: OnRows) -> None:

@@ -45,13 +45,7 @@ class ValueProblem:
 def find_value_problem(
     key: LatentsKey, layer: str, first_row: int, values: NDArray[Any], stored: NDArray[Any]
 ) -> ValueProblem | None:
-    """Find values of a layer's samples that can't be probed; return None if there are none.
-
-    Parameters
-    ----------
-    values, stored
-        The samples as they came, and as they are stored.
-    """
+    """Find values of a layer's samples that can't be probed, from the samples as they came and as stored."""
     is_wide = values.dtype == np.float64 and len(values) >= MIN_ROWS
     n_flattened = count_flattened(values) if is_wide else 0
     if not has_non_finite(stored) and not n_flattened:
