@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
-from satstore.errors import ConfigError, CorruptError, DiskSpaceError, NotFoundError, SatstoreError
+from satstore.errors import ConfigError, CorruptError, DiskSpaceError, NotFoundError, SatstoreError, reason_of
 from satstore.runs.logs_folder import check_run_id
 from satstore.runs.manifest import LATENTS, Manifest
 from satstore.runs.run import Run
@@ -113,7 +113,7 @@ def unpack_run(path: Path, logs_dir: Path, run_id: str | None = None) -> Run:
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, SatstoreError):
             raise
-        raise CorruptError(f"{path} can't be unpacked: {' '.join(str(error).split())}") from error
+        raise CorruptError(f"{path} can't be unpacked: {reason_of(error)}") from error
 
 
 def find_run_folder(path: Path, members: Iterable[zipfile.ZipInfo]) -> PurePosixPath:
@@ -170,9 +170,7 @@ def _settle(run: Run, target: Path) -> None:
         manifest.run_id = target.parent.name
         manifest.latents_path = LATENTS
         if not has_latents:
-            manifest.re_extractable |= manifest.latents
-            manifest.latents = {}
-            manifest.stages.pop("extract", None)
+            manifest.release_latents()
 
     run.commit(change=change)
     if not has_latents:

@@ -156,16 +156,10 @@ def remove_latents(run: Run) -> int:
     files that count as not written; removing again removes them. Raises LockedError if another process writes
     the experiment; see also :func:`check_removable` and :func:`check_own`.
     """
-
-    def change(manifest: Manifest) -> None:
-        manifest.re_extractable |= manifest.latents
-        manifest.latents = {}
-        manifest.stages.pop("extract", None)
-
     with run.lock():
         check_removable(run)
         check_own(run, run.latents_location)
         location = run.writable_latents()
-        run.commit(change=change)
+        run.commit(change=Manifest.release_latents)
         run.commits.remove(location.name)
         return location.remove()

@@ -288,6 +288,12 @@ class Manifest(_Record):
         latents_bytes = sum(record.size_bytes for record in self.latents.values())
         return latents_bytes + sum(record.size_bytes for record in self.files.values())
 
+    def release_latents(self) -> None:
+        """Mark all latents as removed, so that an extraction writes them again."""
+        self.re_extractable |= self.latents
+        self.latents = {}
+        self.stages.pop("extract", None)
+
 
 SEAL = b'{\n "sha256": "'
 """How a manifest with a digest of the rest of its content starts; old manifests lack the digest."""
