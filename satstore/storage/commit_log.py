@@ -46,6 +46,11 @@ class Committed:
         """Return the files below a group."""
         return {key: digest for key, digest in self.files.items() if is_under(key, group)}
 
+    def drop(self, group: str) -> None:
+        """Drop the files and the numbers of rows of a group."""
+        self.files = {key: digest for key, digest in self.files.items() if not is_under(key, group)}
+        self.n_rows = {key: n for key, n in self.n_rows.items() if not is_under(key, group)}
+
     def digest(self, *groups: str) -> str:
         """Compute the SHA-256 over names and contents of the files of some groups."""
         files = {name: digest for group in groups for name, digest in self.under(group).items()}
@@ -57,7 +62,7 @@ class Committed:
     ) -> Iterator["Damage"]:
         """Find the files of a group that are not as committed; ``""`` is the whole store.
 
-        Of files whose keys `reads` is true of, digests are compared; of the others, presence and size.
+        Digests are compared of the files whose keys pass `reads`; of the others, presence and size alone.
         """
         sizes = location.sizes(as_group(group))
         for key, digest in self.under(group).items():
@@ -132,17 +137,15 @@ class CommitLog:
     def read(self, store: str) -> Committed:
         """Read what is committed to a store."""
         committed = Committed()
-        for line in self._lines():
-            if line.get("store") != store:
+        for line in self._parse():
+            if line is None or line.get("store") != store:
                 continue
             if {"key", "size_bytes", "sha256"} <= line.keys():
                 committed.files[as_key(line["key"])] = Digest(line["size_bytes"], line["sha256"])
             elif {"group", "n_rows"} <= line.keys():
                 committed.n_rows[line["group"]] = line["n_rows"]
             elif "removed" in line:
-                gone = line["removed"]
-                committed.files = {k: d for k, d in committed.files.items() if not is_under(k, gone)}
-                committed.n_rows = {k: n for k, n in committed.n_rows.items() if not is_under(k, gone)}
+                committed.drop(line["removed"])
         return committed
 
     def count_torn(self) -> int:
@@ -153,9 +156,6 @@ class CommitLog:
         # The first newline ends a line that a crash may have torn, so that it can't swallow the next.
         text = "\n" + "".join(json.dumps(line) + "\n" for line in lines)
         append_log(self.path, text.encode())
-
-    def _lines(self) -> Iterator[dict[str, Any]]:
-        return (line for line in self._parse() if line is not None)
 
     def _parse(self) -> Iterator[dict[str, Any] | None]:
         """Yield each line's object, or None if it has none; skip empty lines."""

@@ -148,25 +148,20 @@ class SplitOpener:
     def write_ids(
         self, root: zarr.Group, path: str, labels: NDArray[np.int64], sample_ids: NDArray[np.int64]
     ) -> None:
-        """Store the labels and sample ids of a split; raise CorruptError if there are others."""
+        """Store the labels and sample ids of a split; raise CorruptError if other ones are stored."""
         group = root[path]
         assert isinstance(group, zarr.Group)
         for name, values in (("label", labels), ("sample_id", sample_ids)):
-            self._open_ids(group, path, name, values)
-
-    def _open_ids(self, group: zarr.Group, path: str, name: str, values: NDArray[np.int64]) -> None:
-        if name in group and f"{path}/{name}/c/0" in self.committed.files:
-            stored = np.asarray(get_array(group, name)[...])
-            if not np.array_equal(stored, values):
+            is_committed, is_there = f"{path}/{name}/c/0" in self.committed.files, name in group
+            if not is_there:
+                create_array(group, name, values.shape, np.int64, ("sample",), chunks=(max(1, len(values)),))
+            if not is_committed:
+                get_array(group, name)[...] = values
+            elif is_there and not np.array_equal(np.asarray(get_array(group, name)[...]), values):
                 raise CorruptError(
                     f"{group.store_path}: {name} is not that of these {len(values)} samples; "
                     "write it again with: satstore extract --overwrite"
                 )
-            return
-        if name not in group:
-            create_array(group, name, values.shape, np.int64, ("sample",), chunks=(max(1, len(values)),))
-        if f"{path}/{name}/c/0" not in self.committed.files:
-            get_array(group, name)[...] = values
 
     def _stored_rows(self, group: zarr.Group) -> int | None:
         for key in self.committed.under(group.path):
@@ -254,8 +249,7 @@ class SplitOpener:
 
     def _remove(self, path: str) -> None:
         self.store.remove_group(path)
-        prefix = f"{path}/"
-        self.committed.files = {k: d for k, d in self.committed.files.items() if not k.startswith(prefix)}
+        self.committed.drop(path)
 
 
 def create_latent(
