@@ -1,6 +1,7 @@
 """The small store of results: spectra, last moments, probe coefficients and confusion matrices."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from satstore.errors import NotFoundError
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.files import FORMAT_VERSION
 from satstore.storage.location import Folder
-from satstore.storage.zarr.durable_store import open_or_mend, open_store
+from satstore.storage.zarr.durable_store import DurableStore, open_or_mend, open_store
 from satstore.storage.zarr.layout import (
     Array,
     check_axes,
@@ -65,7 +66,7 @@ class AnalysisStore:
 
         Epochs are counted from 0; arrays are made for `n_epochs`.
         """
-        with _Writing(self) as root:
+        with self._writing() as root:
             for layer, eigenvalues in spectra.items():
                 group = _layer_group(root, f"spectra/{split}", layer)
                 if "eigenvalues" not in group:
@@ -77,7 +78,7 @@ class AnalysisStore:
 
     def finish_spectra(self, n_epochs: int) -> None:
         """Cut the spectra to the epochs that were trained, if training stopped early."""
-        with _Writing(self) as root:
+        with self._writing() as root:
             for split in ("train", "eval"):
                 for layer in self.spectra(split):
                     array = get_array(_layer_group(root, f"spectra/{split}", layer), "eigenvalues")
@@ -89,7 +90,7 @@ class AnalysisStore:
     ) -> None:
         """Write each layer's mean (n_features,) and covariance (n_features, n_features) of the last epoch."""
         for layer, (mean, covariance) in moments.items():
-            with _Writing(self) as root:  # a commit of its own: one that fails leaves the others
+            with self._writing() as root:  # a commit of its own: one that fails leaves the others
                 group = _layer_group(root, f"spectra/{split}", layer)
                 _put(group, "mean", mean, ("feature",))
                 _put(group, "covariance", covariance, ("feature", "other_feature"))
@@ -100,16 +101,14 @@ class AnalysisStore:
         Existing ones are replaced. The table's name is a pooling's key, such as ``pool4``, with or without a
         prefix.
         """
-        with _Writing(self) as root:
+        with self._writing() as root:
             group = _layer_group(root, f"probes/{table}", layer)
             for name, values in arrays.items():
                 _put(group, name, values, PROBE_DIMENSIONS[name, values.ndim])
 
     def remove_probes(self, pooling: str) -> None:
         """Remove a pooling's probes, damaged or not, so that new ones can be written."""
-        if self._log is None:
-            raise NotFoundError(f"{self.path} is open for reading only")
-        store = open_store(Folder(self.path), self._log)
+        store = self._open_writable()
         store.remove_group(f"probes/{pooling}")
         store.remove_object("probes/zarr.json")  # written again with the first probe
 
@@ -121,8 +120,7 @@ class AnalysisStore:
         found = {}
         for layer, group in groups.items():
             with explaining_decode_errors(
-                f"{group.store_path}: the spectra of layer {layer}",
-                "satstore verify says what to do",
+                f"{group.store_path}: the spectra of layer {layer}", "satstore verify says what to do"
             ):
                 found[layer] = np.asarray(check_axes(get_array(group, "eigenvalues"), None, None)[...])
         return found
@@ -131,8 +129,7 @@ class AnalysisStore:
         """Return a layer's mean and covariance after the last epoch; errors are those of :meth:`probe`."""
         group = self._layer(f"spectra/{split}", layer)
         with explaining_decode_errors(
-            f"{group.store_path}: the moments of layer {layer}",
-            "satstore verify says what to do",
+            f"{group.store_path}: the moments of layer {layer}", "satstore verify says what to do"
         ):
             mean = check_axes(get_array(group, "mean"), None)
             covariance = check_axes(get_array(group, "covariance"), *mean.shape, *mean.shape)
@@ -152,6 +149,22 @@ class AnalysisStore:
             arrays = {name: get_array(group, name) for name in names if name in group}
             _check_probe(arrays)
             return {name: np.asarray(array[...]) for name, array in arrays.items()}
+
+    def _open_writable(self) -> DurableStore:
+        if self._log is None:
+            raise NotFoundError(f"{self.path} is open for reading only")
+        return open_store(Folder(self.path), self._log)
+
+    @contextmanager
+    def _writing(self) -> Iterator[zarr.Group]:
+        """Open the store for one write, and commit it unless there was an error."""
+        store = self._open_writable()
+        root = open_or_mend(store)
+        if not root.attrs:
+            root.attrs["format_version"] = FORMAT_VERSION
+        check_version(root, store.location)
+        yield root
+        store.commit()
 
     def _layer(self, path: str, layer: str) -> zarr.Group:
         groups = self._layers(path)
@@ -179,26 +192,6 @@ def _check_probe(arrays: Mapping[str, Array]) -> None:
         for axis, size in zip(axes, array.shape, strict=False):
             sizes.setdefault(axis, size)
         check_axes(array, *(sizes.get(axis) for axis in axes), kinds=KINDS.get(name, "fiu"))
-
-
-class _Writing:
-    """Opens a store for one write, and commits it unless there was an error."""
-
-    def __init__(self, analysis: AnalysisStore) -> None:
-        if analysis._log is None:
-            raise NotFoundError(f"{analysis.path} is open for reading only")
-        self._store = open_store(Folder(analysis.path), analysis._log)
-
-    def __enter__(self) -> zarr.Group:
-        root = open_or_mend(self._store)
-        if not root.attrs:
-            root.attrs["format_version"] = FORMAT_VERSION
-        check_version(root, self._store.location)
-        return root
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            self._store.commit()
 
 
 def _layer_group(root: zarr.Group, path: str, layer: str) -> zarr.Group:
