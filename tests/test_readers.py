@@ -520,7 +520,7 @@ def test_tables__hold_what_is_declared_of_them(whole: Run) -> None:
         assert table is not None, name
         columns = set(whole.table(name)) - set(whole.layers)
         free = {"receptive_field": {"jump", "start", "map_size"}, "metrics": columns - {"epoch"}}
-        assert columns - table.columns.keys() - table.others.keys() == free.get(name, set()), name
+        assert columns - table.columns.keys() - table.optional.keys() == free.get(name, set()), name
         assert len(whole.rows(name)) == len(whole.table(name))
 
 

@@ -45,19 +45,19 @@ class TableFormat:
     ----------
     columns
         Columns that each such table has, whichever version or program wrote it.
-    others
+    optional
         Columns that some of them have.
     rest
         The format of columns that are named in neither.
     """
 
     columns: Mapping[str, CellFormat]
-    others: Mapping[str, CellFormat] = field(default_factory=dict)
+    optional: Mapping[str, CellFormat] = field(default_factory=dict)
     rest: CellFormat = TEXT
 
     def cell_format(self, column: str) -> CellFormat:
         """Return the format of a column's cells."""
-        return self.columns.get(column) or self.others.get(column) or self.rest
+        return self.columns.get(column) or self.optional.get(column) or self.rest
 
 
 PROBE_TABLE = TableFormat(

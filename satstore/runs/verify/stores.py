@@ -185,7 +185,7 @@ class StoreCheck:
             chunks = []
             for chunk in self.arrays[part.array].chunks(part.below, content):
                 if base(part.array) == "latent":
-                    seen.finiteness.look(chunk)
+                    seen.finiteness.add(chunk)
                 if base(part.array) in COMPARED_ARRAYS:
                     chunks.append(chunk)
         except CorruptError as error:
@@ -317,14 +317,14 @@ class LatentsCheck(StoreCheck):
             if not np.array_equal(stated, finite):
                 yield Finding(f"{group}/{name} is not finite where the latents are, or the reverse", again)
                 return
-        if found.n_others or lost:
+        if found.n_non_finite or lost:
             yield note(
-                f"{group}/latent has {found.n_others} values that are NaN or infinite, its layer's own"
+                f"{group}/latent has {found.n_non_finite} values that are NaN or infinite, its layer's own"
             )
 
 
 class AnalysisCheck(StoreCheck):
-    """The verification of spectra and of probes, which the store must hold of `probed` tables and layers."""
+    """The verification of spectra and probes; `probed` has the layers whose probes each table must have."""
 
     def __init__(
         self,

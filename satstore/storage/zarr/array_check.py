@@ -34,7 +34,7 @@ class StoredArray:
         try:
             array = zarr.open_array(MemoryStore(self._held), mode="r", zarr_format=3)
         except Exception as error:  # zarr has no common error for metadata that it does not understand
-            raise CorruptError(f"is not the metadata of an array: {' '.join(str(error).split())}") from error
+            raise CorruptError(f"is not the metadata of an array: {reason_of(error)}") from error
         check_claims(array, is_read_whole=False)
         self.shape: tuple[int, ...] = tuple(array.shape)
         self.dtype: np.dtype[Any] = array.dtype
@@ -84,8 +84,7 @@ class StoredArray:
                 block = (slice(start, min(start + self._chunk_rows, rows.stop)), *part[1:]) if part else ()
                 yield np.asarray(self._array[block])
         except (ValueError, RuntimeError, OSError) as error:  # a checksum, Blosc
-            reason = reason_of(error)
-            raise CorruptError(f"can't be decoded from row {start} on: {reason}") from error
+            raise CorruptError(f"can't be decoded from row {start} on: {reason_of(error)}") from error
         finally:
             del self._held[key]
 
@@ -98,27 +97,27 @@ class Finiteness:
     ----------
     features
         Whether each feature is finite in all samples, of one sample's shape; True stands for all features.
-    n_others
+    n_non_finite
         The number of values that are NaN or infinite.
     n_empty
         The number of chunks of nothing but NaN, as a lost chunk reads.
     """
 
     features: NDArray[np.bool_] | np.bool_ = np.True_
-    n_others: int = 0
+    n_non_finite: int = 0
     n_empty: int = 0
 
-    def look(self, chunk: NDArray[Any]) -> None:
+    def add(self, chunk: NDArray[Any]) -> None:
         """Add a chunk of samples (n, …)."""
         if not has_non_finite(chunk):  # fast, and nearly always true
             return
         finite = np.isfinite(chunk)
         self.features = self.features & finite.all(axis=0)
-        self.n_others += int(finite.size - finite.sum())
+        self.n_non_finite += int(finite.size - finite.sum())
         self.n_empty += int(np.isnan(chunk).all())
 
     def merge(self, other: "Finiteness") -> None:
         """Add the samples of another."""
         self.features = self.features & other.features
-        self.n_others += other.n_others
+        self.n_non_finite += other.n_non_finite
         self.n_empty += other.n_empty
