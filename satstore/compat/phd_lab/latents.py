@@ -150,16 +150,14 @@ def convert_latents(run: Run, folder: LatentFolder) -> None:
             needed = sum(
                 2 * math.prod(folder.shapes[layer]) * len(folder.labels[split]) for split, layer in todo
             )
-            written = sum(
-                digest.size_bytes for digest in run.commits.read(run.latents_location.name).files.values()
-            )
+            committed = run.commits.read(run.latents_location.name)
+            written = sum(digest.size_bytes for digest in committed.files.values())
             check_disk(Path(run.latents_path), needed - written, f"the latents of {run.name}")
             for done, (split, layer) in enumerate(todo):
                 run.emit("extract", "progress", f"{split}, {layer}", done=done, total=len(todo))
                 convert_layer(run, folder, split, layer)
-            committed = run.commits.read(run.latents_location.name)
             record = describe_latents(
-                committed,
+                run.commits.read(run.latents_location.name),
                 key,
                 folder.files,
                 checkpoint_sha256="",
@@ -174,7 +172,6 @@ def convert_latents(run: Run, folder: LatentFolder) -> None:
 def convert_layer(run: Run, folder: LatentFolder, split: str, layer: str) -> None:
     """Write one layer's latents of one split."""
     key, labels, path = folder.key, folder.labels[split], folder.files[split][layer]
-    shapes = {key: folder.shapes}
     writer = LatentWriter(
         run.writable_latents(),
         run.commits,
@@ -184,7 +181,7 @@ def convert_layer(run: Run, folder: LatentFolder, split: str, layer: str) -> Non
         split=split,
         labels=labels,
         sample_ids=np.full(len(labels), NO_SAMPLE_ID),
-        shard_rows=choose_shard_rows(shapes, len(labels), MEMORY_BYTES),
+        shard_rows=choose_shard_rows({key: folder.shapes}, len(labels), MEMORY_BYTES),
     )
     with writer:
         if not writer.missing:

@@ -5,13 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from satstore.compat.phd_lab.tree import (
-    NAME,
-    LoggedExperiment,
-    dotted,
-    read_logged_table,
-    reporting_corruption,
-)
+from satstore.compat.phd_lab.tree import LoggedExperiment, dotted, read_logged_table, reporting_corruption
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import CorruptError
@@ -48,20 +42,14 @@ def saturation_table(table: "pd.DataFrame") -> "pd.DataFrame":
     names = ["definition", "epoch", "split", "layer", "n_features", "intrinsic_dimension", "saturation"]
     frame = pd.DataFrame(rows, columns=names)
     order = {layer: i for i, layer in enumerate(dict.fromkeys(layer for _, layer in found))}
-    places = frame["layer"].map(order)
-    return (
-        frame.assign(place=places)
-        .sort_values(["epoch", "split", "place"], kind="stable")
-        .drop(columns="place")
-    )
+    by = ["epoch", "split", "layer"]
+    return frame.sort_values(by, key=lambda part: part.map(order) if part.name == "layer" else part)
 
 
 def _count_features(saturation: list[float], dimension: list[float]) -> int:
     """Return the layer's features, intrinsic dimension / saturation; 0 where they are unknown."""
-    for share, n in zip(saturation, dimension, strict=False):
-        if share > 0 and n > 0:
-            return round(n / share)
-    return 0
+    pairs = zip(saturation, dimension, strict=False)
+    return next((round(n / share) for share, n in pairs if share > 0 and n > 0), 0)
 
 
 def metrics_table(table: "pd.DataFrame") -> "pd.DataFrame":
@@ -190,31 +178,24 @@ def read_receptive_fields(
             "map_size": sizes["map_size"].to_numpy(),
         }
     )
-    seen_before = found["receptive_field_max"].shift(1, fill_value=1)
-    places = [place for place, size in enumerate(seen_before) if size > resolution]
-    found["border"] = found["strict_border"] = [
-        place == places[0] if places else False for place in range(len(found))
-    ]
-    return (convs[places[0]] if places else None), found
+    is_beyond = found["receptive_field_max"].shift(1, fill_value=1) > resolution
+    border = next((layer for layer, beyond in zip(convs, is_beyond, strict=True) if beyond), None)
+    found["border"] = found["strict_border"] = found["layer"] == border
+    return border, found
 
 
 def read_projections(logged: LoggedExperiment, root: Path, config: ExperimentConfig) -> "pd.DataFrame | None":
     """Return the experiment's rows of the table of projections of its run id, in the root of the logs."""
     import pandas as pd
 
-    path = next(
-        (p for p in [root, *logged.table.parents] if (p / f"projections_{logged.run_id}.csv").is_file()),
-        None,
-    )
+    name = f"projections_{logged.run_id}.csv"
+    path = next((p / name for p in [root, *logged.table.parents] if (p / name).is_file()), None)
     if path is None:
         return None
-    path = path / f"projections_{logged.run_id}.csv"
     table = read_logged_table(path)
-    named = NAME.fullmatch(logged.table.stem)
-    assert named is not None
-    data = f"{named['dataset']}_{config.resolution}"
+    data = f"{logged.named['dataset']}_{config.resolution}"
     with reporting_corruption(path, "table of projections"):
-        rows = table[(table["model"] == named["model"]) & (table["dataset"] == data)]
+        rows = table[(table["model"] == logged.named["model"]) & (table["dataset"] == data)]
         rows = rows[["thresh", "accs", "loss"]].astype(float)
     if not len(rows):
         return None

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import LIST_KEYS
 from satstore.config.validation import describe_invalid
@@ -39,6 +41,13 @@ class LoggedExperiment:
     def stem(self) -> str:
         """The table's path without its ending."""
         return str(self.table).removesuffix(".csv")
+
+    @property
+    def named(self) -> dict[str, str]:
+        """What the table's name says: model, dataset, resolution, batch_size and epoch."""
+        found = NAME.fullmatch(self.table.stem)
+        assert found is not None
+        return found.groupdict()
 
     @property
     def run_id(self) -> str:
@@ -77,16 +86,15 @@ def read_logged_table(path: Path) -> "pd.DataFrame":
 
 def read_logged_config(logged: LoggedExperiment) -> ExperimentConfig:
     """Read an experiment's config; what it lacks is taken from the file's name."""
-    named = NAME.fullmatch(logged.table.stem)
-    assert named is not None
-    found: dict[str, Any] = {"model": named["model"], "dataset": named["dataset"]}
-    found |= {key: int(named[key]) for key in ("resolution", "batch_size", "epoch")}
+    found: dict[str, Any] = {
+        key: text if key in ("model", "dataset") else int(text) for key, text in logged.named.items()
+    }
     path = Path(f"{logged.stem}_config.json")
     if path.is_file():
         try:
             content = json.loads(read_content(path, follow=True).decode())
         except (OSError, ValueError) as error:
-            raise CorruptError(f"{path} can't be read: {' '.join(str(error).split())}") from error
+            raise CorruptError(f"{path} can't be read: {reason_of(error)}") from error
         if not isinstance(content, dict):
             raise CorruptError(f"{path} holds a JSON {type(content).__name__}; expected an object")
         for key, value in content.items():
@@ -98,8 +106,6 @@ def read_logged_config(logged: LoggedExperiment) -> ExperimentConfig:
     try:
         return ExperimentConfig.model_validate({**found, "stages": ["train", "saturation"]})
     except ValueError as error:
-        from pydantic import ValidationError
-
         text = describe_invalid(error) if isinstance(error, ValidationError) else str(error)
         raise CorruptError(f"{path}: {text}") from error
 
