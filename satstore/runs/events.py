@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -93,14 +93,7 @@ def read_events(path: Path, offset: int = 0) -> tuple[list[Event], int]:
     except OSError:  # there is no log, or it can't be read: events are for display alone
         return [], offset
     whole = content[: content.rfind(b"\n") + 1]
-    return list(_parse(whole.splitlines())), offset + len(whole)
-
-
-def _parse(lines: list[bytes]) -> Iterator[Event]:
-    for line in lines:
-        event = parse_event(line)
-        if event is not None:
-            yield event
+    return [event for line in whole.splitlines() if (event := parse_event(line))], offset + len(whole)
 
 
 def parse_event(line: bytes | str) -> Event | None:

@@ -259,11 +259,10 @@ class RunFolder:
         """Turn read errors, and ValueErrors about the content, into a CorruptError with file and remedy."""
         try:
             yield
-        except OSError as error:
-            found = f"can't be read: {error.strerror or error}"
-            raise CorruptError(f"{self.path / name} {found}; {damage_remedy(self, name)}") from error
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             found = reason_of(error)
+            if isinstance(error, OSError):
+                found = f"can't be read: {error.strerror or error}"
             raise CorruptError(f"{self.path / name} {found}; {damage_remedy(self, name)}") from error
 
     @reread_after_commit

@@ -69,9 +69,9 @@ def record_call(run: NamedRun) -> str:
 
 
 def extract_command(run: NamedRun, *keys: LatentsKey, overwrite: bool = False) -> str:
-    """Return the command that writes what is missing of some latents; or commands, after ``;``.
+    """Return the command that writes what is missing of some latents; several are separated by ``;``.
 
-    With `overwrite`, also what is there.
+    With `overwrite`, it writes again what is there.
     """
     if run.is_recorded:
         return record_call(run)

@@ -134,7 +134,7 @@ class RunResults(RunFolder):
 
     @reread_after_commit
     def spectra(self, split: str, layers: Collection[str] | None = None) -> "dict[str, NDArray[np.float64]]":
-        """Return each layer's, or some layers', eigenvalues (epoch, eigenvalue) in a split, descending.
+        """Return the eigenvalues (epoch, eigenvalue) of a split's layers, all or some, descending.
 
         Epochs in which a layer's output was not finite have NaN. Raises CorruptError if the stored files
         aren't what was committed.

@@ -84,7 +84,7 @@ def check_appendable(path: Path) -> None:
 
 
 def check_folders(root: Path, path: Path, *, with_root: bool = False) -> None:
-    """Check that no folder from below a root, or from the root itself, down to a path's parent is a link.
+    """Check that no folder below a root, nor the root if `with_root`, down to a path's parent, is a link.
 
     Raises CorruptError that names the link.
     """

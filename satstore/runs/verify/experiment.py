@@ -17,7 +17,8 @@ from satstore.storage.location import Folder
 class Verification:
     """The verification of one experiment; it writes nothing and needs no lock.
 
-    The listener is called with progress events, in bytes; `n_files` and `size_bytes` were read so far.
+    The listener is called with progress events, in bytes; `n_files` committed files of `size_bytes` were read
+    so far.
     """
 
     def __init__(self, run: Run, listener: Listener | None = None) -> None:

@@ -50,13 +50,7 @@ def _encode(
     chunks = (choose_chunk_rows(values.shape[1:], len(values), values.itemsize), *values.shape[1:])
     dimensions = ("sample", *(f"axis{axis}" for axis in range(1, values.ndim)))
     array = create_array(
-        group,
-        "latent",
-        values.shape,
-        values.dtype,
-        dimensions,
-        mantissa_bits=mantissa_bits,
-        chunks=chunks,
+        group, "latent", values.shape, values.dtype, dimensions, mantissa_bits=mantissa_bits, chunks=chunks
     )
     array[...] = values
     return array, store

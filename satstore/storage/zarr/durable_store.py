@@ -150,11 +150,7 @@ class DurableFolder(DurableStore, LocalStore):
         return await super().get_partial_values(prototype, ranges)
 
     def get_sync(
-        self,
-        key: str,
-        *,
-        prototype: BufferPrototype | None = None,
-        byte_range: ByteRequest | None = None,
+        self, key: str, *, prototype: BufferPrototype | None = None, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Return an object or a range of it; see :meth:`get`."""
         self.location.check_readable(as_key(key))

@@ -237,11 +237,9 @@ class LatentWriter:
             writing.result()
 
     def _write(self, full: Mapping[LayerKey, _Filling]) -> None:
-        for _ in self._encoders.map(self._write_shard, full.keys(), full.values()):
-            pass
-        self._store.commit(
-            {self._layers[layer_key].path: self._layers[layer_key].n_rows for layer_key in full}
-        )
+        list(self._encoders.map(self._write_shard, full.keys(), full.values()))  # raises their errors
+        layers = [self._layers[layer_key] for layer_key in full]
+        self._store.commit({layer.path: layer.n_rows for layer in layers})
 
     def _write_shard(self, layer_key: LayerKey, filling: _Filling) -> None:
         layer = self._layers[layer_key]

@@ -216,7 +216,7 @@ def get_array(group: zarr.Group, name: str) -> Array:
 
 
 def check_axes(array: Array, *sizes: int | None, kinds: str = "fiu") -> Array:
-    """Check an array's number and sizes of axes (None: any but 0) and NumPy's letter of its dtype; return it.
+    """Check an array's axes (None: of any size but 0) and its kind of dtype, by NumPy's letters; return it.
 
     Raises CorruptError that says what was found and what was expected.
     """
@@ -243,7 +243,7 @@ def explaining_decode_errors(what: str, remedy: str) -> Iterator[None]:
     except SatstoreError:  # an unreachable bucket is not a damaged store
         raise
     except (ValueError, LookupError, TypeError, RuntimeError, OSError) as error:
-        raise CorruptError(f"{what} can't be read ({' '.join(str(error).split())}); {remedy}") from error
+        raise CorruptError(f"{what} can't be read ({reason_of(error)}); {remedy}") from error
 
 
 @contextmanager
@@ -254,10 +254,9 @@ def explaining_metadata_errors(place: object) -> Iterator[None]:
     except SatstoreError:
         raise
     except Exception as error:
-        reason = reason_of(error)
         raise CorruptError(
-            f"{place}: its metadata can't be read ({type(error).__name__}: {reason}); satstore verify names "
-            "the file and what makes it again"
+            f"{place}: its metadata can't be read ({type(error).__name__}: {reason_of(error)}); satstore "
+            "verify names the file and what makes it again"
         ) from error
 
 
@@ -272,12 +271,8 @@ def check_claims(array: Array, *, is_read_whole: bool) -> None:
             "it is not read"
         )
     chunk_bytes = math.prod(array.chunks) * array.dtype.itemsize
-    n_objects = math.prod(
-        -(-n // max(1, step)) for n, step in zip(array.shape, objects_of(array), strict=True)
-    )
-    n_chunks = math.prod(
-        -(-n // max(1, step)) for n, step in zip(objects_of(array), array.chunks, strict=True)
-    )
+    n_objects = math.prod(-(-n // step) for n, step in zip(array.shape, objects_of(array), strict=True))
+    n_chunks = math.prod(-(-n // step) for n, step in zip(objects_of(array), array.chunks, strict=True))
     whole_bytes = math.prod(array.shape) * array.dtype.itemsize
     claims = [
         ("chunks of", chunk_bytes, MAX_WHOLE_BYTES, "bytes"),

@@ -5,7 +5,7 @@ of these lost bits, log2(2^exponent of the largest value / range), decides: floa
 so that at least eight tell the values of every feature apart.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil
 from typing import Any, Self
 
@@ -96,7 +96,7 @@ class Extent:
 
     low: Float32s
     high: Float32s
-    window_lost: float = field(default=-np.inf)
+    window_lost: float = -np.inf
 
     @classmethod
     def empty(cls, n_features: int) -> Self:

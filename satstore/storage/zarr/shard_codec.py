@@ -69,11 +69,9 @@ class ShardReader:
                         decoded[...] = np.nan
                     else:
                         blosc.decompress(_read_checked(file, offset, buffer[:size]), decoded)
-                    low, high = (
-                        max(within.start, chunk * chunk_rows),
-                        min(within.stop, (chunk + 1) * chunk_rows),
-                    )
-                    yield first + low, decoded[low - chunk * chunk_rows : high - chunk * chunk_rows]
+                    start_row = chunk * chunk_rows
+                    low, high = max(within.start, start_row), min(within.stop, start_row + chunk_rows)
+                    yield first + low, decoded[low - start_row : high - start_row]
 
     @contextmanager
     def _open(self, shard: int) -> Iterator[int | None]:
