@@ -83,8 +83,8 @@ def make_run(logs_dir: Path, run_id: str, config: ExperimentConfig, listener: Li
 def list_runs(logs_dir: str | Path | None = None, unreadable: list[CorruptError] | None = None) -> list[Run]:
     """Return every experiment in a logs folder, by run id and name; folders without a manifest are skipped.
 
-    Raises CorruptError if a manifest can't be read, unless `unreadable` is given, to which it appends the
-    error.
+    A manifest that can't be read raises a CorruptError; if `unreadable` is given, it is skipped, and its
+    error is appended there.
     """
     return _open_runs(sorted(find_logs_dir(logs_dir).glob("*/*/manifest.json")), None, unreadable)
 

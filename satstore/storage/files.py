@@ -120,7 +120,7 @@ def append_log(path: Path, content: bytes, *, durable: bool = True) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents so that they survive a power loss, unless it exists."""
+    """Make missing folders so that they survive a power loss; raise WriteError if the disk refuses."""
     with refusals(folder, 0):
         _make_folder(folder)
 
