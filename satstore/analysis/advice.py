@@ -111,17 +111,13 @@ def find_tail(
     """Find the first layer of the tail.
 
     From it on, no probe gains more than `least_gain` over the best before it, and saturation stays under
-    `share` of the median of all layers.
+    `share` of the median of all layers. None if there is no tail. A layer without either number ends the
+    search.
 
     Parameters
     ----------
     probe_accuracy, saturation
         Fractions by layer, in forward order; None or NaN if unknown.
-
-    Returns
-    -------
-    int or None
-        The layer's index; None if there is no tail. A layer without either number ends the search.
     """
     accuracy = np.array([math.nan if value is None else value for value in probe_accuracy], dtype=float)
     saturated = np.array([math.nan if value is None else value for value in saturation], dtype=float)

@@ -65,8 +65,6 @@ def linear_cka(
 
     Raises
     ------
-    ConfigError
-        If the numbers of rows differ.
     MemoryLimitError
         If the product of one pair does not fit.
     """

@@ -15,15 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of a module for one image, without its submodules; ``layer`` is empty for the model itself.
-
-    Attributes
-    ----------
-    n_parameters
-        Values of the module's own parameters.
-    flops
-        Operations of the forward pass.
-    """
+    """The cost of a module for one image, without its submodules; ``layer`` is empty for the model itself."""
 
     layer: str
     n_parameters: int
@@ -38,8 +30,6 @@ class Costs:
     ----------
     modules
         The modules with parameters or operations, in order of definition; they add up to the model's.
-    flops, backward_flops
-        Operations of the forward pass, and of the backward pass that training adds.
     """
 
     modules: tuple[Cost, ...]
@@ -48,15 +38,7 @@ class Costs:
 
 
 def count_costs(model: nn.Module, image: Tensor) -> Costs:
-    """Count the parameters and operations of a model.
-
-    Parameters
-    ----------
-    model
-        The model; its modes are restored. On the ``meta`` device nothing is computed.
-    image
-        (1, 3, r, r).
-    """
+    """Count a model's parameters, and its operations for an image (1, 3, r, r), on any device."""
     modes = {module: module.training for module in model.modules()}
     # torch's count of a grouped convolution's backward pass is too large, by the number of groups.
     exact: dict[Any, Any] = {torch.ops.aten.convolution_backward: _count_convolution_backward}

@@ -36,13 +36,7 @@ _SMALLEST_MEAN_SQUARE = 1e-30
 
 
 class NonFiniteError(NumericsError):
-    """Samples with NaN or infinities (or float64 values too large to be squared).
-
-    Attributes
-    ----------
-    count
-        The number of such values.
-    """
+    """Samples with NaN or infinities (or float64 values too large to be squared)."""
 
     def __init__(self, message: str, count: int) -> None:
         super().__init__(message, count)
@@ -118,13 +112,7 @@ class Moments:
                 self._wait(samples)
 
     def merge(self, other: "Moments") -> None:
-        """Add the samples of other moments by Chan's rule; `other` stays as it is.
-
-        Raises
-        ------
-        ConfigError
-            The two have different numbers of features.
-        """
+        """Add the samples of other moments by Chan's rule; `other` stays as it is."""
         if other.count and self.count and other.n_features != self.n_features:
             raise ConfigError(f"can't merge moments of {other.n_features} features into {self.n_features}")
         self._add(other)
@@ -167,18 +155,7 @@ class Moments:
         return copy
 
     def covariance(self) -> Tensor:
-        """Divide the scatter by the number of samples.
-
-        Returns
-        -------
-        Tensor
-            (feature, feature) float64; all 0 for a single sample.
-
-        Raises
-        ------
-        NumericsError
-            There are no samples yet.
-        """
+        """Return the scatter divided by the number of samples, (feature, feature); 0 for a single sample."""
         if self.count == 0:
             raise NumericsError(
                 "no samples were recorded, so there is no covariance; update the moments first"

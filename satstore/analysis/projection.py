@@ -41,13 +41,7 @@ class Axes:
 
 
 def decompose(covariance: Float64) -> Axes:
-    """Compute the axes of a covariance (feature, feature).
-
-    Raises
-    ------
-    NumericsError
-        If it holds NaN or infinities.
-    """
+    """Compute the axes of a covariance (feature, feature); raise a NumericsError if it is not finite."""
     if not np.isfinite(covariance).all():
         raise NumericsError("the covariance is not finite, so it has no principal axes")
     values, vectors = np.linalg.eigh(covariance)
@@ -59,11 +53,6 @@ def random_basis(n_features: int, dimension: int, seed: Iterable[int]) -> Float6
 
     The columns are those of Q in the QR decomposition of a Gaussian matrix, whose span is uniformly
     distributed (Stewart, "The efficient generation of random orthogonal matrices", 1980).
-
-    Parameters
-    ----------
-    seed
-        Numbers; the same ones give the same basis every time.
     """
     draws = np.random.default_rng(list(seed)).standard_normal((n_features, dimension))
     basis: Float64 = np.linalg.qr(draws)[0]

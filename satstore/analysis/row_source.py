@@ -50,15 +50,12 @@ class ArrayRows:
 class BlockRows:
     """The rows of an array that is stored, or computed, block by block along its first axis.
 
+    ``load`` gives the array from one edge to a later one; axes after the first are flattened into features.
     Ranges are widened to whole blocks, and the last block is kept for the next range, so that an ascending
     sweep loads every block once. Memory: one range and two blocks.
 
     Parameters
     ----------
-    load
-        Gives the array from one edge to a later one, (rows, ...).
-    shape
-        The array's shape, (n_rows, ...); axes after the first are flattened into features.
     dtype
         The array's dtype. Rows come as float32, or as float64 where float32 can't hold them (int32, float64).
     edges

@@ -20,7 +20,7 @@ Definition = Literal["exact", "delve"]
 
 
 def eigenvalues(covariance: Float64) -> Float64:
-    """Compute the spectrum of one covariance.
+    """Compute the spectrum of one covariance; raise a NumericsError if there is none.
 
     Parameters
     ----------
@@ -32,13 +32,6 @@ def eigenvalues(covariance: Float64) -> Float64:
     ndarray
         (feature,), descending, negatives set to 0. Values below about 1e-7 of the sum are rounding
         if the moments came from float32 latents: they matter only for a delta that close to 1.
-
-    Raises
-    ------
-    ConfigError
-        The array isn't square.
-    NumericsError
-        The covariance holds NaN or infinities, or its eigenvalues can't be found.
     """
     covariance = np.asarray(covariance, dtype=np.float64)
     if covariance.ndim != 2 or covariance.shape[0] != covariance.shape[1]:
@@ -102,20 +95,7 @@ def intrinsic_dimension(eigenvalues: Float64, delta: float, definition: Definiti
 
 
 def dimension_table(eigenvalues: Float64, deltas: Sequence[float]) -> Float64:
-    """Tabulate the exact intrinsic dimension at many deltas, in one pass over the spectra.
-
-    Parameters
-    ----------
-    eigenvalues
-        (epoch, eigenvalue), as for `intrinsic_dimension`.
-    deltas
-        In (0, 1].
-
-    Returns
-    -------
-    ndarray
-        (epoch, delta), equal to what `intrinsic_dimension` returns for each.
-    """
+    """Tabulate the exact intrinsic dimension (epoch, delta) of spectra (epoch, eigenvalue)."""
     table = np.full((len(eigenvalues), len(deltas)), np.nan)
     with np.errstate(over="ignore", invalid="ignore"):
         sums = np.cumsum(eigenvalues, axis=-1)
@@ -128,14 +108,9 @@ def dimension_table(eigenvalues: Float64, deltas: Sequence[float]) -> Float64:
 
 
 def saturation(eigenvalues: Float64, delta: float, definition: Definition = "exact") -> Float64:
-    """Divide the intrinsic dimension by the number of features.
+    """Divide the intrinsic dimension by the number of features: in [0, 1], or NaN.
 
     Parameters, shapes and errors are those of `intrinsic_dimension`.
-
-    Returns
-    -------
-    ndarray
-        (...), in [0, 1]; NaN where the spectrum holds NaN or infinities.
     """
     dimension: Float64 = intrinsic_dimension(eigenvalues, delta, definition)
     return dimension / float(np.shape(eigenvalues)[-1])
@@ -147,21 +122,12 @@ def tabulate_saturation(
     delta: float,
     definition: Definition = "exact",
 ) -> "pd.DataFrame":
-    """Tabulate intrinsic dimension and saturation of many layers, epochs and splits.
+    """Tabulate intrinsic dimension and saturation, a row per epoch, split and layer, in this order.
 
     Parameters
     ----------
     spectra
         Split to layer to (epoch, eigenvalue).
-    layers
-        All layers in forward order.
-    delta, definition
-        Those of `intrinsic_dimension`.
-
-    Returns
-    -------
-    pandas.DataFrame
-        A row per epoch, split and layer, in this order; layers in forward order.
     """
     import pandas as pd
 

@@ -40,12 +40,8 @@ def tiles(
 
     Parameters
     ----------
-    height
-        Rows in a tile; the last one may have fewer.
     shift
         (n_features,), taken off every row; None for nothing.
-    dtype
-        Of the tiles, float32 or float64; None for the dtype that is read.
 
     Yields
     ------
@@ -66,13 +62,7 @@ def tiles(
 
 
 def stored_tiles(rows: RowSource, starts: range, pool: Executor) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """Yield (range, tile) of adjoining tiles as they are stored; `as_floats` makes of them what tiles yields.
-
-    Parameters
-    ----------
-    starts
-        The tiles' first rows; the step is their height.
-    """
+    """Yield (range, tile) of adjoining tiles as they are stored; see `as_floats`."""
     yield from _ahead(partial(_read, rows), starts, min(rows.shape[0], starts[-1] + starts.step), pool)
 
 

@@ -36,10 +36,6 @@ def to_samples(
 
     Parameters
     ----------
-    output
-        The output of `module`: a tensor, or an LSTM's tuple.
-    module
-        A layer that `select_layers` can find.
     method
         For Conv. "channelwise": (batch · positions, channel), a view if channels are last in memory, and in
         no particular order of rows. "mean", "max", "median" (of an even number the lower, as in `delve`):
@@ -58,11 +54,6 @@ def to_samples(
     -------
     Tensor
         (sample, feature). Linear: one sample per row or token.
-
-    Raises
-    ------
-    ConfigError
-        A method doesn't exist, or the number of positions isn't positive.
     """
     _check("conv_method", method, ConvMethod)
     tensor = batch_first_output(output, module)[:n_images]
@@ -120,11 +111,6 @@ def pool_latent(output: Any, module: nn.Module, pooling: str) -> Tensor:
         tokens (batch, token, feature) count as a map of one axis, and channels-last maps as what they are:
         (batch, feature, token) and (batch, feature, y, x), pooled in the same way. LSTM: the last step.
         Pixelwise: (batch, y, x, channel). It may share memory with the output.
-
-    Raises
-    ------
-    ConfigError
-        `pooling` is neither "full" nor "pixelwise" nor a positive number.
     """
     size = int(pooling) if pooling.isdecimal() else None
     if pooling not in ("full", "pixelwise") and not size:

@@ -39,8 +39,6 @@ def select_layers(
 
     Parameters
     ----------
-    model
-        A model; the order of the result is that of its definition (`describe_layers` gives forward order).
     include, exclude
         Regular expressions, found anywhere in a name; `exclude` wins.
 
@@ -72,17 +70,8 @@ def describe_layers(model: nn.Module, sample_input: Any, layers: Layers) -> list
 
     Parameters
     ----------
-    model
-        The model that the layers are part of.
-    sample_input
-        The input to call it with, on its device.
     layers
         From `select_layers`. Layers that the pass doesn't call are left out, with a warning in the log.
-
-    Raises
-    ------
-    ConfigError
-        If the pass calls none of them.
     """
     shapes: dict[str, tuple[int, ...]] = {}
 

@@ -64,14 +64,10 @@ class MomentRecorder(Recorder):
 
     Parameters
     ----------
-    layers
-        From `select_layers`.
     method, downsampling, options
         As for `to_samples`.
     max_samples
         The most images of a pass that a layer's moments take, the first ones.
-    log_interval
-        Record every so many batches of a pass, from the first on.
 
     Attributes
     ----------
@@ -160,13 +156,6 @@ class LatentRecorder(Recorder):
 
     Pooling happens in the hook, on the layer's device, so that no full map is kept unless asked for.
     If a module is called several times, the last call counts.
-
-    Parameters
-    ----------
-    layers
-        From `select_layers`.
-    poolings
-        Each as for `pool_latent`.
     """
 
     def __init__(self, layers: Layers, poolings: Iterable[str]) -> None:

@@ -1,10 +1,21 @@
 """The table of datasets: a file per source, a row per name.
 
 ``DATASETS[name](resolution=32, data_dir="tmp", augment=True, seed=0)`` returns an
-:class:`~satstore.datasets.image_data.ImageData`. This module holds only the rows and imports nothing slow.
+:class:`~satstore.datasets.image_data.ImageData`. Factories look for files below ``data_dir``; they raise a
+NotFoundError if some are missing, a CorruptError if one can't be read, and a ConfigError for a resolution
+that they can't give. ``seed`` is that of positions on a canvas. This module holds only the rows and imports
+nothing slow.
 """
 
+from typing import Any
+
 from satstore.registry import Entry
+
+
+def _row(name: str, factory: str, family: str, description: str, **arguments: Any) -> Entry:
+    """Make the row of a factory that takes the dataset's name."""
+    return Entry(name, f"satstore.datasets.{factory}", {"name": name, **arguments}, family, description)
+
 
 ROWS = (
     Entry(
@@ -13,75 +24,51 @@ ROWS = (
         family="embedded",
         description="scikit-learn's 1,797 handwritten digits, 8 px, 10 classes; no download",
     ),
-    Entry(
-        "Cifar10",
-        "satstore.datasets.cifar:cifar",
-        {"name": "Cifar10"},
-        family="downloaded",
-        description="60,000 photos, 32 px, 10 classes",
-    ),
-    Entry(
-        "Cifar100",
-        "satstore.datasets.cifar:cifar",
-        {"name": "Cifar100"},
-        family="downloaded",
-        description="60,000 photos, 32 px, 100 classes",
-    ),
-    Entry(
-        "MNIST",
-        "satstore.datasets.mnist:mnist",
-        {"name": "MNIST"},
-        family="downloaded",
-        description="70,000 handwritten digits, 28 px, grey, 10 classes",
-    ),
-    Entry(
-        "FashionMNIST",
-        "satstore.datasets.mnist:mnist",
-        {"name": "FashionMNIST"},
-        family="downloaded",
-        description="70,000 pieces of clothing, 28 px, grey, 10 classes",
-    ),
-    Entry(
+    _row("Cifar10", "cifar:cifar", "downloaded", "60,000 photos, 32 px, 10 classes"),
+    _row("Cifar100", "cifar:cifar", "downloaded", "60,000 photos, 32 px, 100 classes"),
+    _row("MNIST", "mnist:mnist", "downloaded", "70,000 handwritten digits, 28 px, grey, 10 classes"),
+    _row("FashionMNIST", "mnist:mnist", "downloaded", "70,000 pieces of clothing, 28 px, grey, 10 classes"),
+    _row(
         "Cifar10SmallRandomPositioning",
-        "satstore.datasets.cifar:cifar",
-        {"name": "Cifar10SmallRandomPositioning", "canvas": "black"},
-        family="placed",
-        description="Cifar10 unscaled, at a random place of a black canvas",
+        "cifar:cifar",
+        "placed",
+        "Cifar10 unscaled, at a random place of a black canvas",
+        canvas="black",
     ),
-    Entry(
+    _row(
         "Cifar10SmallRandomPositioningNoise",
-        "satstore.datasets.cifar:cifar",
-        {"name": "Cifar10SmallRandomPositioningNoise", "canvas": "noise"},
-        family="placed",
-        description="Cifar10 unscaled, at a random place of uniform noise",
+        "cifar:cifar",
+        "placed",
+        "Cifar10 unscaled, at a random place of uniform noise",
+        canvas="noise",
     ),
-    Entry(
+    _row(
         "MNISTSmallRandomPositioning",
-        "satstore.datasets.mnist:mnist",
-        {"name": "MNISTSmallRandomPositioning", "canvas": "black"},
-        family="placed",
-        description="MNIST unscaled, at a random place of a black canvas",
+        "mnist:mnist",
+        "placed",
+        "MNIST unscaled, at a random place of a black canvas",
+        canvas="black",
     ),
-    Entry(
+    _row(
         "BlackBorderCifar10",
-        "satstore.datasets.cifar:cifar",
-        {"name": "BlackBorderCifar10", "border": "black"},
-        family="placed",
-        description="Cifar10 unscaled, in the middle of a black canvas",
+        "cifar:cifar",
+        "placed",
+        "Cifar10 unscaled, in the middle of a black canvas",
+        border="black",
     ),
-    Entry(
+    _row(
         "ReflectBorderCifar10",
-        "satstore.datasets.cifar:cifar",
-        {"name": "ReflectBorderCifar10", "border": "reflect"},
-        family="placed",
-        description="Cifar10 unscaled, in the middle, mirrored up to the edges",
+        "cifar:cifar",
+        "placed",
+        "Cifar10 unscaled, in the middle, mirrored up to the edges",
+        border="reflect",
     ),
-    Entry(
+    _row(
         "EdgePaddingCifar10",
-        "satstore.datasets.cifar:cifar",
-        {"name": "EdgePaddingCifar10", "border": "edge"},
-        family="placed",
-        description="Cifar10 unscaled, in the middle, its outermost pixels repeated",
+        "cifar:cifar",
+        "placed",
+        "Cifar10 unscaled, in the middle, its outermost pixels repeated",
+        border="edge",
     ),
     Entry(
         "TinyImageNet",
@@ -89,90 +76,30 @@ ROWS = (
         family="folder",
         description="110,000 photos, 64 px, 200 classes; as shipped, or sorted by class",
     ),
-    Entry(
-        "ImageNet",
-        "satstore.datasets.photos:photos",
-        {"name": "ImageNet"},
-        family="folder",
-        description="1.3 million photos, 1,000 classes; ILSVRC2012",
-    ),
-    Entry(
-        "iNaturalist",
-        "satstore.datasets.photos:photos",
-        {"name": "iNaturalist"},
-        family="folder",
-        description="photos of species",
-    ),
-    Entry(
-        "Food101",
-        "satstore.datasets.photos:photos",
-        {"name": "Food101"},
-        family="folder",
-        description="101,000 photos of dishes, 101 classes",
-    ),
-    Entry(
-        "Malaria",
-        "satstore.datasets.photos:photos",
-        {"name": "Malaria"},
-        family="folder",
-        description="photos of cells, 2 classes",
-    ),
-    Entry(
+    _row("ImageNet", "photos:photos", "folder", "1.3 million photos, 1,000 classes; ILSVRC2012"),
+    _row("iNaturalist", "photos:photos", "folder", "photos of species"),
+    _row("Food101", "photos:photos", "folder", "101,000 photos of dishes, 101 classes"),
+    _row("Malaria", "photos:photos", "folder", "photos of cells, 2 classes"),
+    _row(
         "ImageNette",
-        "satstore.datasets.photos:photos",
-        {"name": "ImageNette"},
-        family="folder",
-        description="13,394 photos, 10 easy classes of ImageNet, cropped at random for training",
+        "photos:photos",
+        "folder",
+        "13,394 photos, 10 easy classes of ImageNet, cropped at random for training",
     ),
-    Entry(
+    _row(
         "ImageWoof",
-        "satstore.datasets.photos:photos",
-        {"name": "ImageWoof"},
-        family="folder",
-        description="12,954 photos, 10 breeds of dogs of ImageNet, cropped at random for training",
+        "photos:photos",
+        "folder",
+        "12,954 photos, 10 breeds of dogs of ImageNet, cropped at random for training",
     ),
-    Entry(
-        "EuroSat",
-        "satstore.datasets.photos:photos",
-        {"name": "EuroSat"},
-        family="folder",
-        description="27,000 satellite images, 10 classes",
+    _row("EuroSat", "photos:photos", "folder", "27,000 satellite images, 10 classes"),
+    _row("ResizedImageNet", "photos:photos", "folder", "ImageNet scaled down to 32 px first", small=True),
+    _row(
+        "ResizediNaturalist", "photos:photos", "folder", "iNaturalist scaled down to 32 px first", small=True
     ),
-    Entry(
-        "ResizedImageNet",
-        "satstore.datasets.photos:photos",
-        {"name": "ResizedImageNet", "small": True},
-        family="folder",
-        description="ImageNet scaled down to 32 px first",
-    ),
-    Entry(
-        "ResizediNaturalist",
-        "satstore.datasets.photos:photos",
-        {"name": "ResizediNaturalist", "small": True},
-        family="folder",
-        description="iNaturalist scaled down to 32 px first",
-    ),
-    Entry(
-        "ResizedMalaria",
-        "satstore.datasets.photos:photos",
-        {"name": "ResizedMalaria", "small": True},
-        family="folder",
-        description="Malaria scaled down to 32 px first",
-    ),
-    Entry(
-        "ResizedFood101",
-        "satstore.datasets.photos:photos",
-        {"name": "ResizedFood101", "small": True},
-        family="folder",
-        description="Food101 scaled down to 32 px first",
-    ),
-    Entry(
-        "TinyResizedFood101",
-        "satstore.datasets.photos:photos",
-        {"name": "TinyResizedFood101", "small": True},
-        family="folder",
-        description="another name of ResizedFood101",
-    ),
+    _row("ResizedMalaria", "photos:photos", "folder", "Malaria scaled down to 32 px first", small=True),
+    _row("ResizedFood101", "photos:photos", "folder", "Food101 scaled down to 32 px first", small=True),
+    _row("TinyResizedFood101", "photos:photos", "folder", "another name of ResizedFood101", small=True),
     Entry(
         "ImageFolder",
         "satstore.datasets.image_folder:image_folder",

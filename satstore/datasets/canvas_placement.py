@@ -15,13 +15,7 @@ Canvas = Literal["black", "noise"]
 
 
 def check_room(name: str, image_px: int, canvas_px: int) -> None:
-    """Refuse a canvas that is smaller than the images.
-
-    Raises
-    ------
-    ConfigError
-        If the canvas is smaller; names both sizes.
-    """
+    """Refuse a canvas that is smaller than the images."""
     if canvas_px < image_px:
         raise ConfigError(
             f"resolution {canvas_px} can't be used with {name}: its images of {image_px} px are placed on a "
@@ -43,8 +37,6 @@ class RandomPlacement:
 
     Attributes
     ----------
-    size
-        The canvas's height and width in pixels.
     canvas
         Black, or noise: every value drawn uniformly from 0..255.
     """
@@ -64,17 +56,7 @@ class RandomPlacement:
 
 
 class PlacedSource:
-    """Images on canvases, at positions drawn once by the seed and the image's index.
-
-    Parameters
-    ----------
-    source
-        The images, all of one size.
-    size, canvas
-        As for :class:`RandomPlacement`.
-    seed
-        The seed of positions and noise.
-    """
+    """Images on canvases, at positions drawn once by the seed and the image's index."""
 
     def __init__(self, source: ImageSource, size: int, canvas: Canvas, seed: int) -> None:
         self.source, self.size, self.canvas, self.seed = source, size, canvas, seed
@@ -122,19 +104,8 @@ def place_randomly(
     """Put together a dataset of images at random positions of a canvas.
 
     Training images are placed anew every time, unless ``augment`` is off; evaluation images, and training
-    images for latents, keep the positions that the seed gives them.
-
-    Parameters
-    ----------
-    augmentation
-        Applied to training images once they are placed, if ``augment``.
-    preparation
-        Applied to all images.
-
-    Raises
-    ------
-    ConfigError
-        If the canvas is smaller than the images.
+    images for latents, keep the positions that the seed gives them. ``augmentation`` is applied once images
+    are placed, ``preparation`` to all.
     """
     check_room(name, train.source.read([0]).shape[-1], resolution)
     plain, held_out = (

@@ -103,26 +103,11 @@ def cifar(
 
     Parameters
     ----------
-    data_dir
-        The folder that has, or gets, the folder ``cifar-10-batches-py`` or ``cifar-100-python``.
-    seed
-        The seed of the positions on a canvas; nothing else but the augmentation is random.
-    name
-        The dataset's name; the letters around ``Cifar10`` or ``Cifar100`` name a variant.
     border
         Centre the images and pad them, instead of resizing; the random crop is padded in the same way, but
         with black for ``reflect``.
     canvas
         Place them at random, instead of cropping and resizing; see :mod:`.canvas_placement`.
-
-    Raises
-    ------
-    NotFoundError
-        If the files are neither there nor downloadable.
-    CorruptError
-        If a file does not hold what it should.
-    ConfigError
-        If the resolution is too small for a border or a canvas.
     """
     layout = CIFAR100 if "Cifar100" in name else CIFAR10
     Resize(resolution)  # for its check of the resolution, before anything is read

@@ -28,15 +28,6 @@ def plan_split(folder: Path, val: float, seed: int, names: tuple[str, str] = ("t
     ----------
     val
         The share of each class that goes to the second split, in (0, 1).
-    names
-        The names of the two splits' folders.
-
-    Raises
-    ------
-    NotFoundError
-        If the folder has no class folders.
-    ConfigError
-        If ``val`` is out of range, or a class has one image only.
     """
     if not 0 < val < 1:
         raise ConfigError(f"val is {val}, but has to be above 0 and below 1")

@@ -23,13 +23,6 @@ def digits(
 
     The split is the same for every seed. Augmentation is a random crop of 8 px out of 10, without flips,
     which would turn digits into other signs.
-
-    Parameters
-    ----------
-    resolution
-        Height and width in pixels; the images are scaled up from 8 px.
-    data_dir, seed
-        Unused: the images come with scikit-learn, and nothing but the augmentation is random.
     """
     bunch = load_digits()
     # Grey levels 0..16 become 0..255, to the nearest integer.

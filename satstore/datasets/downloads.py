@@ -35,14 +35,6 @@ class DatasetFiles:
 
     Attributes
     ----------
-    name
-        The dataset's name.
-    folder
-        The folder of its files, below the data folder.
-    names
-        The names of its files.
-    page
-        The page to get them from, for error messages.
     archive
         An archive of the folder, which may lie in the data folder instead.
     may_be_gzipped
@@ -86,17 +78,8 @@ def locate_or_download(
 
     Parameters
     ----------
-    data_dir
-        The data folder.
     download
         Downloads the dataset into an empty folder, which it is called with, as into a data folder.
-
-    Raises
-    ------
-    NotFoundError
-        If the files are neither there nor downloadable, or downloads are refused.
-    CorruptError
-        If there is an archive that can't be unpacked.
     """
     data_dir = Path(data_dir).absolute()
     if found := files.locate(data_dir):

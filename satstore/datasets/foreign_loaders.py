@@ -35,8 +35,6 @@ class ItemSource:
     ----------
     dataset
         A sized torch dataset of (image, label), the image a float tensor (3, r, r).
-    in_memory
-        Whether worker processes would gain little.
     """
 
     def __init__(self, dataset: Any, in_memory: bool) -> None:

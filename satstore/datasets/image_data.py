@@ -74,14 +74,10 @@ class ImageSplit(Dataset[Batch]):
 
     Parameters
     ----------
-    source
-        The images.
     labels
         (n,): the class index of each image.
     sample_ids
         (n,): the index of each image in the underlying dataset; by default 0, 1, 2, ….
-    transforms
-        Applied to each batch one after the other.
 
     Attributes
     ----------
@@ -127,21 +123,11 @@ class ImageData:
 
     Attributes
     ----------
-    name
-        The name that configs use.
-    classes
-        The class names, in the order of the labels.
-    train
-        The training images, augmented on request.
     train_plain
         The same images in the same order, never augmented; latents are extracted from them.
-    eval
-        The evaluation images, never augmented.
     fingerprint
         Hex sha256 of class names, labels, sample ids and the source's identity (sizes and pixels in memory,
         file names and sizes in folders); the same at every resolution.
-    in_memory
-        Whether the images are held in memory, so that loader workers gain little.
     skipped
         The names of corrupt images that were left out, by split (``train``, ``eval``).
     """
@@ -168,12 +154,7 @@ def assemble(
 ) -> ImageData:
     """Put a dataset together from two splits that have no transforms yet.
 
-    Parameters
-    ----------
-    augmentation
-        Applied to training images first, if ``augment``.
-    preparation
-        Applied to all images, up to :class:`~satstore.datasets.transforms.Normalize`.
+    ``augmentation`` is applied to training images first, if ``augment``; ``preparation`` to all.
     """
     plain = train.transformed(preparation)
     return ImageData(

@@ -35,12 +35,6 @@ class FileSource:
 
     Parameters
     ----------
-    folder
-        The folder that file names are relative to.
-    names
-        The files, as POSIX paths below ``folder``.
-    resolution
-        Height and width in pixels.
     scaled_to
         Pixels that the shorter side is scaled to before the middle is cut out; by default the resolution.
     known_as
@@ -142,20 +136,6 @@ def image_folder(
 
     Augmentation is a random crop after padding by an eighth of the resolution, as Cifar10 and TinyImageNet
     have it, and a flip. Mean and standard deviation are ImageNet's.
-
-    Parameters
-    ----------
-    data_dir
-        The folder to look for ``path`` in if it is not in the working directory.
-    seed
-        Unused: nothing but the augmentation is random.
-    path
-        The folder.
-
-    Raises
-    ------
-    NotFoundError
-        If the folder, a split, a class of a split, or the images of a class are missing.
     """
     root = find_folder(path, data_dir)
     classes, splits = find_splits(root)
@@ -173,13 +153,7 @@ def image_folder(
 
 
 def find_splits(root: Path) -> tuple[list[str], tuple[Path, Path]]:
-    """Find the classes of a folder, and the folders of its two splits.
-
-    Raises
-    ------
-    NotFoundError
-        If a split is missing, or a class of one.
-    """
+    """Find the classes of a folder, and the folders of its two splits."""
     names = [split for split in ("train", "val", "test") if (root / split).is_dir()]
     if "train" not in names or len(names) < 2:
         found = f"only {names[0]}/" if names else "neither"
@@ -196,13 +170,7 @@ def find_splits(root: Path) -> tuple[list[str], tuple[Path, Path]]:
 
 
 def find_folder(path: str, data_dir: str | os.PathLike[str]) -> Path:
-    """Find a folder in the working directory, or else in the data folder; return its absolute path.
-
-    Raises
-    ------
-    NotFoundError
-        If it is in neither.
-    """
+    """Find a folder in the working directory, or else in the data folder; return its absolute path."""
     places = [Path(path).expanduser().absolute(), Path(data_dir).absolute() / path]
     for place in places:
         if place.is_dir():
@@ -212,13 +180,7 @@ def find_folder(path: str, data_dir: str | os.PathLike[str]) -> Path:
 
 
 def list_classes(split: Path) -> list[str]:
-    """List the names of the class folders of a split, sorted.
-
-    Raises
-    ------
-    NotFoundError
-        If there is none.
-    """
+    """List the names of the class folders of a split, sorted."""
     names = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and _is_visible(entry.name))
     if not names:
         raise NotFoundError(f"{split} has no class folders; expected one folder of images per class")
@@ -228,13 +190,7 @@ def list_classes(split: Path) -> list[str]:
 def read_split(
     split: Path, classes: Sequence[str], resolution: int, scaled_to: int | None = None
 ) -> ImageSplit:
-    """List the images below the class folders of a split, class by class.
-
-    Raises
-    ------
-    NotFoundError
-        If a class has no images.
-    """
+    """List the images below the class folders of a split, class by class."""
     names: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):

@@ -23,13 +23,7 @@ ProgressCallback = Callable[[int, int], None]
 
 
 class HeldSource(PixelSource):
-    """The images of files, decoded once and held in memory.
-
-    Parameters
-    ----------
-    source
-        The files.
-    """
+    """The images of files, decoded once and held in memory."""
 
     def __init__(self, source: FileSource) -> None:
         self.source = source

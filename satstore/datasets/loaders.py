@@ -33,10 +33,6 @@ def make_loader(
 
     Parameters
     ----------
-    split
-        An :class:`ImageSplit`, or a ``Subset`` of one.
-    generator
-        By default torch's global generator.
     workers
         Processes that read ahead; 0 reads in this process. They start anew each epoch, which is what makes
         an epoch repeatable, and share the pixels of in-memory datasets through ``/dev/shm``. Such datasets

@@ -70,23 +70,8 @@ def mnist(
 
     Parameters
     ----------
-    data_dir
-        The folder that has, or gets, the folder ``MNIST/raw`` or ``FashionMNIST/raw``.
-    seed
-        The seed of the positions on a canvas; nothing else but the augmentation is random.
-    name
-        ``"MNIST"`` or ``"FashionMNIST"``, followed by the name of a variant.
     canvas
         Place the images at random, instead of cropping and resizing; see :mod:`.canvas_placement`.
-
-    Raises
-    ------
-    NotFoundError
-        If the files are neither there nor downloadable.
-    CorruptError
-        If a file does not hold what it should.
-    ConfigError
-        If the resolution is too small for a canvas.
     """
     base = "FashionMNIST" if name.startswith("Fashion") else "MNIST"
     kind: Any = getattr(torchvision.datasets, base)

@@ -49,18 +49,12 @@ class PhotoDataset:
 
     Attributes
     ----------
-    folder
-        The folder below the data folder.
     layout
         What is expected there, for error messages.
     page
         The page to get it from, for error messages.
-    augmentation
-        Returns the transforms of training images for a resolution.
     is_enlarged
         Whether evaluation images are scaled to more than the resolution, and cut.
-    mean, std
-        Mean and standard deviation of the pixels.
     """
 
     folder: str
@@ -158,19 +152,10 @@ def photos(
 
     Parameters
     ----------
-    data_dir
-        The folder that has the dataset's folder.
-    seed
-        Unused: nothing but the augmentation is random.
     name
         The dataset's name; what comes before it names a variant.
     small
         Scale down to 32 px first, then up to ``resolution``.
-
-    Raises
-    ------
-    NotFoundError
-        If the folder, a split, a class of a split, or the images of a class are missing.
     """
     [kind] = [found for found in PHOTOS if name.endswith(found)]
     what = PHOTOS[kind]

@@ -29,20 +29,6 @@ def tiny_imagenet(
     """Return TinyImageNet: 100,000 images for training, 10,000 for evaluation.
 
     Augmentation is a random crop of 64 px out of 80 and a flip, before the resize to ``resolution``.
-
-    Parameters
-    ----------
-    data_dir
-        The folder that has ``tiny-imagenet-200``.
-    seed
-        Unused: nothing but the augmentation is random.
-
-    Raises
-    ------
-    NotFoundError
-        If the folder, a class or images of it are missing.
-    CorruptError
-        If the annotations name what isn't there.
     """
     fit = Resize(resolution)
     root = Path(data_dir).absolute() / FOLDER

@@ -47,15 +47,7 @@ class PositionAttention(nn.Module):
 
 
 def build_attention(kinds: Sequence[Attention], n_channels: int, n_hidden: int) -> nn.Module:
-    """Build attention modules, one after the other; the identity for none.
-
-    Parameters
-    ----------
-    n_channels
-        Channels of the map.
-    n_hidden
-        Features between the two Linear layers of ``channel``.
-    """
+    """Build attention modules in a row; the identity for none; n_hidden features within ``channel``'s."""
     parts = nn.Sequential()
     for kind in kinds:
         if kind == "channel":

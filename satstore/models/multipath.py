@@ -62,8 +62,6 @@ class MultipathNet(nn.Module):
         Blocks of each stage; a stage of none is left out.
     paths
         For each path of a block: the number of convs, their kernel size, their dilation.
-    num_classes
-        Size of the output.
     """
 
     def __init__(

@@ -18,8 +18,6 @@ class PCAProjection(nn.Module):
 
     Parameters
     ----------
-    n_features
-        Channels, on axis 1.
     delta
         Share of the variance to keep, in (0, 1].
     centred
@@ -27,8 +25,6 @@ class PCAProjection(nn.Module):
 
     Attributes
     ----------
-    projection
-        (feature, feature): a symmetric matrix of the rank that delta needs.
     mean
         (feature,): the point that the projection keeps; zero unless ``centred``.
     """
@@ -90,19 +86,7 @@ def vgg_pca(
     centred: bool = False,
     num_classes: int = 1000,
 ) -> VGG:
-    """Build a VGG with a projection after each conv and after the first Linear.
-
-    Parameters
-    ----------
-    plan
-        As for :func:`satstore.models.vgg.vgg`.
-    conv_delta, linear_delta
-        Shares of the variance to keep.
-    centred
-        As for :class:`PCAProjection`.
-    num_classes
-        Size of the output.
-    """
+    """Build a VGG with projections after each conv and the first Linear, which keep shares of the variance."""
     model = vgg(plan, num_classes=num_classes)
     features: list[nn.Module] = []
     for layer in model.features:

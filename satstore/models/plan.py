@@ -40,10 +40,6 @@ class ModelPlan:
 
     Attributes
     ----------
-    layers
-        The recorded layers, in forward order.
-    n_values
-        Values of parameters and buffers.
     n_activations
         Values of all modules' outputs for one image, which training keeps for the backward pass.
     widest

@@ -29,12 +29,6 @@ class Block(nn.Module):
     ----------
     expansion
         Output channels per channel of the 3 x 3 convs.
-    downsample
-        The module on the skip; None for the identity.
-    skip
-        Whether there is a skip.
-    attention
-        The module that weighs the output of the last batch norm, before the skip is added.
     """
 
     expansion: ClassVar[int] = 1
@@ -125,26 +119,10 @@ class ResNet(nn.Module):
     n_blocks
         Blocks of each stage. The first stage keeps the map's size, each later one halves it and doubles the
         channels, up to 8 * width.
-    bottleneck
-        Bottleneck blocks instead of basic ones.
     width
         Channels of the stem and of the first stage's 3 x 3 convs.
-    stem_kernel_size, stem_stride
-        Kernel size and stride of the first conv.
-    stem_pool
-        Whether a 3 x 3 max-pool of stride 2 follows it.
-    stem_width
-        Channels of the stem; None for ``width``.
-    shortcut
-        Which blocks have a skip, and what is on it; see :data:`Shortcut`.
-    shortcut_kernel_size
-        The kernel size of convs on skips; odd.
-    attention
-        The attention of each block's output; see :func:`satstore.models.attention.build_attention`.
     plain_stages
         The stages, counted from 1, that have no skips whatever ``shortcut`` says.
-    num_classes
-        Size of the output.
     """
 
     def __init__(

@@ -15,17 +15,9 @@ class Fire(nn.Module):
 
     Parameters
     ----------
-    n_in
-        Channels of the input.
-    n_squeezed
-        Channels of the first conv; None for no such conv.
-    n_out
-        Channels of each other conv.
     beside
         What is concatenated with the output of the 3 x 3 convs: a 1 x 1 ``conv``, the ``input`` of both, or
         nothing.
-    depth
-        3 x 3 convs in a row.
     """
 
     def __init__(self, n_in: int, n_squeezed: int | None, n_out: int, beside: str | None, depth: int) -> None:
@@ -64,10 +56,6 @@ def squeezenet(
     ----------
     squeezes
         ``narrow``, the usual; ``wide``: to as many channels as each expand conv has; ``none``.
-    beside, depth
-        As for :class:`Fire`.
-    num_classes
-        Size of the output.
     """
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 2), nn.ReLU(inplace=True)]
     n_features = 64

@@ -17,13 +17,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def build(name: str, *, num_classes: int = 1000) -> nn.Module:
-    """Build the model of a torchvision name, its weights random.
-
-    Parameters
-    ----------
-    num_classes
-        Size of the output.
-    """
+    """Build the model of a torchvision name, its weights random."""
     with ExitStack() as stack:
         if name.startswith("regnet"):
             stack.enter_context(_block_parameters_on_the_cpu())
@@ -40,8 +34,6 @@ def build_for(name: str, *, size: str, num_classes: int = 1000, resolution: int 
     ----------
     size
         The name of torchvision's argument for the resolution.
-    resolution
-        Height and width of the input, in pixels.
     """
     given = (resolution, resolution) if size == "input_size" else resolution
     model: nn.Module = torchvision.models.get_model(
@@ -51,15 +43,7 @@ def build_for(name: str, *, size: str, num_classes: int = 1000, resolution: int 
 
 
 def densenet(block_config: tuple[int, ...], *, num_classes: int = 1000) -> nn.Module:
-    """Build a DenseNet of another depth: growth rate 32, a stem of 64 channels.
-
-    Parameters
-    ----------
-    block_config
-        Layers of each block.
-    num_classes
-        Size of the output.
-    """
+    """Build a DenseNet of another depth: growth rate 32, a stem of 64 channels."""
     model: nn.Module = torchvision.models.DenseNet(32, block_config, 64, num_classes=num_classes)
     return model
 

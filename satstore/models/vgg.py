@@ -21,12 +21,6 @@ class VGG(nn.Module):
 
     Parameters
     ----------
-    features
-        The convolutional part.
-    n_features
-        Channels of its output.
-    num_classes
-        Size of the output.
     drawn
         Whether weights are drawn by :meth:`reset_parameters`; otherwise as torch does.
     """
@@ -88,22 +82,10 @@ def vgg(
         Convs and pools, separated by spaces: ``64`` is a conv of 64 channels (with batch norm and ReLU),
         ``64*4`` four of them, ``64/2`` one of stride 2, ``64@7`` one with a kernel of 7 x 7, and ``M`` a
         2 x 2 max-pool.
-    divisor
-        The number that all channels are divided by.
-    multiple
-        The number that they are multiplied by.
-    kernel_size
-        The kernel size of convs whose plan names none; odd.
-    dilation
-        The dilation of every conv.
     depthwise
         Whether convs whose input has a multiple of their channels are grouped by channel.
     channel_attention
         Whether squeeze and excitation follows every conv.
-    drawn
-        Whether weights are drawn as :meth:`VGG.reset_parameters` does; else as torch does.
-    num_classes
-        Size of the output.
 
     Raises
     ------

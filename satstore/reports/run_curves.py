@@ -34,8 +34,6 @@ class RunCurves:
 
     Attributes
     ----------
-    layers
-        In forward order.
     shown
         Places, among the layers, of those that figures show.
     deltas
@@ -44,8 +42,6 @@ class RunCurves:
         Split to intrinsic dimensions (epoch, layer, delta); NaN where the layer has no spectrum.
     probes
         Table of probes, such as ``pool4``, to epoch to accuracy on the eval split (layer).
-    metrics
-        Columns of ``metrics.csv``, a value per epoch.
     receptive_fields
         Layer to its smallest and largest receptive field, in pixels.
     failed

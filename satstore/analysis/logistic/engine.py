@@ -37,17 +37,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class TileThreads:
-    """The threads of a pass over rows.
-
-    Attributes
-    ----------
-    reader
-        One thread, which reads tiles ahead.
-    workers
-        Threads that compute with one tile each.
-    n_workers
-        How many they are.
-    """
+    """The threads of a pass over rows: one reads tiles ahead, n_workers compute with a tile each."""
 
     reader: Executor
     workers: Executor
@@ -125,7 +115,7 @@ class Query(Protocol[Sums_co]):
 
 
 class Engine(Protocol):
-    """Computes sums over all rows."""
+    """Computes sums over all rows; each method raises a NumericsError if they hold NaN or infinities."""
 
     def moments(self) -> FeatureMoments:
         """Return each feature's mean and standard deviation, (n_features,).
@@ -137,22 +127,10 @@ class Engine(Protocol):
         """
 
     def sample(self, n_rows: int) -> Floats:
-        """Return n_rows rows, evenly spaced over all, (n_rows, n_features), float32 or float64.
-
-        Raises
-        ------
-        NumericsError
-            If rows hold NaN or infinities.
-        """
+        """Return n_rows rows, evenly spaced over all, (n_rows, n_features), float32 or float64."""
 
     def sums(self, query: Query[Sums]) -> Sums:
-        """Compute a query's sums over all rows in one pass.
-
-        Raises
-        ------
-        NumericsError
-            If rows hold NaN or infinities.
-        """
+        """Compute a query's sums over all rows in one pass."""
 
 
 def make_spans(n_rows: int, height: int) -> list[range]:
@@ -203,13 +181,7 @@ def sample_span(rows: RowSource, n_sample: int, *, span: range, threads: TileThr
 
 
 def check_finite(sums: Sums, rows: RowSource, threads: TileThreads) -> Sums:
-    """Return sums over rows if they are finite.
-
-    Raises
-    ------
-    NumericsError
-        If they are not; it names the rows that hold NaN or infinities.
-    """
+    """Return sums over rows; raise a NumericsError that names the rows if they hold NaN or infinities."""
     if not np.isfinite(sums[0]).all():
         raise threads.reader.submit(nonfinite_error, rows).result()
     return sums
@@ -231,17 +203,7 @@ _scratch = _Scratch()
 
 
 class ThreadEngine:
-    """Passes over rows with threads of this process.
-
-    Parameters
-    ----------
-    rows
-        (n, n_features).
-    codes
-        (n,), the class numbers.
-    n_logits
-        The number of logits of a row, of all positions.
-    """
+    """Passes over rows (n, n_features) with threads of this process; n_logits is of a row."""
 
     def __init__(self, rows: RowSource, codes: Codes, n_logits: int, threads: TileThreads) -> None:
         self._rows, self._codes, self._threads = rows, codes, threads

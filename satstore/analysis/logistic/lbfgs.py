@@ -29,14 +29,10 @@ _TINY = 1e-30  # a gradient that is zero has no direction
 
 
 class ValueAndGradient(NamedTuple):
-    """The objectives of p problems at a point each.
+    """The objectives (p,) of p problems at a point each, and their gradients (p, D).
 
     Attributes
     ----------
-    value
-        (p,).
-    gradient
-        (p, D).
     optimality
         (p,), how far each is from a minimum, such as its largest gradient entry: what the solver ends by.
     """
@@ -77,18 +73,12 @@ class StoppingCriteria:
 
 @dataclass(frozen=True, kw_only=True)
 class Minimum:
-    """Where the problems ended.
+    """Where the P problems ended: points (P, D), all else (P,).
 
     Attributes
     ----------
-    point
-        (P, D).
-    value, optimality
-        (P,), as of :class:`ValueAndGradient`.
-    n_iterations
-        (P,).
     stalled
-        (P,), whether a problem could go no further.
+        Whether a problem could go no further.
     """
 
     point: Float64s

@@ -36,8 +36,6 @@ def softmax_loss(logits: Floats, codes: Codes) -> tuple[Float64s, Floats]:
     ----------
     logits
         (P, k, n), overwritten. Classes go before rows: their sums and maxima then run along the long axis.
-    codes
-        (n,), from 0 to k − 1.
 
     Returns
     -------
@@ -141,8 +139,6 @@ def tile_loss_and_gradient(tile: Floats, codes: Codes, weights: Floats, offset: 
     ----------
     tile
         (n, P, F), float32 or float64, and of the same dtype: weights (P, K, F), offset (P, K).
-    codes
-        (n,), the class numbers.
     """
     with np.errstate(invalid="ignore", over="ignore"):  # NaN shows in the loss, and is reported there
         totals, residuals = choose_loss(weights.shape[1])(tile_logits(tile, weights, offset), codes)

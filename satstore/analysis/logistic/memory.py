@@ -20,13 +20,7 @@ def problems_at_once(problem: LogisticProblem, room_bytes: int) -> int:
 
 
 def fit_bytes(problem: LogisticProblem, n_threads: int) -> int:
-    """Return the bytes that a fit takes on top of its process: of many problems, solved one at a time.
-
-    Parameters
-    ----------
-    n_threads
-        Threads that compute with one tile each.
-    """
+    """Return the bytes that a fit takes on top of its process: of many problems, solved one at a time."""
     n_logits = problem.n_logits
     height = min(problem.n_rows, tile_height(problem.n_features, n_logits))
     n_tiles = -(-problem.n_rows // height)

@@ -21,18 +21,12 @@ class LogisticProblem:
 
     Attributes
     ----------
-    n_rows, n_features, n_classes
-        n, P · F and k.
+    n_rows, n_features, n_classes, n_positions
+        n, P · F, k and P.
     C
         The weight of the losses against the penalty ½‖W‖².
     tol
         The solver stops when no entry of the gradient of objective / (C · n) is larger.
-    max_iter
-        Iterations at most.
-    n_positions
-        P.
-    value_bytes
-        The size of a stored value.
     """
 
     n_rows: int

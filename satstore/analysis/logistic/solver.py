@@ -144,13 +144,6 @@ class Objective:
     ----------
     positions
         (p,): the problems that are meant by the indices from 0 to p − 1.
-    dtype
-        Of the products: float32 or float64.
-
-    Attributes
-    ----------
-    n_passes
-        Evaluations so far, each a pass over the rows.
     """
 
     def __init__(

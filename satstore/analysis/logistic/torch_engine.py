@@ -23,11 +23,6 @@ class TorchEngine(ThreadEngine):
 
     Rows stay on the device, in the dtype that they are stored in, as far as its memory goes: those are read
     once. Products are float32 (never TF32) or float64, sums float64, in the order of rows.
-
-    Parameters
-    ----------
-    device
-        Such as ``cuda:0``.
     """
 
     def __init__(

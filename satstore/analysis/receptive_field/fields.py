@@ -319,10 +319,6 @@ def concatenate_axis_fields(
     ----------
     axis_fields
         The field of each tensor; None where it sees nothing of the image.
-    sizes
-        The shape of each tensor.
-    axis
-        The axis along which they follow one another.
     """
     known = [axis_field for axis_field in axis_fields if axis_field is not None]
     if any(

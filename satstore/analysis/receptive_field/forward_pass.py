@@ -74,8 +74,6 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ----------
     is_paused
         Whether operators run without fields: within a module whose field is set as a whole.
-    known_values
-        The values of tensors that don't depend on the image.
     """
 
     def __init__(self) -> None:

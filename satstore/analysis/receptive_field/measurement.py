@@ -81,8 +81,6 @@ def measure_reads(
     ----------
     run
         The operator: takes its inputs that depend on the image, returns its outputs.
-    shapes
-        The shapes of these inputs.
     positions
         For each input, the first and last position that its elements read, broadcastable to its shape.
 

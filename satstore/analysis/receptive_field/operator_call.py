@@ -17,14 +17,8 @@ class OperatorCall:
 
     Attributes
     ----------
-    operator
-        The operator, an overload of torch.ops.
-    args, kwargs
-        The arguments of the call.
     field_of
         Returns the field of a tensor, or None if it doesn't depend on the image.
-    outputs
-        The tensors that it returned; none before it ran.
     """
 
     operator: Any

@@ -17,25 +17,14 @@ Run = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class OperatorMeasurer:
-    """Measures operator calls on real values; equal calls are measured once.
-
-    Parameters
-    ----------
-    values
-        The values of tensors that don't depend on the image.
-    """
+    """Measures operator calls on real values; equal calls are measured once."""
 
     def __init__(self, values: KnownValues) -> None:
         self._values = values
         self._measured: dict[Any, list[Any]] = {}
 
     def measure(self, call: OperatorCall, inputs: Sequence[Tensor]) -> list[TensorField]:
-        """Measure the fields of an operator's outputs.
-
-        Parameters
-        ----------
-        inputs
-            The tensors that depend on the image, each once.
+        """Measure the fields of an operator's outputs, from those inputs that depend on the image, each once.
 
         Raises
         ------

@@ -23,11 +23,6 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
     Probes are of the first pooling that was fitted without a prefix, saturation is of the train split; the
     dashed line is the model's accuracy.
 
-    Parameters
-    ----------
-    all_layers
-        Whether to draw shortcut convolutions and the last Linear too.
-
     Raises
     ------
     NotFoundError

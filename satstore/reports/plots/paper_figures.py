@@ -33,15 +33,7 @@ POSITIONED = "SmallRandomPositioning"
 
 @dataclass(frozen=True)
 class Panel:
-    """One experiment of a figure.
-
-    Attributes
-    ----------
-    run
-        The run; None if it has not begun.
-    command
-        The command that runs it.
-    """
+    """One experiment of a figure."""
 
     config: ExperimentConfig
     run: Run | None
@@ -84,15 +76,7 @@ def drop_repeated(panels: Sequence[Panel]) -> list[Panel]:
 
 @with_plain_names
 def plot_paper_figure(panels: Sequence[Panel], published: bool = False) -> Figure:
-    """Draw a panel per experiment: both curves, the model's accuracy and the border layer; heat maps below.
-
-    Parameters
-    ----------
-    panels
-        In the order of the config's grid.
-    published
-        Whether to draw the published values too, faintly.
-    """
+    """Draw a panel per experiment: both curves, the model's accuracy, the border layer; heat maps below."""
     panels = drop_repeated(panels)
     n_columns = len(panels) if len(panels) <= 3 else 2
     n_rows = -(-len(panels) // n_columns)

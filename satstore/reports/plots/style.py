@@ -82,8 +82,6 @@ def name_places(
 
     Parameters
     ----------
-    size
-        Size of the names in points.
     width
         Width of the axes in inches; by default there is room for 60 names.
     """
