@@ -114,12 +114,22 @@ class AxisField:
         first, last = self.first.min(dims, keepdims=keep), self.last.max(dims, keepdims=keep)
         return self.placed(first, last)
 
+    def reshaped(self, shape: Sequence[int]) -> "AxisField":
+        """Return the field of a tensor of another shape, whose elements read the same in the same order."""
+        return replace(self, first=self.first.reshape(shape), last=self.last.reshape(shape))
+
     def shaped(self, ndim: int) -> "AxisField":
         """Return the field with leading dimensions, as broadcasting adds them."""
-        if self.first.ndim == ndim:
-            return self
-        shape = (1,) * (ndim - self.first.ndim) + self.first.shape
-        return replace(self, first=self.first.reshape(shape), last=self.last.reshape(shape))
+        n_new = ndim - self.first.ndim
+        return self.reshaped((1,) * n_new + self.first.shape) if n_new else self
+
+    def equals(self, other: "AxisField") -> bool:
+        """Tell whether elements read the same positions, which see the same intervals."""
+        if self.intervals != other.intervals:
+            return False
+        return (self.first is other.first and self.last is other.last) or (
+            np.array_equal(self.first, other.first) and np.array_equal(self.last, other.last)
+        )
 
     def window(self, axis: int, reads: Sequence[Sequence[int]], step: int, n_outputs: int) -> "AxisField":
         """Return the field after windows along an axis; see :meth:`InputIntervals.read`."""
@@ -128,31 +138,22 @@ class AxisField:
         if axis not in self.axes:
             return self
         size, phases = self.first.shape[axis], len(reads)
-        first: list[Positions] = []
-        last: list[Positions] = []
-        for o in range(n_outputs):
-            taken = [p for tap in reads[o % phases] if 0 <= (p := o // phases * step + tap) < size]
-            for found, positions, least in ((first, self.first, True), (last, self.last, False)):
-                part = positions.take(taken, axis)
-                found.append(part.min(axis, initial=NOTHING) if least else part.max(axis, initial=-NOTHING))
+        windows = [
+            [p for tap in reads[o % phases] if 0 <= (p := o // phases * step + tap) < size]
+            for o in range(n_outputs)
+        ]
+        first = [self.first.take(window, axis).min(axis, initial=NOTHING) for window in windows]
+        last = [self.last.take(window, axis).max(axis, initial=-NOTHING) for window in windows]
         return self.placed(np.stack(first, axis), np.stack(last, axis))
 
     def adapted(self, axis: int, size: int, n_outputs: int) -> "AxisField":
         """Return the field after adaptive pooling of `size` positions along an axis to `n_outputs`."""
         if axis not in self.axes:
             return self
-        cells = [(o * size // n_outputs, ceil((o + 1) * size / n_outputs)) for o in range(n_outputs)]
-        parts = [self.reduced_cell(axis, *cell) for cell in cells]
-        first, last = (np.concatenate(part, axis) for part in zip(*parts, strict=True))
-        return self.placed(first, last)
-
-    def reduced_cell(self, axis: int, start: int, stop: int) -> tuple[Positions, Positions]:
-        """Return first and last position that the elements start to stop along an axis read together."""
-        cell = range(start, stop)
-        return (
-            self.first.take(cell, axis).min(axis, keepdims=True),
-            self.last.take(cell, axis).max(axis, keepdims=True),
-        )
+        cells = [range(o * size // n_outputs, ceil((o + 1) * size / n_outputs)) for o in range(n_outputs)]
+        first = [self.first.take(cell, axis).min(axis) for cell in cells]
+        last = [self.last.take(cell, axis).max(axis) for cell in cells]
+        return self.placed(np.stack(first, axis), np.stack(last, axis))
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,6 +177,14 @@ class TensorField:
     axes: tuple[int, int] | None = (2, 3)
     is_pooled: bool = False
 
+    @classmethod
+    def build(
+        cls, make: Callable[[str, int], AxisField], axes: tuple[int, int] | None, is_pooled: bool
+    ) -> "TensorField":
+        """Return the fields made by a function of "widest" or "narrowest" and the image's axis, 0 or 1."""
+        widest, narrowest = ((make(kind, 0), make(kind, 1)) for kind in ("widest", "narrowest"))
+        return cls(widest, narrowest, axes, is_pooled)
+
     @property
     def is_flat(self) -> bool:
         """Whether height and width lie along one dimension of the tensor."""
@@ -184,9 +193,7 @@ class TensorField:
     @property
     def size(self) -> tuple[int, int]:
         """The smallest and the largest field of all elements, in input positions, over both axes."""
-        return min(axis_field.size for axis_field in self.narrowest), max(
-            axis_field.size for axis_field in self.widest
-        )
+        return min(field.size for field in self.narrowest), max(field.size for field in self.widest)
 
     def map_axes(self, change: Callable[[int, AxisField], AxisField]) -> "TensorField":
         """Apply a function of an axis's number (0: height, 1: width) and its field to all axis fields."""
@@ -214,16 +221,13 @@ class TensorField:
     def merge(self, other: "TensorField", ndim: int) -> "TensorField":
         """Return the fields of an element-wise operator on two tensors, which are broadcast."""
         flat = self.is_flat or other.is_flat
-        pairs = [
-            [(a.shaped(ndim), b.shaped(ndim)) for a, b in zip(*axis_fields, strict=True)]
-            for axis_fields in ((self.widest, other.widest), (self.narrowest, other.narrowest))
-        ]
-        widest = tuple(merge_axis_fields(a, b, flat) for a, b in pairs[0])
-        narrowest = tuple(narrower_axis_field(a, b) for a, b in pairs[1])
+
+        def merge_axes(kind: str, i: int) -> AxisField:
+            one, two = (getattr(field, kind)[i].shaped(ndim) for field in (self, other))
+            return merge_axis_fields(one, two, flat) if kind == "widest" else narrower_axis_field(one, two)
+
         axes = self.axes if self.axes is not None and ndim == self.widest[0].first.ndim else other.axes
-        return TensorField(
-            (widest[0], widest[1]), (narrowest[0], narrowest[1]), axes, self.is_pooled and other.is_pooled
-        )
+        return self.build(merge_axes, axes, self.is_pooled and other.is_pooled)
 
     def with_statistics(self, dims: Sequence[int]) -> "TensorField":
         """Return the fields after normalisation by the statistics of all elements along dimensions."""
@@ -243,7 +247,7 @@ def merge_axis_fields(one: AxisField, two: AxisField, is_flat: bool) -> AxisFiel
 
     Evenly spaced positions stay so: the other field widens them all by the largest union.
     """
-    if one.intervals == two.intervals and _equal(one, two):
+    if one.equals(two):
         return one
     main, other = sorted((one, two), key=_evenness, reverse=True)
     if main.even_intervals is None or is_flat or not set(other.axes) <= set(main.axes):
@@ -264,7 +268,7 @@ def narrower_axis_field(one: AxisField, two: AxisField) -> AxisField:
 
     Parts of one map, as slices of every second position, count as a window over it.
     """
-    if _are_parts(one, two) and not _equal(one, two):
+    if _are_parts(one, two) and not one.equals(two):
         return _united(one, two)
     less, more = sorted((one, two), key=lambda axis_field: (axis_field.size, -_evenness(axis_field)[0]))
     empty = less.first > less.last
@@ -291,12 +295,6 @@ def _evenness(axis_field: AxisField) -> tuple[bool, Fraction, int]:
         even_intervals is not None,
         abs(even_intervals.jump) if even_intervals else Fraction(0),
         axis_field.first.size,
-    )
-
-
-def _equal(one: AxisField, two: AxisField) -> bool:
-    return (one.first is two.first and one.last is two.last) or (
-        np.array_equal(one.first, two.first) and np.array_equal(one.last, two.last)
     )
 
 

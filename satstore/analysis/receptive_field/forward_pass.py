@@ -22,7 +22,7 @@ from satstore.analysis.receptive_field.known_values import KnownValues
 from satstore.analysis.receptive_field.measurement import UnmeasurableError
 from satstore.analysis.receptive_field.operator_call import OperatorCall
 from satstore.analysis.receptive_field.operator_measurement import OperatorMeasurer
-from satstore.analysis.receptive_field.rules import FIRST_INPUT_RULES, RULES, is_elementwise, merge
+from satstore.analysis.receptive_field.rules import FIRST_INPUT_RULES, RULES, merge
 from satstore.analysis.receptive_field.view_rules import (
     RESHAPES,
     constant_field,
@@ -86,10 +86,8 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def start(self, image: Tensor) -> None:
         """Start a pass: each element of the image (1, channel, height, width) sees itself."""
-        axis_fields = [
-            AxisField.along(InputIntervals(), axis, image.shape[axis], image.ndim) for axis in (2, 3)
-        ]
-        self.note(image, TensorField((axis_fields[0], axis_fields[1]), (axis_fields[0], axis_fields[1])))
+        height, width = (AxisField.along(InputIntervals(), d, image.shape[d], image.ndim) for d in (2, 3))
+        self.note(image, TensorField((height, width), (height, width)))
 
     def note(self, tensor: Tensor, field: TensorField | Unknown | None) -> None:
         """Keep the field of a tensor; None if it doesn't depend on the image."""
@@ -171,11 +169,11 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _find(self, call: OperatorCall) -> Sequence[TensorField | Unknown | None]:
         """Find fields by a rule, by torch's tags, or by measuring."""
-        rule = self._rule(call) or (merge if is_elementwise(call.operator) else None)
+        rule = self._rule(call) or (merge if torch.Tag.pointwise in call.operator.tags else None)
         if rule is not None:
             field = rule(call)
             return [field and drop_dimensions(field, output) for output in call.outputs]
-        inputs = _unique([tensor for tensor, _ in call.image_inputs()])
+        inputs = list({id(tensor): tensor for tensor, _ in call.image_inputs()}.values())  # each once
         fields: list[TensorField] = [self._fields[tensor] for tensor in inputs]
         try:
             if len(inputs) == 1 and (call.operator.is_view or call.name in RESHAPES):
@@ -202,15 +200,6 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.note(other, overwrite(other, known, written, field))
 
 
-def _unique(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return list({id(tensor): tensor for tensor in tensors}.values())
-
-
 def _same(one: TensorField, two: TensorField) -> bool:
-    return all(
-        a is b
-        or (
-            a.intervals == b.intervals and np.array_equal(a.first, b.first) and np.array_equal(a.last, b.last)
-        )
-        for a, b in zip((*one.widest, *one.narrowest), (*two.widest, *two.narrowest), strict=True)
-    )
+    pairs = zip((*one.widest, *one.narrowest), (*two.widest, *two.narrowest), strict=True)
+    return all(a.equals(b) for a, b in pairs)

@@ -5,6 +5,7 @@ that only moves elements is recognised by inputs whose values are codes of their
 elements of one position after the other are changed: the outputs that change read that position.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -23,6 +24,12 @@ MAX_POSITIONS = 1024
 
 class UnmeasurableError(Exception):
     """An operator that can't be measured; the message says why."""
+
+
+def count_axes(name: str) -> int:
+    """Count the axes that an operator's windows slide along: the digit in its name."""
+    [digit] = re.findall(r"(\d)d", name)
+    return int(digit)
 
 
 @lru_cache(maxsize=256)
@@ -58,7 +65,7 @@ def _weights(name: str, align_corners: bool, before: int, after: int, scale: Fra
     """Compute the weights (before, after) of an interpolation along its last axis."""
     function = getattr(torch.ops.aten, name)
     eye = torch.eye(before, dtype=torch.float64)
-    n = 3 if "3d" in name or name == "upsample_trilinear3d" else 1 if "1d" in name else 2
+    n = count_axes(name)
     image = eye.reshape(before, 1, *[1] * (n - 1), before)
     options = {} if "nearest" in name else {"align_corners": align_corners}
     size, scales = [*[1] * (n - 1), after], [*[None] * (n - 1), float(scale)]
@@ -102,7 +109,8 @@ def measure_reads(
     random = torch.Generator().manual_seed(SEED)
     inputs = [torch.rand(shape, generator=random, dtype=torch.float64) + 0.1 for shape in shapes]
     base = run(inputs)
-    if any(not _same(one, two) for one, two in zip(base, run(inputs), strict=True)):
+    again = run(inputs)
+    if any(b.shape != a.shape or not _equal(b, a).all() for b, a in zip(base, again, strict=True)):
         raise UnmeasurableError("it gives other values each time")
     ends = [(np.full(tuple(b.shape), NOTHING), np.full(tuple(b.shape), -NOTHING)) for b in base]
     for i, (group, pairs) in enumerate(groups):
@@ -113,14 +121,15 @@ def measure_reads(
                 changed = [*inputs]
                 changed[i] = torch.where(group == number, inputs[i] + change, inputs[i])
                 for (low, high), one, two in zip(ends, base, run(changed), strict=True):
-                    differs = ~((one == two) | (one.isnan() & two.isnan())).numpy()
+                    differs = ~_equal(one, two).numpy()
                     low[differs] = np.minimum(low[differs], first)
                     high[differs] = np.maximum(high[differs], last)
     return [(compress(low), compress(high)) for low, high in ends]
 
 
-def _same(one: Tensor, two: Tensor) -> bool:
-    return one.shape == two.shape and bool(((one == two) | (one.isnan() & two.isnan())).all())
+def _equal(one: Tensor, two: Tensor) -> Tensor:
+    """Compare values; NaN equals NaN."""
+    return (one == two) | (one.isnan() & two.isnan())
 
 
 def _group(first: Positions, last: Positions, shape: tuple[int, ...]) -> tuple[Tensor, list[list[int]]]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from satstore.analysis.receptive_field.fields import (
@@ -62,11 +61,11 @@ CONTRACTIONS: Mapping[str, Mapping[str, int]] = {
 
 def multiply_matrices(call: OperatorCall) -> TensorField:
     """Reduce each factor over the dimension that the product sums over."""
-    fields = []
-    for name, dim in CONTRACTIONS[call.name].items():
-        field = call.field_of(call[name])
-        if field is not None:
-            fields.append(field if dim < 0 else field.reduced([dim]))
+    fields = [
+        field if dim < 0 else field.reduced([dim])
+        for name, dim in CONTRACTIONS[call.name].items()
+        if (field := call.field_of(call[name])) is not None
+    ]
     return replace(merge_fields(fields, call.output.ndim), axes=None)
 
 
@@ -78,20 +77,18 @@ def apply_linear(call: OperatorCall) -> TensorField:
 
 def attend(call: OperatorCall) -> TensorField:
     """Let each query read itself, and all keys and values."""
-    ndim = call.output.ndim
-    fields = []
-    for name, dims in (("query", [-1]), ("key", [-1, -2]), ("value", [-1, -2])):
-        tensor = call[name]
-        if (field := call.field_of(tensor)) is not None:
-            fields.append(field.reduced([d % tensor.ndim for d in dims]))
-    return merge_fields(fields, ndim)
+    fields = [
+        field.reduced([d % call[name].ndim for d in dims])
+        for name, dims in (("query", [-1]), ("key", [-1, -2]), ("value", [-1, -2]))
+        if (field := call.field_of(call[name])) is not None
+    ]
+    return merge_fields(fields, call.output.ndim)
 
 
 def apply_recurrent(call: OperatorCall) -> TensorField:
     """Let each output of a recurrent layer read all steps."""
     fields = [everywhere(field, 1) for _, field in call.image_inputs()]
-    found = merge_fields(fields, 1)
-    return replace(found, is_pooled=True)
+    return replace(merge_fields(fields, 1), is_pooled=True)
 
 
 def normalise_batch(call: OperatorCall) -> TensorField:
@@ -119,9 +116,7 @@ def concatenate(call: OperatorCall) -> TensorField:
     fields = [call.field_of(t) for t in tensors]
     known = [field for field in fields if field is not None]
     axis = (call["dim"] or 0) % call.output.ndim
-    if any(axis in axis_field.axes for field in known for axis_field in field.widest) or _is_position(
-        known, axis
-    ):
+    if any(axis in (*(field.axes or ()), *field.widest[0].axes, *field.widest[1].axes) for field in known):
         return _concatenate_positions(fields, [t.shape for t in tensors], axis)
     return merge_fields(known, call.output.ndim)
 
@@ -130,32 +125,23 @@ def _concatenate_positions(
     fields: Sequence[TensorField | None], shapes: Sequence[Sequence[int]], axis: int
 ) -> TensorField:
     """Return the field of tensors that are concatenated along an axis of positions."""
-    axis_fields = [
-        [
-            concatenate_axis_fields([axis_field_of(field, kind, i) for field in fields], shapes, axis)
-            for i in (0, 1)
-        ]
-        for kind in ("widest", "narrowest")
-    ]
+
+    def concatenate_axes(kind: str, i: int) -> AxisField:
+        return concatenate_axis_fields([axis_field_of(field, kind, i) for field in fields], shapes, axis)
+
     known = [field for field in fields if field is not None]
-    pooled = all(field.is_pooled for field in known)
-    return TensorField(
-        (axis_fields[0][0], axis_fields[0][1]), (axis_fields[1][0], axis_fields[1][1]), known[0].axes, pooled
-    )
-
-
-def _is_position(fields: Sequence[TensorField], axis: int) -> bool:
-    return any(field.axes is not None and axis in field.axes for field in fields)
+    return TensorField.build(concatenate_axes, known[0].axes, all(field.is_pooled for field in known))
 
 
 def stack(call: OperatorCall) -> TensorField:
     """Let parts of one map follow one another along the new dimension; merge the fields of other tensors."""
     axis = (call["dim"] or 0) % call.output.ndim
+
+    def unsqueeze(_: int, axis_field: AxisField) -> AxisField:
+        return axis_field.reshaped(_with_one(axis_field.first.shape, axis))
+
     fields = [
-        field
-        and replace(
-            field.map_axes(lambda _, axis_field: _unsqueezed(axis_field, axis)), axes=_after(field.axes, axis)
-        )
+        field and replace(field.map_axes(unsqueeze), axes=_after(field.axes, axis))
         for field in map(call.field_of, call["tensors"])
     ]
     known = [field for field in fields if field is not None]
@@ -170,11 +156,6 @@ def stack(call: OperatorCall) -> TensorField:
 
 def _with_one(shape: Sequence[int], axis: int) -> tuple[int, ...]:
     return (*shape[:axis], 1, *shape[axis:])
-
-
-def _unsqueezed(axis_field: AxisField, axis: int) -> AxisField:
-    shape = _with_one(axis_field.first.shape, axis)
-    return replace(axis_field, first=axis_field.first.reshape(shape), last=axis_field.last.reshape(shape))
 
 
 def _after(axes: tuple[int, int] | None, axis: int) -> tuple[int, int] | None:
@@ -260,8 +241,3 @@ FIRST_INPUT_RULES = (
     normalise_layer,
 )
 """Rules that hold while the first tensor alone depends on the image; else the operator is decomposed."""
-
-
-def is_elementwise(func: Any) -> bool:
-    """Tell whether torch tags an operator as element-wise."""
-    return torch.Tag.pointwise in func.tags

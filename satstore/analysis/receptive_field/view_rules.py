@@ -9,7 +9,7 @@ from torch import Tensor
 
 from satstore.analysis.receptive_field.fields import AxisField, TensorField, axis_field_of
 from satstore.analysis.receptive_field.measurement import UnmeasurableError
-from satstore.analysis.receptive_field.operator_call import OperatorCall
+from satstore.analysis.receptive_field.operator_call import OperatorCall, merge_fields
 from satstore.analysis.receptive_field.positions import NOTHING, Positions, compress, reshape
 
 
@@ -21,19 +21,8 @@ def drop_dimensions(field: TensorField, output: Tensor) -> TensorField:
 
 def constant_field(fields: Sequence[TensorField], ndim: int) -> TensorField:
     """Return the field of an operator on tensors, the elements of each of which all see the same."""
-    shape = (1,) * ndim
-    alike = [
-        field.map_axes(
-            lambda _, axis_field: replace(
-                axis_field, first=axis_field.first.reshape(shape), last=axis_field.last.reshape(shape)
-            )
-        )
-        for field in fields
-    ]
-    found = alike[0]
-    for other in alike[1:]:
-        found = found.merge(other, ndim)
-    return replace(found, axes=None)
+    alike = [field.map_axes(lambda _, axis_field: axis_field.reshaped((1,) * ndim)) for field in fields]
+    return replace(merge_fields(alike, ndim), axes=None)
 
 
 def move_field(call: OperatorCall, tensor: Tensor, field: TensorField) -> list[TensorField]:
@@ -161,16 +150,12 @@ def overwrite(
         assert known is not None
         return known.placed(found[0], found[1])
 
-    axis_fields = [
-        [change(*(axis_field_of(f, kind, i) for f in (field, written))) for i in (0, 1)]
-        for kind in ("widest", "narrowest")
-    ]
     known = field or written
     assert known is not None
-    axes = known.axes if known is field or part.ndim == tensor.ndim else None
-    pooled = all(f.is_pooled for f in (field, written) if f is not None)
-    return TensorField(
-        (axis_fields[0][0], axis_fields[0][1]), (axis_fields[1][0], axis_fields[1][1]), axes, pooled
+    return TensorField.build(
+        lambda kind, i: change(axis_field_of(field, kind, i), axis_field_of(written, kind, i)),
+        known.axes if known is field or part.ndim == tensor.ndim else None,
+        all(f.is_pooled for f in (field, written) if f is not None),
     )
 
 

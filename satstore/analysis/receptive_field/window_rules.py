@@ -9,8 +9,9 @@ from torch import Tensor
 
 from satstore.analysis.receptive_field.fields import AxisField, TensorField
 from satstore.analysis.receptive_field.input_intervals import conv_taps, spread_taps
-from satstore.analysis.receptive_field.measurement import measure_interpolation
+from satstore.analysis.receptive_field.measurement import count_axes, measure_interpolation
 from satstore.analysis.receptive_field.operator_call import OperatorCall, merge_fields
+from satstore.analysis.receptive_field.view_rules import constant_field
 
 Reads = tuple[Sequence[Sequence[int]], int]
 """The taps of each phase, and the step of a period; see :meth:`.input_intervals.InputIntervals.read`."""
@@ -70,26 +71,14 @@ def locate_axes(field: TensorField, spatial: range) -> Any:
 
 def everywhere(field: TensorField, ndim: int) -> TensorField:
     """Let each output see all that the tensor sees, such as a kernel that is made of the image."""
-    count = field.widest[0].first.ndim
-    found = field.reduced(range(count))
-    return replace(
-        found.map_axes(
-            lambda _, axis_field: replace(
-                axis_field,
-                first=axis_field.first.reshape((1,) * ndim),
-                last=axis_field.last.reshape((1,) * ndim),
-            )
-        ),
-        axes=None,
-    )
+    return constant_field([field.reduced(range(field.widest[0].first.ndim))], ndim)
 
 
 def pool(call: OperatorCall) -> TensorField:
     """Pool over windows."""
     image, field = call.first_input()
-    kernel = call["kernel_size"]
-    n = 3 if call.name.endswith(("3d", "3d_with_indices")) else 2 if "2d" in call.name else 1
-    sizes = _tuple(kernel, n)
+    n = count_axes(call.name)
+    sizes = _tuple(call["kernel_size"], n)
     strides = _tuple(call["stride"], n) if call["stride"] not in (None, []) else sizes
     paddings, dilations = _tuple(call["padding"] or 0, n), _tuple(call["dilation"] or 1, n)
     parts = zip(sizes, paddings, dilations, strict=True)
@@ -100,8 +89,7 @@ def pool(call: OperatorCall) -> TensorField:
 def adapt(call: OperatorCall) -> TensorField:
     """Pool to a number of positions, each of which reads a cell of the map."""
     image, field = call.first_input()
-    n = int(call.name[-2]) if call.name[-2].isdigit() else 2
-    dims = range(image.ndim - n, image.ndim)
+    dims = range(image.ndim - count_axes(call.name), image.ndim)
     if all(call.output.shape[d] == 1 for d in dims):
         return field.reduced(dims)
 
@@ -116,8 +104,7 @@ def adapt(call: OperatorCall) -> TensorField:
 def resize(call: OperatorCall) -> TensorField:
     """Interpolate a map to another size."""
     image, field = call.first_input()
-    n = 3 if "3d" in call.name or "trilinear" in call.name else 1 if "1d" in call.name else 2
-    n = 1 if call.name == "upsample_linear1d" else n
+    n = count_axes(call.name)
     given = call["scale_factors"]
     scales = list(given) if given else [call[k] for k in ("scales_d", "scales_h", "scales_w")][3 - n :]
     if n == 1 and not given:
