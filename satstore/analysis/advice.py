@@ -119,8 +119,7 @@ def find_tail(
     probe_accuracy, saturation
         Fractions by layer, in forward order; None or NaN if unknown.
     """
-    accuracy = np.array([math.nan if value is None else value for value in probe_accuracy], dtype=float)
-    saturated = np.array([math.nan if value is None else value for value in saturation], dtype=float)
+    accuracy, saturated = (np.array(values, dtype=float) for values in (probe_accuracy, saturation))
     if len(accuracy) != len(saturated) or not np.isfinite(saturated).any():
         return None
     low = saturated < share * np.nanmedian(saturated)
@@ -269,9 +268,5 @@ def name_some(names: Sequence[str], n_most: int = 4) -> str:
 
 def _best(known: Evidence, end: int) -> tuple[float, int]:
     """Return the best accuracy before a layer, and the index of its layer."""
-    at = max(range(end), key=lambda i: _or_zero(known.accuracy[i]))
+    at = max(range(end), key=lambda i: known.accuracy[i] if math.isfinite(known.accuracy[i]) else 0.0)
     return known.accuracy[at], at
-
-
-def _or_zero(value: float) -> float:
-    return value if math.isfinite(value) else 0.0

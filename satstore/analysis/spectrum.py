@@ -5,7 +5,7 @@ all epochs at once. NumPy only: `satstore saturation` need not wait for torch.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,15 +83,19 @@ def intrinsic_dimension(eigenvalues: Float64, delta: float, definition: Definiti
         raise ConfigError(f"delta is {delta!r}, but has to be a number above 0 and at most 1")
     if eigenvalues.ndim == 0 or eigenvalues.shape[-1] == 0:
         raise ConfigError(f"a spectrum has shape (..., eigenvalues), but this one has {eigenvalues.shape}")
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is not finite, and gives NaN
-        cumulative = np.cumsum(eigenvalues, axis=-1)
-    if definition == "exact":
-        count = _count_exact(cumulative, delta)
-    elif definition == "delve":
-        count = _count_delve(cumulative, delta)
-    else:
+    if definition not in get_args(Definition):
         raise ConfigError(f"definition is {definition!r}, but has to be 'exact' or 'delve'")
-    return np.where(np.isfinite(cumulative[..., -1]), count.astype(np.float64), np.nan)
+    # What overflows is not finite, and gives NaN; so does 0 / 0, which is below nothing.
+    with np.errstate(over="ignore", invalid="ignore"):
+        cumulative = np.cumsum(eigenvalues, axis=-1)
+        # The total is the last cumulative sum, not a sum of its own: another order of additions could
+        # round to more than any cumulative sum reaches, and delta = 1 would find no k.
+        total = cumulative[..., -1:]
+        if definition == "exact":
+            count = np.where(total[..., 0] > 0, (cumulative < delta * total).sum(axis=-1) + 1, 0)
+        else:
+            count = (cumulative / total < delta).sum(axis=-1)
+    return np.where(np.isfinite(total[..., 0]), count.astype(np.float64), np.nan)
 
 
 def dimension_table(eigenvalues: Float64, deltas: Sequence[float]) -> Float64:
@@ -149,19 +153,3 @@ def tabulate_saturation(
         }
         frames.append(pd.DataFrame(columns).assign(place=place))
     return pd.concat(frames).sort_values(["epoch", "place"], ignore_index=True).drop(columns="place")
-
-
-def _count_exact(cumulative: Float64, delta: float) -> NDArray[np.int64]:
-    # The total is the last cumulative sum, not a sum of its own: another order of additions could
-    # round to more than any cumulative sum reaches, and delta = 1 would find no k.
-    total = cumulative[..., -1:]
-    with np.errstate(invalid="ignore"):
-        below: NDArray[np.int64] = (cumulative < delta * total).sum(axis=-1)
-    return np.where(total[..., 0] > 0, below + 1, 0)
-
-
-def _count_delve(cumulative: Float64, delta: float) -> NDArray[np.int64]:
-    with np.errstate(invalid="ignore"):  # 0 / 0 gives NaN, which is below nothing
-        shares = cumulative / cumulative[..., -1:]
-    below: NDArray[np.int64] = (shares < delta).sum(axis=-1)
-    return below

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -45,9 +44,7 @@ class Recorder:
         self._hooks.enter_context(hooked(self._layers, self._see))
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._hooks.close()
 
     def _see(self, name: str, module: nn.Module, output: Any) -> None:
@@ -118,7 +115,7 @@ class MomentRecorder(Recorder):
     def results(self) -> dict[str, Moments]:
         """Return the moments of the layers called since `begin`, in the order of calls, unless dropped."""
         poisoned = {event.layer for event in self.non_finite}
-        return {name: _merged(parts) for name, parts in self._moments.items() if name not in poisoned}
+        return {name: _merge(parts) for name, parts in self._moments.items() if name not in poisoned}
 
     def part(self) -> "tuple[dict[str, Moments], list[NonFinite]]":
         """Return the records since `begin`, on the CPU, for `absorb` of another process's recorder."""
@@ -180,7 +177,8 @@ class LatentRecorder(Recorder):
                 continue
             latent = pool_latent(output, module, pooling).detach()
             # An in-place activation may write over the layer's own output right after this hook.
-            shared = _share_memory(latent, batch_first_output(output, module))
+            whole = batch_first_output(output, module)
+            shared = latent.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
             latents[name] = latent.clone() if shared else latent
 
 
@@ -203,11 +201,7 @@ def _on_cpu(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _share_memory(one: Tensor, other: Tensor) -> bool:
-    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-
-
-def _merged(parts: dict[torch.device, Moments]) -> Moments:
+def _merge(parts: dict[torch.device, Moments]) -> Moments:
     if len(parts) == 1:
         return next(iter(parts.values()))
     merged = Moments()

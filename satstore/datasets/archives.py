@@ -1,9 +1,8 @@
 """Archives of datasets: zip and tar files, unpacked safely."""
 
-import os
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from satstore.errors import CorruptError, NotFoundError, reason_of
@@ -24,7 +23,7 @@ def unpack(archive: Path, into: Path) -> Iterator[int]:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:
-                yield from _extract(((i.filename, i.file_size, i) for i in zipped.infolist()), zipped, into)
+                yield from _extract(zipped, into)
         else:
             with tarfile.open(archive) as tar:
                 for done, member in enumerate(tar, start=1):
@@ -37,15 +36,13 @@ def unpack(archive: Path, into: Path) -> Iterator[int]:
         raise CorruptError(f"{archive} can't be unpacked: {reason}; get it again") from error
 
 
-def _extract(
-    members: Iterable[tuple[str, int, zipfile.ZipInfo]], zipped: zipfile.ZipFile, into: Path
-) -> Iterator[int]:
-    for done, (name, size, member) in enumerate(members, start=1):
-        place = (into / name).resolve()
+def _extract(zipped: zipfile.ZipFile, into: Path) -> Iterator[int]:
+    for done, member in enumerate(zipped.infolist(), start=1):
+        place = (into / member.filename).resolve()
         if not place.is_relative_to(into.resolve()):
             raise CorruptError(
-                f"{zipped.filename} has {name!r}, which would land outside of {into}; distrust it"
+                f"{zipped.filename} has {member.filename!r}, which would land outside of {into}; distrust it"
             )
-        if not (place.is_file() and os.path.getsize(place) == size):  # noqa: PTH202
+        if not (place.is_file() and place.stat().st_size == member.file_size):
             zipped.extract(member, into)
         yield done

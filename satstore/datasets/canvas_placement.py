@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from satstore.datasets.image_data import ImageData, ImageSource, ImageSplit, Update, fingerprint
-from satstore.datasets.transforms import Transform
+from satstore.datasets.transforms import RandomFlip, Transform
 from satstore.errors import ConfigError
 
 Canvas = Literal["black", "noise"]
@@ -97,22 +97,21 @@ def place_randomly(
     resolution: int,
     canvas: Canvas,
     seed: int,
-    augmentation: Sequence[Transform],
     preparation: Sequence[Transform],
     augment: bool,
 ) -> ImageData:
     """Put together a dataset of images at random positions of a canvas.
 
     Training images are placed anew every time, unless ``augment`` is off; evaluation images, and training
-    images for latents, keep the positions that the seed gives them. ``augmentation`` is applied once images
-    are placed, ``preparation`` to all.
+    images for latents, keep the positions that the seed gives them. Training images are flipped at random
+    once they are placed; ``preparation`` is applied to all.
     """
     check_room(name, train.source.read([0]).shape[-1], resolution)
     plain, held_out = (
         ImageSplit(PlacedSource(s.source, resolution, canvas, seed + k), s.labels, s.sample_ids, preparation)
         for k, s in enumerate((train, evaluation))
     )
-    moving: tuple[Transform, ...] = (RandomPlacement(resolution, canvas), *augmentation, *preparation)
+    moving: tuple[Transform, ...] = (RandomPlacement(resolution, canvas), RandomFlip(), *preparation)
     return ImageData(
         name=name,
         classes=tuple(classes),

@@ -122,7 +122,6 @@ def cifar(
             resolution=resolution,
             canvas=canvas,
             seed=seed,
-            augmentation=(RandomFlip(),),
             preparation=(normalize,),
             augment=augment,
         )

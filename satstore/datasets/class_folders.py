@@ -123,9 +123,6 @@ def move(moves: Moves) -> Iterator[int]:
             folder = folder.parent
 
 
-# TinyImageNet
-
-
 def plan_tiny_imagenet(root: Path) -> Moves:
     """Plan the moves of TinyImageNet's evaluation images to ``val/<class>/images``.
 
@@ -150,9 +147,6 @@ def plan_tiny_imagenet(root: Path) -> Moves:
         if path.is_file():
             moves.append((path, place))
     return moves
-
-
-# iNaturalist
 
 
 def plan_inaturalist(root: Path, into: Path, val: float, seed: int) -> Moves:
@@ -219,6 +213,3 @@ def _annotated(file: Path) -> Iterable[tuple[str, str]]:
         raise CorruptError(
             f"{file} is no annotation file: {type(error).__name__} {error}; expected images and annotations"
         ) from error
-
-
-# Archives

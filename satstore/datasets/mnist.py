@@ -88,7 +88,6 @@ def mnist(
             resolution=resolution,
             canvas=canvas,
             seed=seed,
-            augmentation=(RandomFlip(),),
             preparation=(ToRGB(), Normalize(CIFAR_MEAN, CIFAR_STD)),
             augment=augment,
         )

@@ -86,7 +86,7 @@ def vgg_pca(
     centred: bool = False,
     num_classes: int = 1000,
 ) -> VGG:
-    """Build a VGG with projections after each conv and the first Linear, which keep shares of the variance."""
+    """Build a VGG with projections after convs and the first Linear, which keep shares of the variance."""
     model = vgg(plan, num_classes=num_classes)
     features: list[nn.Module] = []
     for layer in model.features:

@@ -32,10 +32,11 @@ class Block(nn.Module):
     """
 
     expansion: ClassVar[int] = 1
-    relu: nn.ReLU
-    downsample: nn.Module | None
-    skip: bool
-    attention: nn.Module
+
+    def add_skip(self, downsample: nn.Module | None, *, skip: bool, attention: nn.Module) -> None:
+        """Take over the module on the skip (None: the identity), whether there is one, and the attention."""
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample, self.skip, self.attention = downsample, skip, attention
 
     def merge(self, out: Tensor, x: Tensor) -> Tensor:
         """Return the block's output from that of its last batch norm and the block's input."""
@@ -49,25 +50,12 @@ class Block(nn.Module):
 class BasicBlock(Block):
     """Two 3 x 3 convs."""
 
-    def __init__(
-        self,
-        n_in: int,
-        width: int,
-        *,
-        stride: int,
-        downsample: nn.Module | None,
-        skip: bool,
-        attention: nn.Module,
-    ) -> None:
+    def __init__(self, n_in: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
-        self.skip = skip
-        self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, width, height / stride, width / stride)."""
@@ -80,16 +68,7 @@ class Bottleneck(Block):
 
     expansion: ClassVar[int] = 4
 
-    def __init__(
-        self,
-        n_in: int,
-        width: int,
-        *,
-        stride: int,
-        downsample: nn.Module | None,
-        skip: bool,
-        attention: nn.Module,
-    ) -> None:
+    def __init__(self, n_in: int, width: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(n_in, width, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -97,10 +76,6 @@ class Bottleneck(Block):
         self.bn2 = nn.BatchNorm2d(width)
         self.conv3 = nn.Conv2d(width, width * self.expansion, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(width * self.expansion)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = downsample
-        self.skip = skip
-        self.attention = attention
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, 4 * width, height / stride, width / stride)."""
@@ -193,7 +168,7 @@ def build_stage(
 ) -> nn.Sequential:
     """Build the blocks of one stage, the first of which has the stride and changes the channels."""
     n_out = width * block.expansion
-    blocks: list[nn.Module] = []
+    blocks: list[Block] = []
     for _ in range(n_blocks):
         changes = stride != 1 or n_in != n_out
         has_conv = shortcut == "conv" or (shortcut == "downsample" and changes)
@@ -204,7 +179,8 @@ def build_stage(
             conv = nn.Conv2d(n_in, n_out, size, stride, size // 2, bias=False)
             downsample = nn.Sequential(conv, nn.BatchNorm2d(n_out))
         weighing = build_attention(attention, n_out, n_hidden=n_in // 4)
-        blocks.append(block(n_in, width, stride=stride, downsample=downsample, skip=skip, attention=weighing))
+        blocks.append(block(n_in, width, stride))
+        blocks[-1].add_skip(downsample, skip=skip, attention=weighing)
         n_in, stride = n_out, 1
     return nn.Sequential(*blocks)
 
