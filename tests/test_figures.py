@@ -14,7 +14,7 @@ from command_line import call, fail
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from satstore.analysis.layer_types import LAYER_TYPES
+from satstore.analysis.modules import LAYER_TYPES
 from satstore.config.grid import list_configs, read_config
 from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.models.build import build_model

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from satstore.analysis.modules import in_eval_mode
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -39,21 +41,17 @@ class Costs:
 
 def count_costs(model: nn.Module, image: Tensor) -> Costs:
     """Count a model's parameters, and its operations for an image (1, 3, r, r), on any device."""
-    modes = {module: module.training for module in model.modules()}
     # torch's count of a grouped convolution's backward pass is too large, by the number of groups.
     exact: dict[Any, Any] = {torch.ops.aten.convolution_backward: _count_convolution_backward}
     forward = FlopCounterMode(display=False)
     backward = FlopCounterMode(display=False, custom_mapping=exact)
     try:
-        model.eval()
-        with torch.enable_grad():
+        with in_eval_mode(model), torch.enable_grad():
             with forward:
                 logits = model(image)
             with backward:
                 logits.sum().backward()
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         model.zero_grad(set_to_none=True)
     within = _by_module(forward, model)
     modules = []

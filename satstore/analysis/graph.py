@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from satstore.analysis.layer_types import LAYER_TYPES
+from satstore.analysis.modules import LAYER_TYPES, name_module
 from satstore.errors import ConfigError, reason_of
 
 
@@ -64,11 +64,7 @@ def _trace(model: nn.Module) -> fx.Graph:
         return tracer.trace(model)
     except Exception as error:  # what a model's code raises when it is given a proxy for a tensor
         name = tracer.inside[-1] if tracer.inside else ""
-        module = model.get_submodule(name)
-        where = (
-            f"module {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
-        )
-        reason = reason_of(error)
         raise ConfigError(
-            f"{where} can't be traced: {reason[:200]}; its forward must not branch on its tensors' values"
+            f"{name_module(name, model.get_submodule(name))} can't be traced: {reason_of(error)[:200]}; its "
+            "forward must not branch on its tensors' values"
         ) from error

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from satstore.analysis.compiled_models import called_when_compiled
-from satstore.analysis.layer_types import LAYER_TYPES
+from satstore.analysis.modules import LAYER_TYPES, in_eval_mode
 from satstore.capture.layer_samples import batch_first_output
 from satstore.errors import ConfigError
 
@@ -79,13 +79,8 @@ def describe_layers(model: nn.Module, sample_input: Any, layers: Layers) -> list
         shapes.setdefault(name, tuple(batch_first_output(output, module).shape))
 
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    modes = {module: module.training for module in model.modules()}
-    try:
-        with torch.no_grad(), torch.random.fork_rng(list(devices)), hooked(layers, see):
-            model.eval()(sample_input)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with torch.no_grad(), torch.random.fork_rng(list(devices)), hooked(layers, see), in_eval_mode(model):
+        model(sample_input)
     if not shapes:
         raise ConfigError(
             f"the forward pass calls none of {', '.join(list(layers)[:3])}, …; a layer is recorded "

@@ -124,15 +124,7 @@ def move(moves: Moves) -> Iterator[int]:
 
 
 def plan_tiny_imagenet(root: Path) -> Moves:
-    """Plan the moves of TinyImageNet's evaluation images to ``val/<class>/images``.
-
-    Raises
-    ------
-    NotFoundError
-        If the folder is not TinyImageNet as it is shipped.
-    CorruptError
-        If an annotated image is nowhere.
-    """
+    """Plan the moves of TinyImageNet's evaluation images to ``val/<class>/images``."""
     annotations = root / "val" / "val_annotations.txt"
     if not annotations.is_file() or not (root / "train").is_dir():
         raise NotFoundError(
@@ -159,15 +151,6 @@ def plan_inaturalist(root: Path, into: Path, val: float, seed: int) -> Moves:
     ----------
     root
         The unpacked folder, with ``<supercategory>/<class>/…`` in it, or in its only folder.
-    into
-        The folder ``inaturalist``.
-
-    Raises
-    ------
-    NotFoundError
-        If there are no such folders.
-    CorruptError
-        If an annotated image is nowhere.
     """
     listed = {
         split: _annotated(files[0])

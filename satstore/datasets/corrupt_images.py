@@ -37,11 +37,6 @@ def skip_corrupt(data: ImageData, known: Mapping[str, Sequence[str]] | None = No
     known
         The names that were left out before, by split: the files are not read again. A file that became
         corrupt since then is an error when it is read.
-
-    Raises
-    ------
-    NotFoundError
-        If no image of a class is left.
     """
     splits = {"train": data.train, "train_plain": data.train_plain, "eval": data.eval}
     skipped: dict[str, tuple[str, ...]] = {}
@@ -49,12 +44,11 @@ def skip_corrupt(data: ImageData, known: Mapping[str, Sequence[str]] | None = No
         source = splits[name].source
         if not isinstance(source, FileSource):
             continue
-        bad = set(known.get(name, ())) if known is not None else None
-        corrupt = (
-            set(find_corrupt(source))
-            if bad is None
-            else {index for index, known_as in enumerate(source.known_as) if known_as in bad}
-        )
+        if known is None:
+            corrupt = set(find_corrupt(source))
+        else:
+            names = set(known.get(name, ()))
+            corrupt = {index for index, known_as in enumerate(source.known_as) if known_as in names}
         skipped[name] = tuple(source.known_as[index] for index in sorted(corrupt))
         kept = [index for index in range(len(source)) if index not in corrupt]
         fewer = source.only(kept)

@@ -89,12 +89,11 @@ def locate_or_download(
             pass
         if found := files.locate(data_dir):
             return found
-    others = [files.archive] if files.archive else []
-    others += ["each with .gz"] if files.may_be_gzipped else []
-    wanted = f"{files.folder}/ with {', '.join(files.names)}"
-    wanted = " or ".join([wanted, *others])
+    wanted = [f"{files.folder}/ with {', '.join(files.names)}"]
+    wanted += [files.archive] if files.archive else []
+    wanted += ["each with .gz"] if files.may_be_gzipped else []
     advice = (
-        f"expected {wanted} there: get them from {files.page}, or name the folder that "
+        f"expected {' or '.join(wanted)} there: get them from {files.page}, or name the folder that "
         "holds them with the config key cache_dir or with TORCH_DATADIR"
     )
     if not _may_download.get():

@@ -46,8 +46,6 @@ class PixelSource:
     pixels
         uint8 (n, C, H, W). Loader workers share this memory: torch moves it to shared memory when it is
         first sent to one.
-    folder
-        The folder that they were read from; None if they come with a library.
     """
 
     in_memory = True

@@ -31,7 +31,7 @@ from satstore.errors import CorruptError, NotFoundError
 
 
 class FileSource:
-    """Images in files, decoded when they are read, all to one size.
+    """Images in files, POSIX paths below a folder, decoded when they are read, all to one size.
 
     Parameters
     ----------

@@ -53,17 +53,16 @@ class PhotoDataset:
         What is expected there, for error messages.
     page
         The page to get it from, for error messages.
-    is_enlarged
-        Whether evaluation images are scaled to more than the resolution, and cut.
+    as_imagenet
+        Whether evaluation images are scaled to more than the resolution, and cut, and ImageNet's mean and
+        standard deviation are those of the pixels; otherwise Cifar10's are.
     """
 
     folder: str
     layout: str
     page: str
     augmentation: Callable[[int], Sequence[Transform]]
-    is_enlarged: bool = False
-    mean: tuple[float, ...] = CIFAR_MEAN
-    std: tuple[float, ...] = CIFAR_STD
+    as_imagenet: bool = False
 
 
 def jittered(resolution: int) -> Sequence[Transform]:
@@ -91,22 +90,20 @@ def flipped(resolution: int) -> Sequence[Transform]:
     return RandomFlip(vertical=True), RandomFlip()
 
 
-IMAGENET = {"is_enlarged": True, "mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-
 PHOTOS: Mapping[str, PhotoDataset] = {
     "ImageNet": PhotoDataset(
         "ImageNet",
         "train/ and val/ with class folders, or ILSVRC2012's archives",
         "https://image-net.org",
         jittered,
-        **IMAGENET,  # type: ignore[arg-type]
+        as_imagenet=True,
     ),
     "iNaturalist": PhotoDataset(
         "inaturalist",
         "train/ and test/ with class folders; satstore dataset prepare inaturalist sorts its archives",
         "https://github.com/visipedia/inat_comp",
         jittered,
-        **IMAGENET,  # type: ignore[arg-type]
+        as_imagenet=True,
     ),
     "Food101": PhotoDataset(
         "Food_101_Dataset/food-101",
@@ -126,7 +123,7 @@ PHOTOS: Mapping[str, PhotoDataset] = {
             "train/ and val/ with class folders, as its archive unpacks",
             "https://github.com/fastai/imagenette",
             cropped,
-            **IMAGENET,  # type: ignore[arg-type]
+            as_imagenet=True,
         )
         for name, folder in (("ImageNette", "imagenette2"), ("ImageWoof", "imagewoof2"))
     },
@@ -152,8 +149,6 @@ def photos(
 
     Parameters
     ----------
-    name
-        The dataset's name; what comes before it names a variant.
     small
         Scale down to 32 px first, then up to ``resolution``.
     """
@@ -167,8 +162,9 @@ def photos(
             "folder that holds it with the config key cache_dir or with TORCH_DATADIR"
         )
     classes, read = _open(kind, root)
-    normalize = Normalize(what.mean, what.std)
-    enlarged = int(ENLARGED * resolution) if what.is_enlarged else resolution
+    figures = (IMAGENET_MEAN, IMAGENET_STD) if what.as_imagenet else (CIFAR_MEAN, CIFAR_STD)
+    normalize = Normalize(*figures)
+    enlarged = int(ENLARGED * resolution) if what.as_imagenet else resolution
     if small:
         train, evaluation = (read(split, SMALL_PX, None) for split in ("train", "eval"))
         prepared: Sequence[Transform] = (Resize(enlarged), CenterCrop(resolution), normalize)

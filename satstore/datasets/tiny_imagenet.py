@@ -50,15 +50,7 @@ def tiny_imagenet(
 
 
 def read_evaluation(folder: Path, classes: Sequence[str]) -> ImageSplit:
-    """List the images of ``val``, sorted by class and name, in whichever layout they lie there.
-
-    Raises
-    ------
-    NotFoundError
-        If a class has no images.
-    CorruptError
-        If the annotations name an image that isn't there, or a class that the training images lack.
-    """
+    """List the images of ``val``, sorted by class and name, in whichever layout they lie there."""
     if (folder / ANNOTATIONS).is_file() and (folder / "images").is_dir():
         by_class = _annotated(folder, classes)
     else:

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from satstore.analysis.graph import trace_on_meta
-from satstore.analysis.layer_types import LAYER_TYPES
+from satstore.analysis.modules import LAYER_TYPES
 from satstore.errors import ConfigError
 from satstore.models.build import build_model, resolution_step, smallest_resolution
 
@@ -19,8 +19,6 @@ class ModelDetails:
 
     Attributes
     ----------
-    n_parameters
-        Trainable values.
     depth
         Conv, ConvTranspose, Linear and LSTM layers on the longest path from image to logits; None if the
         model can't be traced.

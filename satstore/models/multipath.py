@@ -58,8 +58,6 @@ class MultipathNet(nn.Module):
 
     Parameters
     ----------
-    n_blocks
-        Blocks of each stage; a stage of none is left out.
     paths
         For each path of a block: the number of convs, their kernel size, their dilation.
     """

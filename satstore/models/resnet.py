@@ -95,7 +95,7 @@ class ResNet(nn.Module):
         Blocks of each stage. The first stage keeps the map's size, each later one halves it and doubles the
         channels, up to 8 * width.
     width
-        Channels of the stem and of the first stage's 3 x 3 convs.
+        Channels of the first stage's 3 x 3 convs, and of the stem, unless ``stem_width`` is given.
     plain_stages
         The stages, counted from 1, that have no skips whatever ``shortcut`` says.
     """

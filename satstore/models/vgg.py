@@ -82,6 +82,8 @@ def vgg(
         Convs and pools, separated by spaces: ``64`` is a conv of 64 channels (with batch norm and ReLU),
         ``64*4`` four of them, ``64/2`` one of stride 2, ``64@7`` one with a kernel of 7 x 7, and ``M`` a
         2 x 2 max-pool.
+    kernel_size
+        Of convs whose plan names none; odd.
     depthwise
         Whether convs whose input has a multiple of their channels are grouped by channel.
     channel_attention

@@ -235,11 +235,6 @@ def evaluate(probe: LogisticProbe, rows: Any, labels: Any, top: int = 5) -> Prob
     top
         Count a row as right for top_accuracy if its label is among so many classes. Of equally probable
         classes the first counts as the more probable, as in ``predict``.
-
-    Raises
-    ------
-    ConfigError
-        If rows and labels differ in number, or top is below 1.
     """
     rows, labels = probe._rows(rows), column_or_1d(np.asarray(labels))
     n_rows, k = rows.shape[0], len(probe.classes_)

@@ -4,7 +4,6 @@ P problems are computed at once, each with its own features of the same rows. Sh
 problems (1, or one per position of a pixelwise probe), n rows, F features, k classes, K outputs.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -24,9 +23,6 @@ class LossSums(NamedTuple):
     loss: Float64s
     weights: Floats
     intercept: Float64s
-
-
-Loss = Callable[[Floats, Codes], tuple[Float64s, Floats]]
 
 
 def softmax_loss(logits: Floats, codes: Codes) -> tuple[Float64s, Floats]:
@@ -54,28 +50,10 @@ def softmax_loss(logits: Floats, codes: Codes) -> tuple[Float64s, Floats]:
 
 
 def binomial_loss(logits: Floats, codes: Codes) -> tuple[Float64s, Floats]:
-    """Compute Σᵢ log(1 + exp(∓logitᵢ)), − for code 1, and its gradient by the logits.
-
-    Parameters
-    ----------
-    logits
-        (P, 1, n).
-    codes
-        (n,), 0 or 1.
-
-    Returns
-    -------
-    tuple of array and array
-        The sums, (P,), and the gradient expit(logit) − code, (P, 1, n).
-    """
+    """Compute Σᵢ log(1 + exp(∓logitᵢ)), − for code 1, (P,), and its gradient by the logits (P, 1, n)."""
     wide = logits.astype(np.float64)
     losses = np.logaddexp(0, np.where(codes == 1, -wide, wide)).sum(axis=(1, 2))
     return losses, (expit(wide) - codes).astype(logits.dtype)
-
-
-def choose_loss(n_outputs: int) -> Loss:
-    """Return the loss for a number of outputs: the binomial for one, else the softmax."""
-    return softmax_loss if n_outputs > 1 else binomial_loss
 
 
 def class_logits(logits: Floats) -> Floats:
@@ -140,6 +118,7 @@ def tile_loss_and_gradient(tile: Floats, codes: Codes, weights: Floats, offset: 
     tile
         (n, P, F), float32 or float64, and of the same dtype: weights (P, K, F), offset (P, K).
     """
+    compute_loss = softmax_loss if weights.shape[1] > 1 else binomial_loss
     with np.errstate(invalid="ignore", over="ignore"):  # NaN shows in the loss, and is reported there
-        totals, residuals = choose_loss(weights.shape[1])(tile_logits(tile, weights, offset), codes)
+        totals, residuals = compute_loss(tile_logits(tile, weights, offset), codes)
         return LossSums(totals, residuals @ tile.transpose(1, 0, 2), residuals.sum(axis=2, dtype=np.float64))

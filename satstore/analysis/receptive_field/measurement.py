@@ -88,8 +88,6 @@ def measure_reads(
     ----------
     run
         The operator: takes its inputs that depend on the image, returns its outputs.
-    positions
-        For each input, the first and last position that its elements read, broadcastable to its shape.
 
     Returns
     -------

@@ -19,6 +19,8 @@ class OperatorCall:
     ----------
     field_of
         Returns the field of a tensor, or None if it doesn't depend on the image.
+    outputs
+        The tensors that it returned; none before it ran.
     """
 
     operator: Any

@@ -10,7 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from satstore.analysis.compiled_models import uncompiled
 from satstore.analysis.graph import copy_to_meta
-from satstore.analysis.layer_types import LAYER_TYPES
+from satstore.analysis.modules import LAYER_TYPES, name_module
 from satstore.analysis.receptive_field.fields import TensorField
 from satstore.analysis.receptive_field.forward_pass import FieldMode, ListIndices, Unknown, ValueNeededError
 from satstore.analysis.receptive_field.window_rules import attend_in_windows
@@ -123,16 +123,13 @@ class _LayerPass:
                     f"branch on its tensors' values"
                 ) from error
             except Exception as error:  # what a layer raises on a map that is too small for it
-                reason = reason_of(error)
-                raise ConfigError(f"{self._module_name()} can't be followed: {reason[:200]}") from error
+                reason = reason_of(error)[:200]
+                raise ConfigError(f"{self._module_name()} can't be followed: {reason}") from error
         return list(self._rows.values())
 
     def _module_name(self) -> str:
         """Name the innermost module that the pass is in."""
-        name, module = self._inside[-1]
-        return (
-            f"module {name!r} ({type(module).__name__})" if name else f"the model ({type(module).__name__})"
-        )
+        return name_module(*self._inside[-1])
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from satstore.analysis.compiled_models import uncompiled
-from satstore.analysis.layer_types import LAYER_TYPES
+from satstore.analysis.modules import LAYER_TYPES
 from satstore.analysis.spectrum import Definition
 from satstore.capture.layer_samples import ConvMethod, batch_first_output, to_samples
 from satstore.errors import ConfigError

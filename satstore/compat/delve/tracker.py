@@ -15,7 +15,7 @@ import numpy as np
 from torch import nn
 
 from satstore.analysis.compiled_models import prepare_to_compile
-from satstore.analysis.layer_types import LAYER_TYPES
+from satstore.analysis.modules import LAYER_TYPES
 from satstore.analysis.spectrum import Definition
 from satstore.capture.layer_samples import ConvMethod
 from satstore.capture.recorders import Recorder, take_room

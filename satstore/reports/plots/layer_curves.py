@@ -121,8 +121,6 @@ def plot_comparison(
     ----------
     by_depth
         Whether to align layers by their share of the depth, rather than by their number.
-    all_layers, delta
-        As for :func:`plot_layers`; by default delta is each config's.
 
     Raises
     ------

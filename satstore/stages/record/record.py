@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from satstore.analysis.compiled_models import uncompiled
+from satstore.analysis.modules import in_eval_mode
 from satstore.analysis.receptive_field.table import receptive_field
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.grid import expand_grid
@@ -161,19 +162,15 @@ def _device_of(model: nn.Module) -> torch.device:
 @contextmanager
 def _evaluated_on(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Put a model into evaluation mode on a device, without gradients; restore modes and device after."""
-    modes = {module: module.training for module in model.modules()}
     before = _device_of(model)
-    model.eval()
-    if device != before:
-        model.to(device)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
+    with in_eval_mode(model), torch.no_grad():
         if device != before:
-            model.to(before)
-        for module, mode in modes.items():
-            module.training = mode
+            model.to(device)
+        try:
+            yield
+        finally:
+            if device != before:
+                model.to(before)
 
 
 def _remove(run: Run) -> None:

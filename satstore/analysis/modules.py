@@ -1,0 +1,28 @@
+"""The modules of a model: which of them count as layers, how errors name them, and their modes."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+LAYER_TYPES = (_ConvNd, nn.Linear, nn.LSTM)
+"""The types with weights that mix features; _ConvNd is the base of Conv and ConvTranspose."""
+
+
+def name_module(name: str, module: nn.Module) -> str:
+    """Return a module's name and type for an error; the empty name is the model's."""
+    kind = type(module).__name__
+    return f"module {name!r} ({kind})" if name else f"the model ({kind})"
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, and restore the mode of each of its modules after."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
