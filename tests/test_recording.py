@@ -24,6 +24,7 @@ import satstore
 from satstore.analysis.spectrum import eigenvalues
 from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, MemoryLimitError, MissingStageError
+from satstore.runs.logs_folder import make_run
 from satstore.runs.verify import Verification
 from satstore.stages.pipeline import make_tasks, run_stages
 
@@ -638,6 +639,19 @@ class Dying(Dataset[Any]):
         if index == 4:
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.ones(1, 12, 12), index % 2
+
+
+def test_record__leaves_nothing_where_a_loader_process_dies_as_the_run_is_made(
+    model: MyNet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_and_die(*words: Any) -> None:
+        make_run(*words)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+
+    monkeypatch.setattr("satstore.stages.record.record.make_run", make_and_die)
+    with pytest.raises(MemoryLimitError, match="a process that reads batches died"):
+        satstore.record(model, [(torch.ones(8, 1, 12, 12), torch.arange(8) % 2)], "a", logs_dir=tmp_path)
+    assert not [*tmp_path.rglob("*")]
 
 
 @pytest.mark.parametrize("batch_size", [8, 2])

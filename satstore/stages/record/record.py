@@ -105,8 +105,8 @@ def record(
     config = _make_config(model, train.first, keys)
     logs = find_logs_dir(logs_dir, config)
     is_new = _check_is_new(logs / run / config.experiment, overwrite=overwrite)
-    recorded = make_run(logs, run, config, listener)
-    try:
+    try:  # from here on: torch raises the death of a loader's worker wherever the program is
+        recorded = make_run(logs, run, config, listener)
         with _evaluated_on(model, target):
             writer = RecordWriter(recorded, model, train, target, memory_limit)
             writer.plan(force=force)
@@ -117,7 +117,7 @@ def record(
         apply_stages(recorded, "saturation")
     except BaseException:
         if is_new:
-            _remove(recorded)
+            _remove(logs / run / config.experiment)
         raise
     _write_receptive_fields(recorded, model, train.first)
     return recorded
@@ -173,13 +173,13 @@ def _evaluated_on(model: nn.Module, device: torch.device) -> Iterator[None]:
                 model.to(before)
 
 
-def _remove(run: Run) -> None:
+def _remove(folder: Path) -> None:
     """Remove an incomplete run, and the folder of its run id if that is empty then."""
     with suppress(SatstoreError):  # the error that is being handled says more
-        run.writable_latents().remove()
-    shutil.rmtree(run.path, ignore_errors=True)
+        Run(folder).writable_latents().remove()
+    shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # it holds other experiments
-        run.path.parent.rmdir()
+        folder.parent.rmdir()
 
 
 def _write_receptive_fields(run: Run, model: nn.Module, inputs: Tensor) -> None:
