@@ -9,20 +9,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from satstore.analysis.logistic.estimator import LogisticProbe
-    from satstore.analysis.receptive_field.table import receptive_field
-    from satstore.compat.delve import SaturationTracker
-    from satstore.config.experiment import ExperimentConfig
-    from satstore.config.grid import read_config
-    from satstore.errors import SatstoreError
-    from satstore.reports.evidence import advise_on
-    from satstore.reports.figures import find_panels
-    from satstore.reports.plots import plot_layers, plot_paper_figure
-    from satstore.runs.logs_folder import find_runs, list_runs, open_run
-    from satstore.runs.run import Run
-    from satstore.stages.pipeline import apply_stages, run_experiments
-    from satstore.stages.record.record import record
-    from satstore.storage.zarr import open_latents
+    from satstore.analysis.logistic.estimator import LogisticProbe as LogisticProbe
+    from satstore.analysis.receptive_field.table import receptive_field as receptive_field
+    from satstore.compat.delve import SaturationTracker as SaturationTracker
+    from satstore.config.experiment import ExperimentConfig as ExperimentConfig
+    from satstore.config.grid import read_config as read_config
+    from satstore.errors import SatstoreError as SatstoreError
+    from satstore.reports.evidence import advise_on as advise_on
+    from satstore.reports.figures import find_panels as find_panels
+    from satstore.reports.plots import plot_layers as plot_layers
+    from satstore.reports.plots import plot_paper_figure as plot_paper_figure
+    from satstore.runs.logs_folder import find_runs as find_runs
+    from satstore.runs.logs_folder import list_runs as list_runs
+    from satstore.runs.logs_folder import open_run as open_run
+    from satstore.runs.run import Run as Run
+    from satstore.stages.pipeline import apply_stages as apply_stages
+    from satstore.stages.pipeline import run_experiments as run_experiments
+    from satstore.stages.record.record import record as record
+    from satstore.storage.zarr import open_latents as open_latents
 
 _MODULES = {
     "ExperimentConfig": "satstore.config.experiment",
@@ -45,27 +49,7 @@ _MODULES = {
     "run_experiments": "satstore.stages.pipeline",
 }
 
-__all__ = [
-    "ExperimentConfig",
-    "LogisticProbe",
-    "Run",
-    "SatstoreError",
-    "SaturationTracker",
-    "__version__",
-    "advise_on",
-    "apply_stages",
-    "find_panels",
-    "find_runs",
-    "list_runs",
-    "open_latents",
-    "open_run",
-    "plot_layers",
-    "plot_paper_figure",
-    "read_config",
-    "receptive_field",
-    "record",
-    "run_experiments",
-]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
