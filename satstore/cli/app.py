@@ -42,11 +42,11 @@ COMMANDS: dict[str, tuple[str, str] | App] = {
         "Draw saturation and probe accuracy over the layers, of one run or several, or what else is known.",
     ),
     "figure": (
-        "figure:draw_figure",
+        "plot:draw_figure",
         "Draw a figure or table of the paper, or of any config, and say which commands fill what is missing.",
     ),
     "report": (
-        "report:write_html_report",
+        "plot:write_html_report",
         "Write all that is known of a run into one HTML file, which needs no network.",
     ),
     "compare": (
@@ -70,7 +70,7 @@ COMMANDS: dict[str, tuple[str, str] | App] = {
         "maintain:show_disk_usage",
         "Show what experiments take on disk; those of a run id by pooling, split and layer.",
     ),
-    "list": ("names:list_names", "List the names that configs can use."),
+    "list": ("configs:list_names", "List the names that configs can use."),
     "config": config_app,
     "completion": (
         "completion:print_completion",

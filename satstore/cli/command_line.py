@@ -1,20 +1,14 @@
 """The words of the command line that this process runs."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from contextvars import ContextVar
 
 _words: ContextVar[tuple[str, ...]] = ContextVar("words", default=())
 
 
-@contextmanager
-def set_words(words: Sequence[str]) -> Iterator[None]:
-    """Set the words of the command line, without ``satstore``, while the block runs."""
-    token = _words.set(tuple(words))
-    try:
-        yield
-    finally:
-        _words.reset(token)
+def set_words(words: Sequence[str]) -> None:
+    """Set the words of the command line, without ``satstore``."""
+    _words.set(tuple(words))
 
 
 def get_words() -> tuple[str, ...]:
@@ -25,20 +19,14 @@ def get_words() -> tuple[str, ...]:
 def words_without(*flags: str) -> list[str]:
     """Return the words of the command line, without some flags and their values.
 
-    Parameters
-    ----------
-    *flags
-        Such as ``--detach``, which also removes ``--detach=true``; or, for a flag that takes a value,
-        ``--logs-dir=``, which also removes the value.
+    A flag is given as ``--detach``, which also removes ``--detach=true``, or, if it takes a value, as
+    ``--logs-dir=``, which also removes the value.
     """
-    kept, skips_value = [], False
-    for word in get_words():
-        if skips_value:
-            skips_value = False
-        elif word.partition("=")[0] in flags or any(word.startswith(f) for f in flags if f.endswith("=")):
-            continue
-        elif f"{word}=" in flags:
-            skips_value = True
-        else:
+    names = {flag.rstrip("=") for flag in flags}
+    kept, words = [], iter(get_words())
+    for word in words:
+        if f"{word}=" in flags:
+            next(words, None)
+        elif word.partition("=")[0] not in names:
             kept.append(word)
     return kept

@@ -44,17 +44,7 @@ def compare_runs(
     as_json: Json = False,
     logs_dir: LogsDir = None,
 ) -> None:
-    """Compute the linear CKA of two runs' layers; draw it as a heat map, with a CSV table beside it.
-
-    Raises
-    ------
-    CycloptsError
-        If nothing says what to compare.
-    ConfigError
-        If the runs' latents are of other samples, or ``out`` is not the name of a picture.
-    NotFoundError
-        If the runs have no latents at the pooling.
-    """
+    """Compute the linear CKA of two runs' layers; draw it as a heat map, with a CSV table beside it."""
     if not cka:
         raise CycloptsError(msg="say what to compare: --cka; curves are compared by: satstore plot RES1 RES2")
     from satstore.reports.plots.style import SUFFIXES
@@ -66,8 +56,7 @@ def compare_runs(
     names, table = compute_cka(runs, key, split, memory_limit)
     draw_cka(runs, names, table, path)
     if as_json:
-        values = [[_number(value) for value in row] for row in table]
-        print_json({"pooling": str(key), "split": split, "layers": names, "cka": values})
+        print_json({"pooling": str(key), "split": split, "layers": names, "cka": _list_numbers(table)})
     else:
         print_line(path.absolute())
         print_line(path.with_suffix(".csv").absolute())
@@ -78,17 +67,8 @@ def compute_cka(
 ) -> tuple[tuple[list[str], list[str]], "NDArray[np.float64]"]:
     """Compute the linear CKA of every layer of one run with every layer of the other; show the progress.
 
-    Returns
-    -------
-    names
-        The layers of each run.
-    table
-        CKA by layer of the first run and layer of the second; NaN where it is not defined.
-
-    Raises
-    ------
-    NotFoundError
-        If a run has no latents of the layers that figures show.
+    Return the layers of each run, and a table by layer of the first and of the second run; NaN where CKA is
+    not defined.
     """
     from satstore.analysis.cka import linear_cka
 
@@ -122,32 +102,24 @@ def draw_cka(
     write_table(table, *names, path.with_suffix(".csv"))
 
 
-def _number(value: float) -> float | None:
-    return None if value != value else float(value)
+def _list_numbers(table: "NDArray[np.float64]") -> list[list[float | None]]:
+    """Return a table as lists, with None for NaN."""
+    return [[None if value != value else value for value in row] for row in table.tolist()]
 
 
 def choose_latents(runs: Sequence[Run], pooling: str | None) -> LatentsKey:
     """Return the key of the given pooling, or of the first one that both runs, or one of them, have."""
     if pooling:
         return LatentsKey(pooling)
-    held = [
+    one, other = (
         [key for key in run.manifest.latents if key.epoch is None and key.pooling != "pixelwise"]
         for run in runs
-    ]
-    both = [key for key in held[0] if key in held[1]]
-    return next(iter([*both, *held[0], *held[1], LatentsKey("4")]))
+    )
+    return next(iter([*(key for key in one if key in other), *one, *other, LatentsKey("4")]))
 
 
 def check_samples(runs: Sequence[Run], key: LatentsKey, split: str) -> None:
-    """Check that two runs' latents are of the same samples in the same order, and undamaged.
-
-    Raises
-    ------
-    ConfigError
-        If sample ids or labels differ.
-    CorruptError
-        If a file differs from what was committed.
-    """
+    """Check that two runs' latents are of the same samples in the same order, and undamaged."""
     import numpy as np
 
     first, second = (run.latents(str(key), split) for run in runs)
@@ -173,7 +145,5 @@ def write_table(
     from satstore.reports.spreadsheets import format_csv
     from satstore.storage.files import write_file
 
-    cells = [["" if value != value else float(value) for value in row] for row in table]
-    lines: list[list[object]] = [["layer", *column_names]]
-    lines += [[name, *row] for name, row in zip(row_names, cells, strict=True)]
-    write_file(path, format_csv(lines).encode())
+    rows = [[name, *row] for name, row in zip(row_names, _list_numbers(table), strict=True)]
+    write_file(path, format_csv([["layer", *column_names], *rows]).encode())

@@ -1,8 +1,83 @@
-"""``satstore config``: what configs can hold."""
+"""``satstore list`` and ``config``: the names that configs can use, and what else they hold."""
 
 import json
+from dataclasses import asdict
+from typing import Annotated, Literal
 
-from satstore.cli.console import print_line
+from cyclopts import Parameter
+from rich.table import Table
+
+from satstore.cli.console import make_console, print_json, print_line
+from satstore.cli.options import Json
+from satstore.config.grid import list_configs, read_json_config
+from satstore.errors import ConfigError
+from satstore.registry import REGISTRIES, STAGES
+
+
+def list_names(
+    what: Literal["models", "datasets", "optimizers", "metrics", "stages", "configs"],
+    *,
+    details: Annotated[
+        bool,
+        Parameter(negative="", help="of models: parameters, depth and smallest resolution; takes minutes"),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Print the names of a registry, or of the shipped configs."""
+    if details and what != "models":
+        raise ConfigError(f"--details is for models; {what} have none")
+    entries = list_entries(what)
+    if details:
+        print_details(entries, as_json)
+    elif as_json:
+        print_json(entries)
+    else:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for entry in entries:
+            table.add_row(*entry.values())
+        make_console().print(table)
+
+
+def list_entries(what: str) -> list[dict[str, str]]:
+    """Return the name, description and, in most registries, family of each entry."""
+    if what == "configs":
+        return [
+            {"name": name, "description": str(read_json_config(path).get("note", ""))}
+            for name, path in list_configs().items()
+        ]
+    if what == "stages":
+        return [{"name": name, "description": STAGES[name].description} for name in STAGES]
+    return [
+        {
+            "name": entry.name + (f":{entry.argument.upper()}" if entry.argument else ""),
+            "family": entry.family,
+            "description": entry.description,
+        }
+        for entry in REGISTRIES[what].entries()
+    ]
+
+
+def print_details(models: list[dict[str, str]], as_json: bool) -> None:
+    """Print models with parameters, depth and smallest resolution, each as soon as it is measured."""
+    from satstore.models.details import N_CLASSES, inspect_model
+
+    if as_json:
+        print_json([model | asdict(inspect_model(model["name"])) for model in models])
+        return
+    widths = [max(len(model[key]) for model in models) for key in ("name", "family")]
+    print_line(f"{'model':{widths[0]}}  {'family':{widths[1]}}  parameters  depth  smallest")
+    for model in models:
+        found = inspect_model(model["name"])
+        depth, smallest = (
+            "–" if value is None else f"{value}" for value in (found.depth, found.smallest_resolution)
+        )
+        name, family = model["name"], model["family"]
+        sizes = f"{found.n_parameters:>10,}  {depth:>5}  {smallest:>5} px"
+        print_line(f"{name:{widths[0]}}  {family:{widths[1]}}  {sizes}  {model['description']}")
+    print_line(
+        f"parameters with {N_CLASSES:,} classes; depth: layers with weights on the longest path; "
+        "smallest: pixels of a side that training needs"
+    )
 
 
 def print_defaults() -> None:

@@ -3,10 +3,13 @@
 import codecs
 import io
 import json
+import logging
 import sys
+from collections.abc import Callable, Collection
 from typing import Any
 
 from rich.console import Console  # noqa: TID251 - the base of the safe one
+from rich.table import Table
 from rich.text import Text
 
 from satstore.errors import printable
@@ -54,10 +57,29 @@ class SafeConsole(Console):
         return super().render_str(printable(text), **options)
 
 
+class PrintingHandler(logging.Handler):
+    """Passes the messages of log records, from level INFO on, to a function that prints them."""
+
+    def __init__(self, print_message: Callable[[str], object]) -> None:
+        super().__init__(logging.INFO)
+        self._print_message = print_message
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record."""
+        self._print_message(record.getMessage())
+
+
+def make_table(*headings: str, right: Collection[str] = ()) -> Table:
+    """Return a table without lines, its columns as wide as their cells, some of them aligned right."""
+    table = Table(box=None, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading in right else "left", no_wrap=True)
+    return table
+
+
 def make_console() -> SafeConsole:
     """Return a console on stdout, which doesn't wrap lines unless that is a terminal."""
-    width = None if sys.stdout.isatty() else 10_000
-    return SafeConsole(width=width)
+    return SafeConsole(width=None if sys.stdout.isatty() else 10_000)
 
 
 def print_line(text: object, *, is_error: bool = False) -> None:

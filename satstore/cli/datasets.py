@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,19 +28,9 @@ from satstore.runs.events import Event
 
 if TYPE_CHECKING:
     from satstore.datasets.image_data import ImageData, ImageSplit
+    from satstore.datasets.in_memory import ProgressCallback
 
 Seed = Annotated[int, Parameter(help="gives the same split every time")]
-
-
-class ProgressReporter:
-    """Shows the progress of one piece of work on a bar."""
-
-    def __init__(self, bar: Bar, text: str) -> None:
-        self._bar, self._text = bar, text
-
-    def __call__(self, done: int, total: int | None = None) -> None:
-        """Show how many of all items are done."""
-        self._bar.listen(Event("dataset", "progress", self._text, done=done, total=total or done))
 
 
 def check_dataset(
@@ -52,22 +43,14 @@ def check_dataset(
     download: Annotated[bool, Parameter(negative="", help="download what isn't there")] = False,
     as_json: Json = False,
 ) -> None:
-    """Read every image of a dataset, and print the size of its splits and classes.
-
-    Raises
-    ------
-    NotFoundError
-        If the dataset isn't there, and ``download`` is not set.
-    CorruptError
-        If images can't be decoded.
-    """
+    """Read every image of a dataset, and print the size of its splits and classes."""
     from satstore.datasets.downloads import without_downloads
 
     with nullcontext() if download else without_downloads():
         data = load_plain(name, data_dir or ExperimentConfig().data_dir, resolution)
     with Bar() as bar:
         splits = {
-            split: summarize_split(images, data.classes, ProgressReporter(bar, f"read {split}"))
+            split: summarize_split(images, data.classes, partial(_report, bar, f"read {split}"))
             for split, images in (("train", data.train_plain), ("eval", data.eval))
         }
     report = {"dataset": name, "n_classes": len(data.classes), "splits": splits}
@@ -94,7 +77,9 @@ def load_plain(name: str, data_dir: Path, resolution: int) -> "ImageData":
     return data
 
 
-def summarize_split(images: "ImageSplit", classes: Sequence[str], report: ProgressReporter) -> dict[str, Any]:
+def summarize_split(
+    images: "ImageSplit", classes: Sequence[str], report: "ProgressCallback"
+) -> dict[str, Any]:
     """Return a split's entry of ``dataset check --json``; read every image to find the corrupt ones."""
     from satstore.datasets.corrupt_images import find_corrupt
     from satstore.datasets.image_folder import FileSource
@@ -152,13 +137,7 @@ def prepare_dataset(
     ] = 0.1,
     seed: Seed = 0,
 ) -> None:
-    """Sort a dataset's archive, or the folder that it unpacks to, into class folders.
-
-    Raises
-    ------
-    NotFoundError
-        If the archive does not hold the dataset.
-    """
+    """Sort a dataset's archive, or the folder that it unpacks to, into class folders."""
     folder = path if path.is_dir() else _unpack(path, what)
     if what == "tinyimagenet":
         place = folder
@@ -173,9 +152,8 @@ def prepare_dataset(
 def _unpack(path: Path, what: str) -> Path:
     """Unpack a dataset's archive beside it, and return the folder."""
     with Bar() as bar:
-        report = ProgressReporter(bar, f"unpack {path.name}")
         for done in unpack(path, path.parent):
-            report(done)
+            _report(bar, f"unpack {path.name}", done, done)
     stem = path.name.split(".")[0]
     folder = path.parent / ("tiny-imagenet-200" if what == "tinyimagenet" else stem)
     if not folder.is_dir():
@@ -185,6 +163,9 @@ def _unpack(path: Path, what: str) -> Path:
 
 def _move(moves: Moves) -> None:
     with Bar() as bar:
-        report = ProgressReporter(bar, "move")
         for done in move(moves):
-            report(done, len(moves))
+            _report(bar, "move", done, len(moves))
+
+
+def _report(bar: Bar, text: str, done: int, total: int) -> None:
+    bar.listen(Event("dataset", "progress", text, done=done, total=total))

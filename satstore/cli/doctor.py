@@ -36,13 +36,7 @@ class Check:
 
 
 def check_installation(*, as_json: Json = False, logs_dir: LogsDir = None) -> None:
-    """Check each part of the installation, and print the results.
-
-    Raises
-    ------
-    SystemExit
-        With code 1, if something keeps satstore from working.
-    """
+    """Check each part of the installation, and print the results; exit with code 1 if any is bad."""
     checks: list[Check] = []
     for check_part in (
         check_python,

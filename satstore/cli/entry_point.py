@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from satstore.cli.app import add_stages, app
 from satstore.cli.command_line import set_words
-from satstore.cli.console import print_line, replace_unencodable
+from satstore.cli.console import PrintingHandler, print_line, replace_unencodable
 from satstore.cli.interrupts import Terminated
 from satstore.errors import SatstoreError
 from satstore.system.signals import STOPPED
@@ -26,17 +26,12 @@ def main(tokens: list[str] | None = None) -> None:
     """Run a command line and exit.
 
     The exit code is 0 on success, 1 on an error, 2 on wrong usage, 130 on Ctrl-C and 143 on SIGTERM.
-
-    Parameters
-    ----------
-    tokens
-        The words after ``satstore``; by default those that this process was started with.
     """
     words = sys.argv[1:] if tokens is None else tokens
     replace_unencodable()
     _print_plugin_messages()
-    with set_words(words):
-        code = _run([word for word in words if word != "--debug"], debug="--debug" in words)
+    set_words(words)
+    code = _run([word for word in words if word != "--debug"], debug="--debug" in words)
     if tokens is None and code in STOPPED:
         _exit_at_once(code)
     sys.exit(code)
@@ -55,19 +50,11 @@ def _exit_at_once(code: int) -> None:
     os._exit(code)
 
 
-class _PrintingHandler(logging.Handler):
-    """Prints log records on stderr."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
-        print_line(f"satstore: {record.getMessage()}", is_error=True)
-
-
 def _print_plugin_messages() -> None:
     """Print on stderr which plugins are imported."""
     log = logging.getLogger("satstore.plugins")
     if not log.handlers:
-        log.addHandler(_PrintingHandler())
+        log.addHandler(PrintingHandler(lambda text: print_line(f"satstore: {text}", is_error=True)))
         log.setLevel(logging.INFO)
         log.propagate = False  # the progress bar prints the other records
 
@@ -118,12 +105,8 @@ def _fail(text: str, code: int, debug: bool) -> int:
 def _add_plugin_stages(words: list[str]) -> list[str]:
     """Make commands of the stages that plugins of the named config or run add.
 
-    Errors in the config or run are left to the command, which reports them.
-
-    Returns
-    -------
-    words
-        The command line; a stage's name as it is registered.
+    Return the command line with a stage's name as it is registered. Errors in the config or run are left to
+    the command, which reports them.
     """
     from satstore.config.grid import read_config
     from satstore.registry import STAGES

@@ -60,13 +60,7 @@ class EstimateOptions:
 
 
 def estimate_experiments(*, options: EstimateOptions = EstimateOptions()) -> None:
-    """Print what each experiment of a config, or of a run, will take.
-
-    Raises
-    ------
-    ConfigError
-        If there is nothing to estimate, or both a config and a run are given.
-    """
+    """Print what each experiment of a config, or of a run, will take."""
     if options.config is not None and options.run is not None:
         raise ConfigError("--config and --run exclude each other: a run has its own config")
     if options.run is None:
@@ -88,11 +82,6 @@ def read_configs(source: str | None, changes: dict[str, Any], *, on_paper: bool)
     ----------
     on_paper
         Accept unknown datasets, whose counts are given.
-
-    Raises
-    ------
-    ConfigError
-        If there is neither a config nor a model.
     """
     if source is None and "model" not in changes:
         raise ConfigError(
@@ -160,13 +149,7 @@ def estimate_experiment(config: ExperimentConfig, options: EstimateOptions, base
 
 
 def load_counted(config: ExperimentConfig) -> "ImageData":
-    """Load a config's dataset.
-
-    Raises
-    ------
-    NotFoundError
-        If the dataset isn't here; the message suggests to give its counts.
-    """
+    """Load a config's dataset; where it isn't here, the error suggests to give its counts."""
     from satstore.training.session_data import load_data
 
     try:
@@ -176,13 +159,7 @@ def load_counted(config: ExperimentConfig) -> "ImageData":
 
 
 def count_samples(data: "ImageData | None", options: EstimateOptions) -> Counts:
-    """Return a dataset's counts; without a dataset, the given ones.
-
-    Raises
-    ------
-    ConfigError
-        If the number of classes is missing.
-    """
+    """Return a dataset's counts; without a dataset, the given ones."""
     if data is not None:
         n_classes = options.classes or len(data.classes)
         return Counts(len(data.train), options.eval_samples or len(data.eval), n_classes)

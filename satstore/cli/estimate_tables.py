@@ -7,10 +7,11 @@ from typing import Any
 
 from rich.table import Table
 
-from satstore.cli.console import SafeConsole, make_console
+from satstore.cli.console import SafeConsole, make_console, make_table
 from satstore.config.experiment import ExperimentConfig
+from satstore.config.latent_keys import LatentsKey
 from satstore.config.naming import name_experiments
-from satstore.models.plan import ModelPlan
+from satstore.models.plan import ModelPlan, PlannedLayer
 from satstore.planning.estimate import (
     PASSES,
     SPREAD,
@@ -51,6 +52,12 @@ class ExperimentEstimate:
     times: Times | None
     device: str
     logs_dir: Path
+
+    def sizes(self, layer: PlannedLayer, key: LatentsKey) -> tuple[int, int, int]:
+        """Return the features of a layer's latents, and their bytes as float16 and on disk."""
+        shape, n_samples = layer.latents[key], self.counts.n_samples
+        ratio = self.ratios.get((key, layer.layer), TYPICAL_RATIO)
+        return layer.n_features(key), latent_bytes(shape, n_samples), latent_bytes(shape, n_samples, ratio)
 
     @property
     def disk_bytes(self) -> int:
@@ -100,13 +107,9 @@ def print_estimate(console: SafeConsole, name: str, estimate: ExperimentEstimate
 
 def make_layers_table(estimate: ExperimentEstimate) -> Table:
     """Return the table of layers, in forward order, with a line of totals."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("layer", "kind", "output"):
-        table.add_column(name, no_wrap=True)
-    keys, n_samples = estimate.plan.keys, estimate.counts.n_samples
-    for key in keys:
-        for name in (f"{key} features", "float16", "on disk"):
-            table.add_column(name, justify="right", no_wrap=True)
+    keys = estimate.plan.keys
+    right = [heading for key in keys for heading in (f"{key} features", "float16", "on disk")]
+    table = make_table("layer", "kind", "output", *right, right=right)
     totals = {key: [0, 0, 0] for key in keys}
     for layer in estimate.plan.layers:
         cells = [layer.layer, layer.kind, " × ".join(map(str, layer.output_shape))]
@@ -114,13 +117,7 @@ def make_layers_table(estimate: ExperimentEstimate) -> Table:
             if key not in layer.latents:
                 cells += ["", "", ""]
                 continue
-            shape = layer.latents[key]
-            ratio = estimate.ratios.get((key, layer.layer), TYPICAL_RATIO)
-            row = [
-                layer.n_features(key),
-                latent_bytes(shape, n_samples),
-                latent_bytes(shape, n_samples, ratio),
-            ]
+            row = estimate.sizes(layer, key)
             totals[key] = [total + value for total, value in zip(totals[key], row, strict=True)]
             cells += [f"{row[0]:,}", *map(describe_size, row[1:])]
         table.add_row(*cells)
@@ -133,26 +130,15 @@ def make_layers_table(estimate: ExperimentEstimate) -> Table:
 
 def make_needs_table(estimate: ExperimentEstimate) -> Table:
     """Return the table of what the stages need, with what is free here in the last row."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("stage", "memory", "time", "disk"):
-        table.add_column(name, justify="left" if name == "stage" else "right", no_wrap=True)
+    table = make_table("stage", "memory", "time", "disk", right=("memory", "time", "disk"))
     for name in ("train", "extract", "probe"):
-        memory = describe_size(getattr(estimate.memory, name))
+        roughly = "roughly " if name == "train" else ""
+        memory = roughly + describe_size(getattr(estimate.memory, name))
         duration = "" if estimate.times is None else describe_durations(*estimate.times.range_of(name))
         disk = {"train": estimate.checkpoint_bytes, "extract": estimate.disk_bytes}.get(name)
-        table.add_row(
-            name,
-            f"{'roughly ' if name == 'train' else ''}{memory}",
-            duration,
-            describe_size(disk) if disk else "",
-        )
+        table.add_row(name, memory, duration, describe_size(disk) if disk else "")
     memory_here, disk_here = available_memory(), free_disk(estimate.logs_dir)
-    table.add_row(
-        "here",
-        "" if memory_here is None else f"{describe_size(memory_here)} available",
-        "",
-        f"{describe_size(disk_here)} free",
-    )
+    table.add_row("here", f"{describe_size(memory_here)} available", "", f"{describe_size(disk_here)} free")
     return table
 
 
@@ -164,7 +150,7 @@ def find_shortages(estimate: ExperimentEstimate) -> list[str]:
         lines.append(f"the disk of {estimate.logs_dir} does not suffice")
     for name in ("train", "extract", "probe"):
         needed = getattr(estimate.memory, name)
-        if memory_here is not None and needed > memory_here + resident_bytes():
+        if needed > memory_here + resident_bytes():
             lines.append(f"the memory here does not suffice to {name}")
         elif name != "train" and needed > estimate.memory_limit:
             lines.append(f"--memory-limit {describe_size(estimate.memory_limit)} does not suffice to {name}")
@@ -184,7 +170,7 @@ def print_total(console: SafeConsole, estimates: Sequence[ExperimentEstimate]) -
 
 def summarize_estimate(estimate: ExperimentEstimate) -> dict[str, Any]:
     """Return an experiment's entry of ``estimate --json``; sizes in bytes, times in seconds."""
-    n_samples = estimate.counts.n_samples
+    names = ("n_features", "float16_bytes", "disk_bytes")
     return {
         "config": estimate.config.model_dump(mode="json"),
         **asdict(estimate.counts),
@@ -195,14 +181,7 @@ def summarize_estimate(estimate: ExperimentEstimate) -> dict[str, Any]:
                 "kind": layer.kind,
                 "output_shape": layer.output_shape,
                 "latents": {
-                    str(key): {
-                        "shape": shape,
-                        "n_features": layer.n_features(key),
-                        "float16_bytes": latent_bytes(shape, n_samples),
-                        "disk_bytes": latent_bytes(
-                            shape, n_samples, estimate.ratios.get((key, layer.layer), TYPICAL_RATIO)
-                        ),
-                    }
+                    str(key): {"shape": shape, **dict(zip(names, estimate.sizes(layer, key), strict=True))}
                     for key, shape in layer.latents.items()
                 },
             }

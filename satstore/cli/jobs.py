@@ -6,9 +6,8 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.table import Table
 
-from satstore.cli.console import make_console, print_json, print_line
+from satstore.cli.console import make_console, make_table, print_json, print_line
 from satstore.cli.options import Json, LogsDir
 from satstore.errors import printable
 from satstore.jobs.job import Job, find_job, list_jobs, read_job, tail
@@ -34,7 +33,7 @@ def show_jobs(*, as_json: Json = False, logs_dir: LogsDir = None) -> None:
     elif not jobs:
         print_line(f"no jobs in {root.absolute()}; start one with any stage and --detach")
     else:
-        make_console().print(make_jobs_table(jobs, usages))
+        print_jobs(jobs, usages)
 
 
 def measure_jobs(jobs: list[Job]) -> dict[int, Usage]:
@@ -43,7 +42,7 @@ def measure_jobs(jobs: list[Job]) -> dict[int, Usage]:
     for job in running:
         meter.measure(job.pid or 0)
     if running:
-        time.sleep(0.2)  # CPU usage is measured between two readings
+        time.sleep(POLL_S)  # CPU usage is measured between two readings
     found = {job.number: meter.measure(job.pid or 0) for job in running}
     return {number: usage for number, usage in found.items() if usage is not None}
 
@@ -54,26 +53,17 @@ def summarize_job(job: Job, usage: Usage | None) -> dict[str, Any]:
     return content | {"usage": None if usage is None else asdict(usage)}
 
 
-def make_jobs_table(jobs: list[Job], usages: dict[int, Usage]) -> Table:
-    """Return the table of jobs that ``satstore jobs`` prints."""
-    table = Table(box=None, pad_edge=False)
+def print_jobs(jobs: list[Job], usages: dict[int, Usage]) -> None:
+    """Print a table of jobs."""
     has_gpu = any(usage.gpu_bytes is not None for usage in usages.values())
     columns = ("job", "state", "progress", "CPU", "memory", *(("GPU",) if has_gpu else ()), "age", "command")
-    for name in columns:
-        is_number = name in ("job", "CPU", "memory", "GPU", "age")
-        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
+    table = make_table(*columns, right=("job", "CPU", "memory", "GPU", "age"))
     for job in jobs:
         usage = usages.get(job.number)
-        cells = [
-            f"{job.number}",
-            job.state,
-            clean(describe_job(job)),
-            describe_cpu(usage),
-            describe_memory(usage),
-        ]
-        cells += [describe_gpu(usage)] if has_gpu else []
-        table.add_row(*cells, describe_age(time.time() - job.started), clean(job.command))
-    return table
+        used = [describe_cpu(usage), describe_memory(usage), *([describe_gpu(usage)] if has_gpu else [])]
+        age = describe_age(time.time() - job.started)
+        table.add_row(f"{job.number}", job.state, clean(describe_job(job)), *used, age, clean(job.command))
+    make_console().print(table)
 
 
 def cancel(

@@ -5,12 +5,11 @@ from dataclasses import asdict
 from typing import Annotated, Any
 
 from cyclopts import CycloptsError, Parameter
-from rich.table import Table
 
-from satstore.cli.completers import complete_runs
-from satstore.cli.console import SafeConsole, make_console, print_json, print_line
-from satstore.cli.options import Json, LogsDir, RunName
+from satstore.cli.console import SafeConsole, make_console, make_table, print_json, print_line
+from satstore.cli.options import Json, LogsDir, RunName, complete_runs
 from satstore.cli.progress import Bar
+from satstore.cli.show import list_readable_runs
 from satstore.errors import ConfigError, CorruptError
 from satstore.runs.disk_usage import (
     DiskUsage,
@@ -19,20 +18,14 @@ from satstore.runs.disk_usage import (
     measure_disk_usage,
     remove_latents,
 )
-from satstore.runs.logs_folder import find_logs_dir, find_runs, list_runs
+from satstore.runs.logs_folder import find_logs_dir, find_runs
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
 from satstore.system.text import describe_size
 
 
 def verify_experiments(run: RunName, *, as_json: Json = False, logs_dir: LogsDir = None) -> None:
-    """Read all stored data of experiments, and print what is damaged and how to repair it.
-
-    Raises
-    ------
-    CorruptError
-        If anything is damaged.
-    """
+    """Read all stored data of experiments, and print what is damaged and how to repair it."""
     unreadable: list[CorruptError] = []
     with Bar() as bar:
         runs = find_runs(run, logs_dir, bar.listen, unreadable)
@@ -88,17 +81,7 @@ def clean_experiments(
     yes: Annotated[bool, Parameter(negative="", help="do not ask")] = False,
     logs_dir: LogsDir = None,
 ) -> None:
-    """Remove the latents of experiments, after asking, and print how much that freed.
-
-    Raises
-    ------
-    CycloptsError
-        If nothing says what to remove.
-    ConfigError
-        If there is no terminal to ask on, and no ``--yes``.
-    SatstoreError
-        If some latents could not be extracted again; nothing is removed then.
-    """
+    """Remove the latents of experiments, after asking; nothing, if some could not be extracted again."""
     if not latents:
         raise CycloptsError(msg="say what to remove; what can be made again are: --latents")
     found = find_runs(run, logs_dir)
@@ -132,13 +115,7 @@ def show_disk_usage(
     logs_dir: LogsDir = None,
 ) -> None:
     """Print the disk usage of experiments: a row each, or, of a run, by pooling, split and layer."""
-    if run is None:
-        unreadable: list[CorruptError] = []
-        runs = list_runs(logs_dir, unreadable)
-        for error in unreadable:
-            print_line(f"warning: {error}", is_error=True)
-    else:
-        runs = find_runs(run, logs_dir)
+    runs = list_readable_runs(logs_dir) if run is None else find_runs(run, logs_dir)
     usages = {each.name: measure_disk_usage(each) for each in runs}
     if as_json:
         print_json([summarize_usage(name, usage) for name, usage in usages.items()])
@@ -193,8 +170,7 @@ def print_usage(console: SafeConsole, name: str, usage: DiskUsage) -> None:
     if columns:
         print_sizes(console, "layer", [f"{key or ''} {split}" for key, split in columns], rows)
     latents = {f"latents {key}": size for key, size in usage.by_key.items() if key}
-    rest = {
-        **latents,
+    rest = latents | {
         "analysis": usage.analysis_bytes,
         "checkpoint": usage.checkpoint_bytes,
         "other": usage.other_bytes + usage.by_key.get(None, 0),
@@ -204,10 +180,7 @@ def print_usage(console: SafeConsole, name: str, usage: DiskUsage) -> None:
 
 def print_sizes(console: SafeConsole, heading: str, columns: list[str], rows: dict[str, list[int]]) -> None:
     """Print a table of sizes, with a last row of sums if there are several."""
-    table = Table(box=None, pad_edge=False)
-    table.add_column(heading, no_wrap=True)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
+    table = make_table(heading, *columns, right=columns)
     if len(rows) > 1:
         rows = {**rows, "total": [sum(sizes) for sizes in zip(*rows.values(), strict=True)]}
     for name, sizes in rows.items():

@@ -1,4 +1,4 @@
-"""``satstore plot``: one experiment, or several over each other."""
+"""``satstore plot``, ``figure`` and ``report``: pictures of experiments, and a page of all that is known."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from satstore.cli.completers import complete_runs
 from satstore.cli.console import print_line
-from satstore.cli.options import LogsDir, RunName
+from satstore.cli.options import LogsDir, RunName, complete_figures, complete_runs
 from satstore.cli.output import output_file, output_folder
 from satstore.errors import ConfigError, NotFoundError
-from satstore.runs.logs_folder import open_run
+from satstore.runs.logs_folder import find_logs_dir, find_runs, open_run
 from satstore.runs.run import Run
 
 if TYPE_CHECKING:
@@ -55,13 +54,7 @@ def plot_experiments(
     options: PlotOptions = PlotOptions(),
     logs_dir: LogsDir = None,
 ) -> None:
-    """Draw an experiment, its epochs, or several experiments, and print the path of the file or folder.
-
-    Raises
-    ------
-    ConfigError
-        If options exclude each other, or there is no such epoch or delta.
-    """
+    """Draw an experiment, its epochs, or several experiments, and print the path of the file or folder."""
     names = (run, *others)
     check_options(names, options)
     runs = [open_run(name, logs_dir) for name in names]
@@ -96,13 +89,7 @@ def name_file(what: str, options: PlotOptions) -> str:
 
 
 def check_options(names: Sequence[str], options: PlotOptions) -> None:
-    """Check that no options exclude each other.
-
-    Raises
-    ------
-    ConfigError
-        If two do; the message names them.
-    """
+    """Check that no options exclude each other."""
     if options.delta is not None and not 0 < options.delta <= 1:
         raise ConfigError(f"--delta {options.delta:g}: expected a number above 0 and at most 1")
     of_one = {"--evolution": options.evolution, "--epoch": options.epoch, "--quantity": options.quantity}
@@ -139,15 +126,7 @@ def draw_experiment(run: Run, kind: str, options: PlotOptions) -> "Figure":
 
 
 def parse_epoch(run: Run, text: str | None) -> int | None:
-    """Parse an epoch of a run, counted from 1; return it counted from 0, or None for the last one.
-
-    Raises
-    ------
-    ConfigError
-        If the run has no such epoch.
-    NotFoundError
-        If the run has no epoch yet.
-    """
+    """Parse an epoch of a run, counted from 1; return it counted from 0, or None for the last one."""
     if text is None:
         return None
     if run.last_epoch < 0:
@@ -177,3 +156,59 @@ def plot_epochs(run: Run, options: PlotOptions) -> Path:
         figure = plot_epoch(run, epoch, options.quantity, options.all_layers, options.delta)
         save_figure(figure, folder / name_file(options.quantity, replace(options, epoch=f"{epoch + 1:03d}")))
     return folder
+
+
+def draw_figure(
+    name: Annotated[
+        str, Parameter(help="figure1 to figure19, table1, or any config", completer=complete_figures)
+    ],
+    *,
+    run: Annotated[str, Parameter(help="the run id that its experiments are under", completer=complete_runs)],
+    out: Annotated[
+        Path | None, Parameter(help="a folder, or a file; by default the run id's folder in the logs")
+    ] = None,
+    format: Annotated[Literal["png", "svg", "pdf"], Parameter(help="where --out names no file")] = "png",
+    published: Annotated[
+        bool, Parameter(negative="", help="draw the published values too, faintly, where there are any")
+    ] = False,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Draw a figure from the runs of its config, and print the commands that complete these."""
+    from satstore.reports.figures import find_panels
+    from satstore.reports.plots import plot_paper_figure, plot_relative, save_figure, tabulate_relative
+    from satstore.reports.plots.style import SUFFIXES
+
+    panels = find_panels(name, run, logs_dir)
+    if all(panel.run is None for panel in panels):
+        find_runs(run, logs_dir)  # raises an error if the run id does not exist
+    stem = Path(name).stem
+    folder = find_logs_dir(logs_dir, panels[0].config) / run
+    path = output_file(out, folder / f"{stem}.{format}", SUFFIXES)
+    lacking = [panel for panel in panels if panel.lacks]
+    commands = list(dict.fromkeys(panel.command for panel in lacking))
+    if stem.startswith("table"):
+        table = tabulate_relative(panels)
+        save_figure(plot_relative(table, [f"what is missing: {command}" for command in commands]), path)
+        print_line(table.to_string(index=False, na_rep="–", float_format="{:.1%}".format))
+    else:
+        save_figure(plot_paper_figure(panels, published), path)
+    print_line(f"{path.absolute()}")
+    if lacking:
+        print_line(f"{len(lacking)} of {len(panels)} experiments are not complete; go on with:")
+        for command in commands:
+            print_line(f"  {command}")
+
+
+def write_html_report(
+    run: RunName,
+    *,
+    out: Annotated[Path | None, Parameter(help="an HTML file, or a folder; by default report.html")] = None,
+    logs_dir: LogsDir = None,
+) -> None:
+    """Write the HTML report of a run, and print its path."""
+    from satstore.reports.html import write_report
+    from satstore.storage.files import write_file
+
+    path = output_file(out, Path("report.html"), (".html", ".htm"))
+    write_file(path, write_report(find_runs(run, logs_dir)).encode())
+    print_line(path.absolute())

@@ -6,7 +6,7 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from satstore.cli.console import SafeConsole, print_line
+from satstore.cli.console import PrintingHandler, SafeConsole, print_line
 from satstore.runs.events import Event
 from satstore.system.text import clean, stage_name
 
@@ -16,18 +16,6 @@ if TYPE_CHECKING:
     from satstore.jobs.record import JobRecord
 
 _log = logging.getLogger("satstore")
-
-
-class _BarHandler(logging.Handler):
-    """Prints log records, such as that a download starts, above a progress bar."""
-
-    def __init__(self, bar: "Bar") -> None:
-        super().__init__(logging.INFO)
-        self._bar = bar
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Print one record."""
-        self._bar.print_above(record.getMessage())
 
 
 class Bar:
@@ -47,7 +35,7 @@ class Bar:
         self._last_note = ""
 
     def __enter__(self) -> Self:
-        self._handler = _BarHandler(self)
+        self._handler = PrintingHandler(self.print_above)  # such as that a download starts
         _log.addHandler(self._handler)
         _log.setLevel(logging.INFO)
         self._progress.start()
@@ -63,19 +51,12 @@ class Bar:
         """Show one event."""
         if self.record is not None:
             self.record.listen(event)
-        if event.kind == "progress" and not self._console.is_terminal:
-            self._note(event)
-        elif event.kind == "progress":
-            if self._task is None:
-                self._task = self._progress.add_task("", stage=stage_name(event.stage), total=event.total)
+        if event.kind == "progress":
             values = "  ".join(f"{name} {value:.3f}" for name, value in event.values.items())
-            self._progress.update(
-                self._task,
-                stage=stage_name(event.stage),
-                completed=event.done,
-                total=event.total,
-                description=clean(f"{event.text}  {values}"),
-            )
+            if self._console.is_terminal:
+                self._show_progress(event, clean(f"{event.text}  {values}"))
+            else:
+                self._note(event, f"{event.text}  {values}".rstrip())
         elif event.is_turn:
             if self._task is not None:
                 self._progress.remove_task(self._task)
@@ -85,11 +66,18 @@ class Bar:
         else:
             self.print_above(event.text)
 
-    def _note(self, event: Event) -> None:
+    def _show_progress(self, event: Event, text: str) -> None:
+        stage = stage_name(event.stage)
+        if self._task is None:
+            self._task = self._progress.add_task("", stage=stage)
+        self._progress.update(
+            self._task, stage=stage, completed=event.done, total=event.total, description=text
+        )
+
+    def _note(self, event: Event, text: str) -> None:
         """Print a line for each new text of progress, such as an epoch, in a job, whose log has no bar."""
         if "SATSTORE_JOB" in os.environ and event.text and event.text != self._last_note:
-            values = "".join(f"  {name} {value:.3f}" for name, value in event.values.items())
-            self.print_above(f"{stage_name(event.stage)}: {event.text}{values}")
+            self.print_above(f"{stage_name(event.stage)}: {text}")
             self._last_note = event.text
 
     def print(self, text: str) -> None:

@@ -5,10 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from satstore.cli.command_line import get_words, words_without
-from satstore.cli.console import make_console, print_line
+from satstore.cli.console import make_console, make_table, print_line
 from satstore.cli.interrupts import stop_on_signals
 from satstore.cli.options import Target
 from satstore.cli.progress import Bar
@@ -30,17 +28,9 @@ MakePlan = Callable[[ExperimentConfig], Mapping[str, StageParameters]]
 
 
 def run_target(target: Target, make_tasks: MakePlan, *, with_table: bool = False) -> None:
-    """Run the stages of each experiment, show the progress, and print the outcomes.
+    """Run the stages of each experiment, show progress, and print the outcomes, if wanted as a table too.
 
-    Parameters
-    ----------
-    with_table
-        Print at the end a table with the outcome of each stage of each experiment.
-
-    Raises
-    ------
-    SatstoreError
-        The only experiment's error; of several experiments, how many failed, after each was reported.
+    A failure is raised: the only experiment's own; of several, how many failed, after each was reported.
     """
     if target.detach:
         start_in_background(check_target(target, make_tasks))
@@ -74,13 +64,7 @@ def run_planned(planned: PlannedRuns, bar: Bar, *, with_needs: bool) -> list[Out
 
 
 def name_target(target: Target) -> str:
-    """Return the run id, or the name of the run, of a target.
-
-    Raises
-    ------
-    ConfigError
-        If the target has none, or two.
-    """
+    """Return the run id, or the name of the run, of a target."""
     if target.config is not None and target.run is not None:
         raise ConfigError("--config and --run exclude each other: a run has its own config")
     if target.config is not None and target.run_id is None:
@@ -145,10 +129,7 @@ def describe_outcome(outcome: Outcome) -> str:
 def print_outcomes(outcomes: Sequence[Outcome]) -> None:
     """Print a table of outcomes, a row per experiment; a dash for a stage that was not reached."""
     stages = list(dict.fromkeys(outcome.stage for outcome in outcomes))
-    table = Table(box=None, pad_edge=False)
-    table.add_column("experiment", no_wrap=True)
-    for stage in stages:
-        table.add_column(stage, no_wrap=True)
+    table = make_table("experiment", *stages)
     # Points of a grid that differ only in delta, say, are one experiment; a failure of any is shown.
     results: dict[tuple[str, str], str] = {}
     for result in ("skipped", "done", "failed"):

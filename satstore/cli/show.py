@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.table import Table
 
-from satstore.cli.console import SafeConsole, make_console, print_json, print_line
+from satstore.cli.console import SafeConsole, make_console, make_table, print_json, print_line
 from satstore.cli.options import Json, LogsDir, RunName
 from satstore.config.latent_keys import ProbeKey
 from satstore.errors import ConfigError, CorruptError
@@ -30,36 +29,35 @@ from satstore.system.text import (
 
 def list_experiments(*, as_json: Json = False, logs_dir: LogsDir = None) -> None:
     """Print the experiments of a logs folder, with epochs, accuracy and the states of their stages."""
-    unreadable: list[CorruptError] = []
-    runs = list_runs(logs_dir, unreadable)
-    for error in unreadable:
-        print_line(f"warning: {error}", is_error=True)
+    runs = list_readable_runs(logs_dir)
     if as_json:
         print_json([summarize_run(run) for run in runs])
     elif not runs:
         print_line(f"no runs in {find_logs_dir(logs_dir).absolute()}; try: satstore demo")
     else:
-        make_console().print(make_runs_table(runs))
+        print_runs(runs)
 
 
-def make_runs_table(runs: Iterable[Run]) -> Table:
-    """Return the table of experiments that ``satstore ls`` prints."""
-    table = Table(box=None, pad_edge=False)
-    for name in ("run", "epoch", "accuracy", "stages", "age"):
-        table.add_column(
-            name, justify="right" if name in ("epoch", "accuracy", "age") else "left", no_wrap=True
-        )
+def list_readable_runs(logs_dir: Path | None) -> list[Run]:
+    """Return the experiments of a logs folder; warn of those that can't be read."""
+    unreadable: list[CorruptError] = []
+    runs = list_runs(logs_dir, unreadable)
+    for error in unreadable:
+        print_line(f"warning: {error}", is_error=True)
+    return runs
+
+
+def print_runs(runs: Iterable[Run]) -> None:
+    """Print a table of experiments."""
+    table = make_table("run", "epoch", "accuracy", "stages", "age", right=("epoch", "accuracy", "age"))
     for run in runs:
         summary = run.manifest.summary
         accuracy = "" if summary.test_accuracy is None else f"{summary.test_accuracy:.2%}"
-        marks = " ".join(
-            f"{MARKS[status]}{stage_name(key)}"
-            for key, status in run.statuses().items()
-            if status != "missing"
-        )
+        reached = {key: status for key, status in run.statuses().items() if status != "missing"}
+        marks = " ".join(f"{MARKS[status]}{stage_name(key)}" for key, status in reached.items())
         epochs = f"{summary.epochs_done}/{run.config.epoch}"
         table.add_row(run.name, epochs, accuracy, marks, describe_age(time.time() - run.manifest.created))
-    return table
+    make_console().print(table)
 
 
 def summarize_run(run: Run) -> dict[str, Any]:
@@ -83,25 +81,22 @@ def summarize_layers(run: Run) -> list[dict[str, Any]]:
     """Return an experiment's layers, in forward order, with their results after the last epoch."""
     summary = run.manifest.summary
     fitted = [key for key in run.manifest.last_probes if key in summary.probe_accuracy]
-    layers = []
-    for record in run.manifest.layers:
-        saturation = summary.saturation.get(record.layer)
-        layers.append(
-            {
-                "layer": record.layer,
-                "index": record.index,
-                "kind": record.kind,
-                "n_features": record.n_features,
-                "intrinsic_dimension": summary.intrinsic_dimension.get(record.layer),
-                "saturation": saturation,
-                "probe_accuracy": {
-                    str(key): summary.probe_accuracy[key][record.layer]
-                    for key in fitted
-                    if record.layer in summary.probe_accuracy[key]
-                },
-            }
-        )
-    return layers
+    return [
+        {
+            "layer": record.layer,
+            "index": record.index,
+            "kind": record.kind,
+            "n_features": record.n_features,
+            "intrinsic_dimension": summary.intrinsic_dimension.get(record.layer),
+            "saturation": summary.saturation.get(record.layer),
+            "probe_accuracy": {
+                str(key): summary.probe_accuracy[key][record.layer]
+                for key in fitted
+                if record.layer in summary.probe_accuracy[key]
+            },
+        }
+        for record in run.manifest.layers
+    ]
 
 
 def show_experiment(
@@ -175,13 +170,7 @@ def print_experiment(run: Run) -> None:
 
 
 def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Mapping[str, float]) -> None:
-    """Print advice on an experiment: what its curves mean, and what to try.
-
-    Raises
-    ------
-    ConfigError
-        If a threshold is negative or not finite.
-    """
+    """Print advice on an experiment: what its curves mean, and what to try."""
     for key, value in thresholds.items():
         if not 0 <= value < math.inf:
             raise ConfigError(f"--{key.replace('_', '-')} {value:g}: expected a number from 0 on")
@@ -205,11 +194,9 @@ def print_layers(console: SafeConsole, run: Run) -> None:
     widest = max(layer["n_features"] for layer in layers) or 1  # imported layers may have 0: unknown
     deepest = max((layer["intrinsic_dimension"] or 0 for layer in layers), default=0) or 1
     unconverged, has_failed = find_unconverged(run, keys), False
-    table = Table(box=None, pad_edge=False)
-    table.add_column("layer", no_wrap=True)
-    for name in ("features", "dimension", "saturation", *(f"probe {key}" for key in keys)):
-        table.add_column(name, justify="right", no_wrap=True)
-        table.add_column("", no_wrap=True)  # bars
+    numbers = ("features", "dimension", "saturation", *(f"probe {key}" for key in keys))
+    headings = [heading for name in numbers for heading in (name, "")]  # a bar beside each number
+    table = make_table("layer", *headings, right=numbers)
     summary = run.manifest.summary
     for layer in layers:
         name = layer["layer"]

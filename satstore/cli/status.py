@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from rich.table import Table
 from rich.text import Text
 
-from satstore.cli.console import make_console
+from satstore.cli.console import make_console, make_table
 from satstore.cli.options import LogsDir
 from satstore.errors import UnknownNameError
 from satstore.registry import suggest
@@ -41,15 +40,7 @@ def show_status(
     csv: Annotated[bool, Parameter(negative="", help="print CSV")] = False,
     logs_dir: LogsDir = None,
 ) -> None:
-    """Print the experiments that match a filter, sorted by a column, and the running jobs.
-
-    Raises
-    ------
-    ConfigError
-        If the filter can't be parsed.
-    UnknownNameError
-        If there is no such column.
-    """
+    """Print the experiments that match a filter, sorted by a column, and the running jobs."""
     wanted, column = parse_filter(filter or ""), find_sort_key(sort)
     root = find_logs_dir(logs_dir)
     reader, printed = LogsReader(root), None
@@ -69,13 +60,7 @@ def show_status(
 
 
 def find_sort_key(name: str) -> str:
-    """Return the key of a column that is named by its label or key.
-
-    Raises
-    ------
-    UnknownNameError
-        If there is no such column.
-    """
+    """Return the key of a column that is named by its label or key."""
     keys = {column.label: column.key for column in COLUMNS} | {key: key for key in SORT_KEYS}
     if name not in keys:
         raise UnknownNameError(f"no column {name!r}{suggest(name, keys, len(keys))}")
@@ -91,9 +76,8 @@ def print_snapshot(experiments: list[Experiment], snapshot: Snapshot, root: Path
     if not snapshot.experiments:
         console.print(f"no runs in {root.absolute()}; try: satstore demo")
         return
-    table = Table(box=None, pad_edge=False)
-    for column in COLUMNS:
-        table.add_column(column.label, justify=column.align, no_wrap=True)
+    right = [column.label for column in COLUMNS if column.align == "right"]
+    table = make_table(*(column.label for column in COLUMNS), right=right)
     for experiment in experiments:
         problem = describe_problem(experiment)
         cells = [Text.assemble(*as_cell(column.cell(experiment))) for column in COLUMNS]

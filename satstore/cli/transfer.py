@@ -33,15 +33,7 @@ def export_runs(
     ] = False,
     logs_dir: LogsDir = None,
 ) -> None:
-    """Write each experiment's tables into a folder, or pack each into a zip file; print the paths.
-
-    Raises
-    ------
-    ConfigError
-        If latents are wanted in tables, or ``out`` is the name of a file and several are written.
-    NotFoundError
-        If an experiment has no table, or Parquet's writer is not installed.
-    """
+    """Write each experiment's tables into a folder, or pack each into a zip file; print the paths."""
     from satstore.runs.archive import pack_run
 
     if latents and to != "zip":
@@ -84,15 +76,7 @@ def encode_csv(run: Run, name: str) -> bytes:
 
 
 def encode_parquet(run: Run, name: str) -> bytes:
-    """Return a table of a run as Parquet.
-
-    Raises
-    ------
-    CorruptError
-        If the table can't be written as Parquet.
-    NotFoundError
-        If pyarrow is not installed.
-    """
+    """Return a table of a run as Parquet."""
     table, content = run.table(name), io.BytesIO()
     try:
         table.to_parquet(content, index=False)
@@ -100,8 +84,7 @@ def encode_parquet(run: Run, name: str) -> bytes:
         reason = reason_of(error)
         raise CorruptError(f"{run.name}: {name}.csv can't be written as Parquet: {reason}") from error
     except ImportError:
-        remedy = "install it with: pip install pyarrow"
-        raise NotFoundError(f"--to parquet needs pyarrow; {remedy}") from None
+        raise NotFoundError("--to parquet needs pyarrow; install it with: pip install pyarrow") from None
     return content.getvalue()
 
 
@@ -119,13 +102,7 @@ def import_runs(
     ] = False,
     logs_dir: LogsDir = None,
 ) -> None:
-    """Unpack a run, or import a folder of phd-lab's logs, and print the names of the runs.
-
-    Raises
-    ------
-    ConfigError
-        If latents are wanted of a packed run, which brings its own.
-    """
+    """Unpack a run, or import a folder of phd-lab's logs, and print the names of the runs."""
     if path.is_dir():
         import_phd_lab(path, run_id, latents, logs_dir)
     elif latents:

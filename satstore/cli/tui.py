@@ -32,13 +32,7 @@ def open_terminal_app(
 
 
 def open_app(logs_dir: Path | None, read_only: bool, theme: str | None) -> None:
-    """Open the terminal app in this terminal.
-
-    Raises
-    ------
-    ConfigError
-        If there is no terminal, or no such theme.
-    """
+    """Open the terminal app in this terminal."""
     if not all(stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)):  # the app draws on stderr
         raise ConfigError("the terminal app needs a terminal; without one, see: satstore status")
     from textual.theme import BUILTIN_THEMES
@@ -52,13 +46,7 @@ def open_app(logs_dir: Path | None, read_only: bool, theme: str | None) -> None:
 
 
 def serve_app(logs_dir: Path | None, read_only: bool, theme: str | None, port: int) -> None:
-    """Serve the terminal app to browsers on this machine.
-
-    Raises
-    ------
-    NotFoundError
-        If textual-serve isn't installed.
-    """
+    """Serve the terminal app to browsers on this machine."""
     try:
         from textual_serve.server import Server
     except ImportError:
