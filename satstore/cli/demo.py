@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from satstore.cli.command_line import get_words
+from satstore.cli.command_line import ARGUMENTS
 from satstore.cli.console import make_console
 from satstore.cli.interrupts import stop_on_signals
 from satstore.cli.options import Detach, LogsDir
@@ -37,7 +37,7 @@ def run_demo(
     [config] = read_config("demo")
     bar = Bar()
     [run] = make_runs([config], run_id, logs_dir, bar.listen)
-    with stop_on_signals(), record_job(get_words(), run.path.parent.parent) as bar.record:
+    with stop_on_signals(), record_job(ARGUMENTS.get(), run.path.parent.parent) as bar.record:
         bar.record.run = run.name
         with bar:
             outcomes = run_stages([run], make_tasks(config.stages, {"device": device}), with_needs=True)

@@ -37,17 +37,15 @@ class Check:
 
 def check_installation(*, as_json: Json = False, logs_dir: LogsDir = None) -> None:
     """Check each part of the installation, and print the results; exit with code 1 if any is bad."""
-    checks: list[Check] = []
-    for check_part in (
-        check_python,
-        check_packages,
-        check_torch,
-        check_memory_size,
-        check_terminal,
-        check_data_folder,
-    ):
-        checks += check_part()
-    checks += check_logs(find_logs_dir(logs_dir))
+    checks = [
+        *check_python(),
+        *check_packages(),
+        *check_torch(),
+        *check_memory_size(),
+        *check_terminal(),
+        *check_data_folder(),
+        *check_logs(find_logs_dir(logs_dir)),
+    ]
     if as_json:
         print_json([asdict(check) for check in checks])
     else:
@@ -101,24 +99,19 @@ def check_torch() -> Iterator[Check]:
         import torch
         import torchvision
 
-        torchvision.ops.nms(
-            torch.zeros(1, 4), torch.zeros(1), 0.5
-        )  # fails if its binary doesn't match torch's
+        # This fails if torchvision's binary doesn't match torch's.
+        torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)
     except Exception as error:  # whatever a broken installation raises
         text = reason_of(error, with_type=True)
         yield Check("torch", "bad", f"{text}; install torch and torchvision again, of the same release")
         return
-    found = (
-        f"{torch.__version__} with torchvision {torchvision.__version__}, {torch.get_num_threads()} threads"
-    )
-    yield Check("torch", "ok", found)
+    versions = f"{torch.__version__} with torchvision {torchvision.__version__}"
+    yield Check("torch", "ok", f"{versions}, {torch.get_num_threads()} threads")
     if not torch.cuda.is_available():
         yield Check("GPU", "note", "none that torch can use; all stages run on the CPU")
     for number in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(number)
-        yield Check(
-            f"GPU cuda:{number}", "ok", f"{properties.name}, {describe_size(properties.total_memory)}"
-        )
+        gpu = torch.cuda.get_device_properties(number)
+        yield Check(f"GPU cuda:{number}", "ok", f"{gpu.name}, {describe_size(gpu.total_memory)}")
 
 
 def check_memory_size() -> Iterator[Check]:
@@ -147,22 +140,18 @@ def check_data_folder() -> Iterator[Check]:
     """Check the folder of datasets."""
     from satstore.config.experiment import ExperimentConfig
 
-    folder = ExperimentConfig().data_dir
+    folder = ExperimentConfig().data_dir.absolute()
     if not folder.is_dir():
-        yield Check(
-            "data folder", "note", f"{folder.absolute()} is not there; downloads make it, Digits needs none"
-        )
+        yield Check("data folder", "note", f"{folder} is not there; downloads make it, Digits needs none")
         return
     held: list[str] = []
     empty: list[str] = []
     for path in sorted(folder.iterdir()):
         if path.is_dir() and not path.name.startswith("."):
             (held if any(p.is_file() for p in path.rglob("*")) else empty).append(path.name)
-    yield Check("data folder", "ok", f"{folder.absolute()}: {', '.join(held) or 'empty'}")
+    yield Check("data folder", "ok", f"{folder}: {', '.join(held) or 'empty'}")
     for name in empty:
-        yield Check(
-            "data folder", "note", f"{folder.absolute() / name} has no files; remove it, or fill it again"
-        )
+        yield Check("data folder", "note", f"{folder / name} has no files; remove it, or fill it again")
     yield from _check_downloads(folder)
 
 
@@ -178,7 +167,7 @@ def _check_downloads(folder: Path) -> Iterator[Check]:
             yield Check(
                 files.name,
                 "note",
-                f"{(folder / files.folder).absolute()} lacks {missing[0]}{more}; get what is missing with "
+                f"{folder / files.folder} lacks {missing[0]}{more}; get what is missing with "
                 f"satstore dataset check {files.name} --download",
             )
 

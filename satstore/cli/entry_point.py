@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from satstore.cli.app import add_stages, app
-from satstore.cli.command_line import set_words
+from satstore.cli.command_line import ARGUMENTS
 from satstore.cli.console import PrintingHandler, print_line, replace_unencodable
 from satstore.cli.interrupts import Terminated
 from satstore.errors import SatstoreError
@@ -30,7 +30,7 @@ def main(tokens: list[str] | None = None) -> None:
     words = sys.argv[1:] if tokens is None else tokens
     replace_unencodable()
     _print_plugin_messages()
-    set_words(words)
+    ARGUMENTS.set(tuple(words))
     code = _run([word for word in words if word != "--debug"], debug="--debug" in words)
     if tokens is None and code in STOPPED:
         _exit_at_once(code)

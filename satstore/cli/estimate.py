@@ -76,13 +76,7 @@ def estimate_experiments(*, options: EstimateOptions = EstimateOptions()) -> Non
 
 
 def read_configs(source: str | None, changes: dict[str, Any], *, on_paper: bool) -> list[ExperimentConfig]:
-    """Read a config, with some of its keys replaced.
-
-    Parameters
-    ----------
-    on_paper
-        Accept unknown datasets, whose counts are given.
-    """
+    """Read a config, with some of its keys replaced; on_paper: of unknown datasets too."""
     if source is None and "model" not in changes:
         raise ConfigError(
             "nothing to estimate: give --config or --run, or --model with --samples and --classes"

@@ -32,24 +32,16 @@ from satstore.system.text import describe_durations, describe_size
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentEstimate:
-    """What one experiment will take.
-
-    Attributes
-    ----------
-    ratios, measured
-        Compression of latents by pooling and layer, and how it was measured; empty if it was not.
-    times
-        Of the stages; None if this machine was not timed.
-    """
+    """What one experiment will take."""
 
     config: ExperimentConfig
     counts: Counts
     plan: ModelPlan
-    ratios: Ratios
-    measured: str
+    ratios: Ratios  # compression of latents by pooling and layer
+    measured: str  # how the ratios were measured; empty if they were not
     memory: Memory
     memory_limit: int
-    times: Times | None
+    times: Times | None  # of the stages; None if this machine was not timed
     device: str
     logs_dir: Path
 

@@ -38,12 +38,12 @@ def show_jobs(*, as_json: Json = False, logs_dir: LogsDir = None) -> None:
 
 def measure_jobs(jobs: list[Job]) -> dict[int, Usage]:
     """Return what each running job uses, by job number."""
-    meter, running = UsageMeter(), [job for job in jobs if job.is_running and job.pid]
-    for job in running:
-        meter.measure(job.pid or 0)
-    if running:
+    meter, pids = UsageMeter(), {job.number: job.pid for job in jobs if job.is_running and job.pid}
+    for pid in pids.values():
+        meter.measure(pid)
+    if pids:
         time.sleep(POLL_S)  # CPU usage is measured between two readings
-    found = {job.number: meter.measure(job.pid or 0) for job in running}
+    found = {number: meter.measure(pid) for number, pid in pids.items()}
     return {number: usage for number, usage in found.items() if usage is not None}
 
 

@@ -7,17 +7,10 @@ from satstore.errors import ConfigError
 
 
 def output_file(out: Path | None, default: Path, suffixes: Sequence[str]) -> Path:
-    """Return the file that a command writes.
+    """Return the file that a command writes, given the value of ``--out``.
 
-    Parameters
-    ----------
-    out
-        The value of ``--out``: a file, if it ends in one of the suffixes and is no existing folder; else the
-        folder of the file, which then has the name of the default.
-    default
-        The file to write without ``--out``.
-    suffixes
-        Of the formats that the command writes, such as ``.png``.
+    That is a file, if it ends in one of the suffixes, such as ``.png``, and is no existing folder; else the
+    folder of a file with the name of the default.
 
     Raises
     ------

@@ -144,17 +144,18 @@ def plot_epochs(run: Run, options: PlotOptions) -> Path:
     from satstore.reports.plots.style import SUFFIXES
 
     assert options.quantity is not None
+    quantity, all_layers, delta = options.quantity, options.all_layers, options.delta
     if options.epoch != "all":
         epoch = parse_epoch(run, options.epoch)
         epoch = run.last_epoch if epoch is None else epoch
-        name = name_file(options.quantity, replace(options, epoch=str(epoch + 1)))
+        name = name_file(quantity, replace(options, epoch=str(epoch + 1)))
         path = output_file(options.out, run.path / name, SUFFIXES)
-        save_figure(plot_epoch(run, epoch, options.quantity, options.all_layers, options.delta), path)
+        save_figure(plot_epoch(run, epoch, quantity, all_layers, delta), path)
         return path
-    folder = output_folder(options.out, run.path / f"{options.quantity}-epochs")
+    folder = output_folder(options.out, run.path / f"{quantity}-epochs")
     for epoch in range(run.last_epoch + 1):
-        figure = plot_epoch(run, epoch, options.quantity, options.all_layers, options.delta)
-        save_figure(figure, folder / name_file(options.quantity, replace(options, epoch=f"{epoch + 1:03d}")))
+        name = name_file(quantity, replace(options, epoch=f"{epoch + 1:03d}"))
+        save_figure(plot_epoch(run, epoch, quantity, all_layers, delta), folder / name)
     return folder
 
 

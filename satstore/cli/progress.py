@@ -3,7 +3,6 @@
 import logging
 import os
 import sys
-from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from satstore.cli.console import PrintingHandler, SafeConsole, print_line
@@ -19,19 +18,13 @@ _log = logging.getLogger("satstore")
 
 
 class Bar:
-    """Shows events on stderr: a progress bar on a terminal, a line per message elsewhere.
-
-    Attributes
-    ----------
-    record
-        The record of the command's job, which gets the same events and lines; None where there is no job.
-    """
+    """Shows events on stderr: a progress bar on a terminal, a line per message elsewhere."""
 
     def __init__(self) -> None:
         self._console = SafeConsole(stderr=True, soft_wrap=True)
         self._progress = _make_progress(self._console)
         self._task: TaskID | None = None
-        self.record: JobRecord | None = None
+        self.record: JobRecord | None = None  # of the command's job, which gets the same events and lines
         self._last_note = ""
 
     def __enter__(self) -> Self:
@@ -41,9 +34,7 @@ class Bar:
         self._progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._progress.stop()
         _log.removeHandler(self._handler)
 

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from satstore.cli.command_line import get_words, words_without
+from satstore.cli.command_line import ARGUMENTS, arguments_without
 from satstore.cli.console import make_console, make_table, print_line
 from satstore.cli.interrupts import stop_on_signals
 from satstore.cli.options import Target
@@ -37,7 +37,7 @@ def run_target(target: Target, make_tasks: MakePlan, *, with_table: bool = False
         return
     bar = Bar()
     planned = plan_target(target, make_tasks, bar)
-    with stop_on_signals(), record_job(get_words(), planned[0][0].path.parent.parent) as bar.record:
+    with stop_on_signals(), record_job(ARGUMENTS.get(), planned[0][0].path.parent.parent) as bar.record:
         with bar:
             outcomes = run_planned(planned, bar, with_needs=target.config is not None)
         if with_table:
@@ -106,7 +106,7 @@ def check_target(target: Target, make_tasks: MakePlan) -> Path:
 
 def start_in_background(logs_dir: Path) -> None:
     """Start this command line as a background job, and print how to follow it."""
-    words = words_without("--detach", "--logs-dir=")
+    words = arguments_without("--detach", "--logs-dir=")
     job = start_job([*words, "--logs-dir", str(logs_dir.absolute())], logs_dir)
     where = (
         ""
