@@ -29,11 +29,6 @@ def describe_epoch(experiment: Experiment) -> str:
     return "" if experiment.epochs is None else f"{experiment.epochs_done}/{experiment.epochs}"
 
 
-def describe_accuracy(experiment: Experiment) -> str:
-    """Return the test accuracy in percent."""
-    return "" if experiment.test_accuracy is None else f"{experiment.test_accuracy:.2%}"
-
-
 def draw_stages(experiment: Experiment) -> Cell:
     """Return a mark per stage, and how far the one that runs is."""
     marks = tuple((MARKS[status], STYLES[status]) for status in experiment.stages.values())
@@ -48,9 +43,7 @@ def draw_spark(values: Iterable[float | None], width: int = SPARK_WIDTH) -> str:
     n_cells = min(width, len(found))
     line = ""
     for cell in range(n_cells):
-        bin_ = found[cell * len(found) // n_cells : (cell + 1) * len(found) // n_cells]
-        known = [value for value in bin_ if value is not None]
-        share = sum(known) / len(known) if known else None
+        share = _mean(found[cell * len(found) // n_cells : (cell + 1) * len(found) // n_cells])
         line += " " if share is None else BLOCKS[max(0, min(7, int(share * 8)))]
     return line
 
@@ -70,7 +63,7 @@ COLUMNS: tuple[Column[Experiment], ...] = (
     Column("dataset", "dataset", lambda e: clean(e.dataset), 7, 20, rank=2),
     Column("px", "px", lambda e: _number(e.resolution), 4, 4, rank=5, align="right"),
     Column("epoch", "epoch", describe_epoch, 7, 7, rank=4, align="right"),
-    Column("accuracy", "acc", describe_accuracy, 7, 7, rank=3, align="right"),
+    Column("accuracy", "acc", lambda e: _number(e.test_accuracy, "{:.2%}"), 7, 7, rank=3, align="right"),
     Column("stages", "stages", draw_stages, len(STAGE_KEYS) + 5, len(STAGE_KEYS) + 5, rank=3),
     Column("disk", "disk", lambda e: _number_of_bytes(e.size_bytes), 9, 9, rank=7, align="right"),
     Column("age", "age", describe_experiment_age, 6, 6, rank=6, align="right"),

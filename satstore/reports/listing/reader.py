@@ -29,47 +29,23 @@ Stamp = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment as lists show it.
+    """An experiment as lists show it; where it can't be read, only its path is known."""
 
-    Attributes
-    ----------
-    path
-        Its folder.
-    test_accuracy
-        A fraction.
-    created
-        Seconds since the epoch.
-    stages
-        Every stage's state, in the order in which they are run.
-    failure
-        What the first failed stage said, in one line.
-    progress
-        How far the stage that runs is, in [0, 1]; None where none runs, or it doesn't tell.
-    size_bytes
-        What is committed takes on disk.
-    saturation
-        After the last epoch, of the layers that figures show.
-    problem
-        Why the experiment can't be read, in one line; where there is one, only the path is known.
-    stamp
-        The manifest's.
-    """
-
-    path: Path
+    path: Path  # its folder
     model: str = ""
     dataset: str = ""
     resolution: int | None = None
     epochs_done: int | None = None
     epochs: int | None = None
-    test_accuracy: float | None = None
-    created: float | None = None
-    stages: Mapping[str, StageStatus] = field(default_factory=dict)
-    failure: str = ""
-    progress: float | None = None
-    size_bytes: int | None = None
-    saturation: tuple[float | None, ...] = ()
-    problem: str = ""
-    stamp: Stamp = (0, 0, 0)
+    test_accuracy: float | None = None  # a fraction
+    created: float | None = None  # seconds since the epoch
+    stages: Mapping[str, StageStatus] = field(default_factory=dict)  # in the order in which they are run
+    failure: str = ""  # what the first failed stage said, in one line
+    progress: float | None = None  # how far the stage that runs is, in [0, 1]; None where it isn't known
+    size_bytes: int | None = None  # on disk, of what is committed
+    saturation: tuple[float | None, ...] = ()  # after the last epoch, of the layers that figures show
+    problem: str = ""  # why it can't be read, in one line
+    stamp: Stamp = (0, 0, 0)  # the manifest's
 
     @property
     def run_id(self) -> str:
@@ -88,21 +64,11 @@ class Experiment:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A logs folder at one moment.
+    """A logs folder at one moment; what did not change is the same object as in the snapshot before."""
 
-    Attributes
-    ----------
-    experiments
-        By run id and name. One that did not change is the same object as in the snapshot before.
-    jobs
-        The newest first; likewise.
-    problem
-        Why the folder can't be read, in one line; a folder that isn't there is merely empty.
-    """
-
-    experiments: tuple[Experiment, ...] = ()
-    jobs: tuple[Job, ...] = ()
-    problem: str = ""
+    experiments: tuple[Experiment, ...] = ()  # by run id and name
+    jobs: tuple[Job, ...] = ()  # the newest first
+    problem: str = ""  # why the folder can't be read, in one line; one that isn't there is merely empty
 
 
 @dataclass
@@ -152,13 +118,7 @@ class LogsReader:
 
 
 def find_manifests(logs_dir: Path) -> dict[str, Stamp]:
-    """Return the folders of all experiments under a logs folder, by run id and name, each with its stamp.
-
-    Raises
-    ------
-    OSError
-        If the logs folder can't be listed.
-    """
+    """Return the folders of all experiments under a logs folder, by run id and name, each with its stamp."""
     found = {}
     for run_folder in _list_folders(str(logs_dir)):
         try:
@@ -190,16 +150,12 @@ def read_experiment(path: Path, stamp: Stamp, run: Run | None = None) -> _Known 
     except NotFoundError:
         return None
     except ValidationError as error:
-        return _Known(
-            stamp,
-            Experiment(
-                path, problem=f"manifest.json has a config with {describe_invalid(error)}", stamp=stamp
-            ),
-        )
+        problem = f"manifest.json has a config with {describe_invalid(error)}"
     except Exception as error:  # whatever a file may hold, the others must still be listed
-        reason = str(error) or type(error).__name__
-        return _Known(stamp, Experiment(path, problem=reason.replace(f"{path}/", ""), stamp=stamp))
-    return _Known(stamp, experiment, run if experiment.has("running") else None)
+        problem = (str(error) or type(error).__name__).replace(f"{path}/", "")
+    else:
+        return _Known(stamp, experiment, run if experiment.has("running") else None)
+    return _Known(stamp, Experiment(path, problem=problem, stamp=stamp))
 
 
 def summarize_experiment(run: Run, stamp: Stamp) -> Experiment:
@@ -241,13 +197,7 @@ def read_progress(path: Path) -> float | None:
 
 
 class ReaderThread(threading.Thread):
-    """Polls a logs folder until it is stopped, and posts each snapshot that differs from the one before.
-
-    Attributes
-    ----------
-    measures
-        Whether what the running jobs use is measured and posted too.
-    """
+    """Polls a logs folder until it is stopped, and posts each snapshot that differs from the one before."""
 
     def __init__(
         self,
@@ -257,7 +207,7 @@ class ReaderThread(threading.Thread):
         interval_s: float,
     ) -> None:
         super().__init__(name="reader", daemon=True)  # a hanging network disk must not keep the app alive
-        self.measures = False
+        self.measures = False  # whether what the running jobs use is measured and posted too
         self._reader = LogsReader(logs_dir)
         self._meter = UsageMeter()
         self._post, self._post_usages = post, post_usages

@@ -15,35 +15,17 @@ Cell = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Column(Generic[T]):
-    """A column of a table.
-
-    Attributes
-    ----------
-    key, label
-        What it is called in code, and in the header.
-    cell
-        What a row has in it.
-    least, most
-        Its width, in characters; where both are equal, no row is looked at to tell.
-    rank
-        Columns of high rank are left out first where there is no room for all.
-    align
-        Numbers go to the right.
-    n_last
-        Characters kept at the end of a text that is too long, such as a digest; -1: all but the first.
-    stretches
-        Whether it takes the room that is left over.
-    """
+    """A column of a table."""
 
     key: str
-    label: str
-    cell: Callable[[T], Cell | str]
-    least: int
+    label: str  # in the header
+    cell: Callable[[T], Cell | str]  # returns what a row has in it
+    least: int  # its smallest and its largest width, in characters; where they are equal, no row is measured
     most: int
-    rank: int = 0
+    rank: int = 0  # columns of high rank are left out first where there is no room for all
     align: Literal["left", "right"] = "left"
-    n_last: int | None = None
-    stretches: bool = False
+    n_last: int | None = None  # characters kept at the end of a text that is too long; -1: all but the first
+    stretches: bool = False  # whether it takes the room that is left over
 
 
 def as_cell(content: Cell | str) -> Cell:
