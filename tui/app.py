@@ -1,6 +1,7 @@
 """The terminal app: it reads the logs folder for its screens, and does what they ask for."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,7 +74,12 @@ class SatstoreApp(App[None]):
         super().__init__()
         self.logs_dir = logs_dir.absolute()
         self.read_only = read_only
-        self._reader = ReaderThread(self.logs_dir, self.post_snapshot, self.post_usages, poll_interval_s)
+        self._reader = ReaderThread(
+            self.logs_dir,
+            lambda snapshot: self.post_message(SnapshotTaken(snapshot)),
+            lambda usages: self.post_message(UsageMeasured(usages)),
+            poll_interval_s,
+        )
         self.theme = theme or self.theme
 
     @property
@@ -113,14 +119,6 @@ class SatstoreApp(App[None]):
         return priority and not is_typed_into and await super()._check_bindings(key)
 
     # From threads
-
-    def post_snapshot(self, snapshot: Snapshot) -> None:
-        """Take a snapshot from the reader's thread."""
-        self.post_message(SnapshotTaken(snapshot))
-
-    def post_usages(self, usages: dict[int, Usage]) -> None:
-        """Take what jobs use from the reader's thread."""
-        self.post_message(UsageMeasured(usages))
 
     def on_snapshot_taken(self, message: SnapshotTaken) -> None:
         """Hand a snapshot to the screens."""
@@ -249,13 +247,8 @@ class SatstoreApp(App[None]):
                 seen.add(binding.action)
                 key = self.get_key_display(binding)
                 text = f"{binding.tooltip or binding.description} ({key})"
-                yield SystemCommand(binding.description, text, self._bind_action(binding.action, active.node))
+                act = partial(self.run_action, binding.action, active.node)
+                yield SystemCommand(binding.description, text, act)
         for command in super().get_system_commands(screen):
             if command.title not in ("Quit", "Keys"):  # which are among the above
                 yield command
-
-    def _bind_action(self, action: str, node: Any) -> Callable[[], Any]:
-        async def act() -> None:
-            await self.run_action(action, node)
-
-        return act

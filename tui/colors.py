@@ -1,25 +1,9 @@
-"""The colours of the terminal app: those of the figures, on a dark ground, and of what only it draws."""
+"""The colours of the terminal app, on a dark ground, beside those that figures have too."""
 
-from satstore.reports.colors import PROBES as PROBES
-from satstore.reports.colors import RUNS as OF_RUNS
-from satstore.reports.colors import SATURATION as SATURATION_EVAL
-from satstore.reports.colors import SATURATION_LIGHT as SATURATION
-from satstore.reports.colors import TRAIN as TRAIN
+from satstore.reports import colors
 
-__all__ = [
-    "BORDER",
-    "CURSOR",
-    "MARKERS",
-    "MODEL",
-    "PROBES",
-    "RUNS",
-    "SATURATION",
-    "SATURATION_EVAL",
-    "TAIL",
-    "TRAIN",
-]
-
-RUNS = (*OF_RUNS, "#BBBBBB")
+SATURATION = colors.SATURATION_LIGHT
+RUNS = (*colors.RUNS, "#BBBBBB")
 MARKERS = ("■", "▲", "◆", "▼", "✚", "★", "●", "✖")
 MODEL = "#BBBBBB"
 BORDER = "#F0E442"

@@ -1,6 +1,5 @@
 """What the screens of a run draw of its curves, and the texts and tables beside them."""
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +8,12 @@ from itertools import cycle
 import numpy as np
 from rich.text import Text
 
+from satstore.reports.colors import PROBES, TRAIN
+from satstore.reports.colors import SATURATION as SATURATION_EVAL
 from satstore.reports.listing.table_layout import Column
 from satstore.reports.run_curves import RunCurves
 from satstore.system.text import FAILED, UNKNOWN, clean
-from tui.colors import BORDER, CURSOR, MARKERS, MODEL, PROBES, SATURATION, SATURATION_EVAL, TAIL, TRAIN
+from tui.colors import BORDER, CURSOR, MARKERS, MODEL, SATURATION, TAIL
 from tui.widgets.curve_plot import Curve, ReferenceLine
 
 SPLITS = (("train", "saturation", SATURATION, "●"), ("eval", "saturation, eval", SATURATION_EVAL, "○"))
@@ -20,32 +21,17 @@ SPLITS = (("train", "saturation", SATURATION, "●"), ("eval", "saturation, eval
 
 @dataclass(frozen=True)
 class View:
-    """The epoch, the delta and the layers of a run that are shown.
+    """The epoch, the delta and the layers of a run that are shown."""
 
-    Attributes
-    ----------
-    epoch
-        Counted from 0.
-    place
-        Index of the delta among the run's.
-    layers
-        Indices of the layers that are shown.
-    cursor
-        Index among these.
-    """
-
-    epoch: int
-    place: int
-    layers: tuple[int, ...]
-    cursor: int = 0
+    epoch: int  # counted from 0
+    place: int  # index of the delta among the run's
+    layers: tuple[int, ...]  # indices among the run's
+    cursor: int = 0  # index among the layers shown
 
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer's values at an epoch and a delta; NaN where they are missing.
-
-    The splits and tables in `failed` gave no number.
-    """
+    """A layer's values at an epoch and a delta; NaN where they are missing."""
 
     index: int
     layer: str
@@ -57,7 +43,7 @@ class LayerRow:
     saturation_eval: float
     probes: dict[str, float]
     receptive_field: tuple[float, float] | None
-    failed: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()  # the splits and tables that gave no number
 
 
 def make_layer_rows(data: RunCurves, view: View) -> list[LayerRow]:
@@ -191,11 +177,12 @@ def make_columns(tables: Sequence[str]) -> list[Column[LayerRow]]:
 
     def column(key: str, label: str, width: int, rank: int, form: str, source: str = "") -> Column[LayerRow]:
         def cell(row: LayerRow) -> str:
-            return FAILED if source in row.failed else _write(getattr(row, key), form)
+            value = row.probes[key] if source == key else getattr(row, key)
+            return FAILED if source in row.failed else _write(value, form)
 
         return Column(key, label, cell, width, width, rank=rank, align="right")
 
-    columns = [
+    return [
         Column[LayerRow]("index", "#", lambda row: f"{row.index + 1}", 4, 4, rank=0, align="right"),
         Column[LayerRow]("layer", "layer", lambda row: clean(row.layer), 12, 44, rank=0),
         Column[LayerRow]("kind", "kind", lambda row: clean(row.kind), 8, 8, rank=6),
@@ -203,23 +190,9 @@ def make_columns(tables: Sequence[str]) -> list[Column[LayerRow]]:
         column("dimension", "dimension", 9, 5, "{:.0f}", "train"),
         column("saturation", "saturation", 10, 1, "{:.1%}", "train"),
         column("saturation_eval", "eval", 6, 3, "{:.1%}", "eval"),
+        *(column(name, clean(f"probe {name}"), len(name) + 6, 2, "{:.1%}", name) for name in tables),
+        Column("receptive_field", "sees px", _describe_receptive_field, 11, 11, rank=7),
     ]
-    for table in tables:
-        columns.append(
-            Column[LayerRow](
-                table,
-                clean(f"probe {table}"),
-                lambda row, table=table: (  # type: ignore[misc]
-                    FAILED if table in row.failed else _write(row.probes[table], "{:.1%}")
-                ),
-                max(6, len(table) + 6),
-                max(6, len(table) + 6),
-                rank=2,
-                align="right",
-            )
-        )
-    columns.append(Column("receptive_field", "sees px", _describe_receptive_field, 11, 11, rank=7))
-    return columns
 
 
 def _write(value: float, form: str) -> str:
@@ -259,8 +232,3 @@ def describe_curves(curves: Sequence[Curve], place: int, width: int) -> Text:
         return f"{curve.label.replace('_', ' ')} {shown}"
 
     return join_entries([(curve.marker, curve.color, write(curve)) for curve in curves], width)
-
-
-def as_json(content: object) -> str:
-    """Return JSON to read."""
-    return json.dumps(content, indent=2, ensure_ascii=False)

@@ -53,18 +53,10 @@ class OpenJobs(Message):
 
 @dataclass
 class StartJob(Message):
-    """Start a command in the background.
+    """Start a command of ``satstore`` in the background."""
 
-    Attributes
-    ----------
-    arguments
-        Those of ``satstore``; the app adds its logs folder.
-    follow
-        Whether to show the job once it runs.
-    """
-
-    arguments: Sequence[str]
-    follow: bool = False
+    arguments: Sequence[str]  # to which the app adds its logs folder
+    follow: bool = False  # whether to show the job once it runs
 
 
 @dataclass

@@ -305,7 +305,7 @@ async def test_run_screen__exports(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     if runs_here:
-        monkeypatch.setattr("tui.export.run_command", run_here)
+        monkeypatch.setattr("tui.threads.run_command", run_here)
     run = run_of(logs)
     path = tmp_path / f"demo-{run.experiment}-layers.{kind}"
     async with open_run(logs) as (pilot, _):
@@ -426,7 +426,7 @@ async def test_compare_screen__overlays_marked_runs(
     logs_copy: Path, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("tui.export.run_command", run_here)
+    monkeypatch.setattr("tui.threads.run_command", run_here)
     shutil.copytree(logs_copy / "demo", logs_copy / "other")
     app = make_app(logs_copy)
     async with app.run_test(size=size) as pilot:

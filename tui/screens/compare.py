@@ -17,10 +17,10 @@ from satstore.config.naming import name_experiments
 from satstore.reports.run_curves import DELTAS, Float64, RunCurves, read_curves
 from satstore.system.text import clean
 from tui.colors import CURSOR, MARKERS, RUNS
-from tui.export import ExportScreen, export_plot
 from tui.layers import percent
 from tui.screens.base import AppScreen, AppState
-from tui.threads import run_in_thread
+from tui.screens.modals import ExportScreen
+from tui.threads import export_plot, run_in_thread
 from tui.widgets.curve_plot import Curve, CurvePlot, ReferenceLine
 from tui.widgets.plain import Static
 from tui.widgets.slider import Slider

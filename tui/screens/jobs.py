@@ -4,11 +4,10 @@ import time
 from typing import ClassVar
 
 from rich.text import Text
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
-from textual.reactive import reactive
 from textual.widgets import Footer
 
 from satstore.jobs.job import Job, JobState
@@ -17,8 +16,8 @@ from satstore.reports.listing.reader import Snapshot
 from satstore.reports.listing.table_layout import Cell, Column
 from satstore.system.text import clean, counted, describe_age
 from satstore.system.usage import Usage, has_gpu
-from tui.messages import CancelJob, MeasureUsage
-from tui.screens.base import AppScreen, AppState
+from tui.messages import MeasureUsage
+from tui.screens.base import AppState, TableScreen
 from tui.widgets.log_view import LogView
 from tui.widgets.plain import Static
 from tui.widgets.table import Table
@@ -49,29 +48,19 @@ processes of their own: closing this app, or the connection, ends none of them.
 """
 
 
-class JobsScreen(AppScreen):
+class JobsScreen(TableScreen):
     """Jobs, and the log of the one under the cursor."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("x", "cancel", "Cancel", tooltip="End this job"),
         Binding("l", "log", "Log", tooltip="Scroll through this job's log"),
         Binding("y", "copy", "Copy", tooltip="Copy this job's command"),
-        Binding(
-            "full_stop", "pause", "Pause", key_display=".", show=False, tooltip="Hold what is shown, or go on"
-        ),
         Binding("escape", "back", "Back"),
     ]
-
-    paused: reactive[bool] = reactive(False, init=False)
 
     def __init__(self, app_state: AppState, number: int | None = None) -> None:
         super().__init__(app_state)
         self._wanted = number
-
-    @property
-    def table(self) -> JobsTable:
-        """The table of jobs."""
-        return self.query_one(JobsTable)
 
     def compose(self) -> ComposeResult:
         """Lay the screen out."""
@@ -80,7 +69,7 @@ class JobsScreen(AppScreen):
             yield Static(id="counts")
         columns = [column for column in COLUMNS if has_gpu() or column.key != "gpu"]
         yield JobsTable(columns, key=lambda row: f"{row[0].number}", clock=describe_job_age)
-        yield Static(id="none")
+        yield Static("No jobs yet. Press n to start one, or any stage with --detach.", id="none")
         yield Static(id="detail")
         yield LogView()
         yield Footer(compact=True)
@@ -89,19 +78,15 @@ class JobsScreen(AppScreen):
         """Watch the app's snapshots and measurements."""
         self.watch(self.app, "snapshot", self._show)
         self.watch(self.app, "usages", self._show)
-        self.set_interval(1, self._tick)
         self.table.focus()
 
     def on_screen_resume(self) -> None:
         """Measure what the running jobs use."""
         self.request(MeasureUsage(True))
 
-    def on_screen_suspend(self) -> None:
-        """Stop measuring."""
-        self.request(MeasureUsage(False))
-
-    def on_unmount(self) -> None:
-        """Stop measuring."""
+    @on(events.ScreenSuspend)
+    @on(events.Unmount)
+    def _stop_measuring(self) -> None:
         self.request(MeasureUsage(False))
 
     def _show(self, _: Snapshot | dict[int, Usage] | None = None) -> None:
@@ -116,9 +101,6 @@ class JobsScreen(AppScreen):
         cursor, self._wanted = self._wanted, None
         self.table.show(rows, None if cursor is None else f"{cursor}")
         self.set_class(not jobs, "-empty")
-        self.query_one("#none", Static).update(
-            "No jobs yet. Press n to start one, or any stage with --detach."
-        )
         self._show_counts()
         self._show_current()
 
@@ -129,10 +111,6 @@ class JobsScreen(AppScreen):
         if self.paused:
             text.append("  ").append(" paused ", "reverse")
         self.query_one("#counts", Static).update(text)
-
-    def _tick(self) -> None:
-        if not self.paused and self.is_current:
-            self.table.refresh_stale()
 
     @on(Table.Moved)
     def _show_current(self) -> None:
@@ -155,7 +133,8 @@ class JobsScreen(AppScreen):
 
     @property
     def _job(self) -> Job | None:
-        return None if self.table.current is None else self.table.current[0]
+        row: tuple[Job, Usage | None] | None = self.table.current
+        return None if row is None else row[0]
 
     def likely_run(self) -> str | None:
         """Return the name of the run that the job under the cursor works on."""
@@ -169,21 +148,13 @@ class JobsScreen(AppScreen):
 
     def action_cancel(self) -> None:
         """End the job under the cursor."""
-        job = self._job
-        if job is not None and job.is_running:
-            self.request(CancelJob(job))
-        elif job is not None:
-            self.notify(f"job {job.number} is not running: it is {job.state}", severity="warning")
+        if self._job is not None:
+            self.cancel(self._job)
 
     def action_copy(self) -> None:
         """Copy the command of the job under the cursor."""
         if self._job is not None:
-            self.app.copy_to_clipboard(self._job.command)
-            self.notify(f"copied: {self._job.command}")
-
-    def action_pause(self) -> None:
-        """Hold what is shown, or go on."""
-        self.paused = not self.paused
+            self.copy_text(self._job.command)
 
     def watch_paused(self) -> None:
         """Show whether it is paused, and show what changed meanwhile once it goes on."""

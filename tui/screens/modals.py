@@ -1,5 +1,6 @@
-"""Modal screens: a question, an error."""
+"""Modal screens: a question, a format, an error."""
 
+from pathlib import Path
 from typing import ClassVar
 
 from rich.text import Text
@@ -44,6 +45,43 @@ class ConfirmScreen(ModalScreen[bool]):
     def action_answer(self, answer: bool) -> None:
         """Take the answer."""
         self.dismiss(answer)
+
+
+class ExportScreen(ModalScreen[str]):
+    """Asks for the format of a plot, or of a table where there is one."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("p", "choose('png')", "PNG"),
+        Binding("s", "choose('svg')", "SVG"),
+        Binding("c", "choose('csv')", "CSV"),
+        Binding("left", "app.focus_previous", show=False),
+        Binding("right", "app.focus_next", show=False),
+        Binding("escape", "dismiss", "Back"),
+    ]
+
+    def __init__(self, with_table: bool = True) -> None:
+        super().__init__()
+        self._with_table = with_table
+
+    def compose(self) -> ComposeResult:
+        """Lay the screen out."""
+        what = "the plot, or the table," if self._with_table else "the plot"
+        with Vertical(classes="box"):
+            yield Static(Text(f"Write {what} into\n{Path.cwd()}"), classes="text")
+            with Horizontal(classes="buttons"):
+                yield Button("PNG (p)", id="png", variant="primary")
+                yield Button("SVG (s)", id="svg")
+                if self._with_table:
+                    yield Button("CSV (c)", id="csv")
+
+    def on_button_pressed(self, event: Button.Pressed) -> None:
+        """Take the format."""
+        self.dismiss(event.button.id)
+
+    def action_choose(self, kind: str) -> None:
+        """Take the format."""
+        if kind != "csv" or self._with_table:
+            self.dismiss(kind)
 
 
 class ErrorScreen(ModalScreen[None]):

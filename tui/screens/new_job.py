@@ -30,10 +30,9 @@ from satstore.stages.forms import (
 )
 from satstore.stages.parameters import StageParameters
 from satstore.system.text import clean, counted
-from tui.export import run_command
 from tui.messages import StartJob
 from tui.screens.base import AppScreen, AppState
-from tui.threads import run_in_thread
+from tui.threads import run_command, run_in_thread
 from tui.widgets.plain import Static, as_text
 from tui.widgets.text_input import TextInput
 
@@ -54,13 +53,7 @@ FormWidget = Input | Select[str] | Checkbox
 
 
 class NewJobScreen(AppScreen):
-    """Starts a stage.
-
-    Parameters
-    ----------
-    run
-        The name of the run that it is likely to be about.
-    """
+    """Starts a stage, likely on the run that is named."""
 
     HELP = """\
 ## A new job
@@ -233,10 +226,8 @@ field, as the command would say it. The command line below does the same in a sh
         self._errors = self._check_run_entries(given) | errors
         for name, note in self._notes.items():
             error = clean(self._errors.get(name, ""))
-            if (
-                note.display != (error != "") or str(note.content) != error
-            ):  # each change lays the form out anew
-                note.display = error != ""
+            if note.display != bool(error) or str(note.content) != error:  # a change lays the form out anew
+                note.display = bool(error)
                 note.update(Text(error))
         self._offer_stages()
         self._show_grid(given["config"])
@@ -313,15 +304,12 @@ field, as the command would say it. The command line below does the same in a sh
         """Estimate disk, memory and time in another process."""
         named = [(name, str(self._read(name)).strip()) for name in ("config", "run")]
         about = [word for name, text in named if text for word in (f"--{name}", text)]
-        error = (
-            self._errors.get("config") or self._errors.get("run") or ("" if about else "name a config first")
-        )
-        if error:
-            self.notify(error, severity="warning")
+        error = self._errors.get("config") or self._errors.get("run")
+        if error or not about:
+            self.notify(error or "name a config first", severity="warning")
             return
-        poolings = [
-            word for item in str(self._read("pooling")).replace(",", " ").split() for word in ("-d", item)
-        ]
+        items = str(self._read("pooling")).replace(",", " ").split()
+        poolings = [word for item in items for word in ("-d", item)]
         arguments = ["estimate", *about, *poolings, "--logs-dir", str(self.app_state.logs_dir)]
         self.query_one("#counts", Static).update("estimating …")
         run_in_thread(self.app, partial(self._show_estimate, arguments), "estimate")
@@ -344,9 +332,7 @@ field, as the command would say it. The command line below does the same in a sh
     def action_copy(self) -> None:
         """Copy the command line."""
         self._check()
-        arguments = ["satstore", *self._arguments, "--logs-dir", str(self.app_state.logs_dir)]
-        self.app.copy_to_clipboard(shlex.join(arguments))
-        self.notify(f"copied: {shlex.join(arguments)}")
+        self.copy_command(self._arguments)
 
 
 def offered_stages() -> list[str]:

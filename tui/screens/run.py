@@ -1,7 +1,7 @@
 """The screen of one run: its curves over the layers, at any epoch and delta, its files and its log."""
 
+import json
 import math
-import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -23,10 +23,10 @@ from satstore.reports.spreadsheets import format_csv
 from satstore.runs.run import Run
 from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean
-from tui.export import ExportScreen, export_plot
-from tui.layers import View, as_json, make_layer_rows
+from tui.layers import View, make_layer_rows
 from tui.messages import CancelJob
 from tui.screens.base import AppScreen, AppState
+from tui.screens.modals import ExportScreen
 from tui.screens.run_panes import (
     RUN_HELP,
     LayersPane,
@@ -37,7 +37,7 @@ from tui.screens.run_panes import (
     TrainingPane,
 )
 from tui.screens.run_texts import AdvicePane, ConfigPane, EventsPane, EventsView, LogPane, ManifestPane
-from tui.threads import run_in_thread
+from tui.threads import export_plot, run_in_thread
 from tui.widgets.plain import Static
 from tui.widgets.slider import Slider
 
@@ -149,7 +149,8 @@ class RunScreen(AppScreen):
     def _read(self, number: int) -> None:
         data = read_curves(self._path)
         run = Run(self._path)
-        texts = {"config": as_json(run.manifest.config), "manifest": run.manifest.model_dump_json(indent=2)}
+        config = json.dumps(run.manifest.config, indent=2, ensure_ascii=False)
+        texts = {"config": config, "manifest": run.manifest.model_dump_json(indent=2)}
         try:
             texts["advice"] = "\n".join(advise_on(run).lines())
         except SatstoreError as error:
@@ -297,9 +298,7 @@ class RunScreen(AppScreen):
 
     def action_copy(self) -> None:
         """Copy the command that shows the run."""
-        arguments = ["satstore", "show", self.name_of_run, "--logs-dir", str(self.app_state.logs_dir)]
-        self.app.copy_to_clipboard(shlex.join(arguments))
-        self.notify(f"copied: {shlex.join(arguments)}")
+        self.copy_command(["show", self.name_of_run])
 
     def action_export(self) -> None:
         """Write the plot or the table."""

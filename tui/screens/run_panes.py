@@ -1,6 +1,7 @@
 """The tabs of a run's screen that draw its curves at an epoch and a delta."""
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -53,15 +54,9 @@ the median.
 
 
 class RunPane(TabPane):
-    """A tab of a run's screen.
+    """A tab of a run's screen."""
 
-    Attributes
-    ----------
-    TITLE
-        What the tab is called; its id is the same in lower case.
-    """
-
-    TITLE: ClassVar[str] = ""
+    TITLE: ClassVar[str] = ""  # in lower case, the tab's id
 
     def __init__(self) -> None:
         super().__init__(self.TITLE, id=self.TITLE.lower())
@@ -188,12 +183,11 @@ class TablePane(RunPane):
 
     TITLE = "Table"
 
+    @dataclass
     class CursorMoved(Message):
         """The cursor is on another layer."""
 
-        def __init__(self, place: int) -> None:
-            super().__init__()
-            self.place = place
+        place: int
 
     def compose(self) -> ComposeResult:
         """Lay the tab out."""

@@ -9,7 +9,6 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.reactive import reactive
 from textual.widgets import Button, Footer, Input
 
 from satstore.errors import ConfigError
@@ -31,8 +30,8 @@ from satstore.reports.spreadsheets import format_csv
 from satstore.runs.logs_folder import find_logs_dir
 from satstore.storage.files import write_file
 from satstore.system.text import MARKS, clean, stage_name
-from tui.messages import CancelJob, CompareRuns, OpenJobs, OpenRun, StartJob
-from tui.screens.base import AppScreen, AppState
+from tui.messages import CompareRuns, OpenJobs, OpenRun, StartJob
+from tui.screens.base import AppState, TableScreen
 from tui.threads import run_in_thread
 from tui.widgets.plain import Static
 from tui.widgets.table import Table
@@ -55,7 +54,7 @@ Every experiment of the logs folder, live. `enter` opens one, `space` marks it, 
 """
 
 
-class RunsScreen(AppScreen):
+class RunsScreen(TableScreen):
     """All experiments of a logs folder, and details of the one under the cursor."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -69,24 +68,14 @@ class RunsScreen(AppScreen):
         Binding("e", "export", "Export", show=False, tooltip="Write the table as CSV"),
         Binding("y", "copy", "Copy command", show=False, tooltip="Copy the command that shows this run"),
         Binding("d", "demo", "Demo", show=False, tooltip="Run the demo"),
-        Binding(
-            "full_stop", "pause", "Pause", key_display=".", show=False, tooltip="Hold what is shown, or go on"
-        ),
         Binding("escape", "back", show=False),
     ]
-
-    paused: reactive[bool] = reactive(False, init=False)
 
     def __init__(self, app_state: AppState) -> None:
         super().__init__(app_state)
         self._filter = Filter()
         self._order = ("run", False)
         self.marked: frozenset[str] = frozenset()
-
-    @property
-    def table(self) -> RunsTable:
-        """The table of experiments."""
-        return self.query_one(RunsTable)
 
     def compose(self) -> ComposeResult:
         """Lay the screen out."""
@@ -106,19 +95,20 @@ class RunsScreen(AppScreen):
         yield Footer(compact=True)
 
     def on_mount(self) -> None:
-        """Watch the app's snapshots; ages change every second."""
+        """Watch the app's snapshots."""
         self.query_one("#filter-bar").display = False
         self.query_one("#demo").display = not self.app_state.read_only
         self.watch(self.app, "snapshot", self._show)
-        self.set_interval(1, self._tick)
         self.table.set_sorted_by(*self._order)
         self.table.focus()
 
     # What is shown
 
     def _show(self, snapshot: Snapshot | None) -> None:
-        if snapshot is None or self.paused:
-            return
+        if snapshot is not None and not self.paused:
+            self._draw(snapshot)
+
+    def _draw(self, snapshot: Snapshot) -> None:
         was_empty = self.has_class("-empty")
         self.set_class(not snapshot.experiments, "-empty")
         empty = describe_empty(self.app_state.logs_dir, snapshot.problem)
@@ -153,10 +143,6 @@ class RunsScreen(AppScreen):
             text.append(f" ▶ {job.number} ", STYLES["running"]).append(clean(describe_job(job)) + "  ")
         line.update(text)
 
-    def _tick(self) -> None:
-        if not self.paused and self.is_current:
-            self.table.refresh_stale()
-
     @on(Table.Moved)
     def _show_detail(self) -> None:
         experiment = self.table.current
@@ -164,14 +150,8 @@ class RunsScreen(AppScreen):
         self.query_one("#detail", Static).update(detail)
 
     def _show_again(self) -> None:
-        snapshot = self.app_state.snapshot
-        paused, self.paused = self.paused, False
-        self._show(snapshot)
-        self.paused = paused
-
-    def action_pause(self) -> None:
-        """Hold what is shown, or go on."""
-        self.paused = not self.paused
+        if self.app_state.snapshot is not None:
+            self._draw(self.app_state.snapshot)
 
     def watch_paused(self) -> None:
         """Show whether it is paused, and show what changed meanwhile once it goes on."""
@@ -232,10 +212,8 @@ class RunsScreen(AppScreen):
             self._sort_by(event.key)
 
     def _sort_by(self, column: str) -> None:
-        self._order = (
-            column,
-            column in ("accuracy", "saturation", "disk"),
-        )  # there, the largest are looked for
+        # Of these, the largest are looked for.
+        self._order = (column, column in ("accuracy", "saturation", "disk"))
         self.table.set_sorted_by(*self._order)
         self._show_again()
 
@@ -295,20 +273,14 @@ class RunsScreen(AppScreen):
     def action_cancel(self) -> None:
         """End the run's job."""
         job = self._job()
-        if job is not None and job.is_running:
-            self.request(CancelJob(job))
-        elif job is not None:
-            self.notify(f"job {job.number} is not running: it is {job.state}", severity="warning")
+        if job is not None:
+            self.cancel(job)
 
     def action_copy(self) -> None:
         """Copy the command that shows the run."""
         experiment = self.table.current
         if experiment is not None:
-            command = shlex.join(
-                ["satstore", "show", experiment.name, "--logs-dir", str(self.app_state.logs_dir)]
-            )
-            self.app.copy_to_clipboard(command)
-            self.notify(f"copied: {command}")
+            self.copy_command(["show", experiment.name])
 
     def action_export(self) -> None:
         """Write the table as CSV into the current folder."""

@@ -20,22 +20,14 @@ Limits = tuple[float, float] | None
 
 @dataclass(frozen=True)
 class Curve:
-    """A line with markers.
-
-    Attributes
-    ----------
-    label, color, marker
-        How it is told from the others; without a marker it is a plain line.
-    is_line
-        Whether its points are joined.
-    """
+    """A line with markers; without a marker a plain line."""
 
     label: str
     x: Sequence[float]
     y: Sequence[float]
     color: str
     marker: str = ""
-    is_line: bool = True
+    is_line: bool = True  # whether its points are joined
 
 
 @dataclass(frozen=True)
@@ -144,13 +136,7 @@ zooms, dragging moves. The screen's own keys go on working.
         y_limits: Limits = None,
         names: Sequence[str] = (),
     ) -> None:
-        """Draw curves in place of those before; the zoom stays.
-
-        Parameters
-        ----------
-        names
-            Of the places 0, 1, … on the horizontal axis.
-        """
+        """Draw curves in place of those before; the zoom stays. Names are of places 0, 1, … on the x axis."""
         limits = (x_limits, y_limits)
         if limits != self._limits:
             self._limits = limits
@@ -168,7 +154,8 @@ zooms, dragging moves. The screen's own keys go on working.
             return
         x_limits, y_limits = self._limits
         width = max(20, self.size.width - self.margin_left)
-        self._name_axis()
+        room = max(10, self.size.width - self.margin_left)
+        self.set_x_formatter(Labels(self._names, room) if self._names else NumericAxisFormatter())
         self.clear()
         for line in self._reference_lines:
             self._draw_reference_line(line, x_limits or (0.0, 1.0), y_limits or (0.0, 1.0), width)
@@ -204,12 +191,6 @@ zooms, dragging moves. The screen's own keys go on working.
         across = [line.at] * (n + 1)
         points = (across, along) if line.is_vertical else (along, across)
         self.scatter(*points, line.marker, line.color)
-
-    def _name_axis(self) -> None:
-        if not self._names:
-            self.set_x_formatter(NumericAxisFormatter())
-        else:
-            self.set_x_formatter(Labels(self._names, max(10, self.size.width - self.margin_left)))
 
 
 def decimate(x: Sequence[float], y: Sequence[float], n_most: int) -> tuple[list[float], list[float]]:

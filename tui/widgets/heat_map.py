@@ -30,23 +30,19 @@ class HeatMap(Widget):
     def render_line(self, y: int) -> Strip:
         """Return a row of positions, or the scale below them."""
         width, height = self.content_size
-        step = 1
-        while -(-self._values.shape[0] // step) > max(1, height - 2) or (
-            2 * -(-self._values.shape[1] // step) > width
-        ):
-            step += 1
-        n_rows = -(-self._values.shape[0] // step)
+        n_y, n_x = self._values.shape
+        step = max(1, math.ceil(n_y / max(1, height - 2)), math.ceil(n_x / max(1, width // 2)))
+        n_rows = math.ceil(n_y / step)
         if y < n_rows:
             row = self._values[y * step : (y + 1) * step]
-            cells = [self._mean(row[:, x : x + step]) for x in range(0, self._values.shape[1], step)]
+            cells = [self._mean(row[:, x : x + step]) for x in range(0, n_x, step)]
             n_wide = (
                 3 if 3 * len(cells) <= width and n_rows * 2 > height else 4 if 4 * len(cells) <= width else 2
             )
-            segments = [self._draw(value, n_wide) for value in cells]
-            return Strip(segments).adjust_cell_length(width, self.rich_style)
-        if y == n_rows + 1 and n_rows:
-            return self._draw_scale(step).adjust_cell_length(width, self.rich_style)
-        return Strip.blank(width, self.rich_style)
+            strip = Strip([self._draw(value, n_wide) for value in cells])
+        else:
+            strip = self._draw_scale(step) if y == n_rows + 1 and n_rows else Strip([])
+        return strip.adjust_cell_length(width, self.rich_style)
 
     @staticmethod
     def _mean(values: NDArray[np.float64]) -> float:

@@ -1,6 +1,7 @@
 """A slider over a list of values."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from rich.text import Text
@@ -12,19 +13,7 @@ from textual.widget import Widget
 
 
 class Slider(Widget, can_focus=True):
-    """A choice among ordered values, moved by the arrows or the mouse.
-
-    Parameters
-    ----------
-    label
-        The name of what it sets.
-    texts
-        The text of each value.
-    place
-        Index of the first value.
-    keys
-        The screen's keys that move it, shown beside it.
-    """
+    """A choice among ordered values, moved by the arrows, the mouse, or the keys shown beside it."""
 
     HELP = (
         "A slider: `left` and `right` move it by a step, `home` and `end` to its ends; so does a click on it."
@@ -49,17 +38,11 @@ class Slider(Widget, can_focus=True):
 
     place: reactive[int] = reactive(0)
 
+    @dataclass
     class Changed(Message):
         """The slider has moved."""
 
-        def __init__(self, slider: "Slider") -> None:
-            super().__init__()
-            self.slider = slider
-
-        @property
-        def control(self) -> "Slider":
-            """The slider."""
-            return self.slider
+        slider: "Slider"
 
     def __init__(
         self, label: str, texts: Sequence[str], place: int = 0, keys: str = "", id: str | None = None
