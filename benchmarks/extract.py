@@ -24,6 +24,7 @@ from tiny_digits import CLASSES, write_tiny_digits
 from watched import run_watched
 
 from satstore.config.grid import read_config
+from satstore.config.latent_keys import LatentsKey
 from satstore.datasets.image_data import ImageSplit
 from satstore.datasets.loaders import make_loader
 from satstore.runs.manifest import CHECKPOINT
@@ -79,7 +80,7 @@ def bare_pass(run: Run, model: torch.nn.Module, images: ImageSplit, options: arg
 def extraction(run: Run, model: torch.nn.Module, images: ImageSplit, options: argparse.Namespace) -> float:
     started = time.perf_counter()
     with run.lock():
-        write_split(run, model, images, "train", {"pool4": run.layers}, 10, options.memory_limit)
+        write_split(run, model, images, "train", {LatentsKey("4"): run.layers}, 10, options.memory_limit)
     duration_s = time.perf_counter() - started
     run.commits.remove(run.latents_path.name)
     shutil.rmtree(run.latents_path)
