@@ -179,6 +179,5 @@ def test_zip_bombs__are_refused_before_memory_is_taken(
 def test_memory__of_a_probe_is_within_its_limit_by_the_systems_count(tmp_path: Path) -> None:
     """Of latents twice the limit; `make soak` goes to ten times, and extracts so many too."""
     probe_within(tmp_path / "large", 2 * PROBE_LIMIT, n_iter=3)
-    # Less than all libraries take, but enough to load OpenBLAS, which else tries for ever.
-    with pytest.raises(AssertionError, match=r"[Mm]emory|can't start new thread"):
-        probe_within(tmp_path / "none", MIB, 170 * MIB)
+    with pytest.raises(AssertionError, match=r"[Mm]emory"):
+        probe_within(tmp_path / "none", MIB, PROBE_LIMIT // 8)

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.analysis.logistic.evaluation import class_codes
-from satstore.analysis.logistic.loss import Codes
 from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.runs.repair import extract_command
@@ -18,6 +17,9 @@ from satstore.storage.location import Location
 from satstore.storage.zarr import LatentSplit
 from satstore.storage.zarr.layout import encode_layer
 from satstore.system.text import list_first
+
+if TYPE_CHECKING:
+    from satstore.analysis.logistic.loss import Codes
 
 SPLITS = ("train", "eval")
 
@@ -54,8 +56,10 @@ class ProbeLatents:
         """The labels of the train split, ascending, which a probe tells apart."""
         return np.unique(self.splits["train"].labels)
 
-    def codes(self, split: str) -> Codes:
+    def codes(self, split: str) -> "Codes":
         """Return the class number of each sample, its label's place among the classes; −1 if it has none."""
+        from satstore.analysis.logistic.evaluation import class_codes
+
         return class_codes(self.splits[split].labels, self.classes)
 
 

@@ -130,12 +130,15 @@ def plan_probes(run: Run, parameters: ProbeParameters) -> Plan[dict[ProbeKey, li
 
 def fit_probes(run: Run, plan: Plan[dict[ProbeKey, list[str]]]) -> None:
     """Fit and commit the missing layers one by one; raise the first error after all others were fitted."""
-    from satstore.stages.probe.fit import fit_layers
     from satstore.stages.probe.job import ProbeResult
     from satstore.stages.probe.table import commit_layer
 
-    backend = make_backend(plan.parameters)
+    device = choose_gpu(plan.parameters)
     jobs, errors = make_jobs(run, plan)
+    # SciPy takes seconds to load, so latents that can't be read are reported first.
+    from satstore.stages.probe.fit import fit_layers
+
+    backend = make_backend(plan.parameters, device)
     for n_done, (job, result) in enumerate(fit_layers(jobs, backend), start=1):
         if isinstance(result, ProbeResult):
             commit_layer(run, job.key, job.layer, result)
@@ -186,13 +189,12 @@ def make_jobs(
     return jobs, errors
 
 
-def make_backend(parameters: ProbeParameters) -> "Backend":
+def make_backend(parameters: ProbeParameters, device: str | None) -> "Backend":
     """Return where probes are to be fitted: on a GPU, on a cluster, or on threads of this process."""
     from satstore.stages.probe.backends import ThreadBackend, TorchBackend
     from satstore.stages.probe.memory import MemoryBudget
     from satstore.system.limits import beside_gpu
 
-    device = choose_gpu(parameters)
     if device is not None:
         return TorchBackend(MemoryBudget(beside_gpu(parameters.memory_limit), parameters.force), device)
     memory = MemoryBudget(parameters.memory_limit, parameters.force)
