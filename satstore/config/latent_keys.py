@@ -6,7 +6,10 @@ values. `parse` takes any text: where it is no key's, ``str`` of what it returns
 
 import re
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
+
+SPLITS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
+"""The splits of a dataset, and the groups of a store that hold the latents of each."""
 
 EPOCHS = "epochs"
 """The group of a store that holds the latents of earlier epochs."""

@@ -87,21 +87,7 @@ def from_loaders(
         parts = (getattr(found, key, None) for key in ("train_dataset", "test_dataset", "cardinality"))
         train, test, n_classes = parts
     sets = [getattr(loader, "dataset", None) for loader in (train, test)]
-    streams = [dataset for dataset in sets if isinstance(dataset, IterableDataset)]
-    if streams:
-        raise ConfigError(
-            f"dataset {name!r} has an IterableDataset ({type(streams[0]).__name__}), which can't be read by "
-            "index, as order, resuming and latents need; give a dataset with __len__ and __getitem__, or "
-            "record a model and loaders of your own with satstore.record"
-        )
-    if not all(hasattr(dataset, "__len__") for dataset in sets) or not isinstance(n_classes, int):
-        raise ConfigError(
-            f"dataset {name!r} returned {type(found).__name__}; expected train_dataset and test_dataset, "
-            "loaders of datasets with a length, and cardinality"
-        )
-    for split, dataset in zip(("train", "eval"), sets, strict=True):
-        if not len(dataset):  # type: ignore[arg-type]
-            raise ConfigError(f"dataset {name!r} has no images in its {split} split; give it one at least")
+    _check_sets(name, sets, n_classes, type(found).__name__)
     # A loader without workers may have a dataset that can't be sent to them.
     in_memory = not getattr(train, "num_workers", 0)
     plain = _without_augmentation(name, *sets, is_known=getattr(found, "is_plain", False))
@@ -117,6 +103,25 @@ def from_loaders(
         fingerprint=fingerprint(classes, splits[1], splits[2]),
         in_memory=in_memory,
     )
+
+
+def _check_sets(name: str, sets: Sequence[Any], n_classes: Any, returned: str) -> None:
+    """Raise ConfigError unless the datasets of both loaders have a length, and the factory a cardinality."""
+    streams = [dataset for dataset in sets if isinstance(dataset, IterableDataset)]
+    if streams:
+        raise ConfigError(
+            f"dataset {name!r} has an IterableDataset ({type(streams[0]).__name__}), which can't be read by "
+            "index, as order, resuming and latents need; give a dataset with __len__ and __getitem__, or "
+            "record a model and loaders of your own with satstore.record"
+        )
+    if not all(hasattr(dataset, "__len__") for dataset in sets) or not isinstance(n_classes, int):
+        raise ConfigError(
+            f"dataset {name!r} returned {returned}; expected train_dataset and test_dataset, "
+            "loaders of datasets with a length, and cardinality"
+        )
+    for split, dataset in zip(("train", "eval"), sets, strict=True):
+        if not len(dataset):
+            raise ConfigError(f"dataset {name!r} has no images in its {split} split; give it one at least")
 
 
 def _without_augmentation(name: str, train: Any, test: Any, *, is_known: bool) -> Any:

@@ -26,7 +26,7 @@ def explaining_lost_workers(remedy: str) -> Iterator[None]:
     """
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of any kind: the loss may be the cause of another error
         lost = next((e for e in _reasons(error) if isinstance(e, RuntimeError) and LOST.search(str(e))), None)
         if lost is None:
             raise

@@ -6,15 +6,13 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from urllib.parse import unquote
 
-from satstore.config.latent_keys import EPOCHS, LatentsKey
+from satstore.config.latent_keys import EPOCHS, SPLITS, LatentsKey
 from satstore.errors import CorruptError, NotFoundError, SatstoreError
 from satstore.runs.manifest import LATENTS, Manifest, checkpoint_name
 from satstore.runs.repair import record_call
 from satstore.runs.run import Run
 from satstore.storage.location import Folder, Location
 from satstore.storage.safe_names import as_key
-
-SPLITS = ("train", "eval")
 
 UsageKey = tuple[LatentsKey | None, str, str]
 """Key, split and layer of what is stored: None and ``""`` for what belongs to none."""

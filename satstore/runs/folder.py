@@ -141,6 +141,12 @@ class RunFolder:
         return self.manifest.summary.epochs_done - 1
 
     @property
+    def is_trained(self) -> bool:
+        """Whether the last epoch is committed, or one that is good enough to stop."""
+        summary = self.manifest.summary
+        return self.config.is_finished(summary.epochs_done, summary.test_accuracy)
+
+    @property
     def has_spectra(self) -> bool:
         """Whether spectra of its epochs were stored; a run that was trained elsewhere has tables alone."""
         if "imported_from" in self.manifest.environment:  # which stays if it is trained anew here

@@ -27,7 +27,7 @@ def plan_flops(run: Run, parameters: FlopsParameters) -> Plan[None]:
     if costs is None:
         return Plan(parameters, [FILE], None)
     done = run.manifest.summary.epochs_done
-    is_over = done > 0 and run.config.is_finished(done, run.manifest.summary.test_accuracy)
+    is_over = done > 0 and run.is_trained
     return Plan(parameters, [FILE] if is_over and costs["n_epochs"] != done else [], None)
 
 
@@ -41,8 +41,7 @@ def write_flops(run: Run, _: Plan[None]) -> None:
 
         data = load_data(run.config)
         n_train, n_eval, n_classes = len(data.train), len(data.eval), len(data.classes)
-    is_done = run.config.is_finished(summary.epochs_done, summary.test_accuracy)
-    n_epochs = summary.epochs_done if is_done else run.config.epoch
+    n_epochs = summary.epochs_done if run.is_trained else run.config.epoch
     costs = count_model_costs(run.config, n_classes)
     content = {
         "model": run.config.model,

@@ -127,26 +127,30 @@ class Stage:
         return " ".join(words)
 
 
-def stage(name: str, **options: Any) -> Callable[[Callable[[Run, Any], None]], Callable[[Run, Any], None]]:
+def stage(
+    name: str,
+    *,
+    table: str = "",
+    parameters: type[StageParameters] = StageParameters,
+    needs: tuple[str, ...] = ("train",),
+    pending: Callable[[Run, Any], list[str]] | None = None,
+) -> Callable[[Callable[[Run, Any], None]], Callable[[Run, Any], None]]:
     """Register a function as a stage, its docstring's first line as the description.
 
-    Parameters
-    ----------
-    name
-        Its command's name.
-    **options
-        ``table``, ``parameters``, ``needs`` and ``pending``, as :meth:`Stage.from_function` takes them.
+    The parameters are those of :meth:`Stage.from_function`.
 
     Raises
     ------
     ConfigError
         If there is neither ``table`` nor ``pending``, or the name is taken.
     """
-    _check_end(name, options.get("table", ""), options.get("pending"))
+    _check_end(name, table, pending)
 
     def add(function: Callable[[Run, Any], None]) -> Callable[[Run, Any], None]:
         text = " ".join((function.__doc__ or name).strip().splitlines()[0].split())
-        made = Stage.from_function(name, text, function, **options)
+        made = Stage.from_function(
+            name, text, function, pending=pending, parameters=parameters, needs=needs, table=table
+        )
         STAGES.register(name, family=function.__module__, description=text)(made)
         return function
 

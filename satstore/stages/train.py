@@ -35,15 +35,9 @@ class TrainParameters(shared.StageParameters):
     overwrite: shared.Overwrite = False
 
 
-def is_trained(run: Run) -> bool:
-    """Tell whether a run's last epoch is committed."""
-    summary = run.manifest.summary
-    return run.config.is_finished(summary.epochs_done, summary.test_accuracy)
-
-
 def plan_training(run: Run, parameters: TrainParameters) -> Plan[Plan[Any] | None]:
     """Find what is missing: epochs, costs, latents; where latents alone are, their plan is the work."""
-    if parameters.overwrite or not is_trained(run):
+    if parameters.overwrite or not run.is_trained:
         done = 0 if parameters.overwrite else run.manifest.summary.epochs_done
         check_kept(run, (epoch for epoch in run.config.latent_epochs if epoch < done))
         return Plan(parameters, [f"epochs {done + 1} to {run.config.epoch}"], None)
@@ -83,7 +77,7 @@ def run_training(run: Run, plan: Plan[Plan[Any] | None]) -> None:
         remove_results(run)
     if parameters.latents_dir is not None or writes_latents(run, parameters):
         extract_stage.place(run, parameters.latents_dir)
-    if not is_trained(run):
+    if not run.is_trained:
         record_latent_epochs(run)
         n_processes = distributed.count_processes(run.config, device)
         if n_processes > 1:

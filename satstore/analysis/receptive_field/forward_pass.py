@@ -123,7 +123,7 @@ class FieldMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args, kwargs = tree_map(self.known_values.to_meta, args), tree_map(self.known_values.to_meta, kwargs)
         try:
             output = func(*args, **kwargs)
-        except Exception as error:
+        except Exception as error:  # what torch raises for shapes that an operator doesn't take
             raise (ValueNeededError if needs_values else ShapeError)(reason_of(error)) from error
         if not self.is_paused:
             outputs = [value for value in tree_flatten(output)[0] if isinstance(value, Tensor)]

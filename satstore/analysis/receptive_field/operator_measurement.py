@@ -69,7 +69,7 @@ class OperatorMeasurer:
             torch.manual_seed(0)
             try:
                 return call.run(on_cpu)
-            except Exception as error:
+            except Exception as error:  # what an operator raises on drawn values
                 raise UnmeasurableError(reason_of(error)) from error
 
         return run

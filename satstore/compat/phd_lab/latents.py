@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from satstore.compat.phd_lab.tables import DEFAULT_POOLING
 from satstore.compat.phd_lab.tree import dotted, reporting_corruption
-from satstore.config.latent_keys import LatentsKey
+from satstore.config.latent_keys import SPLITS, LatentsKey
 from satstore.errors import CorruptError
 from satstore.runs.latents_record import describe_latents, describe_store
 from satstore.runs.manifest import DatasetRecord, LayerRecord, Manifest
@@ -28,7 +28,6 @@ from satstore.storage.zarr.latent_reader import NO_SAMPLE_ID
 from satstore.system.limits import check_disk
 
 POINTER = "model_pointer.txt"
-SPLITS = ("train", "eval")
 MEMORY_BYTES = 2**30
 """Memory for the shards that are being filled, at most."""
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.config.latent_keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import SPLITS, LatentsKey, ProbeKey
 from satstore.errors import CorruptError, NotFoundError
 from satstore.runs.manifest import checkpoint_name
 from satstore.runs.repair import extract_command, probe_command, repair_command
@@ -35,8 +35,6 @@ ARRAY_FORMATS: Mapping[str, tuple[int | None, str]] = {
     "std": (None, "f"),
 }
 """Number of axes (None: any) and kinds of dtype of the arrays whose content is checked."""
-
-SPLITS = ("train", "eval")
 
 
 @dataclass(frozen=True)
@@ -251,7 +249,7 @@ class LatentsCheck(StoreCheck):
     def _progress(self, key: LatentsKey) -> str:
         dataset = self.run.manifest.dataset
         totals = {"train": dataset.n_train, "eval": dataset.n_eval} if dataset else {}
-        rows = {split: self._n_rows(f"{key}/{split}") for split in SPLITS}
+        rows: dict[str, int] = {split: self._n_rows(f"{key}/{split}") for split in SPLITS}
         return ", ".join(f"{rows[split]} of {total} rows of {split}" for split, total in totals.items())
 
     def check_group(self, group: str, seen: Mapping[str, Inspection]) -> Iterator[Finding]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError, NotFoundError
@@ -14,8 +14,6 @@ from satstore.storage.files import Digest
 from satstore.storage.location import Location
 from satstore.storage.safe_names import Key, as_key
 from satstore.system.text import list_first
-
-SPLITS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
 
 
 @dataclass

@@ -5,14 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from satstore.config.latent_keys import LatentsKey
+from satstore.config.latent_keys import SPLITS, LatentsKey
 from satstore.errors import ConfigError
 from satstore.runs.manifest import LATENTS, Manifest
 from satstore.runs.permissions import remember_place
 from satstore.runs.run import Run
 from satstore.stages import parameters as shared
 from satstore.stages.extract.plan import (
-    SPLITS,
     PoolingPlan,
     describe_missing,
     plan_latents,

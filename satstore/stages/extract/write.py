@@ -8,14 +8,14 @@ from torch import nn
 from torch.utils.data import Subset
 
 from satstore.capture.recorders import LatentRecorder
-from satstore.config.latent_keys import LatentsKey
-from satstore.datasets.image_data import ImageData, ImageSplit
+from satstore.config.latent_keys import SPLITS, LatentsKey
+from satstore.datasets.image_data import Batch, ImageData, ImageSplit
 from satstore.datasets.loaders import make_loader
 from satstore.datasets.worker_failures import explaining_lost_workers
 from satstore.runs.latents_record import describe_latents, describe_store
 from satstore.runs.manifest import Manifest, checkpoint_name
 from satstore.runs.run import Run
-from satstore.stages.extract.plan import SPLITS, PoolingPlan
+from satstore.stages.extract.plan import PoolingPlan
 from satstore.storage.zarr import LatentWriter, choose_shard_rows
 from satstore.storage.zarr.layout import Shapes
 from satstore.system.limits import beside_gpu, loader_bytes
@@ -56,10 +56,9 @@ def write_split(
         room_bytes -= loader_bytes(workers)
         with open_writer(run, shapes, images, split, mantissa_bits, room_bytes) as writer:
             starts = batch_starts(writer.missing, size)
-            rows = [row for start in starts for row in range(start, min(start + size, len(images)))]
-            # torch's Subset hands whole batches on to the split, which is all that the loader asks for.
-            loader = make_loader(Subset(images, rows), size, shuffle=False, workers=workers, pin_memory=True)
-            progress = SplitProgress(run, split, next(iter(wanted)).epoch, len(rows))
+            missing = select_batches(images, starts, size)
+            loader = make_loader(missing, size, shuffle=False, workers=workers, pin_memory=True)
+            progress = SplitProgress(run, split, next(iter(wanted)).epoch, len(missing))
             for start, (batch, labels) in zip(starts, loader, strict=True):
                 writer.append(forward(batch), start)
                 progress.advance(len(labels))
@@ -80,6 +79,14 @@ def measure_forward(
     first = forward(batch)
     shapes = {key: {layer: a.shape[1:] for layer, a in part.items()} for key, part in first.items()}
     return shapes, memory_limit - peak_bytes()
+
+
+def select_batches(images: ImageSplit, starts: Sequence[int], size: int) -> Subset[Batch]:
+    """Return the images of the batches that begin at some rows.
+
+    torch's Subset hands whole batches on to the split, which is all that a loader asks for.
+    """
+    return Subset(images, [row for start in starts for row in range(start, min(start + size, len(images)))])
 
 
 def batch_starts(missing: Sequence[tuple[int, int]], size: int) -> list[int]:

@@ -10,8 +10,8 @@ from satstore.analysis.logistic.loss import Codes
 from satstore.analysis.logistic.memory import fit_bytes
 from satstore.analysis.logistic.problem import LogisticProblem
 from satstore.analysis.row_source import BlockRows, RowSource
+from satstore.config.latent_keys import SPLITS
 from satstore.stages.probe.job import ProbeJob
-from satstore.stages.probe.latents import SPLITS
 from satstore.stages.probe.memory import MemoryBudget, MemoryPeaks
 from satstore.storage.zarr import LatentArray
 from satstore.system.cores import count_cores

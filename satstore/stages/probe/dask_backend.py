@@ -8,10 +8,10 @@ from typing import Any, Self
 from satstore.analysis.logistic.engine import Engine, start_single_thread
 from satstore.analysis.logistic.memory import fit_bytes
 from satstore.analysis.logistic.problem import LogisticProblem
+from satstore.config.latent_keys import SPLITS
 from satstore.errors import ClusterError, reason_of
 from satstore.stages.probe.dask_engine import Cluster, DaskEngine, LatentSource
 from satstore.stages.probe.job import ProbeJob
-from satstore.stages.probe.latents import SPLITS
 from satstore.stages.probe.memory import MemoryBudget, MemoryPeaks
 from satstore.system.cores import count_cores
 from satstore.system.memory import resident_bytes

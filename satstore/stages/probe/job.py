@@ -5,8 +5,8 @@ from math import prod
 from typing import Any
 
 from satstore.analysis.logistic.problem import LogisticProblem
-from satstore.config.latent_keys import ProbeKey
-from satstore.stages.probe.latents import SPLITS, ProbeLatents
+from satstore.config.latent_keys import SPLITS, ProbeKey
+from satstore.stages.probe.latents import ProbeLatents
 from satstore.storage.zarr import LatentArray
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from satstore.config.latent_keys import LatentsKey
+from satstore.config.latent_keys import SPLITS, LatentsKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
@@ -20,8 +20,6 @@ from satstore.system.text import list_first
 
 if TYPE_CHECKING:
     from satstore.analysis.logistic.loss import Codes
-
-SPLITS = ("train", "eval")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +91,7 @@ def check_labels(latents: ProbeLatents) -> None:
 
 def warn_of_missing_classes(run: Run, latents: ProbeLatents) -> None:
     """Warn of classes that one split has and the other lacks."""
-    found = {split: set(latents.splits[split].labels.tolist()) for split in SPLITS}
+    found: dict[str, set[int]] = {split: set(latents.splits[split].labels.tolist()) for split in SPLITS}
     for split, other, effect in (
         ("eval", "train", "their samples count as wrong"),
         ("train", "eval", "the eval accuracy says nothing of them"),

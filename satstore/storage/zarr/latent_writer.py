@@ -112,7 +112,7 @@ class LatentWriter:
         )
         self._root = open_root_group(self._store, json.loads(json.dumps(attributes)))
         self._paths = [f"{key}/{split}" for key in shapes]
-        arrays = list(self._opener.open(self._root, shapes, split))
+        arrays = self._opener.open(self._root, shapes, split)
         self._layers: dict[LayerKey, LayerArray] = {(array.key, array.name): array for array in arrays}
         if memory_bytes is not None:
             self._check_memory(shapes, memory_bytes)
@@ -121,8 +121,7 @@ class LatentWriter:
         self._spare: dict[LayerKey, list[Float32s]] = {layer_key: [] for layer_key in self._layers}
         self._shards = ShardWriter(self._store, mantissa_bits, self._note_problem)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="latents")
-        # One thread per core, so that a forward pass on the CPU finds all cores equally busy: it waits for
-        # the slowest of its threads.
+        # One thread per core: a forward pass on the CPU waits for its slowest thread.
         self._encoders = ThreadPoolExecutor(min(MAX_ENCODERS, count_cores()), thread_name_prefix="encoder")
         self._writing: Future[None] | None = None
 
