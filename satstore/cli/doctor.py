@@ -86,7 +86,14 @@ def check_packages() -> Iterator[Check]:
         yield Check("packages", "bad", "; ".join(wrong) + "; install satstore again")
     else:
         yield Check("packages", "ok", f"{n_found}, all of the versions that it asks for")
-    for extra, package in (("cloud", "obstore"), ("parquet", "pyarrow"), ("serve", "textual-serve")):
+    for extra, package in (
+        ("cloud", "obstore"),
+        ("hdf5", "h5py"),
+        ("hf", "transformers"),
+        ("parquet", "pyarrow"),
+        ("serve", "textual-serve"),
+        ("timm", "timm"),
+    ):
         try:
             yield Check(f"satstore[{extra}]", "ok", f"{package} {version(package)}")
         except PackageNotFoundError:
