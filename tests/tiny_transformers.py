@@ -134,7 +134,7 @@ class TinyBert(nn.Module):
 
 
 def make_texts(n_texts: int, length: int, *, side: str = "right", seed: int = 0) -> dict[str, Tensor]:
-    """Return ids and mask of texts of 3 to 9 tokens, the same ones for each length that they are padded to."""
+    """Return ids and mask of texts of 3 to 9 tokens, the same ones whatever they are padded to."""
     rng = torch.Generator().manual_seed(seed)
     ids = torch.full((n_texts, length), 29)
     mask = torch.zeros(n_texts, length, dtype=torch.int64)
