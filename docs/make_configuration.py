@@ -27,16 +27,17 @@ def describe_values(key: str, schema: dict[str, Any]) -> str:
     """Return what a key's value may be: of those that multiply out, what one of them may be."""
     if key in NAMED_KEYS:  # the command that lists them is said beside
         return "list of names" if key in LIST_KEYS else "name"
-    kinds = (
-        [schema["items"]] if key in LIST_KEYS else [k for k in schema["anyOf"] if k.get("type") != "array"]
-    )
-    text = ", ".join(dict.fromkeys(part for kind in kinds for part in describe_kind(kind)))
-    return f"list of: {text}" if key in LIST_KEYS else text
+    kinds = [schema] if "items" in schema else schema["anyOf"]
+    if key not in LIST_KEYS:  # a list of them multiplies out, as of all these keys
+        kinds = [kind for kind in kinds if "items" not in kind]
+    return ", ".join(dict.fromkeys(part for kind in kinds for part in describe_kind(kind)))
 
 
 def describe_kind(schema: dict[str, Any]) -> Iterator[str]:
     """Yield the values of a part of a schema."""
-    if "anyOf" in schema:
+    if "items" in schema:
+        yield f"list of: {', '.join(dict.fromkeys(describe_kind(schema['items'])))}"
+    elif "anyOf" in schema:
         for part in schema["anyOf"]:
             yield from describe_kind(part)
     elif "enum" in schema:

@@ -63,6 +63,7 @@ OTHER: dict[str, Any] = {
     "layers": "features",
     "exclude_layers": "downsample",
     "pooling": ["2"],
+    "tokens": ["cls"],
     "latent_epochs": [0, 5],
     "stages": ["train"],
     "plugins": ["json"],
@@ -85,6 +86,7 @@ NOT = {
     "workers",
     "ranks",
     "pooling",
+    "tokens",
     "latent_epochs",
     "stages",
     "plugins",
@@ -218,7 +220,10 @@ def test_read_config__accepts_a_byte_order_mark(tmp_path: Path) -> None:
 
 
 def test_read_config__takes_poolings_as_numbers_and_as_text() -> None:
-    [config] = read_config({"pooling": [4, "2", "full"]})
+    [config] = read_config({"pooling": [4, "2", "full"], "tokens": [5, "cls", "5"]})
+    assert config.tokens == ("5", "cls")
+    assert read_config(config.model_dump(mode="json")) == [config]
+    assert read_config(ExperimentConfig().model_dump(mode="json")) == [ExperimentConfig()]
     assert config.pooling == ("4", "2", "full")
     assert [LatentsKey(p).group for p in config.pooling] == ["pool4", "pool2", "full"]
 
@@ -337,6 +342,8 @@ def test_config__is_frozen() -> None:
         ({"conv_method": "chanelwise"}, "{path}: 'conv_method': *'channelwise', 'mean', *found 'chanelwise'"),
         ({"model": [["vgg16"]]}, "{path}: 'model': *, found ['vgg16']"),
         ({"pooling": ["0"]}, "{path}: 'pooling.0': *, found '0'*"),
+        ({"tokens": "cls"}, "{path}: 'tokens' takes a list, found 'cls'"),
+        ({"tokens": ["first"]}, "{path}: 'tokens.0': expected cls, mean, last, all, grid, or a number*"),
         ({"pooling": []}, "{path}: 'pooling' is an empty list; *"),
         ({"ranks": 0}, "{path}: 'ranks': *, found 0"),
         (

@@ -15,6 +15,7 @@ EXAMPLES: dict[str, str] = {
     "device": "cpu",
     "latents": "no",
     "pooling": "2, full pixelwise",
+    "tokens": "cls, 5 grid",
     "latents_dir": "/tmp/some where",
     "memory_limit": "3GiB",
     "epoch": "1 4",
@@ -72,6 +73,12 @@ def test_flags__are_none_where_all_is_left_at_its_default(stage: str) -> None:
     [
         ("probe", "workers", "many", "--workers: input should be a valid integer"),
         ("probe", "pooling", "4, 0x2", "expected a number from 1 to 9999, full, or pixelwise, found '0x2'"),
+        (
+            "extract",
+            "tokens",
+            "cls, first",
+            "expected cls, mean, last, all, grid, or a number from 0 to 99999",
+        ),
         ("extract", "mantissa_bits", "99", "--mantissa-bits: input should be less than or equal to 10"),
         ("extract", "splits", "train,test", "--splits: input should be 'train' or 'eval', found 'test'"),
         ("extract", "epoch", "1 0", "--epoch: expected a whole number, the first epoch is 1, found '0'"),

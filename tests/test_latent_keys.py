@@ -1,12 +1,20 @@
 """Keys of latents and of tables of probes: text at the edges, values everywhere else."""
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from satstore.config.latent_keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import (
+    LatentsKey,
+    LatentsRequest,
+    ProbeKey,
+    explain_no_latents,
+    has_latents,
+    layers_with_latents,
+)
 from satstore.runs.manifest import LatentsRecord, Manifest, ProbesRecord
 
 LATENTS = {
@@ -14,6 +22,9 @@ LATENTS = {
     "pool12": LatentsKey("12"),
     "full": LatentsKey("full"),
     "pixelwise": LatentsKey("pixelwise"),
+    "cls": LatentsKey("cls"),
+    "token5": LatentsKey("token5"),
+    "epochs/3/mean": LatentsKey("mean", 3),
     "epochs/0/pool4": LatentsKey("4", 0),
     "epochs/12/pixelwise": LatentsKey("pixelwise", 12),
 }
@@ -49,6 +60,101 @@ def test_keys__have_names_for_people_and_files() -> None:
         "probe-P-epoch5-pool4",
         "probe-P-epoch5-pool4.csv",
     )
+
+
+def test_keys__of_tokens_and_of_maps_have_flags_of_their_own() -> None:
+    modes = ["cls", "mean", "last", "all", "0", "5"]
+    keys = [LatentsKey.of_tokens(mode) for mode in modes]
+    assert list(map(str, keys)) == ["cls", "mean", "last", "all", "token0", "token5"]
+    assert [key.flags for key in keys] == [f"--tokens {mode}" for mode in modes]
+    assert all(key.is_of_tokens for key in keys)
+    maps = [LatentsKey(pooling) for pooling in ("5", "full", "pixelwise", "token05", "tokens")]
+    assert [key.flags for key in maps[:3]] == ["-d 5", "-d full", "-d pixelwise"]
+    assert not any(key.is_of_tokens for key in maps)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A layer as far as its latents depend on it."""
+
+    form: str
+    n_axes: int = 0
+    n_prefix: int = 0
+    grid: tuple[int, ...] = ()
+
+
+LAYERS = {
+    "old": Source("", 2),
+    "old_linear": Source(""),
+    "vector": Source("vector"),
+    "line": Source("map", 1),
+    "map": Source("map", 2),
+    "text": Source("tokens"),
+    "patches": Source("tokens", 0, 0, (2, 3)),
+    "vit": Source("tokens", 0, 1, (2, 3)),
+    "steps": Source("steps"),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "with_grid", "expected"),
+    [
+        ("4", False, "old old_linear vector line map steps"),
+        ("full", False, "old old_linear vector line map steps"),
+        ("4", True, "old old_linear vector line map patches vit steps"),
+        ("pixelwise", False, "old map"),
+        ("pixelwise", True, "old map patches vit"),
+        ("cls", False, "vector text vit steps"),
+        ("mean", False, "vector text patches vit steps"),
+        ("token5", True, "vector text patches vit steps"),
+    ],
+)
+def test_has_latents__by_how_outputs_are_arranged(key: str, with_grid: bool, expected: str) -> None:
+    found = [n for n, layer in LAYERS.items() if has_latents(layer, LatentsKey(key), with_grid=with_grid)]
+    assert found == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("layers", "tokens", "expected"),
+    [
+        ("map vector", None, "pool4 full"),  # a CNN
+        ("old old_linear", None, "pool4 full"),
+        ("vector", ["cls"], "pool4 full"),
+        ("map vit vector", None, "pool4 full mean"),  # a ViT with its convolution
+        ("vit vector", None, "mean"),
+        ("vit vector", ["cls", "5"], "cls token5"),
+        ("vit vector", ["grid"], "pool4 full"),
+        ("vit vector", ["grid", "all"], "pool4 full all"),
+        ("text", ["grid"], ""),
+        ("steps vector", None, "pool4 full"),
+        ("steps vector", ["last"], "pool4 full last"),
+    ],
+)
+def test_request__asks_for_latents_that_layers_have(
+    layers: str, tokens: list[str] | None, expected: str
+) -> None:
+    request = LatentsRequest.of(["4", "full"], tokens)
+    found = request.keys([LAYERS[name] for name in layers.split()])
+    assert list(map(str, found)) == expected.split()
+
+
+@pytest.mark.parametrize(
+    ("layers", "key", "said"),
+    [
+        ("map vector", "cls", "--tokens cls: none of the layers map, vector of RES has tokens; take -d"),
+        ("vit text vector", "4", "-d 4: none of the layers vit, text, vector of RES has maps; take --tokens"),
+        ("vit", "pixelwise", "-d pixelwise: none of the layers vit of RES has positions; take convolutions"),
+        (
+            "patches",
+            "cls",
+            "cls: layer patches of RES has no class token, its 6 tokens are patches; take mean",
+        ),
+    ],
+)
+def test_layers_with_latents__are_none_where_only_vectors_would_be(layers: str, key: str, said: str) -> None:
+    chosen = {name: LAYERS[name] for name in layers.split()}
+    assert layers_with_latents(chosen, LatentsKey(key), with_grid=False) == []
+    assert explain_no_latents(chosen, LatentsKey(key), "RES").startswith(said)
 
 
 def test_manifest__has_keys_as_values_in_memory_and_as_text_in_json() -> None:

@@ -220,7 +220,7 @@ class PatchGrid:
                 f"{tokens.shape[1]} tokens are no {self.n_prefix} before {self.shape[0]} × {self.shape[1]} "
                 "patches, as in the first batch; give images of one size"
             )
-        return tokens[:, self.n_prefix :].transpose(1, 2).unflatten(2, self.shape)
+        return tokens[:, self.n_prefix :].transpose(1, 2).view(len(tokens), -1, *self.shape)
 
 
 def find_grids(

@@ -17,7 +17,8 @@ from satstore.planning.estimate import Base, Counts, measure_base, stage_memory,
 from satstore.registry import DATASETS
 from satstore.runs.logs_folder import find_logs_dir, find_runs
 from satstore.runs.run import Run
-from satstore.stages.parameters import DEFAULT_MEMORY_LIMIT, Device, MemoryLimit, Poolings
+from satstore.stages.parameters import DEFAULT_MEMORY_LIMIT, Device, MemoryLimit, Poolings, Tokens
+from satstore.stages.selection import choose_request
 from satstore.system.memory import resident_bytes
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class EstimateOptions:
     model: Annotated[str | None, Parameter(help="in place of the config's")] = None
     resolution: Annotated[int | None, Parameter(help="in place of the config's, in pixels")] = None
     pooling: Poolings = None
+    tokens: Tokens = None
     samples: Annotated[
         int | None, Parameter(help="training images of a dataset that is not here; with --classes")
     ] = None
@@ -114,7 +116,7 @@ def estimate_experiment(config: ExperimentConfig, options: EstimateOptions, base
     data = None if options.samples is not None else load_counted(config)
     base = Base(base.probe, base.torch + max(0, resident_bytes() - before))
     counts = count_samples(data, options)
-    poolings = options.pooling or config.pooling
+    poolings = choose_request(config, options).poolings
     plan = plan_model(config, counts.n_classes, poolings)
     logs_dir = find_logs_dir(options.logs_dir, config)
     ratios, measured = stored_ratios(logs_dir, config, plan)

@@ -9,10 +9,18 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from satstore.config.latent_keys import LatentsRequest
+
 
 def _check_pooling(text: str) -> str:
     if not re.fullmatch(r"[1-9][0-9]{0,3}|full|pixelwise", text):
         raise ValueError("expected a number from 1 to 9999, full, or pixelwise")
+    return text
+
+
+def _check_token_mode(text: str) -> str:
+    if not re.fullmatch(r"cls|mean|last|all|grid|0|[1-9][0-9]{0,4}", text):
+        raise ValueError("expected cls, mean, last, all, grid, or a number from 0 to 99999")
     return text
 
 
@@ -40,6 +48,11 @@ PathText = Annotated[str, AfterValidator(_check_path)]
 Pooling = Annotated[str, AfterValidator(_check_pooling)]
 """The pooling of latents: a number n for adaptive averages over n × n, ``full`` for unpooled maps, or
 ``pixelwise`` for unpooled maps whose features come last, ready for a probe of every position."""
+
+
+TokenMode = Annotated[str, AfterValidator(_check_token_mode)]
+"""Latents of tokens: the class token, the mean of those behind it, the last, all, or the one at a position,
+counted from 0. ``grid`` has none of its own: an image's patches are then maps too, made by ``pooling``."""
 
 
 def _as_ours(name: object) -> object:
@@ -109,6 +122,11 @@ class ExperimentConfig(BaseModel):
     pooling: tuple[Pooling, ...] = Field(
         ("4",), description="latents to store and probe: n for n × n, `full`, or `pixelwise`"
     )
+    tokens: tuple[TokenMode, ...] | None = Field(
+        None,
+        description="latents of layers that give tokens: `cls`, `mean`, `last`, `all`, or a position from 0; "
+        "`grid` takes patches as maps, which `pooling` is for; null: `mean`",
+    )
     latent_epochs: Annotated[
         tuple[Annotated[int, Field(ge=0, strict=True)], ...], AfterValidator(_sort_once_each)
     ] = Field(
@@ -135,6 +153,11 @@ class ExperimentConfig(BaseModel):
     def title(self) -> str:
         """The experiment's title for people: ``vgg16 on Cifar10 at 32 px``."""
         return f"{self.model} on {self.dataset} at {self.resolution} px"
+
+    @property
+    def latents_request(self) -> LatentsRequest:
+        """The latents to store and probe."""
+        return LatentsRequest.of(self.pooling, self.tokens)
 
     @property
     def experiment(self) -> str:
@@ -178,6 +201,7 @@ NOT_TRAINING = frozenset(
         "workers",
         "ranks",
         "pooling",
+        "tokens",
         "latent_epochs",
         "stages",
         "plugins",

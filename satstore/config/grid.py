@@ -19,7 +19,7 @@ CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[
 """The folders of the shipped configs: inside an installed wheel, and in a checkout."""
 
 
-LIST_KEYS = frozenset({"metrics", "pooling", "latent_epochs", "stages", "plugins"})
+LIST_KEYS = frozenset({"metrics", "pooling", "tokens", "latent_epochs", "stages", "plugins"})
 """Keys whose value is one list; a list under any other key multiplies out."""
 
 
@@ -114,7 +114,8 @@ def expand_grid(content: dict[str, Any]) -> list[ExperimentConfig]:
         if key not in known:
             raise ConfigError(f"unknown config key {key!r}{suggest(key, known)}")
     for key, value in content.items():
-        if key in LIST_KEYS and not isinstance(value, list | tuple):
+        is_default = value is None and known[key].default is None
+        if key in LIST_KEYS and not is_default and not isinstance(value, list | tuple):
             raise ConfigError(f"{key!r} takes a list, found {value!r}")
         if (
             isinstance(value, list | tuple)
@@ -141,8 +142,9 @@ def _check_names(configs: list[ExperimentConfig]) -> list[ExperimentConfig]:
 
 
 def _make_config(content: dict[str, Any]) -> ExperimentConfig:
-    if "pooling" in content:  # numbers are as good as digits in a config
-        content["pooling"] = list(dict.fromkeys(str(p) for p in content["pooling"]))
+    for key in ("pooling", "tokens"):  # numbers are as good as digits in a config
+        if content.get(key) is not None:
+            content[key] = list(dict.fromkeys(map(str, content[key])))
     try:
         config = ExperimentConfig.model_validate(content)
     except ValidationError as error:

@@ -18,6 +18,9 @@ def config_schema() -> dict[str, Any]:
         if key in NAMED_KEYS:
             names = [entry.name for entry in NAMED_KEYS[key].entries()]
             schema = _suggest(schema, names)
+        if key in ("pooling", "tokens"):  # numbers are as good as digits in a config
+            array = next(part for part in (schema, *schema.get("anyOf", ())) if part.get("type") == "array")
+            array["items"] = {"type": ["string", "integer"]}
         if key in LIST_KEYS:
             properties[key] = schema
             continue
@@ -25,8 +28,6 @@ def config_schema() -> dict[str, Any]:
         one = schema.pop("anyOf", None) or [schema]
         many = {"type": "array", "items": schema if schema else {"anyOf": one}, "minItems": 1}
         properties[key] = {"anyOf": [*one, many], **extra}
-    # Numbers are as good as digits in a config.
-    properties["pooling"]["items"] = {"type": ["string", "integer"]}
     properties["$schema"] = {"type": "string", "description": "where this schema lies, for editors"}
     content = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

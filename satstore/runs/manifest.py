@@ -118,18 +118,27 @@ class FileRecord(_Record):
 
 
 class LayerRecord(_Record):
-    """A recorded layer: its PyTorch name, place in forward order, kind, features and output shape."""
+    """A recorded layer: its PyTorch name, place in forward order, kind, features and output shape.
+
+    ``form`` is how its output is arranged: vector, map, tokens or steps; earlier versions left it empty.
+    ``n_prefix`` tokens come before the patches ``grid`` (y, x), which is empty where tokens are no patches.
+    """
 
     layer: str
     index: Count
     kind: str
     n_features: Count
     output_shape: list[Count]
+    form: str = ""
+    block: str = ""
+    n_prefix: Count = 0
+    grid: list[Count] = Field(default_factory=list, max_length=3)
 
     @property
-    def has_positions(self) -> bool:
-        """Whether it is a convolution with two or more axes of positions, as pixelwise latents need."""
-        return self.kind not in ("Linear", "LSTM") and len(self.output_shape) > 2
+    def n_axes(self) -> int:
+        """The axes of positions of a map; 0 if it is none."""
+        is_map = self.form == "map" or (not self.form and self.kind not in ("Linear", "LSTM"))
+        return max(0, len(self.output_shape) - 1) if is_map else 0
 
 
 SHORTCUT = re.compile(r"(^|\.)(downsample|shortcut|skip)")

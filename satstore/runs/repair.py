@@ -59,8 +59,8 @@ def repair_command(run: NamedRun, name: str) -> str:
 def probe_command(run: NamedRun, key: ProbeKey) -> str:
     """Return the command that fits the probes of a table, or what is missing of them."""
     prefix = f" --prefix {key.prefix}" if key.prefix else ""
-    flags = f" -d {key.latents.pooling}{_epoch_flags(run, key.latents.epoch)}"
-    return f"satstore probe --run {run.name}{flags}{prefix}"
+    flags = f"{key.latents.flags}{_epoch_flags(run, key.latents.epoch)}"
+    return f"satstore probe --run {run.name} {flags}{prefix}"
 
 
 def record_call(run: NamedRun) -> str:
@@ -77,7 +77,7 @@ def extract_command(run: NamedRun, *keys: LatentsKey, overwrite: bool = False) -
         return record_call(run)
     poolings: dict[int | None, str] = {}
     for key in keys:
-        poolings[key.epoch] = f"{poolings.get(key.epoch, '')} -d {key.pooling}"
+        poolings[key.epoch] = f"{poolings.get(key.epoch, '')} {key.flags}"
     epochs: dict[str, list[int | None]] = {}
     for epoch, flags in poolings.items():
         epochs.setdefault(flags, []).append(epoch)

@@ -208,15 +208,15 @@ class RunResults(RunFolder):
         import pandas as pd
 
         tables = {}
-        wanted = LatentsKey.parse(pooling).pooling, prefix
+        wanted = ProbeKey(LatentsKey.parse(pooling).at(None), prefix)
         for key in self.manifest.probes:
             epoch = key.latents.epoch
-            if (key.latents.pooling, key.prefix) == wanted and self.has_file(key.file):
+            if ProbeKey(key.latents.at(None), key.prefix) == wanted and self.has_file(key.file):
                 tables[self.last_epoch if epoch is None else epoch] = key.table
         if not tables:
             raise NotFoundError(
                 f"{self.name} has no probes at {pooling!r} yet; fit them with: "
-                f"satstore probe --run {self.name} -d {wanted[0]}"
+                f"satstore probe --run {self.name} {wanted.latents.flags}"
             )
         found = [self.table(tables[epoch]).assign(epoch=epoch) for epoch in sorted(tables)]
         rows = pd.concat(found, ignore_index=True)

@@ -16,7 +16,7 @@ from pydantic import (
     create_model,
 )
 
-from satstore.config.experiment import DeviceName, Pooling
+from satstore.config.experiment import DeviceName, Pooling, TokenMode
 from satstore.registry import STAGES
 from satstore.storage.location import locate
 
@@ -67,6 +67,15 @@ Poolings = Annotated[
     tuple[Annotated[Pooling, BeforeValidator(str)], ...] | None,
     Parameter(name=["--pooling", "-d"], negative=""),
     Field(description="pool latents to n x n (a number), or not at all (full, pixelwise); repeatable"),
+]
+
+Tokens = Annotated[
+    tuple[Annotated[TokenMode, BeforeValidator(str)], ...] | None,
+    Parameter(negative=""),
+    Field(
+        description="of layers that give tokens: cls, mean, last, all, or a position counted from 0; grid "
+        "takes an image's patches as maps; repeatable"
+    ),
 ]
 
 Epochs = Annotated[

@@ -2,9 +2,16 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
-from satstore.config.latent_keys import LatentsKey
+from satstore.config.experiment import ExperimentConfig
+from satstore.config.latent_keys import (
+    LatentsKey,
+    LatentsRequest,
+    explain_no_latents,
+    layers_with_latents,
+)
 from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import suggest
 from satstore.runs.manifest import checkpoint_name
@@ -31,11 +38,6 @@ def layers_of(run: Run, parameters: Any) -> list[str]:
             f"{run.name} has no layer left by {filters}{suggest(parameters.layers or '', run.layers)}"
         )
     return chosen
-
-
-def poolings_of(run: Run, parameters: Any) -> tuple[str, ...]:
-    """Return the poolings that parameters ask for, else the config's."""
-    return tuple(parameters.pooling or run.config.pooling)
 
 
 def epochs_of(run: Run, parameters: Any) -> tuple[int | None, ...]:
@@ -74,7 +76,57 @@ def list_epochs(epochs: Iterable[int]) -> str:
     return ", ".join(str(epoch + 1) for epoch in epochs)
 
 
-def latents_of(run: Run, parameters: Any) -> list[LatentsKey]:
-    """Return the keys of the latents that parameters ask for: of each epoch, the last first, each pooling."""
-    poolings = poolings_of(run, parameters)
-    return [LatentsKey(pooling, epoch) for epoch in epochs_of(run, parameters) for pooling in poolings]
+def latents_of(run: Run, parameters: Any) -> dict[LatentsKey, list[str]]:
+    """Return the keys of the latents that parameters ask for, and each one's layers, in forward order.
+
+    Keys are of each epoch, the last first, each pooling; those of the config are left out where the layers
+    asked for have no such latents.
+
+    Raises
+    ------
+    ConfigError
+        If no layer is asked for, or none has latents of a key that is; if an epoch was not trained.
+    NotFoundError
+        If the weights after an epoch were not kept.
+    """
+    request, layers = request_of(run, parameters), {record.layer: record for record in run.manifest.layers}
+    is_named, names = has_named_latents(parameters), layers_of(run, parameters)
+    of_key: dict[LatentsKey, list[str]] = {}
+    for key in request.all_keys if is_named else request.keys(layers.values()):
+        having = layers_with_latents(layers, key, with_grid=request.with_grid)
+        of_key[key] = [name for name in names if name in having]
+    wrong = [key for key, found in of_key.items() if not found]
+    if wrong and (is_named or len(wrong) == len(of_key)):
+        raise ConfigError(explain_no_latents({name: layers[name] for name in names}, wrong[0], run.name))
+    return {
+        key.at(epoch): found for epoch in epochs_of(run, parameters) for key, found in of_key.items() if found
+    }
+
+
+def has_named_latents(parameters: Any) -> bool:
+    """Tell whether parameters name the poolings or the tokens: then the config's values don't count."""
+    return parameters.pooling is not None or parameters.tokens is not None
+
+
+def choose_request(config: ExperimentConfig, parameters: Any) -> LatentsRequest:
+    """Return which latents parameters ask for, else a config."""
+    of_config = config.latents_request
+    if not has_named_latents(parameters):
+        return of_config
+    request = LatentsRequest.of(parameters.pooling or (), parameters.tokens or ())
+    # The grid alone says how poolings are to be made, and not which.
+    poolings = request.poolings if request.all_keys else of_config.poolings
+    return replace(request, poolings=poolings, with_grid=request.with_grid or of_config.with_grid)
+
+
+def request_of(run: Run, parameters: Any) -> LatentsRequest:
+    """Return which latents of a run parameters ask for, else its config; with the grid if stored ones are."""
+    request, manifest = choose_request(run.config, parameters), run.manifest
+    patches = {record.layer for record in manifest.layers if record.form == "tokens"}
+    stored = {**manifest.latents, **manifest.re_extractable}
+    has_stored = any(
+        patches & {*record.layers.get("train", ()), *record.layers.get("eval", ())}
+        for key, record in stored.items()
+        if not key.is_of_tokens
+    )
+    return replace(request, with_grid=request.with_grid or has_stored)

@@ -120,8 +120,9 @@ class Stage:
     def command(self, run: Run, parameters: StageParameters) -> str:
         """Return the command line that starts the stage on a run."""
         words = ["satstore", self.name, "--run", run.name]
-        for pooling in getattr(parameters, "pooling", None) or ():
-            words += ["-d", pooling]
+        for flag, field in (("-d", "pooling"), ("--tokens", "tokens")):
+            for value in getattr(parameters, field, None) or ():
+                words += [flag, value]
         for epoch in getattr(parameters, "epoch", None) or ():
             words += ["--epoch", str(epoch + 1)]
         return " ".join(words)

@@ -29,6 +29,7 @@ class TrainParameters(shared.StageParameters):
         ),
     ] = None
     pooling: shared.Poolings = None
+    tokens: shared.Tokens = None
     latents_dir: shared.LatentsDir = None
     memory_limit: shared.MemoryLimit = shared.DEFAULT_MEMORY_LIMIT
     force: shared.Force = False

@@ -8,12 +8,11 @@ from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError, NotFoundError
 from satstore.runs.manifest import LatentsRecord, checkpoint_name
 from satstore.runs.run import Run
-from satstore.stages.selection import latents_of, layers_of
+from satstore.stages.selection import latents_of
 from satstore.storage.commit_log import Damage, is_anything
 from satstore.storage.files import Digest
 from satstore.storage.location import Location
 from satstore.storage.safe_names import Key, as_key
-from satstore.system.text import list_first
 
 
 @dataclass
@@ -56,10 +55,9 @@ def plan_latents(run: Run, parameters: Any) -> list[PoolingPlan]:
     NotFoundError
         If the weights after an epoch were not kept.
     """
-    names = layers_of(run, parameters)
     plans = []
-    for key in latents_of(run, parameters):
-        plan = _begin(run, parameters, key, layers_at(run, key, names))
+    for key, layers in latents_of(run, parameters).items():
+        plan = _begin(run, parameters, key, layers)
         record = run.manifest.latents.get(key)
         if record is not None and not plan.is_anew:
             plan.damage = list(find_damage(run, key, content=parameters.check))
@@ -103,22 +101,6 @@ def _begin(run: Run, parameters: Any, key: LatentsKey, layers: list[str]) -> Poo
         )
     bits = bits or (10 if is_stale else record.mantissa_bits)
     return PoolingPlan(key, layers, is_stale or is_rounded_otherwise, bits)
-
-
-def layers_at(run: Run, key: LatentsKey, names: list[str]) -> list[str]:
-    """Return those of some layers that have latents of a key: of pixelwise, those that have positions.
-
-    ConfigError if that is none.
-    """
-    if key.pooling != "pixelwise":
-        return names
-    found = [layer.layer for layer in run.manifest.layers if layer.has_positions and layer.layer in names]
-    if not found and run.layers:
-        raise ConfigError(
-            f"none of the layers {list_first(names, 3)} of {run.name} has "
-            "positions, as pixelwise latents need; take convolutions (--layers), or another pooling"
-        )
-    return found
 
 
 def find_damage(run: Run, key: LatentsKey, *, content: bool) -> Iterator[Damage]:

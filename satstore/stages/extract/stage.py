@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from satstore.config.latent_keys import SPLITS, LatentsKey
+from satstore.config.latent_keys import SPLITS
 from satstore.errors import ConfigError
 from satstore.runs.manifest import LATENTS, Manifest
 from satstore.runs.permissions import remember_place
@@ -17,7 +17,7 @@ from satstore.stages.extract.plan import (
     plan_latents,
     record_of,
 )
-from satstore.stages.selection import poolings_of
+from satstore.stages.selection import request_of
 from satstore.stages.stage import Plan, Stage
 from satstore.storage.location import Folder, join, locate
 from satstore.storage.safe_names import as_key
@@ -33,6 +33,7 @@ class ExtractParameters(shared.StageParameters):
 
     device: shared.Device = None
     pooling: shared.Poolings = None
+    tokens: shared.Tokens = None
     epoch: shared.Epochs = None
     latents_dir: shared.LatentsDir = None
     layers: shared.Layers = None
@@ -56,7 +57,7 @@ def plan_extraction(run: Run, parameters: ExtractParameters) -> Plan[list[Poolin
     """Find the latents that are missing, damaged, or of another checkpoint than the run's."""
     check_place(run, parameters.latents_dir)
     if not run.layers:  # known once it is trained
-        groups = [LatentsKey(pooling).group for pooling in poolings_of(run, parameters)]
+        groups = [key.group for key in request_of(run, parameters).all_keys]
         return Plan(parameters, groups, [])
     plans = plan_latents(run, parameters)
     return Plan(parameters, describe_missing(plans), [plan for plan in plans if plan.missing])
@@ -100,7 +101,7 @@ def check_resources(
     from satstore.system.limits import check_disk, check_memory
     from satstore.training import session_data
 
-    plan = plan_model(run.config, len(data.classes), poolings_of(run, parameters))
+    plan = plan_model(run.config, len(data.classes), request_of(run, parameters).poolings)
     n_samples = {"train": len(data.train), "eval": len(data.eval)}
     sizes = {(key, layer): shape for key, layers in plan.shapes.items() for layer, shape in layers.items()}
     missing = [(todo.key, *place) for todo in plans for place in todo.missing_places()]

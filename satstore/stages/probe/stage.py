@@ -13,8 +13,7 @@ from satstore.errors import ConfigError, SatstoreError
 from satstore.runs.manifest import ProbesRecord
 from satstore.runs.run import Run
 from satstore.stages import parameters as shared
-from satstore.stages.extract.plan import layers_at
-from satstore.stages.selection import latents_of, layers_of
+from satstore.stages.selection import latents_of
 from satstore.stages.stage import Plan, Stage
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 def _check_prefix(prefix: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}", prefix):
         raise ValueError("expected at most 40 letters, digits, _ . + and -, the first a letter or a digit")
-    if re.fullmatch(r"pool[0-9]+|full|pixelwise", prefix):
+    if re.fullmatch(r"pool[0-9]+|full|pixelwise", prefix) or LatentsKey(prefix).is_of_tokens:
         raise ValueError("expected a name that no pooling has")
     key = ProbeKey(LatentsKey("full"), prefix)
     if ProbeKey.parse(str(key)) != key:
@@ -47,6 +46,7 @@ class ProbeParameters(shared.StageParameters):
         ),
     ] = None
     pooling: shared.Poolings = None
+    tokens: shared.Tokens = None
     epoch: shared.Epochs = None
     layers: shared.Layers = None
     exclude: shared.Exclude = None
@@ -89,8 +89,8 @@ def settings_of(parameters: ProbeParameters) -> ProbesRecord:
     return ProbesRecord(C=parameters.C, tol=parameters.tol, max_iter=parameters.max_iter)
 
 
-def pending_layers(run: Run, key: ProbeKey, parameters: ProbeParameters) -> list[str]:
-    """Return the layers of a table that are not fitted yet, or were fitted on latents that are gone.
+def pending_layers(run: Run, key: ProbeKey, wanted: list[str], parameters: ProbeParameters) -> list[str]:
+    """Return those of some layers that a table lacks, or whose probes were fitted on latents that are gone.
 
     Raises
     ------
@@ -99,7 +99,6 @@ def pending_layers(run: Run, key: ProbeKey, parameters: ProbeParameters) -> list
     """
     from satstore.stages.probe.table import latents_digest
 
-    wanted = layers_at(run, key.latents, layers_of(run, parameters))
     known = run.manifest.probes.get(key)
     if known is None or not run.has_file(key.file):
         return wanted
@@ -122,8 +121,10 @@ def pending_layers(run: Run, key: ProbeKey, parameters: ProbeParameters) -> list
 
 def plan_probes(run: Run, parameters: ProbeParameters) -> Plan[dict[ProbeKey, list[str]]]:
     """Find the layers of each table that are not fitted."""
-    keys = [ProbeKey(latents, parameters.prefix or "") for latents in latents_of(run, parameters)]
-    todo = {key: pending_layers(run, key, parameters) for key in keys}
+    todo = {}
+    for latents, layers in latents_of(run, parameters).items():
+        key = ProbeKey(latents, parameters.prefix or "")
+        todo[key] = pending_layers(run, key, layers, parameters)
     missing = [f"{layer} at {key}" for key, layers in todo.items() for layer in layers]
     return Plan(parameters, missing, todo)
 

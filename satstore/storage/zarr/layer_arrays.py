@@ -93,6 +93,8 @@ class LayerArray:
 def axes_of(pooling: str, shape: tuple[int, ...]) -> tuple[str, ...]:
     """Return the names of the axes of one sample's latent."""
     n_spatial = len(shape) - 1
+    if pooling == "all":
+        return ("token", "feature")[-len(shape) :]
     if pooling == "pixelwise":
         return (*SPATIAL_AXES[-n_spatial:], "channel")
     if n_spatial < 2:
