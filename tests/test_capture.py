@@ -12,8 +12,11 @@ from torch.nn import functional
 from satstore.analysis.spectrum import eigenvalues, intrinsic_dimension, saturation
 from satstore.capture.layer_samples import to_samples
 from satstore.capture.layers import Layer, describe_layers, select_layers
+from satstore.capture.outputs import OutputLayout
 from satstore.capture.recorders import LatentRecorder, MomentRecorder, NonFinite
 from satstore.errors import ConfigError
+
+MAPS, VECTORS = OutputLayout("map", 0, 1), OutputLayout("vector")
 
 
 class SmallNet(nn.Module):
@@ -101,9 +104,9 @@ def test_describe_layers__lists_forward_order_and_warns_of_layers_never_called(m
     with caplog.at_level(logging.WARNING):
         described = describe_layers(model, torch.zeros(2, 1, 8, 8), select_layers(model))
     assert described == [
-        Layer("first", 0, "Conv2d", 6, (6, 8, 8)),
-        Layer("second", 1, "Conv2d", 12, (12, 8, 8)),
-        Layer("classifier", 2, "Linear", 10, (10,)),
+        Layer("first", 0, "Conv2d", 6, (6, 8, 8), MAPS),
+        Layer("second", 1, "Conv2d", 12, (12, 8, 8), MAPS),
+        Layer("classifier", 2, "Linear", 10, (10,), VECTORS),
     ]
     assert "unused" in caplog.text
 
@@ -141,8 +144,10 @@ def test_describe_layers__takes_an_lstms_features_from_its_output():
 
     model = Sequences()
     assert describe_layers(model, torch.zeros(7, 2, 3), select_layers(model)) == [
-        Layer("lstm", 0, "LSTM", 10, (7, 10)),
-        Layer("head", 1, "Linear", 2, (2, 2)),  # this model's first axis is time: so are its rows
+        Layer("lstm", 0, "LSTM", 10, (7, 10), OutputLayout("steps", 1)),
+        Layer(
+            "head", 1, "Linear", 2, (2, 2), OutputLayout("map")
+        ),  # this model's first axis is time: so are its rows
     ]
 
 
@@ -286,9 +291,7 @@ def test_moment_recorder__counts_every_call_of_a_layer_and_latents_keep_the_last
 @pytest.mark.parametrize("method", ["mean", "max", "median", "flatten"])
 def test_moment_recorder__follows_the_conv_method_and_downsampling(model, layers, digits, method):
     model.eval()
-    samples = (
-        to_samples(outputs_of(model, layers, digits)["second"], layers["second"], method, 2).double().numpy()
-    )
+    samples = to_samples(outputs_of(model, layers, digits)["second"], MAPS, method, 2).double().numpy()
     moments = record(model, layers, digits.split(200), method=method, downsampling=2).results()["second"]
     oracle = np.cov(samples.T, bias=True)
     np.testing.assert_allclose(moments.covariance(), oracle, atol=1e-6 * np.trace(oracle))

@@ -3,13 +3,29 @@ import pytest
 import torch
 from torch import nn
 
-from satstore.capture.layer_samples import pool_latent, to_samples
+from satstore.capture import layer_samples
+from satstore.capture.outputs import arrange, expect_tensor, typed_layout
 from satstore.errors import ConfigError
 
 
 def sorted_rows(array):
     array = np.asarray(array)
     return array[np.lexsort(array.T)]
+
+
+def arranged(output, module):
+    """Return an output as samples are made of it, and its layout by the module's class."""
+    tensor = expect_tensor(output, None, type(module).__name__)
+    layout = typed_layout(module, tensor.ndim)
+    return arrange(tensor, layout), layout
+
+
+def to_samples(output, module, *args, **options):
+    return layer_samples.to_samples(*arranged(output, module), *args, **options)
+
+
+def pool_latent(output, module, pooling):
+    return layer_samples.pool_latent(*arranged(output, module), pooling)
 
 
 CONV = nn.Conv2d(3, 5, 1)

@@ -5,10 +5,10 @@ from math import prod
 from typing import Any, Literal, assert_never, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.nn.modules.conv import _ConvNd
 
+from satstore.capture.outputs import OutputLayout
 from satstore.errors import ConfigError
 
 ConvMethod = Literal["channelwise", "mean", "max", "median", "flatten"]
@@ -23,8 +23,8 @@ _ADAPTIVE_POOLS: dict[int, Callable[..., Tensor]] = {
 
 
 def to_samples(
-    output: Any,
-    module: nn.Module,
+    tensor: Tensor,
+    layout: OutputLayout,
     method: ConvMethod = "channelwise",
     downsampling: int | None = None,
     *,
@@ -36,31 +36,34 @@ def to_samples(
 
     Parameters
     ----------
+    tensor
+        The output, as `arrange` returns it.
     method
-        For Conv. "channelwise": (batch · positions, channel), a view if channels are last in memory, and in
-        no particular order of rows. "mean", "max", "median" (of an even number the lower, as in `delve`):
-        over positions, (batch, channel). "flatten": (batch, channel · positions).
+        For maps with channels first. "channelwise": (batch · positions, channel), a view if channels are last
+        in memory, and in no particular order of rows. "mean", "max", "median" (of an even number the lower,
+        as in `delve`): over positions, (batch, channel). "flatten": (batch, channel · positions).
     downsampling
-        The most positions n to keep along an axis of a map.
+        The most positions n to keep along an axis of such a map.
     downsampling_method
         "centred": positions floor((i + ½) · size / n). "nearest": floor(i · size / n), what `delve` takes.
         "average": adaptive average pooling, which changes the quantity.
     timeseries_method
-        For LSTM: (batch, feature), or every step as a sample (batch · step, feature).
+        For steps: (batch, feature), or every step as a sample (batch · step, feature).
     n_images
         The number of images of the batch to take, the first ones; by default all.
 
     Returns
     -------
     Tensor
-        (sample, feature). Linear: one sample per row or token.
+        (sample, feature). Vectors, tokens and maps with features last: one sample per position.
     """
     _check("conv_method", method, ConvMethod)
-    tensor = batch_first_output(output, module)[:n_images]
-    if isinstance(module, nn.LSTM):
+    tensor = tensor[:n_images]
+    if layout.form == "steps":
         _check("timeseries_method", timeseries_method, TimeseriesMethod)
         return tensor[:, -1] if timeseries_method == "last" else tensor.flatten(0, 1)
-    if isinstance(module, nn.Linear):
+    if not layout.has_channels:
+        tensor = tensor.movedim(1, -1) if layout.form == "map" else tensor
         return tensor.reshape(-1, tensor.shape[-1])
     if downsampling is not None:
         tensor = _downsample(tensor, downsampling, downsampling_method)
@@ -83,65 +86,50 @@ def to_samples(
 
 
 def count_features(
-    kind: str, output_shape: Sequence[int], method: ConvMethod, downsampling: int | None
+    layout: OutputLayout, output_shape: Sequence[int], method: ConvMethod, downsampling: int | None
 ) -> int:
-    """Count the features of a layer's samples, from its class's name and its output's shape for one image."""
-    if kind.endswith(("Linear", "LSTM")):
+    """Count the features of a layer's samples, from its output's layout, and its shape for one image."""
+    if not layout.has_channels:
         return output_shape[-1]
     if method != "flatten":
         return output_shape[0]
     return output_shape[0] * prod(min(size, downsampling or size) for size in output_shape[1:])
 
 
-def pool_latent(output: Any, module: nn.Module, pooling: str) -> Tensor:
+def pool_latent(tensor: Tensor, layout: OutputLayout, pooling: str) -> Tensor:
     """Pool a layer's output for the latent store.
 
     Parameters
     ----------
-    output, module
-        As for `to_samples`.
+    tensor
+        The output, as `arrange` returns it.
     pooling
         As configs have it. "4": adaptive average pooling to 4 positions per axis, never up-sampled.
-        "full": as it is. "pixelwise": as it is, features last; for Conv with two axes of positions or more.
+        "full": as it is. "pixelwise": as it is, features last; for maps with two axes of positions or more.
 
     Returns
     -------
     Tensor
-        In the output's dtype, features on axis 1. Conv: (batch, channel, y, x). Linear: (batch, feature);
-        tokens (batch, token, feature) count as a map of one axis, and channels-last maps as what they are:
-        (batch, feature, token) and (batch, feature, y, x), pooled in the same way. LSTM: the last step.
-        Pixelwise: (batch, y, x, channel). It may share memory with the output.
+        In the output's dtype, features on axis 1. Maps: (batch, feature, y, x). Vectors: (batch, feature).
+        Tokens: pooled as a map of one axis, (batch, feature, token). Steps: the last one, (batch, feature).
+        Pixelwise: (batch, y, x, feature). It may share memory with the output.
     """
     size = int(pooling) if pooling.isdecimal() else None
     if pooling not in ("full", "pixelwise") and not size:
         raise ConfigError(
             f"pooling is {pooling!r}, but has to be 'full', 'pixelwise' or a positive number of positions"
         )
-    tensor = batch_first_output(output, module)
     if pooling == "pixelwise":
         return tensor.movedim(1, -1)
-    if isinstance(module, nn.LSTM):
+    if layout.form == "steps":
         return tensor[:, -1]
-    if isinstance(module, nn.Linear):
+    if layout.form == "tokens":
         tensor = tensor.movedim(-1, 1)
-        tensor = tensor if tensor.ndim <= 5 else tensor.flatten(2)  # three axes can be pooled at most
+    if not layout.has_channels and tensor.ndim > 5:
+        tensor = tensor.flatten(2)  # three axes can be pooled at most
     sizes = list(tensor.shape[2:])
     target = [min(size, of_axis) for of_axis in sizes] if size else sizes
     return tensor if target == sizes else _ADAPTIVE_POOLS[len(sizes)](tensor, target)
-
-
-def batch_first_output(output: Any, module: nn.Module) -> Tensor:
-    """Detach an output and give it its batch axis, in front: (B, C, …), (B, …, F) or (B, T, F)."""
-    if isinstance(module, nn.LSTM):
-        sequence = output[0]
-        if not isinstance(sequence, Tensor):
-            raise ConfigError("an LSTM returned a packed sequence, which can't be recorded: exclude it")
-        if sequence.ndim == 2:
-            return sequence.detach().unsqueeze(0)
-        return sequence.detach() if module.batch_first else sequence.detach().transpose(0, 1)
-    tensor: Tensor = output.detach()
-    batched = tensor.ndim == 2 + len(module.kernel_size) if isinstance(module, _ConvNd) else tensor.ndim > 1
-    return tensor if batched else tensor.unsqueeze(0)
 
 
 def _downsample(maps: Tensor, n: int, method: DownsamplingMethod) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from satstore.analysis.compiled_models import called_when_compiled
-from satstore.analysis.modules import LAYER_TYPES, in_eval_mode
-from satstore.capture.layer_samples import batch_first_output
+from satstore.analysis.modules import LAYER_TYPES, in_eval_mode, name_module
+from satstore.capture.outputs import OutputLayout, expect_tensor, typed_layout
 from satstore.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ class Layer:
     kind: str
     n_features: int
     output_shape: tuple[int, ...]
+    layout: OutputLayout
 
 
 def select_layers(
@@ -73,30 +74,33 @@ def describe_layers(model: nn.Module, sample_input: Any, layers: Layers) -> list
     layers
         From `select_layers`. Layers that the pass doesn't call are left out, with a warning in the log.
     """
-    shapes: dict[str, tuple[int, ...]] = {}
+    outputs: dict[str, tuple[OutputLayout, tuple[int, ...]]] = {}
 
     def see(name: str, module: nn.Module, output: Any) -> None:
-        shapes.setdefault(name, tuple(batch_first_output(output, module).shape))
+        tensor = expect_tensor(output, None, name_module(name, module))
+        layout = typed_layout(module, tensor.ndim)
+        outputs.setdefault(name, (layout, layout.sample_shape(tensor.shape)))
 
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     with torch.no_grad(), torch.random.fork_rng(list(devices)), hooked(layers, see), in_eval_mode(model):
         model(sample_input)
-    if not shapes:
+    if not outputs:
         raise ConfigError(
             f"the forward pass calls none of {', '.join(list(layers)[:3])}, …; a layer is recorded "
             "when it is called as a module"
         )
-    if missing := [name for name in layers if name not in shapes]:
+    if missing := [name for name in layers if name not in outputs]:
         _log.warning("left out, as the forward pass doesn't call them: %s", ", ".join(missing))
     return [
         Layer(
             name=name,
             index=index,
             kind=type(layers[name]).__name__,
-            n_features=shape[1 if isinstance(layers[name], nn.modules.conv._ConvNd) else -1],
-            output_shape=shape[1:],
+            n_features=layout.count_features(shape),
+            output_shape=shape,
+            layout=layout,
         )
-        for index, (name, shape) in enumerate(shapes.items())
+        for index, (name, (layout, shape)) in enumerate(outputs.items())
     ]
 
 

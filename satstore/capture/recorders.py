@@ -13,11 +13,12 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 
+from satstore.analysis.modules import name_module
 from satstore.analysis.moments import Moments, NonFiniteError
-from satstore.capture.layer_samples import ConvMethod, batch_first_output, pool_latent, to_samples
+from satstore.capture.layer_samples import ConvMethod, pool_latent, to_samples
 from satstore.capture.layers import Layers, hooked
+from satstore.capture.outputs import arrange, expect_tensor, typed_layout
 
 _log = logging.getLogger(__name__)
 
@@ -135,10 +136,13 @@ class MomentRecorder(Recorder):
     def _record(self, name: str, module: nn.Module, output: Any) -> None:
         if any(event.layer == name for event in self.non_finite) or max(self._batch, 0) % self._log_interval:
             return
-        room = take_room(self._n_images, name, self._max_samples, len(batch_first_output(output, module)))
+        tensor = expect_tensor(output, None, name_module(name, module))
+        layout = typed_layout(module, tensor.ndim)
+        tensor = arrange(tensor, layout)
+        room = take_room(self._n_images, name, self._max_samples, len(tensor))
         if room == 0:
             return
-        samples = self._to_samples(output, module, n_images=room)
+        samples = self._to_samples(tensor, layout, n_images=room)
         moments = self._moments.setdefault(name, {}).setdefault(samples.device, Moments())
         try:
             moments.update(samples)
@@ -172,13 +176,15 @@ class LatentRecorder(Recorder):
         return latents
 
     def _record(self, name: str, module: nn.Module, output: Any) -> None:
+        tensor = expect_tensor(output, None, name_module(name, module))
+        layout = typed_layout(module, tensor.ndim)
+        tensor = arrange(tensor, layout)
         for pooling, latents in self._latents.items():
-            if pooling == "pixelwise" and not (isinstance(module, _ConvNd) and output.ndim > 3):
+            if pooling == "pixelwise" and not (layout.has_channels and tensor.ndim > 3):
                 continue
-            latent = pool_latent(output, module, pooling).detach()
+            latent = pool_latent(tensor, layout, pooling)
             # An in-place activation may write over the layer's own output right after this hook.
-            whole = batch_first_output(output, module)
-            shared = latent.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+            shared = latent.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
             latents[name] = latent.clone() if shared else latent
 
 

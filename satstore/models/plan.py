@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from satstore.capture.layers import Layer
+    from satstore.capture.outputs import OutputLayout
 
 T = TypeVar("T")
 
@@ -27,6 +28,7 @@ class PlannedLayer:
     layer: str
     kind: str
     output_shape: tuple[int, ...]
+    layout: "OutputLayout"
     latents: Mapping[LatentsKey, tuple[int, ...]]
 
     def n_features(self, key: LatentsKey) -> int:
@@ -95,18 +97,18 @@ def plan_model(config: ExperimentConfig, n_classes: int, poolings: tuple[str, ..
     from satstore.capture.layers import describe_layers, select_layers
     from satstore.models.build import explaining_misfit
 
-    def measure(device: str) -> "tuple[nn.Module, dict[str, nn.Module], _ActivationCounter, list[Layer]]":
+    def measure(device: str) -> "tuple[nn.Module, _ActivationCounter, list[Layer]]":
         model = build_blank(config, n_classes, device)
         image = torch.zeros(1, 3, config.resolution, config.resolution, device=device)
         modules = select_layers(model, config.layers, config.exclude_layers)
         counter = _ActivationCounter(model)
         with explaining_misfit(config.model, config.resolution):
-            return model, modules, counter, describe_layers(model, image, modules)
+            return model, counter, describe_layers(model, image, modules)
 
-    model, modules, counter, layers = on_meta_or_cpu(measure)
+    model, counter, layers = on_meta_or_cpu(measure)
     values = [*model.parameters(), *model.buffers()]
     return ModelPlan(
-        layers=tuple(_plan_layer(layer, modules[layer.name], poolings) for layer in layers),
+        layers=tuple(_plan_layer(layer, poolings) for layer in layers),
         n_values=sum(value.numel() for value in values),
         n_activations=counter.n_values,
         widest=counter.widest,
@@ -135,18 +137,17 @@ def _count(value: Any) -> int:
     return int(value.numel()) if hasattr(value, "numel") else 0
 
 
-def _plan_layer(layer: "Layer", module: "nn.Module", poolings: tuple[str, ...]) -> PlannedLayer:
+def _plan_layer(layer: "Layer", poolings: tuple[str, ...]) -> PlannedLayer:
     import torch
 
     from satstore.capture.layer_samples import pool_latent
+    from satstore.capture.outputs import arrange
 
-    def shape(pooling: str) -> tuple[int, ...]:
-        blank = torch.empty(1, *layer.output_shape, device="meta")
-        if type(module).__name__ == "LSTM":
-            return (layer.output_shape[-1],)
-        return tuple(pool_latent(blank, module, pooling)[0].shape)
-
-    # As the manifest's LayerRecord.has_positions says.
-    has_positions = layer.kind not in ("Linear", "LSTM") and len(layer.output_shape) > 2
-    latents = {LatentsKey(p): shape(p) for p in poolings if p != "pixelwise" or has_positions}
-    return PlannedLayer(layer.name, layer.kind, layer.output_shape, latents)
+    layout = layer.layout.of_samples
+    blank = arrange(torch.empty(1, *layer.output_shape, device="meta"), layout)
+    latents = {
+        LatentsKey(pooling): tuple(pool_latent(blank, layout, pooling)[0].shape)
+        for pooling in poolings
+        if pooling != "pixelwise" or (layout.has_channels and blank.ndim > 3)
+    }
+    return PlannedLayer(layer.name, layer.kind, layer.output_shape, layer.layout, latents)

@@ -135,7 +135,7 @@ def training_memory(plan: ModelPlan, config: ExperimentConfig, base_bytes: int) 
     activations = FLOAT32_BYTES * config.batch_size * (plan.n_activations + plan.widest)
     method, downsampling = config.conv_method, config.downsampling
     covariances = moments_bytes(
-        count_features(layer.kind, layer.output_shape, method, downsampling) for layer in plan.layers
+        count_features(layer.layout, layer.output_shape, method, downsampling) for layer in plan.layers
     )
     # A checkpoint is made in memory, from which it is written.
     return base_bytes + weights + max(activations, checkpoint_bytes(plan, config.optimizer)) + covariances

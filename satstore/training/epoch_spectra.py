@@ -89,7 +89,7 @@ def count_layer_features(layers: Iterable[Layer], config: ExperimentConfig) -> d
     """Return the number of features of each layer's samples."""
     method, downsampling = config.conv_method, config.downsampling
     return {
-        layer.name: count_features(layer.kind, layer.output_shape, method, downsampling) for layer in layers
+        layer.name: count_features(layer.layout, layer.output_shape, method, downsampling) for layer in layers
     }
 
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -10,7 +10,8 @@ from torch.nn.functional import interpolate
 from satstore.analysis.compiled_models import uncompiled
 from satstore.analysis.modules import LAYER_TYPES
 from satstore.analysis.spectrum import Definition
-from satstore.capture.layer_samples import ConvMethod, batch_first_output, to_samples
+from satstore.capture.layer_samples import ConvMethod, to_samples
+from satstore.capture.outputs import OutputLayout, typed_layout
 from satstore.errors import ConfigError
 
 DelveTimeseriesMethod = Literal["last_timestep", "timestepwise"]
@@ -109,26 +110,24 @@ class Sampler:
         self._is_delves = definition == "delve"
         self._strategy, self._size = interpolation_strategy, interpolation_downsampling
 
-    def batch(self, output: Any, module: nn.Module) -> Tensor:
-        """Return a detached output with its images along the first axis."""
-        sequence = output[0] if isinstance(module, nn.LSTM) else output
-        if self._is_delves and isinstance(sequence, Tensor) and sequence.ndim == 3 and is_sequential(module):
-            return sequence.detach()
-        return batch_first_output(output, module)
+    def layout(self, output: Tensor, module: nn.Module) -> OutputLayout:
+        """Return the layout of an output, as the definition has it."""
+        if self._is_delves and output.ndim == 3 and is_sequential(module):
+            return OutputLayout("steps")
+        return typed_layout(module, output.ndim)
 
-    def samples(self, output: Any, module: nn.Module, n_images: int | None) -> Tensor:
-        """Return (sample, feature) of an output's first `n_images` images, None for all."""
-        if is_sequential(module) and self._is_delves and self.batch(output, module).ndim == 3:
-            steps = self.batch(output, module)[:n_images]
-            return steps[:, -1] if self._timeseries_method == "last_timestep" else steps.flatten(1)
-        if self._strategy is not None and isinstance(module, nn.modules.conv._ConvNd):
-            output = self._shrink(batch_first_output(output, module)[:n_images])
+    def samples(self, tensor: Tensor, layout: OutputLayout, n_images: int | None) -> Tensor:
+        """Return (sample, feature) of the first `n_images` images of an output, as `arrange` returns it."""
+        tensor = tensor[:n_images]
+        if self._is_delves and layout.form == "steps":
+            return tensor[:, -1] if self._timeseries_method == "last_timestep" else tensor.flatten(1)
+        if self._strategy is not None and layout.has_channels:
+            tensor = self._shrink(tensor)
         return to_samples(
-            output,
-            module,
+            tensor,
+            layout,
             self._conv_method,
             timeseries_method="last" if self._timeseries_method == "last_timestep" else "every",
-            n_images=n_images,
         )
 
     def _shrink(self, maps: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ import numpy as np
 from torch import nn
 
 from satstore.analysis.compiled_models import prepare_to_compile
-from satstore.analysis.modules import LAYER_TYPES
+from satstore.analysis.modules import LAYER_TYPES, name_module
 from satstore.analysis.spectrum import Definition
 from satstore.capture.layer_samples import ConvMethod
+from satstore.capture.outputs import arrange, expect_tensor
 from satstore.capture.recorders import Recorder, take_room
 from satstore.compat.delve.layers import (
     DelveTimeseriesMethod,
@@ -287,11 +288,13 @@ class SaturationTracker(Recorder):
         self._n_calls_of_epoch += 1
         if self._n_calls[name] % self._log_interval:
             return
-        n_images = len(self._sampler.batch(output, module))
-        room = take_room(self._n_images, key, self._max_samples, n_images)
+        tensor = expect_tensor(output, None, name_module(name, module))
+        layout = self._sampler.layout(tensor, module)
+        tensor = arrange(tensor, layout)
+        room = take_room(self._n_images, key, self._max_samples, len(tensor))
         if room != 0:
             record = self._records.setdefault(key, TrackedLayer())
-            record.update(self._sampler.samples(output, module, room), keep="embed" in self.stats)
+            record.update(self._sampler.samples(tensor, layout, room), keep="embed" in self.stats)
 
 
 def _check_numbers(sat_threshold: float, **counts: int | None) -> None:
