@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from satstore.capture.layers import select_layers
+from satstore.capture.layers import describe_layers, select_layers
 from satstore.capture.recorders import MomentRecorder
 from satstore.registry import MODELS
 
@@ -55,7 +55,9 @@ def measure(options: argparse.Namespace, layout: str) -> dict[str, list[float]]:
 
         model = MODELS[options.model](num_classes=10).to(options.device)
         step = make_step(model, options.batch, options.resolution, options.device, layout)
-        recorder = MomentRecorder(select_layers(model))
+        blank = torch.zeros(3, 3, options.resolution, options.resolution, device=options.device)
+        layers = describe_layers(model, lambda n: model(blank[:n]), select_layers(model)).layers
+        recorder = MomentRecorder(layers)
         tracker = CheckLayerSat(folder, "csv", model, device=options.device)
         tracker.stop()
         recorder.begin("train")

@@ -50,7 +50,13 @@ def digits():
 
 @pytest.fixture
 def layers(model):
-    return select_layers(model, exclude="unused")
+    return layers_of(model, exclude="unused")
+
+
+def layers_of(model, shape=(1, 8, 8), **patterns):
+    """Describe a model's layers by passes of zeros."""
+    selected = select_layers(model, **patterns)
+    return describe_layers(model, lambda n: model(torch.zeros(n, *shape)), selected).layers
 
 
 def outputs_of(model, layers, images):
@@ -60,7 +66,7 @@ def outputs_of(model, layers, images):
         layer.register_forward_hook(
             lambda _m, _i, out, name=name: outputs.update({name: out.detach().clone()})
         )
-        for name, layer in layers.items()
+        for name, layer in ((layer.name, module) for layer, module in layers.items())
     ]
     with torch.no_grad():
         model(images)
@@ -102,11 +108,13 @@ def test_select_layers__refuses_bad_patterns_and_an_empty_selection(model, inclu
 
 def test_describe_layers__lists_forward_order_and_warns_of_layers_never_called(model, caplog):
     with caplog.at_level(logging.WARNING):
-        described = describe_layers(model, torch.zeros(2, 1, 8, 8), select_layers(model))
-    assert described == [
-        Layer("first", 0, "Conv2d", 6, (6, 8, 8), MAPS),
-        Layer("second", 1, "Conv2d", 12, (12, 8, 8), MAPS),
-        Layer("classifier", 2, "Linear", 10, (10,), VECTORS),
+        selected = select_layers(model)
+        described = describe_layers(model, lambda n: model(torch.zeros(n, 1, 8, 8)), selected)
+    assert described.left_out == {"unused": "not called"}
+    assert list(described.layers) == [
+        Layer("first", 0, "Conv2d", 6, (6, 8, 8), MAPS, "first"),
+        Layer("second", 1, "Conv2d", 12, (12, 8, 8), MAPS, "second"),
+        Layer("classifier", 2, "Linear", 10, (10,), VECTORS, "classifier"),
     ]
     assert "unused" in caplog.text
 
@@ -116,8 +124,11 @@ def test_describe_layers__leaves_modes_buffers_hooks_and_random_state_alone(mode
     model.norm.eval()
     state = {name: value.clone() for name, value in model.state_dict().items()}
     random_state = torch.get_rng_state()
+    whole = nn.Sequential(model, nn.RReLU())
     describe_layers(
-        nn.Sequential(model, nn.RReLU()), torch.rand(2, 1, 8, 8, generator=torch.Generator()), layers
+        whole,
+        lambda n: whole(torch.rand(n, 1, 8, 8, generator=torch.Generator())),
+        select_layers(whole),
     )
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -127,7 +138,7 @@ def test_describe_layers__leaves_modes_buffers_hooks_and_random_state_alone(mode
 
 def test_describe_layers__restores_modes_when_the_forward_pass_fails(model, layers):
     with pytest.raises(RuntimeError):
-        describe_layers(model, torch.zeros(2, 7, 8, 8), layers)
+        layers_of(model, (7, 8, 8))
     assert model.training
     assert n_hooks(model) == 0
 
@@ -143,11 +154,11 @@ def test_describe_layers__takes_an_lstms_features_from_its_output():
             return self.head(self.lstm(steps)[0])
 
     model = Sequences()
-    assert describe_layers(model, torch.zeros(7, 2, 3), select_layers(model)) == [
-        Layer("lstm", 0, "LSTM", 10, (7, 10), OutputLayout("steps", 1)),
-        Layer(
-            "head", 1, "Linear", 2, (2, 2), OutputLayout("map")
-        ),  # this model's first axis is time: so are its rows
+    described = describe_layers(model, lambda n: model(torch.zeros(7, n, 3)), select_layers(model))
+    assert list(described.layers) == [
+        Layer("lstm", 0, "LSTM", 10, (7, 10), OutputLayout("steps", 1), "lstm"),
+        # This model's first axis is time: so are its rows.
+        Layer("head", 1, "Linear", 2, (1, 2), OutputLayout("map"), "head"),
     ]
 
 
@@ -263,7 +274,9 @@ def test_moment_recorder__drops_a_poisoned_layer_and_leaves_the_others_undisturb
     model.eval()
     undisturbed = record(model, layers, digits.split(100)).results()
     poisoned = Poisoned()
-    recorder = record(poisoned, select_layers(poisoned, exclude="unused"), digits.split(100))
+    layers = layers_of(poisoned, exclude="unused")
+    poisoned.batch = 0
+    recorder = record(poisoned, layers, digits.split(100))
     assert recorder.non_finite == [NonFinite("side", "train", 1, 4)]
     results = recorder.results()
     assert list(results) == ["body.first", "body.second", "body.classifier"]
@@ -281,7 +294,7 @@ def test_moment_recorder__counts_every_call_of_a_layer_and_latents_keep_the_last
     shared = nn.Linear(3, 3)
     model = nn.Sequential(shared, nn.ReLU(), shared)
     images = torch.rand(7, 3)
-    layers = select_layers(model)
+    layers = layers_of(model, (3,))
     assert record(model, layers, [images]).results()["0"].count == 14
     with LatentRecorder(layers, ["1"]) as recorder:
         output = model(images)
@@ -351,10 +364,10 @@ def test_latent_recorder__pixelwise_has_features_last_and_leaves_linears_out(mod
 def test_latent_recorder__keeps_the_precision_of_what_float16_can_not_hold(value):
     layer = nn.Linear(2, 2)
     nn.init.zeros_(layer.weight)
-    with LatentRecorder({"fc": layer, "other": nn.Identity()}, ["1"]) as recorder, torch.no_grad():
+    with LatentRecorder(layers_of(layer, (2,)), ["1"]) as recorder, torch.no_grad():
         layer.bias.copy_(torch.tensor([value, 1.0]))
         layer(torch.zeros(3, 2))
-    latent = recorder.pop()["1"]["fc"]
+    latent = recorder.pop()["1"][""]
     assert latent.dtype == torch.float32
     np.testing.assert_array_equal(latent[:, 0], np.float32(value))
 
@@ -388,20 +401,20 @@ def covariance_of(outputs: torch.Tensor) -> np.ndarray:
 def test_moment_recorder__takes_the_batches_and_images_that_it_is_told_to(options: Any, taken: Any) -> None:
     layer = nn.Conv2d(3, 5, 3)
     images, outputs = batches_of(layer, (4, 4, 4))
-    with MomentRecorder({"layer": layer}, **options) as recorder, torch.no_grad():
+    with MomentRecorder(layers_of(layer, (3, 6, 6)), **options) as recorder, torch.no_grad():
         for _ in range(2):  # each pass begins anew
             recorder.begin("train")
             for batch in images:
                 recorder.next_batch()
                 layer(batch)
-            found = recorder.results()["layer"].covariance().numpy()
+            found = recorder.results()[""].covariance().numpy()
             np.testing.assert_allclose(found, covariance_of(outputs[taken]), rtol=1e-4, atol=1e-6)
 
 
 def test_moment_recorder__parts_of_two_add_up_to_the_whole() -> None:
     layer = nn.Conv2d(3, 5, 3)
     images, outputs = batches_of(layer, (4, 3, 5))
-    one, two = MomentRecorder({"layer": layer}), MomentRecorder({"layer": layer})
+    one, two = (MomentRecorder(layers_of(layer, (3, 6, 6))) for _ in range(2))
     for recorder, part in ((one, images[:1]), (two, images[1:])):
         with recorder, torch.no_grad():
             recorder.begin("train")
@@ -409,7 +422,7 @@ def test_moment_recorder__parts_of_two_add_up_to_the_whole() -> None:
                 recorder.next_batch()
                 layer(batch)
     one.absorb(two.part())
-    moments = one.results()["layer"]
+    moments = one.results()[""]
     np.testing.assert_allclose(moments.covariance().numpy(), covariance_of(outputs), rtol=1e-4, atol=1e-6)
     assert moments.count == 12 * 16
     with two, torch.no_grad():
@@ -417,4 +430,4 @@ def test_moment_recorder__parts_of_two_add_up_to_the_whole() -> None:
         two.next_batch()
         layer(torch.full((1, 3, 6, 6), float("nan")))
     one.absorb(two.part())
-    assert "layer" not in one.results(), "a layer that failed anywhere has no moments"
+    assert "" not in one.results(), "a layer that failed anywhere has no moments"

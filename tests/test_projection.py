@@ -142,7 +142,7 @@ def test_project__of_one_layer_is_what_a_hook_gives(run: Run) -> None:
     def hook(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
         return point + torch.einsum("bchw,cd,ed->behw", output - point, basis, basis)
 
-    select_layers(model)["features.8"].register_forward_hook(hook)
+    select_layers(model)["features.8"].module.register_forward_hook(hook)
     images, labels = data.eval.__getitems__(range(len(data.eval)))
     with torch.no_grad():
         logits = model(images)

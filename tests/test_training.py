@@ -350,10 +350,7 @@ def test_spectra__of_the_same_weights_are_those_that_were_stored(trained: Run, n
     data = session_data.load_data(trained.config)
     model = run_model.load_model(trained, 10, device).eval()
     layers = run_model.recorded_layers(model, trained.config)
-    with (
-        MomentRecorder({layer.name: module for layer, module in layers.items()}) as recorder,
-        torch.no_grad(),
-    ):
+    with MomentRecorder(layers) as recorder, torch.no_grad():
         recorder.begin("eval")
         recorder.next_batch()
         images = data.eval.__getitems__(range(len(data.eval)))[0]

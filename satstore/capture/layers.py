@@ -1,4 +1,4 @@
-"""The layers of a model that are recorded: chosen by their type and name, described by one forward pass."""
+"""The layers of a model that are recorded: chosen by their type and name, described by a forward pass."""
 
 import logging
 import re
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -18,12 +18,36 @@ from satstore.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-Layers = Mapping[str, nn.Module]
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One layer of a model; `index` is its place in forward order, `output_shape` is without the batch."""
+    """What is recorded under one name: a module's output, or a part of it, or that of one of its calls.
+
+    Attributes
+    ----------
+    index
+        Its place in forward order.
+    kind
+        The class's name.
+    output_shape
+        That of one sample.
+    layout
+        How the output is arranged.
+    module
+        The module's PyTorch name.
+    part
+        The part of the output that is taken; None for its first tensor.
+    call
+        Which of the module's calls in a batch is taken, from 0; None: moments take each, latents the last.
+    block
+        The name of the block that it is part of, or is; empty for none.
+    n_prefix
+        The tokens before the patches of an image: class, distillation and register tokens.
+    grid
+        The patches (y, x) of an image that its tokens are; empty if they are none.
+    """
 
     name: str
     index: int
@@ -31,11 +55,36 @@ class Layer:
     n_features: int
     output_shape: tuple[int, ...]
     layout: OutputLayout
+    module: str
+    part: str | None = None
+    call: int | None = None
+    block: str = ""
+    n_prefix: int = 0
+    grid: tuple[int, ...] = ()
+
+
+Layers = Mapping[Layer, nn.Module]
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A module whose output is to be recorded, and the part of the output; None for its first tensor."""
+
+    module: nn.Module
+    part: str | None = None
+
+
+@dataclass(frozen=True)
+class LayerDescription:
+    """The layers of a model in forward order with their modules, and why others are left out, by name."""
+
+    layers: Layers
+    left_out: Mapping[str, str]
 
 
 def select_layers(
     model: nn.Module, include: str | None = None, exclude: str | None = None
-) -> dict[str, nn.Module]:
+) -> dict[str, Selected]:
     """Find the layers to record: Conv, ConvTranspose, Linear and LSTM, under their PyTorch names.
 
     Parameters
@@ -50,8 +99,8 @@ def select_layers(
     """
     kept, dropped = (_compile(key, text) for key, text in (("include", include), ("exclude", exclude)))
     found = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
-    layers: dict[str, nn.Module] = {
-        name: module
+    layers = {
+        name: Selected(module)
         for name, module in found.items()
         if (kept is None or kept.search(name)) and not (dropped is not None and dropped.search(name))
     }
@@ -64,44 +113,69 @@ def select_layers(
     return layers
 
 
-def describe_layers(model: nn.Module, sample_input: Any, layers: Layers) -> list[Layer]:
-    """List the layers in the order in which one forward pass first calls them.
+def describe_layers(
+    model: nn.Module, forward: Callable[[int], object], selected: Mapping[str, Selected]
+) -> LayerDescription:
+    """Describe layers in the order in which a forward pass first calls them.
 
     The pass runs in eval mode without gradients; modes, buffers and random states stay as they were.
 
     Parameters
     ----------
-    layers
+    forward
+        Passes so many samples through the model.
+    selected
         From `select_layers`. Layers that the pass doesn't call are left out, with a warning in the log.
     """
     outputs: dict[str, tuple[OutputLayout, tuple[int, ...]]] = {}
 
-    def see(name: str, module: nn.Module, output: Any) -> None:
-        tensor = expect_tensor(output, None, name_module(name, module))
-        layout = typed_layout(module, tensor.ndim)
-        outputs.setdefault(name, (layout, layout.sample_shape(tensor.shape)))
+    def see(names: list[str], module: nn.Module, output: Any) -> None:
+        for name in names:
+            tensor = expect_tensor(output, selected[name].part, name_module(name, module))
+            layout = typed_layout(module, tensor.ndim)
+            outputs.setdefault(name, (layout, layout.sample_shape(tensor.shape)))
 
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    with torch.no_grad(), torch.random.fork_rng(list(devices)), hooked(layers, see), in_eval_mode(model):
-        model(sample_input)
+    modules = {name: one.module for name, one in selected.items()}
+    with torch.no_grad(), torch.random.fork_rng(list(devices)), hooked(modules, see), in_eval_mode(model):
+        forward(1)
     if not outputs:
         raise ConfigError(
-            f"the forward pass calls none of {', '.join(list(layers)[:3])}, …; a layer is recorded "
+            f"the forward pass calls none of {', '.join(list(selected)[:3])}, …; a layer is recorded "
             "when it is called as a module"
         )
-    if missing := [name for name in layers if name not in outputs]:
-        _log.warning("left out, as the forward pass doesn't call them: %s", ", ".join(missing))
-    return [
+    left_out = {name: "not called" for name in selected if name not in outputs}
+    if left_out:
+        _log.warning("left out, as the forward pass doesn't call them: %s", ", ".join(left_out))
+    layers = [
         Layer(
             name=name,
             index=index,
-            kind=type(layers[name]).__name__,
+            kind=type(modules[name]).__name__,
             n_features=layout.count_features(shape),
             output_shape=shape,
             layout=layout,
+            module=name,
+            block=find_block(model, name),
         )
         for index, (name, (layout, shape)) in enumerate(outputs.items())
     ]
+    return LayerDescription({layer: modules[layer.name] for layer in layers}, left_out)
+
+
+def find_block(model: nn.Module, name: str) -> str:
+    """Return the name of the block that a module is part of, or is; empty for none.
+
+    It is the nearest module with parts of its own, itself or above, that a Sequential, ModuleList or
+    ModuleDict lists.
+    """
+    while name:
+        above, _, _ = name.rpartition(".")
+        is_listed = isinstance(model.get_submodule(above), nn.Sequential | nn.ModuleList | nn.ModuleDict)
+        if is_listed and any(True for _ in model.get_submodule(name).children()):
+            return name
+        name = above
+    return ""
 
 
 def _compile(key: str, pattern: str | None) -> re.Pattern[str] | None:
@@ -112,14 +186,19 @@ def _compile(key: str, pattern: str | None) -> re.Pattern[str] | None:
 
 
 @contextmanager
-def hooked(layers: Layers, see: Callable[[str, nn.Module, Any], None]) -> Iterator[None]:
-    """Call `see` with name, module and output after every call of a layer."""
+def hooked(
+    modules: Mapping[Key, nn.Module], see: Callable[[list[Key], nn.Module, Any], None]
+) -> Iterator[None]:
+    """Call `see` after every call of a module, with the keys of the module, the module and its output."""
     see = called_when_compiled(see)
+    keys: dict[nn.Module, list[Key]] = {}
+    for key, module in modules.items():
+        keys.setdefault(module, []).append(key)
     with ExitStack() as stack:
-        for name, layer in layers.items():
+        for module, of_module in keys.items():
 
-            def hook(module: nn.Module, _: Any, output: Any, name: str = name) -> None:
-                see(name, module, output)
+            def hook(module: nn.Module, _: Any, output: Any, of_module: list[Key] = of_module) -> None:
+                see(of_module, module, output)
 
-            stack.callback(layer.register_forward_hook(hook).remove)
+            stack.callback(module.register_forward_hook(hook).remove)
         yield

@@ -5,11 +5,12 @@ and what they record shares no memory with the model.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self
+from typing import Any, Generic, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,8 @@ from torch import Tensor, nn
 from satstore.analysis.modules import name_module
 from satstore.analysis.moments import Moments, NonFiniteError
 from satstore.capture.layer_samples import ConvMethod, pool_latent, to_samples
-from satstore.capture.layers import Layers, hooked
-from satstore.capture.outputs import arrange, expect_tensor, typed_layout
+from satstore.capture.layers import Key, Layer, Layers, hooked
+from satstore.capture.outputs import arrange, expect_tensor
 
 _log = logging.getLogger(__name__)
 
@@ -33,31 +34,68 @@ class NonFinite:
     count: int
 
 
-class Recorder:
-    """A context in which every call of a layer is passed to `_record`, under no_grad, while `enabled`."""
+class Recorder(Generic[Key]):
+    """A context in which every call of a module is passed to `_record`, under no_grad, while `enabled`."""
 
-    def __init__(self, layers: Layers) -> None:
+    def __init__(self, modules: Mapping[Key, nn.Module]) -> None:
         self.enabled = True
-        self._layers = dict(layers)
+        self._modules = dict(modules)
         self._hooks = ExitStack()
 
     def __enter__(self) -> Self:
-        self._hooks.enter_context(hooked(self._layers, self._see))
+        self._hooks.enter_context(hooked(self._modules, self._see))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._hooks.close()
 
-    def _see(self, name: str, module: nn.Module, output: Any) -> None:
+    def _see(self, keys: list[Key], module: nn.Module, output: Any) -> None:
         if self.enabled:
             with torch.no_grad():
-                self._record(name, module, output)
+                for key in keys:
+                    self._record(key, module, output)
 
-    def _record(self, name: str, module: nn.Module, output: Any) -> None:
+    def _record(self, key: Key, module: nn.Module, output: Any) -> None:
         raise NotImplementedError
 
 
-class MomentRecorder(Recorder):
+class LayerRecorder(Recorder[Layer]):
+    """Records layers: of each call of a module, those of its layers that are of this call."""
+
+    def __init__(self, layers: Layers) -> None:
+        super().__init__(layers)
+        self._batch = -1
+        self._mask: Any = None
+        self._n_calls: Counter[int] = Counter()
+
+    def next_batch(self, mask: Any = None) -> None:
+        """Count a batch; call it before the batch's forward pass.
+
+        Parameters
+        ----------
+        mask
+            Which of the batch's tokens count; None: all.
+        """
+        self._batch += 1
+        self._mask = mask
+        self._n_calls.clear()
+
+    def _see(self, keys: list[Layer], module: nn.Module, output: Any) -> None:
+        call = self._n_calls[id(module)]
+        if self.enabled:
+            self._n_calls[id(module)] += 1
+            super()._see([layer for layer in keys if layer.call in (None, call)], module, output)
+
+    def _record(self, key: Layer, module: nn.Module, output: Any) -> None:
+        tensor = expect_tensor(output, key.part, name_module(key.module, module))
+        self._record_tensor(key, arrange(tensor, key.layout))
+
+    def _record_tensor(self, layer: Layer, tensor: Tensor) -> None:
+        """Record a layer's output, as `arrange` returns it."""
+        raise NotImplementedError
+
+
+class MomentRecorder(LayerRecorder):
     """Accumulates the moments of every layer over a pass; a module called several times counts each call.
 
     Parameters
@@ -109,10 +147,6 @@ class MomentRecorder(Recorder):
         self._n_images: dict[str, int] = {}
         self._split, self._batch, self.enabled = split, -1, True
 
-    def next_batch(self) -> None:
-        """Count a batch; call it before the batch's forward pass."""
-        self._batch += 1
-
     def results(self) -> dict[str, Moments]:
         """Return the moments of the layers called since `begin`, in the order of calls, unless dropped."""
         poisoned = {event.layer for event in self.non_finite}
@@ -133,16 +167,14 @@ class MomentRecorder(Recorder):
             else:
                 parts[torch.device("cpu")] = found
 
-    def _record(self, name: str, module: nn.Module, output: Any) -> None:
+    def _record_tensor(self, layer: Layer, tensor: Tensor) -> None:
+        name = layer.name
         if any(event.layer == name for event in self.non_finite) or max(self._batch, 0) % self._log_interval:
             return
-        tensor = expect_tensor(output, None, name_module(name, module))
-        layout = typed_layout(module, tensor.ndim)
-        tensor = arrange(tensor, layout)
         room = take_room(self._n_images, name, self._max_samples, len(tensor))
         if room == 0:
             return
-        samples = self._to_samples(tensor, layout, n_images=room)
+        samples = self._to_samples(tensor, layer.layout, n_images=room)
         moments = self._moments.setdefault(name, {}).setdefault(samples.device, Moments())
         try:
             moments.update(samples)
@@ -152,7 +184,7 @@ class MomentRecorder(Recorder):
             _log.debug("not recorded for the rest of the pass: %s, %s", event, error)
 
 
-class LatentRecorder(Recorder):
+class LatentRecorder(LayerRecorder):
     """Collects the pooled latents of one batch, for all layers and poolings in one forward pass.
 
     Pooling happens in the hook, on the layer's device, so that no full map is kept unless asked for.
@@ -175,17 +207,15 @@ class LatentRecorder(Recorder):
         self._latents = {pooling: {} for pooling in self._latents}
         return latents
 
-    def _record(self, name: str, module: nn.Module, output: Any) -> None:
-        tensor = expect_tensor(output, None, name_module(name, module))
-        layout = typed_layout(module, tensor.ndim)
-        tensor = arrange(tensor, layout)
+    def _record_tensor(self, layer: Layer, tensor: Tensor) -> None:
+        layout = layer.layout
         for pooling, latents in self._latents.items():
             if pooling == "pixelwise" and not (layout.has_channels and tensor.ndim > 3):
                 continue
             latent = pool_latent(tensor, layout, pooling)
             # An in-place activation may write over the layer's own output right after this hook.
             shared = latent.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
-            latents[name] = latent.clone() if shared else latent
+            latents[layer.name] = latent.clone() if shared else latent
 
 
 def take_room(seen: dict[Any, int], key: Any, most: int | None, n_images: int) -> int | None:

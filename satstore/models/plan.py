@@ -15,7 +15,7 @@ from satstore.config.latent_keys import LatentsKey
 if TYPE_CHECKING:
     from torch import nn
 
-    from satstore.capture.layers import Layer
+    from satstore.capture.layers import Layer, LayerDescription, Layers
     from satstore.capture.outputs import OutputLayout
 
 T = TypeVar("T")
@@ -90,22 +90,27 @@ def on_meta_or_cpu(measure: Callable[[str], T]) -> T:
         return measure("cpu")
 
 
-def plan_model(config: ExperimentConfig, n_classes: int, poolings: tuple[str, ...]) -> ModelPlan:
-    """Build a config's model without memory, and take its sizes."""
+def describe_model(model: "nn.Module", config: ExperimentConfig) -> "LayerDescription":
+    """Describe the layers of a config's model that the config records."""
     import torch
 
     from satstore.capture.layers import describe_layers, select_layers
     from satstore.models.build import explaining_misfit
 
-    def measure(device: str) -> "tuple[nn.Module, _ActivationCounter, list[Layer]]":
-        model = build_blank(config, n_classes, device)
-        image = torch.zeros(1, 3, config.resolution, config.resolution, device=device)
-        modules = select_layers(model, config.layers, config.exclude_layers)
-        counter = _ActivationCounter(model)
-        with explaining_misfit(config.model, config.resolution):
-            return model, counter, describe_layers(model, image, modules)
+    device, size = next(model.parameters()).device, config.resolution
+    selected = select_layers(model, config.layers, config.exclude_layers)
+    with explaining_misfit(config.model, size):
+        return describe_layers(model, lambda n: model(torch.zeros(n, 3, size, size, device=device)), selected)
 
-    model, counter, layers = on_meta_or_cpu(measure)
+
+def plan_model(config: ExperimentConfig, n_classes: int, poolings: tuple[str, ...]) -> ModelPlan:
+    """Build a config's model without memory, and take its sizes."""
+
+    def measure(device: str) -> "tuple[nn.Module, Layers, _ActivationCounter]":
+        model = build_blank(config, n_classes, device)
+        return model, describe_model(model, config).layers, _ActivationCounter(model, config.resolution)
+
+    model, layers, counter = on_meta_or_cpu(measure)
     values = [*model.parameters(), *model.buffers()]
     return ModelPlan(
         layers=tuple(_plan_layer(layer, poolings) for layer in layers),
@@ -116,13 +121,17 @@ def plan_model(config: ExperimentConfig, n_classes: int, poolings: tuple[str, ..
 
 
 class _ActivationCounter:
-    """Counts the values in and out of a model's innermost modules in its next forward pass."""
+    """Counts the values in and out of a model's innermost modules for one image of a size, in eval mode."""
 
-    def __init__(self, model: "nn.Module") -> None:
+    def __init__(self, model: "nn.Module", size: int) -> None:
+        import torch
+
         self.n_values = self.widest = 0
         for module in model.modules():
             if not any(True for _ in module.children()):
                 module.register_forward_hook(self._see)
+        with torch.no_grad():
+            model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
 
     def _see(self, module: "nn.Module", inputs: Any, output: Any) -> None:
         sizes = [_count(part) for part in (inputs, output)]

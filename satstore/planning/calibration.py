@@ -57,10 +57,16 @@ def measure_rates(
 ) -> Rates:
     """Measure this machine's rates for the model, batches and data of a config."""
     model = initialize_model(config, n_classes, device)
-    layers = {layer.name: module for layer, module in recorded_layers(model, config).items()}
+    layers = recorded_layers(model, config)
     optimizer, _ = OPTIMIZERS[config.optimizer](model)
 
+    def extract_latents(images: Tensor) -> None:
+        latents.next_batch()
+        model(images)
+        latents.pop()
+
     def step(images: Tensor) -> None:
+        moments.next_batch()
         labels = torch.arange(len(images), device=device) % n_classes
         optimizer.zero_grad(set_to_none=True)
         F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
@@ -68,7 +74,7 @@ def measure_rates(
 
     with LatentRecorder(layers, poolings) as latents, torch.inference_mode():
         model.eval()
-        extract = _images_per_second(lambda images: (model(images), latents.pop()), config, device)
+        extract = _images_per_second(extract_latents, config, device)
     with MomentRecorder(layers, config.conv_method, config.downsampling) as moments:
         model.train()
         moments.begin("train")
@@ -129,7 +135,7 @@ def measure_ratios(
     trained network has 0.96 (vgg11_XS), and 0.95 where it has 0.99 (resnet18).
     """
     model = initialize_model(config, len(data.classes), torch.device("cpu"))
-    layers = {layer.name: module for layer, module in recorded_layers(model, config).items()}
+    layers = recorded_layers(model, config)
     n = min(len(data.train_plain), max(2, min(config.batch_size, 2**22 // config.resolution**2)))
     images, _ = data.train_plain.__getitems__(range(n))
     with LatentRecorder(layers, poolings) as recorder, torch.no_grad():

@@ -120,7 +120,8 @@ class FileRecord(_Record):
 class LayerRecord(_Record):
     """A recorded layer: its PyTorch name, place in forward order, kind, features and output shape.
 
-    ``form`` is how its output is arranged: vector, map, tokens or steps; earlier versions left it empty.
+    ``form`` is how its output is arranged: vector, map, tokens or steps, and ``block`` the
+    name of the block that it is part of, or is; earlier versions left both empty.
     ``n_prefix`` tokens come before the patches ``grid`` (y, x), which is empty where tokens are no patches.
     """
 

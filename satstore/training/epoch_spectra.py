@@ -1,17 +1,16 @@
 """The spectra of each epoch: recorded during its passes, computed after them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from satstore.analysis.moments import moments_bytes
 from satstore.analysis.spectrum import eigenvalues
 from satstore.capture.layer_samples import count_features
-from satstore.capture.layers import Layer
+from satstore.capture.layers import Layer, Layers
 from satstore.capture.recorders import MomentRecorder
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import MemoryLimitError, NumericsError
@@ -23,13 +22,11 @@ from satstore.system.text import describe_size
 Float64 = NDArray[np.float64]
 
 
-def make_recorder(
-    modules: Mapping[str, nn.Module], config: ExperimentConfig, group: ProcessGroup
-) -> MomentRecorder:
+def make_recorder(layers: Layers, config: ExperimentConfig, group: ProcessGroup) -> MomentRecorder:
     """Make a config's recorder of moments; each process of a group takes its share of ``max_samples``."""
     limit = config.max_samples
     return MomentRecorder(
-        modules,
+        layers,
         config.conv_method,
         config.downsampling,
         max_samples=None if limit is None else group.counts(limit)[group.rank],
@@ -58,9 +55,7 @@ class Spectra:
     moments: dict[str, tuple[Float64, Float64]]
 
 
-def compute_spectra(
-    run: Run, epoch: int, recorder: MomentRecorder, layers: Mapping[Layer, nn.Module], split: str
-) -> Spectra:
+def compute_spectra(run: Run, epoch: int, recorder: MomentRecorder, layers: Layers, split: str) -> Spectra:
     """Compute the spectra of the pass of an epoch, counted from 0; warn of layers that were not finite."""
     for bad in recorder.non_finite:
         run.warn(

@@ -64,7 +64,7 @@ def train(
     reporter.begin(force=force)
 
     # Train: an epoch is a training pass and an evaluation pass.
-    with make_recorder({layer.name: module for layer, module in layers.items()}, config, group) as recorder:
+    with make_recorder(layers, config, group) as recorder:
         while not session.is_finished:
             row: dict[str, float] = {"epoch": session.epoch, "lr": session.optimizer.param_groups[0]["lr"]}
             for split in ("train", "eval"):

@@ -72,6 +72,8 @@ def set_layers(manifest: Manifest, layers: Iterable[Layer]) -> None:
             kind=layer.kind,
             n_features=layer.n_features,
             output_shape=list(layer.output_shape),
+            form=layer.layout.form,
+            block=layer.block,
         )
         for layer in layers
     ]

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from satstore.capture.layers import Layer, describe_layers, select_layers
+from satstore.capture.layers import Layers
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import CorruptError
 from satstore.models.build import build_model, explaining_misfit
+from satstore.models.plan import describe_model
 from satstore.runs.manifest import checkpoint_name
 from satstore.runs.run import Run
 from satstore.training.checkpoint import read_checkpoint
@@ -23,14 +24,9 @@ def initialize_model(config: ExperimentConfig, n_classes: int, device: torch.dev
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def recorded_layers(model: nn.Module, config: ExperimentConfig) -> dict[Layer, nn.Module]:
+def recorded_layers(model: nn.Module, config: ExperimentConfig) -> Layers:
     """Return the layers of a model that a config records, in forward order."""
-    layers = select_layers(model, config.layers, config.exclude_layers)
-    device = next(model.parameters()).device
-    image = torch.zeros(1, 3, config.resolution, config.resolution, device=device)
-    with explaining_misfit(config.model, config.resolution):
-        found = describe_layers(model, image, layers)
-    return {layer: layers[layer.name] for layer in found}
+    return describe_model(model, config).layers
 
 
 def load_model(run: Run, n_classes: int, device: torch.device, epoch: int | None = None) -> nn.Module:

@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 MODES = ("train", "eval")
 
 
-class SaturationTracker(Recorder):
+class SaturationTracker(Recorder[str]):
     """Records layer saturation while a model is trained and evaluated by a loop of the user's own.
 
     What a layer computes in training mode counts as ``train``, in evaluation mode as ``eval``.
@@ -282,18 +282,18 @@ class SaturationTracker(Recorder):
                 saturations.setdefault(mode, []).append(float(values["lsat"]))
         return found | {f"average-{mode}-sat": float(np.mean(of)) for mode, of in saturations.items()}
 
-    def _record(self, name: str, module: nn.Module, output: Any) -> None:
-        key = ("train" if module.training else "eval", name)
-        self._n_calls[name] = self._n_calls.get(name, 0) + 1
+    def _record(self, key: str, module: nn.Module, output: Any) -> None:
+        mode = "train" if module.training else "eval"
+        self._n_calls[key] = self._n_calls.get(key, 0) + 1
         self._n_calls_of_epoch += 1
-        if self._n_calls[name] % self._log_interval:
+        if self._n_calls[key] % self._log_interval:
             return
-        tensor = expect_tensor(output, None, name_module(name, module))
+        tensor = expect_tensor(output, None, name_module(key, module))
         layout = self._sampler.layout(tensor, module)
         tensor = arrange(tensor, layout)
-        room = take_room(self._n_images, key, self._max_samples, len(tensor))
+        room = take_room(self._n_images, (mode, key), self._max_samples, len(tensor))
         if room != 0:
-            record = self._records.setdefault(key, TrackedLayer())
+            record = self._records.setdefault((mode, key), TrackedLayer())
             record.update(self._sampler.samples(tensor, layout, room), keep="embed" in self.stats)
 
 

@@ -20,7 +20,7 @@ from satstore.storage.zarr import LatentWriter, choose_shard_rows
 from satstore.storage.zarr.layout import Shapes
 from satstore.system.limits import beside_gpu, loader_bytes
 from satstore.system.memory import peak_bytes, reset_peak
-from satstore.training import session_data
+from satstore.training import run_model, session_data
 
 
 def write_split(
@@ -35,7 +35,9 @@ def write_split(
     """Write one split's latents: of each key (of one epoch) the layers wanted, the rows that are missing."""
     model.eval()
     size, device = run.config.batch_size, next(model.parameters()).device
-    layers = {name: model.get_submodule(name) for names in wanted.values() for name in names}
+    names = {name for of_key in wanted.values() for name in of_key}
+    recorded = run_model.recorded_layers(model, run.config)
+    layers = {layer: module for layer, module in recorded.items() if layer.name in names}
     with (
         LatentRecorder(layers, [key.pooling for key in wanted]) as recorder,
         torch.inference_mode(),
@@ -43,6 +45,7 @@ def write_split(
     ):
 
         def forward(batch: torch.Tensor) -> dict[LatentsKey, dict[str, Any]]:
+            recorder.next_batch()
             model(batch.to(device, non_blocking=True, memory_format=torch.channels_last))
             found = recorder.pop()
             return {

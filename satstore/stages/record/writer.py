@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from satstore.capture.layers import Layer, describe_layers, select_layers
+from satstore.capture.layers import describe_layers, select_layers
 from satstore.capture.recorders import LatentRecorder, MomentRecorder
 from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError
@@ -76,11 +76,13 @@ class RecordWriter:
         config = run.config
         self._run, self._model, self._train, self._device = run, model, train, device
         self._memory_limit, self._held_bytes = memory_limit, resident_bytes()
-        layers = select_layers(model, config.layers, config.exclude_layers)
+        selected = select_layers(model, config.layers, config.exclude_layers)
+
+        def forward(n: int) -> None:
+            model(train.first[torch.arange(n) % len(train.first)].to(device))
+
         with explain_forward_errors(train.first, "the loader's first batch"):
-            described = describe_layers(model, train.first[:1].to(device), layers)
-        self._layers: Mapping[Layer, nn.Module] = {layer: layers[layer.name] for layer in described}
-        self._modules = {layer.name: module for layer, module in self._layers.items()}
+            self._layers = describe_layers(model, forward, selected).layers
 
     def plan(self, *, force: bool) -> None:
         """Pass the first batch through the model, and check memory and disk, unless forced to begin.
@@ -91,7 +93,7 @@ class RecordWriter:
         if not force:
             check_moments(run, self._layers, self._device)
         reset_peak()
-        with LatentRecorder(self._modules, run.config.pooling) as recorder:
+        with LatentRecorder(self._layers, run.config.pooling) as recorder:
             self._forward(self._train.first)
             latents = _by_key(recorder)
         self._shapes: Shapes = {
@@ -117,7 +119,7 @@ class RecordWriter:
         self._commit_weights()
         analysis = AnalysisStore(run.analysis_path, run.commits)
         splits: dict[str, RecordedSplit] = {}
-        with make_recorder(self._modules, run.config, SINGLE_PROCESS) as moments:
+        with make_recorder(self._layers, run.config, SINGLE_PROCESS) as moments:
             for split in ("train", "eval"):
                 if split == "eval" and eval_loader is None:
                     splits[split] = splits["train"]
@@ -160,11 +162,12 @@ class RecordWriter:
         mean_loss, metrics = MeanLoss(), start_metrics(run.config.metrics)
         n_done, n_outputs = 0, None
         with (
-            LatentRecorder(self._modules, run.config.pooling) as latents,
+            LatentRecorder(self._layers, run.config.pooling) as latents,
             self._open_writer(split, n_expected) as writer,
         ):
             for inputs, labels in batches:
                 moments.next_batch()
+                latents.next_batch()
                 logits = find_logits(self._forward(inputs, batches.place))
                 writer.append(_by_key(latents), n_done)
                 n_outputs = _count_logits(logits, labels, n_outputs, is_first=n_done == 0)
@@ -231,13 +234,14 @@ class RecordWriter:
     def _commit_latents(self, splits: Mapping[str, RecordedSplit]) -> None:
         """Commit the manifest's record of the latents."""
         committed = self._run.commits.read(self._run.latents_location.name)
+        names = [layer.name for layer in self._layers]
 
         def change(manifest: Manifest) -> None:
             for key, shapes in self._shapes.items():
                 manifest.latents[key] = describe_latents(
                     committed,
                     key,
-                    {split: [layer for layer in self._modules if layer in shapes] for split in splits},
+                    {split: [name for name in names if name in shapes] for split in splits},
                     checkpoint_sha256=manifest.files[CHECKPOINT].sha256,
                     mantissa_bits=FLOAT16_MANTISSA_BITS,
                     n_samples={split: part.n_samples for split, part in splits.items()},
