@@ -17,7 +17,7 @@ from tiny import run_tiny
 from satstore.config.grid import read_config
 from satstore.errors import SatstoreError
 from satstore.runs.events import read_events
-from satstore.runs.manifest import read_manifest
+from satstore.runs.manifest_file import read_manifest
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
 from satstore.storage.commit_log import CommitLog

@@ -29,7 +29,8 @@ from satstore.errors import ConfigError, CorruptError, SatstoreError
 from satstore.registry import load_plugins
 from satstore.runs.disk_usage import remove_latents
 from satstore.runs.logs_folder import make_run
-from satstore.runs.manifest import Manifest, read_manifest
+from satstore.runs.manifest import Manifest
+from satstore.runs.manifest_file import read_manifest
 from satstore.runs.run import Run
 from satstore.storage.commit_log import CommitLog
 from satstore.storage.files import Digest

@@ -19,7 +19,8 @@ from satstore.errors import ConfigError, CorruptError, NotFoundError, reason_of
 from satstore.registry import load_plugins, suggest
 from satstore.runs.events import EventLog, Listener
 from satstore.runs.lock import WriteLock
-from satstore.runs.manifest import LATENTS, RECORDED, STAGE_KEYS, StageStatus, read_manifest
+from satstore.runs.manifest import LATENTS, RECORDED, STAGE_KEYS, StageStatus
+from satstore.runs.manifest_file import read_manifest
 from satstore.runs.permissions import check_plugins, is_place_named
 from satstore.runs.repair import damage_remedy
 from satstore.storage.commit_log import CommitLog

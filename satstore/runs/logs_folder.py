@@ -14,7 +14,8 @@ from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNam
 from satstore.registry import suggest
 from satstore.runs.events import Listener
 from satstore.runs.lock import WriteLock
-from satstore.runs.manifest import FileRecord, Manifest, describe_manifest
+from satstore.runs.manifest import FileRecord, Manifest
+from satstore.runs.manifest_file import describe_manifest
 from satstore.runs.permissions import remember_plugins
 from satstore.runs.run import Run
 from satstore.storage.files import Digest, make_folder, write_file

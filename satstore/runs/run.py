@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 from satstore.runs.events import Event
-from satstore.runs.manifest import LATENTS, FileRecord, Manifest, StageRecord, StageStatus, describe_manifest
+from satstore.runs.manifest import LATENTS, FileRecord, Manifest, StageRecord, StageStatus
+from satstore.runs.manifest_file import describe_manifest
 from satstore.runs.results import RunResults
 from satstore.storage.files import Digest, refusals, remove_partials, sync_folder, write_file
 from satstore.storage.safe_files import check_folders, is_file
