@@ -215,6 +215,23 @@ class ProbesRecord(_Record):
         return self.C, self.tol, self.max_iter
 
 
+class SourceRecord(_Record):
+    """Where the model of a recorded run came from; shown, and never executed.
+
+    ``version`` is the package that built it, ``weights_sha256`` the digest of all its tensors, ``recipe`` what
+    made its inputs, in plain text, ``data`` where these came from, ``command`` the whole command line.
+    """
+
+    source: str
+    version: str = ""
+    weights: str = ""
+    weights_sha256: str = ""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    recipe: str = ""
+    data: str = ""
+    command: str = ""
+
+
 class StageRecord(_Record):
     """A stage's last run: its parameters, times and outcome."""
 
@@ -270,6 +287,7 @@ class Manifest(_Record):
     config_sha256: str
     environment: dict[str, Any] = Field(default_factory=dict)
     dataset: DatasetRecord | None = None
+    source: SourceRecord | None = None
     layers: Annotated[list[LayerRecord], AfterValidator(_check_layers)] = Field(default_factory=list)
     stages: dict[str, StageRecord] = Field(default_factory=dict)
     files: dict[FileName, FileRecord] = Field(default_factory=dict)
