@@ -218,8 +218,8 @@ class ProbesRecord(_Record):
 class SourceRecord(_Record):
     """Where the model of a recorded run came from; shown, and never executed.
 
-    ``version`` is the package that built it, ``weights_sha256`` the digest of all its tensors, ``recipe`` what
-    made its inputs, in plain text, ``data`` where these came from, ``command`` the whole command line.
+    ``version`` is the package that built it, ``weights_sha256`` the digest of all its tensors, ``recipe``
+    what made its inputs, in plain text, ``data`` where these came from, ``command`` the whole command line.
     """
 
     source: str

@@ -3,7 +3,8 @@
 import ast
 import importlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,9 @@ OPENERS = {
     "hf": "satstore.models.sources.hf_source:open_hf",
 }
 """What stands before a source's colon -> the function that opens it; anything else is a module to import."""
+
+EXTRAS = {"timm": "timm", "transformers": "hf"}
+"""Package -> satstore's extra that installs it."""
 
 OPEN_FACTORY = "satstore.models.sources.factory_source:open_factory"
 
@@ -43,6 +47,12 @@ class SourceOptions:
     untrained: bool = False
     seed: int = 0
     arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def describe_weights(self, own: str) -> str:
+        """Say in plain text where the weights come from; `own` are the source's own."""
+        if self.untrained:
+            return f"random, seed {self.seed}"
+        return own if self.weights is None else self.weights.name
 
 
 @dataclass(frozen=True)
@@ -94,14 +104,25 @@ def open_source(
     library, colon, name = text.partition(":")
     if not colon or not name or not library:
         raise ConfigError(
-            f"{text!r} is no source; expected torchvision:NAME, timm:NAME, hf:PATH_OR_NAME, module:factory, or "
-            "a run"
+            f"{text!r} is no source; expected torchvision:NAME, timm:NAME, hf:PATH_OR_NAME, module:factory, "
+            "or a run"
         )
     if weights is not None and untrained:
         raise ConfigError("--weights and --untrained exclude each other")
     module, _, function = OPENERS.get(library, OPEN_FACTORY).partition(":")
     opener: Callable[[str, SourceOptions], Source] = getattr(importlib.import_module(module), function)
     return opener(text, SourceOptions(weights, untrained, seed, dict(arguments or {})))
+
+
+@contextmanager
+def importing(text: str, package: str) -> Iterator[None]:
+    """Turn the lack of a package into a ConfigError that names the extra of its name."""
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError(
+            f"{text} needs the package {error.name or package}: pip install 'satstore[{EXTRAS[package]}]'"
+        ) from error
 
 
 def parse_arguments(texts: Iterable[str]) -> dict[str, Any]:
