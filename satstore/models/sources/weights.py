@@ -39,21 +39,28 @@ NETWORK_ERRORS = {
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file: safetensors, or one of ``torch.save``, with weights alone.
 
-    NotFoundError if there is none, CorruptError if it can't be read or holds more than tensors and numbers.
+    Names lose the prefix of data-parallel models. NotFoundError if there is no such file, CorruptError if it
+    can't be read or holds more than tensors and numbers.
     """
     if not path.is_file():
         raise NotFoundError(
             f"no file {path.absolute()}; expected weights: safetensors, or a .pt of torch.save"
         )
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
+    state = (
+        _load_safetensors(path) if path.suffix == ".safetensors" else _find_state(_load_pickle(path), path)
+    )
+    prefix = "module." if state and all(str(name).startswith("module.") for name in state) else ""
+    return {str(name).removeprefix(prefix): tensor for name, tensor in state.items()}
 
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CorruptError(f"{path} is no file of safetensors: {reason_of(error)[:200]}") from error
-    return _find_state(_load_pickle(path), path)
+
+def _load_safetensors(path: Path) -> Mapping[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptError(f"{path} is no file of safetensors: {reason_of(error)[:200]}") from error
 
 
 def _load_pickle(path: Path) -> Any:
@@ -70,22 +77,19 @@ def _load_pickle(path: Path) -> Any:
         raise CorruptError(f"{path} can't be loaded: {reason_of(error)[:200]}") from error
 
 
-def _find_state(content: Any, path: Path) -> dict[str, Tensor]:
-    """Return the weights in what a file holds, without the prefix of data-parallel models."""
+def _find_state(content: Any, path: Path) -> Mapping[str, Tensor]:
+    """Return the weights in what a file holds."""
     state = content
     if isinstance(content, Mapping):
         nested = [key for key in NESTED if isinstance(content.get(key), Mapping)]
         state = content[nested[0]] if nested else content
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        names = (
-            list_first([str(key) for key in state], 4) if isinstance(state, Mapping) else type(state).__name__
-        )
+        names = [str(key) for key in state] if isinstance(state, Mapping) else [type(state).__name__]
         raise CorruptError(
-            f"{path} holds {names}; expected tensors by name, or such under {', '.join(NESTED)}: save "
-            "model.state_dict()"
+            f"{path} holds {list_first(names, 4)}; expected tensors by name, or such under "
+            f"{', '.join(NESTED)}: save model.state_dict()"
         )
-    prefix = "module." if state and all(str(name).startswith("module.") for name in state) else ""
-    return {str(name).removeprefix(prefix): tensor for name, tensor in state.items()}
+    return state
 
 
 def load_tensors(model: nn.Module, path: Path, name: str) -> None:
@@ -122,8 +126,17 @@ def digest_weights(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def is_offline(error: BaseException) -> bool:
+    """Tell whether the lack of a network caused an error."""
+    return bool({kind.__name__ for part in _causes(error) for kind in type(part).__mro__} & NETWORK_ERRORS)
+
+
 @contextmanager
-def explaining_downloads(source: str, arguments: Mapping[str, Any]) -> Iterator[None]:
+def explaining_downloads(
+    source: str,
+    arguments: Mapping[str, Any],
+    remedy: str = "give a file (--weights FILE), or ask for random ones (--untrained)",
+) -> Iterator[None]:
     """Turn errors of a library that builds or downloads a model into one line that says what to do.
 
     UnreachableError without a network, ConfigError for an argument that the model doesn't take and otherwise.
@@ -133,11 +146,11 @@ def explaining_downloads(source: str, arguments: Mapping[str, Any]) -> Iterator[
     except (SatstoreError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # each library has errors of its own, and some raise others' as they are
-        chain = list(_causes(error))
-        if {kind.__name__ for part in chain for kind in type(part).__mro__} & NETWORK_ERRORS:
+        if is_offline(error):
+            *_, first = _causes(error)
             raise UnreachableError(
-                f"the weights of {source} can't be downloaded (no network: {reason_of(chain[-1])[:200]}); "
-                "give a file (--weights FILE) or a folder (hf:PATH), or ask for random ones (--untrained)"
+                f"the weights of {source} can't be downloaded (no network: {reason_of(first)[:200]}); "
+                f"{remedy}"
             ) from error
         reason = reason_of(error)
         if unknown := next((key for key in arguments if f"argument '{key}'" in reason), None):
