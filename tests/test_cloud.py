@@ -18,10 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+import torch
 import xarray
 from command_line import HANGS_S, SMALL, satstore_process
 from command_line import satstore as cli
 from obstore.store import LocalStore
+from torch.utils.data import DataLoader
 from zarr.storage import ObjectStore
 
 import satstore
@@ -341,6 +343,32 @@ def test_extract__writes_to_a_bucket_what_it_writes_to_a_folder(
     written += b"".join(contents(run.latents_location).values())
     for value in (KEY_ID, SECRET, endpoint):
         assert value.encode() not in written + result.stdout.encode() + result.stderr.encode()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dataset__of_latents_in_a_bucket_has_the_batches_of_a_folder(
+    trained: Run, here: Run, kind: Kind, request: pytest.FixtureRequest
+) -> None:
+    run = start(trained, "extract", latents_dir=use_buckets(kind, request))
+
+    def make(of: Run) -> Any:
+        dataset = of.latents("pool4", "train")["0"].dataset(batch_size=100, seed=1)
+        dataset.set_epoch(2)
+        return dataset
+
+    def check_equal(found: Iterable[Any], expected: Iterable[Any]) -> None:
+        for ours, theirs in zip(found, expected, strict=True):
+            assert all(map(torch.equal, ours, theirs))
+
+    check_equal(make(run), make(here))
+    with pytest.raises(ConfigError, match=r"s3://.* was forked off one that uses object storage.*forkserver"):
+        list(DataLoader(make(run), batch_size=None, num_workers=1, multiprocessing_context="fork"))
+    if kind == "server":  # which other processes reach, too
+        with_workers = [
+            DataLoader(make(of), batch_size=None, num_workers=2, multiprocessing_context="spawn")
+            for of in (run, here)
+        ]
+        check_equal(*with_workers)
 
 
 def test_extract__stopped_on_the_way_to_a_bucket_goes_on_and_ends_bit_equal(

@@ -1,12 +1,13 @@
 """Locations of stores: a folder, or a prefix of a bucket on object storage."""
 
 import hashlib
+import os
 import re
 import shutil
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit
@@ -214,10 +215,16 @@ class Bucket:
     def refusals(self) -> Iterator[None]:
         """Turn obstore's errors into one line, without parts of the request, which may have secrets.
 
-        They become UnreachableError, or NotFoundError if there is no such bucket.
+        They become UnreachableError, or NotFoundError if there is no such bucket. Raises ConfigError in a
+        process that was forked off one that uses object storage: a request would never end.
         """
         from obstore.exceptions import BaseError
 
+        if _first_user() != os.getpid():
+            raise ConfigError(
+                f"{self.url} can't be reached from a process that was forked off one that uses object "
+                'storage; start processes another way (multiprocessing_context="forkserver")'
+            )
         try:
             yield
         except BaseError as error:
@@ -293,6 +300,12 @@ class Bucket:
 
     def _no_bucket(self) -> NotFoundError:
         return NotFoundError(f"no bucket for {self.url}: make it first, or give another --latents-dir")
+
+
+@cache
+def _first_user() -> int:
+    """Return the id of the process that first used obstore; processes forked off it lack its threads."""
+    return os.getpid()
 
 
 def _describe(error: Exception) -> str:

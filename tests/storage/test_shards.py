@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zarr
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from satstore.storage.zarr.layout import create_array
-from satstore.storage.zarr.shard_codec import encode_shard, is_house_encoding, shard_key
+from satstore.storage.zarr.shard_codec import ShardReader, encode_shard, is_house_encoding, shard_key
 
 SHAPE = (3, 2, 2)
 
@@ -51,6 +53,30 @@ def test_encode_shard__of_nothing_but_nan_is_there_and_read_as_nan(tmp_path: Pat
         path.write_bytes(b"".join(encode_shard(array, rows)))
     np.testing.assert_array_equal(array[32:], make_rows(8))
     assert np.isnan(array[:32]).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(edges=st.tuples(st.integers(0, 90), st.integers(0, 90)).map(sorted))
+@example(edges=[0, 90])
+@example(edges=[8, 16])
+@example(edges=[80, 90])
+def test_read__gives_what_zarr_reads_also_into_memory_that_is_there(
+    tmp_path_factory: pytest.TempPathFactory, edges: list[int]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "read"
+    rows = make_rows(90)
+    rows[8:16] = np.nan
+    if not path.exists():
+        make_array(path, 90)[:64] = rows[:64]
+        zarr.open_array(path / "latent")[72:] = rows[72:]
+    array = zarr.open_array(path / "latent", mode="r")
+    start, stop = edges
+    reader, out = ShardReader(path / "latent", array), np.full((stop - start + 2, *SHAPE), 7, np.float16)
+    found = reader.read(start, stop)
+    assert reader.read(start, stop, out[1:-1]).base is out
+    for values in (found, out[1:-1]):
+        np.testing.assert_array_equal(values, array[start:stop])
+    assert (out[[0, -1]] == 7).all()
 
 
 def test_is_house_encoding__is_of_whole_samples_in_the_houses_codecs(tmp_path: Path) -> None:

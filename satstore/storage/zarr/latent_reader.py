@@ -1,11 +1,11 @@
 """Readers of stores of latents: a store, one split of a pooling, one layer's array."""
 
 import hashlib
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import zarr
@@ -17,7 +17,8 @@ from satstore.analysis.row_source import BlockRows
 from satstore.config.latent_keys import EPOCHS, LatentsKey
 from satstore.errors import NotFoundError, UnknownNameError
 from satstore.registry import suggest
-from satstore.storage.location import Location, locate
+from satstore.storage.location import Bucket, Location, join, locate
+from satstore.storage.zarr.durable_store import DurableStore
 from satstore.storage.zarr.layout import (
     Array,
     check_axes,
@@ -28,6 +29,12 @@ from satstore.storage.zarr.layout import (
     open_root,
 )
 from satstore.storage.zarr.shard_codec import ShardReader, open_shards
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import ArrayLike
+
+    from satstore.storage.zarr.latent_batches import LatentBatches
 
 NO_SAMPLE_ID = -1
 """Stored in place of a sample id where it is not known."""
@@ -44,12 +51,16 @@ class LatentArray:
         The zarr array: float16, or float32 where float16 would not keep a feature's spread.
     """
 
-    def __init__(self, group: zarr.Group) -> None:
+    def __init__(self, group: zarr.Group, read_labels: Callable[[], NDArray[np.int64]]) -> None:
         with explaining_metadata_errors(group.store_path):
             self.layer = str(group.attrs["layer"])
-        self._group = group
+        self._group, self._read_labels = group, read_labels
         array = get_array(group, "latent")
         self.array: Array = check_axes(array, *[None] * max(2, array.ndim), kinds="f")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        split, _, _ = self._group.path.rpartition("/")
+        return _open_layer, (join(str(self._location)), split, self.layer)
 
     def __repr__(self) -> str:
         return f"<LatentArray {self.layer} {self.shape} {self.array.dtype}>"
@@ -63,6 +74,17 @@ class LatentArray:
     def n_features(self) -> int:
         """Number of features of one sample, with its axes flattened."""
         return int(np.prod(self.shape[1:], dtype=np.int64))
+
+    @property
+    def is_remote(self) -> bool:
+        """Tell whether it lies on object storage."""
+        return isinstance(self._location, Bucket)
+
+    @property
+    def _location(self) -> Location:
+        store = self.array.store
+        assert isinstance(store, DurableStore)
+        return store.location
 
     @property
     def mean(self) -> NDArray[np.float32]:
@@ -100,6 +122,58 @@ class LatentArray:
             rows.mean, rows.std = mean, std
         return rows
 
+    def dataset(
+        self,
+        *,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        labels: "ArrayLike | None" = None,
+        buffer_bytes: int = 128 * 2**20,
+        dtype: "torch.dtype | None" = None,
+    ) -> "LatentBatches":
+        """Return a torch dataset of minibatches (latents, labels), to train on out of core.
+
+        Give it to a ``DataLoader(dataset, batch_size=None)``, or loop over it. In a pass, each sample comes
+        once. Its ``set_epoch(n)``, called before a pass, chooses another order.
+
+        Shuffled, whole chunks (about 2 MiB) are read in random order, and their samples mixed in a buffer: a
+        batch draws on as many chunks as the buffer holds, 64 by default, also where samples are stored class
+        by class. Seed, epoch, batch size, buffer and number of workers determine every batch. Workers share
+        out the chunks; the last batch of each may be short. Not shuffled, samples come in stored order with
+        any number of workers, which all decode everything then.
+
+        Parameters
+        ----------
+        labels
+            One for each sample, in stored order; by default the class indices that are stored, -1 where there
+            is none.
+        buffer_bytes
+            Size of a buffer. Each process that reads has two, of at least one batch.
+        dtype
+            A floating-point dtype of torch that latents are converted to; by default they are as stored, most
+            of them float16.
+
+        Raises
+        ------
+        ConfigError
+            If an argument is none of these. In a pass: if the latents are on object storage, and this process
+            was forked off one that uses it.
+        CorruptError
+            In a pass: if a stored chunk isn't what was written.
+        """
+        from satstore.storage.zarr.latent_batches import LatentBatches
+
+        return LatentBatches(
+            self,
+            self._read_labels() if labels is None else labels,
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            buffer_bytes=buffer_bytes,
+            dtype=dtype,
+        )
+
     @cached_property
     def _shards(self) -> ShardReader | None:
         store = self.array.store
@@ -110,6 +184,17 @@ class LatentArray:
     def _read(self, start: int, stop: int) -> NDArray[np.floating[Any]]:
         with self._reading(start, stop):
             return np.asarray(self._shards.read(start, stop) if self._shards else self.array[start:stop])
+
+    def read_into(self, start: int, stop: int, out: NDArray[Any]) -> None:
+        """Read samples start to stop into a C-contiguous array of their shape and dtype.
+
+        Many threads may call it at once. Raises CorruptError if a stored chunk isn't what was written.
+        """
+        with self._reading(start, stop):
+            if self._shards:
+                self._shards.read(start, stop, out)
+            else:
+                out[...] = self.array[start:stop]
 
     def _read_floats(self, start: int, stop: int, out: Floats) -> Floats:
         assert self._shards is not None
@@ -153,7 +238,7 @@ class LatentSplit(Mapping[str, LatentArray]):
         with explaining_metadata_errors(self._group.store_path):
             item = self._group[self._keys[layer]]
             assert isinstance(item, zarr.Group)
-        return LatentArray(item)
+        return LatentArray(item, lambda: self.labels)
 
     def __contains__(self, layer: object) -> bool:
         return layer in self._keys
@@ -186,6 +271,14 @@ class LatentSplit(Mapping[str, LatentArray]):
             f"{self._group.store_path}: {name}", "write it again with: satstore extract"
         ):
             return np.asarray(array[...], dtype=np.int64)
+
+
+def _open_layer(place: str, split: str, layer: str) -> LatentArray:
+    """Open one layer's latents by the place of their store and the path of their split in it."""
+    with explaining_metadata_errors(f"{place}/{split}"):
+        group = open_root(locate(place))[split]
+    assert isinstance(group, zarr.Group)
+    return LatentSplit(group, [layer])[layer]
 
 
 class LatentStore:

@@ -37,25 +37,42 @@ class ShardReader:
         self._per_shard = self._shard_rows // self._chunk_rows
         self._array = array
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """Read rows start to stop; those that were not written are NaN.
+    def read(self, start: int, stop: int, out: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read rows start to stop, into ``out`` if given; those that were not written are NaN.
 
-        Raises ValueError if the checksum of a chunk or an index is wrong, OSError if a shard can't be read.
+        ``out`` has the shape and dtype of the rows, and is C-contiguous; whole chunks are decoded right into
+        it. Many threads may read at once. Raises ValueError if the checksum of a chunk or an index is wrong,
+        OSError if a shard can't be read.
         """
-        rows = np.empty((stop - start, *self._shape[1:]), self._dtype)
-        for low, chunk in self._chunks(start, stop):
-            rows[low - start : low - start + len(chunk)] = chunk.reshape(-1, *self._shape[1:])
+        rows = np.empty((stop - start, *self._shape[1:]), self._dtype) if out is None else out
+        scratch = np.empty((0, *self._shape[1:]), self._dtype)
+        for first, content in self._chunks(start, stop):
+            low, high = max(start, first), min(stop, first + self._chunk_rows)
+            part = rows[low - start : high - start]
+            if len(part) == self._chunk_rows:
+                _decode(content, part)
+                continue
+            if not len(scratch):
+                scratch = np.empty((self._chunk_rows, *self._shape[1:]), self._dtype)
+            _decode(content, scratch)
+            part[...] = scratch[low - first : high - first]
         return rows
 
     def read_floats(self, start: int, stop: int, out: Floats) -> None:
         """Read rows start to stop, flattened, into a float32 array; errors are those of :meth:`read`."""
-        for low, chunk in self._chunks(start, stop):
-            widen(chunk, out[low - start : low - start + len(chunk)])
+        decoded = np.empty((self._chunk_rows, int(np.prod(self._shape[1:]))), self._dtype)
+        for first, content in self._chunks(start, stop):
+            _decode(content, decoded)
+            low, high = max(start, first), min(stop, first + self._chunk_rows)
+            widen(decoded[low - first : high - first], out[low - start : high - start])
 
-    def _chunks(self, start: int, stop: int) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Yield (first row, rows) of each chunk; the rows' memory is used again for the next."""
-        chunk_rows, n_features = self._chunk_rows, int(np.prod(self._shape[1:]))
-        buffer, decoded = np.empty(0, np.uint8), np.empty((chunk_rows, n_features), self._dtype)
+    def _chunks(self, start: int, stop: int) -> Iterator[tuple[int, NDArray[np.uint8] | None]]:
+        """Yield (first row, encoded bytes) of each chunk; None for one that was not written.
+
+        The bytes' memory is used again for the next chunk.
+        """
+        chunk_rows = self._chunk_rows
+        buffer = np.empty(0, np.uint8)
         for shard in range(start // self._shard_rows, -(-stop // self._shard_rows)):
             first = shard * self._shard_rows
             within = range(max(start, first) - first, min(stop, first + self._shard_rows) - first)
@@ -65,13 +82,9 @@ class ShardReader:
                     offset, size = map(int, index[chunk])
                     if len(buffer) < size < MISSING:
                         buffer = np.empty(size, np.uint8)
-                    if offset == MISSING:
-                        decoded[...] = np.nan
-                    else:
-                        blosc.decompress(_read_checked(file, offset, buffer[:size]), decoded)
-                    start_row = chunk * chunk_rows
-                    low, high = max(within.start, start_row), min(within.stop, start_row + chunk_rows)
-                    yield first + low, decoded[low - start_row : high - start_row]
+                    is_missing = offset == MISSING
+                    content = None if is_missing else _read_checked(file, offset, buffer[:size])
+                    yield first + chunk * chunk_rows, content
 
     @contextmanager
     def _open(self, shard: int) -> Iterator[int | None]:
@@ -154,6 +167,14 @@ def _read_checked(file: int | None, offset: int, buffer: NDArray[np.uint8]) -> N
             f"{len(buffer)} bytes at {offset} have checksum {checksum.hex()}, not {stored.hex()}"
         )
     return body
+
+
+def _decode(content: NDArray[np.uint8] | None, out: NDArray[Any]) -> None:
+    """Decode a chunk into an array of its shape: NaN if it was not written."""
+    if content is None:
+        out[...] = np.nan
+    else:
+        blosc.decompress(content, out)
 
 
 def open_shards(folder: Path, array: Array) -> ShardReader | None:
