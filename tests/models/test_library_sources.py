@@ -211,8 +211,8 @@ def test_transformers__takes_weights_of_a_file_or_of_a_seed(encoder: str, tmp_pa
         ({"model_class": "ViTForImageClass"}, "no such model; did you mean 'ViTForImageClassification'?"),
         (
             {"model_class": "ViTForMaskedImageModeling"},
-            "lack decoder.0.bias, decoder.0.weight, …, 3 of 41 tensors of ViTForMaskedImageModeling, which would "
-            "be random; they were saved from ViTForImageClassification (--set model_class=)",
+            "lack decoder.0.bias, decoder.0.weight, …, 3 of 41 tensors of ViTForMaskedImageModeling, which "
+            "would be random; they were saved from ViTForImageClassification (--set model_class=)",
         ),
         ({"model_class": "BertModel"}, "hf:FOLDER has no Tokenizer that transformers can load"),
     ],

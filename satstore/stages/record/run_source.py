@@ -96,7 +96,7 @@ class PrepareAsTrained:
         if self.sizes is not None:
             resolution, scaled_to = self.sizes
             image = vision.center_crop(vision.resize(image, [scaled_to]), [resolution, resolution])
-        batch = vision.pil_to_tensor(image)[None]
+        batch: Tensor = vision.pil_to_tensor(image)[None]
         for transform in self.transforms:
             batch = transform(batch)
         return batch[0].contiguous()
