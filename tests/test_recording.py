@@ -304,7 +304,7 @@ def test_record__of_no_known_length_ends_within_any_shard(
     model: MyNet, shard_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     size = 2 ** (shard_rows - 1).bit_length()
-    monkeypatch.setattr("satstore.stages.record.writer.UNKNOWN_LENGTH", size)
+    monkeypatch.setattr("satstore.stages.record.passes.UNKNOWN_LENGTH", size)
     run = satstore.record(model, DataLoader(Stream(), shard_rows), "a", pooling=["1"], logs_dir=tmp_path)
     array = run.latents("pool1", "train")["conv"].array
     assert (array.shape[0], array.shards[0]) == (11, size)
@@ -332,9 +332,10 @@ def pair(labels: Any) -> tuple[torch.Tensor, Any]:
         (pair(torch.tensor([0, float("nan")])), r"batch 1 of loader has labels nan; expected class indices"),
         (
             {"image": 1, "label": 2},
-            r"batch 1 of loader is a dict of 'image', 'label'; expected \(inputs, labels\)",
+            r"batch 1 of loader is a dict of 'image', 'label': no tensor among its inputs; make ",
         ),
-        (torch.zeros(2, 1, 12, 12), r"batch 1 of loader is a tensor of shape \(2, 1, 12, 12\); expected"),
+        (torch.zeros(2, 1, 12, 12), r"batch 1 of loader has no labels, the ones before had some"),
+        ("text", r"batch 1 of loader is str; expected \(inputs, labels\): take an adapt, or a collate_fn"),
         ((["a"], [0]), r"batch 1 of loader has a list of 1 \(str\) for inputs; expected a tensor"),
     ],
 )

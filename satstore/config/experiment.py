@@ -152,7 +152,12 @@ class ExperimentConfig(BaseModel):
     @property
     def title(self) -> str:
         """The experiment's title for people: ``vgg16 on Cifar10 at 32 px``."""
-        return f"{self.model} on {self.dataset} at {self.resolution} px"
+        return f"{self.model} on {self.dataset}{self.size_text}"
+
+    @property
+    def size_text(self) -> str:
+        """The end of titles, `` at 32 px``; empty for recorded data without a size, whose resolution is 1."""
+        return f" at {self.resolution} px" if self.resolution > 1 else ""
 
     @property
     def latents_request(self) -> LatentsRequest:

@@ -91,7 +91,7 @@ def _title(config: ExperimentConfig, sharing: Sequence[ExperimentConfig]) -> str
     is_shared = {key: bool(sharing) and not _differs(key, sharing) for key in ("dataset", "resolution")}
     name = config.model
     name += "" if is_shared["dataset"] else f" on {config.dataset}"
-    name += "" if is_shared["resolution"] else f" at {config.resolution} px"
+    name += "" if is_shared["resolution"] else config.size_text
     return clean(name)
 
 

@@ -153,7 +153,8 @@ class DatasetRecord(_Record):
 
     ``fingerprint`` differs between data of the same name; it is empty where the training's data are unknown.
     ``labels_sha256`` has a digest of labels and sample ids by split, which stored latents must agree with;
-    old manifests lack it. ``skipped`` names the corrupt images that were left out, by split.
+    old manifests lack it. ``skipped`` names the corrupt images that were left out, by split. Without labels,
+    every stored one is NO_LABEL, and there are no classes.
     """
 
     name: str
@@ -163,6 +164,7 @@ class DatasetRecord(_Record):
     fingerprint: str
     labels_sha256: dict[str, str] = Field(default_factory=dict)
     skipped: dict[str, list[str]] = Field(default_factory=dict)
+    has_labels: bool = True
 
     @property
     def has_fingerprint(self) -> bool:

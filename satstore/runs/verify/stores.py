@@ -21,7 +21,7 @@ from satstore.storage.location import Location
 from satstore.storage.safe_names import Key, as_key
 from satstore.storage.zarr import StoredArray, digest_labels
 from satstore.storage.zarr.array_check import Finiteness
-from satstore.storage.zarr.latent_reader import NO_SAMPLE_ID
+from satstore.storage.zarr.latent_reader import NO_LABEL, NO_SAMPLE_ID
 from satstore.system.cores import count_cores
 
 COMPARED_ARRAYS = frozenset({"label", "sample_id", "mean", "std"})
@@ -267,9 +267,12 @@ class LatentsCheck(StoreCheck):
         dataset = self.run.manifest.dataset
         if dataset is None or n_rows == 0:
             return
-        if labels.min() < 0 or labels.max() >= len(dataset.classes):
-            wrong = labels[(labels < 0) | (labels >= len(dataset.classes))][0]
-            yield Finding(f"{group}/label has a class {wrong}; there are {len(dataset.classes)}", again)
+        if dataset.has_labels:
+            wrong, expected = (labels < 0) | (labels >= len(dataset.classes)), f"{len(dataset.classes)}"
+        else:
+            wrong, expected = labels != NO_LABEL, "none, as the data have no labels"
+        if wrong.any():
+            yield Finding(f"{group}/label has a class {labels[wrong][0]}; there are {expected}", again)
         if (ids == NO_SAMPLE_ID).all():
             return  # without ids, there is nothing to compare labels by
         if len(np.unique(ids)) != len(ids):

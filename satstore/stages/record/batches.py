@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -13,22 +14,40 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from satstore.errors import ConfigError, SatstoreError, reason_of
+from satstore.stages.record.inputs import (
+    REMEDY,
+    Adapt,
+    InputBatch,
+    describe_given,
+    describe_inputs,
+    read_batch,
+    tensors_of,
+)
+from satstore.storage.zarr.latent_reader import NO_LABEL
 from satstore.system.text import list_first
 
-REMEDY = "give the loader a collate_fn that returns (inputs, labels)"
+
+@dataclass(frozen=True)
+class _ReadBatch:
+    """A batch, its name and its classes, and whether these came as one-hot rows."""
+
+    place: str
+    batch: InputBatch
+    classes: NDArray[np.int64]
+    is_one_hot: bool
 
 
 class Batches:
     """Reads a loader once, with its own batches, order and workers.
 
-    Iterating yields inputs and class indices int64 (batch,) of one batch after another; see
-    :func:`split_batch` and :func:`class_indices`. ConfigError names the batch, counted from 0, that can't be
-    taken.
+    Iterating yields each batch and its class indices int64 (batch,), NO_LABEL where the loader has no labels;
+    see :func:`.inputs.read_batch` and :func:`class_indices`. ConfigError names the batch, counted from 0,
+    that can't be taken.
 
     Attributes
     ----------
     first
-        The inputs of its first batch.
+        Its first batch.
     place
         Names the batch that was yielded last.
     n_expected
@@ -37,13 +56,13 @@ class Batches:
         Whether labels came as one-hot rows.
     """
 
-    def __init__(self, loader: Iterable[Any], name: str) -> None:
-        self._name = name
+    def __init__(self, loader: Iterable[Any], name: str, adapt: Adapt | None = None) -> None:
+        self._name, self._adapt = name, adapt
         is_samples = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
         if is_samples or not isinstance(loader, Iterable):
             raise ConfigError(
-                f"{name} is {_describe(loader)}; expected an iterable of batches (inputs, labels), such as "
-                "DataLoader(dataset, batch_size)"
+                f"{name} is {describe_given(loader)}; expected an iterable of batches (inputs, labels), such "
+                "as DataLoader(dataset, batch_size)"
             )
         self.is_one_hot = False
         self.place = name
@@ -53,27 +72,40 @@ class Batches:
         first = next(self._batches, None)
         if first is None:
             raise ConfigError(f"{name} yields no batch; give it one at least")
-        self._first_batch, self.first = first, first[1]
+        self._first_batch, self.first = first, first.batch
         try:
-            self.n_expected: int | None = len(loader) * len(self.first)  # type: ignore[arg-type]
+            self.n_expected: int | None = len(loader) * self.first.n_samples  # type: ignore[arg-type]
         except TypeError:  # a loader of an iterable dataset
             self.n_expected = None
 
-    def _read(self, loader: Iterable[Any]) -> Iterator[tuple[str, Tensor, NDArray[np.int64], bool]]:
-        """Yield each batch's name, inputs and classes, and whether its labels are one-hot rows."""
-        for n, batch in enumerate(loader):
-            place = f"batch {n} of {self._name}"
-            inputs, labels = split_batch(batch, place)
-            yield place, inputs, *class_indices(labels, len(inputs), place)
+    @property
+    def has_labels(self) -> bool:
+        """Whether its batches have labels: all have, or none."""
+        return self._first_batch.batch.labels is not None
 
-    def __iter__(self) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
-        for place, inputs, classes, is_one_hot in chain([self._first_batch], self._batches):
-            self.place = place
-            self.is_one_hot |= is_one_hot
-            self._labels.append(classes)
-            self._digest.update(classes.astype("<i8").tobytes())
-            self._digest.update(inputs.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-            yield inputs, classes
+    def _read(self, loader: Iterable[Any]) -> Iterator[_ReadBatch]:
+        for n, part in enumerate(loader):
+            place = f"batch {n} of {self._name}"
+            batch = read_batch(part, self._adapt, place)
+            if n and (batch.labels is not None) != self.has_labels:
+                found, before = ("no labels", "some") if self.has_labels else ("labels", "none")
+                raise ConfigError(f"{place} has {found}, the ones before had {before}")
+            if batch.labels is None:
+                yield _ReadBatch(place, batch, np.full(batch.n_samples, NO_LABEL), is_one_hot=False)
+            else:
+                yield _ReadBatch(place, batch, *class_indices(batch.labels, batch.n_samples, place))
+
+    def __iter__(self) -> Iterator[tuple[InputBatch, NDArray[np.int64]]]:
+        for found in chain([self._first_batch], self._batches):
+            self.place = found.place
+            self.is_one_hot |= found.is_one_hot
+            self._labels.append(found.classes)
+            self._digest.update(found.classes.astype("<i8").tobytes())
+            for name, tensor in tensors_of(found.batch.inputs):
+                self._digest.update(name.encode())  # that of a plain tensor is empty
+                values = tensor.detach().cpu().contiguous().reshape(-1)
+                self._digest.update(values.view(torch.uint8).numpy().data)
+            yield found.batch, found.classes
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -85,8 +117,40 @@ class Batches:
         return self._digest.hexdigest()
 
 
+class Loaders:
+    """A caller's loaders, of which one is given at least, and the names of their classes.
+
+    ConfigError if classes are given, and the loader has no labels.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        eval_loader: Iterable[Any] | None,
+        adapt: Adapt | None,
+        classes: Sequence[str] | None,
+    ) -> None:
+        self.train, self.classes = Batches(loader, "loader", adapt), classes
+        self._eval_loader, self._adapt = eval_loader, adapt
+        if classes is not None and not self.train.has_labels:
+            raise ConfigError("loader yields no labels for the classes given; leave them out, or give labels")
+
+    def open_eval(self) -> Batches | None:
+        """Begin to read the loader of the eval split; None if there is none.
+
+        ConfigError if it has labels and the other has none, or the other way round.
+        """
+        if self._eval_loader is None:
+            return None
+        batches = Batches(self._eval_loader, "eval_loader", self._adapt)
+        if batches.has_labels != self.train.has_labels:
+            found, known = ("labels", "none") if batches.has_labels else ("no labels", "some")
+            raise ConfigError(f"eval_loader has {found}, loader has {known}; give both labels, or neither")
+        return batches
+
+
 @contextmanager
-def explain_forward_errors(inputs: Tensor, place: str) -> Iterator[None]:
+def explain_forward_errors(inputs: Any, place: str) -> Iterator[None]:
     """Turn errors of a model's forward pass into a ConfigError that describes the batch.
 
     Satstore's own errors and lack of memory pass.
@@ -98,25 +162,9 @@ def explain_forward_errors(inputs: Tensor, place: str) -> Iterator[None]:
     except Exception as error:
         found = reason_of(error, with_type=True)
         raise ConfigError(
-            f"the model's forward pass of {place}, {_describe(inputs)} of {inputs.dtype}, fails ({found}); "
-            "make it what the model takes in the loader's dataset or collate_fn"
+            f"the model's forward pass of {place}, {describe_inputs(inputs)}, fails ({found}); "
+            "make it what the model takes in the loader's dataset or collate_fn, or by adapt"
         ) from error
-
-
-def split_batch(batch: Any, place: str) -> tuple[Tensor, Any]:
-    """Return a batch's inputs and labels: its first two parts.
-
-    ConfigError, naming the `place`, such as ``"batch 3 of loader"``, if it is no tuple or list of two parts
-    or more, or its inputs are no tensor with samples on axis 0.
-    """
-    if isinstance(batch, str | bytes) or not isinstance(batch, Sequence) or len(batch) < 2:
-        raise ConfigError(f"{place} is {_describe(batch)}; expected (inputs, labels): {REMEDY}")
-    inputs = batch[0]
-    if not isinstance(inputs, Tensor) or inputs.ndim < 2 or not len(inputs):
-        raise ConfigError(
-            f"{place} has {_describe(inputs)} for inputs; expected a tensor of samples (batch, …): {REMEDY}"
-        )
-    return inputs, batch[1]
 
 
 def class_indices(labels: Any, n_samples: int, place: str) -> tuple[NDArray[np.int64], bool]:
@@ -163,8 +211,8 @@ def _as_array(labels: Any, place: str) -> NDArray[Any]:
         values = np.empty(0, object)
     if values.dtype.kind not in "biuf":
         raise ConfigError(
-            f"{place} has {_describe(labels)} for labels; expected class indices, whole numbers from 0 on: "
-            f"{REMEDY}"
+            f"{place} has {describe_given(labels)} for labels; expected class indices, whole numbers from 0 "
+            f"on: {REMEDY}"
         )
     return values
 
@@ -187,15 +235,3 @@ def find_logits(output: Any) -> Tensor | None:
         output = next((part for part in output if isinstance(part, Tensor)), None)
     is_plain = isinstance(output, Tensor) and output.ndim == 2 and output.is_floating_point()
     return output if is_plain else None
-
-
-def _describe(thing: Any) -> str:
-    """Describe a value for a message: its type, and its shape, keys or parts."""
-    if isinstance(thing, Tensor):
-        return f"a tensor of shape {tuple(thing.shape)}"
-    if isinstance(thing, Mapping):
-        return f"a {type(thing).__name__} of {list_first(list(map(repr, thing)), 4)}"
-    if isinstance(thing, tuple | list):
-        parts = list_first([type(part).__name__ for part in thing], 4)
-        return f"a {type(thing).__name__} of {len(thing)} ({parts})"
-    return f"{type(thing).__name__}"

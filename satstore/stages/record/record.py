@@ -3,7 +3,8 @@
 import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from satstore.runs.run import Run
 from satstore.stages.parameters import DEFAULT_MEMORY_LIMIT
 from satstore.stages.pipeline import apply_stages
 from satstore.stages.receptive_field import write_fields
-from satstore.stages.record.batches import Batches
+from satstore.stages.record.batches import Loaders
+from satstore.stages.record.inputs import Adapt, InputBatch
 from satstore.stages.record.writer import RecordWriter
 from satstore.training.devices import choose_device
 
@@ -40,6 +42,8 @@ def record(
     pooling: Collection[str] = ("4",),
     layers: str | None = None,
     exclude_layers: str | None = None,
+    adapt: Adapt | None = None,
+    max_samples: int | None = None,
     device: str | None = None,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
     overwrite: bool = False,
@@ -61,14 +65,21 @@ def record(
         to a mapping or object that calls them ``logits``. Without them, or with others than one for each
         class, no accuracy is noted.
     loader, eval_loader
-        Yield (inputs, labels, …): what probes are fitted on, and what they are tested on. Labels are class
-        indices, or one-hot rows. Without the second, the first is both, and accuracies are those of the fit.
+        Yield batches: what probes are fitted on, and what they are tested on. Without the second, the first
+        is both, and accuracies are those of the fit. A batch is inputs, (inputs, labels, …), or a mapping,
+        such as a BatchEncoding, whose ``labels`` are the labels. Inputs are a tensor (batch, …), or a mapping
+        of tensors, which the model takes by keyword. Labels are class indices, or one-hot rows; all batches
+        have them, or none. Without labels there are latents, spectra and CKA, and neither accuracy nor
+        probes.
     run
         The run id.
     classes
         Their names; by default the numbers from 0 to the largest label.
-    pooling, layers, exclude_layers
+    pooling, layers, exclude_layers, max_samples
         As the config's keys of these names.
+    adapt
+        Maps a batch of another form to inputs, (inputs, labels) or (inputs, labels, mask). Inputs may be a
+        tuple there, of what the model takes by position: ``((first, second), None)``.
     device
         Where the model is evaluated; by default where it is.
     memory_limit
@@ -99,38 +110,71 @@ def record(
     >>> run = satstore.record(model, train_loader, "mine", test_loader)  # doctest: +SKIP
     """
     model = uncompiled(model)
-    target = choose_device(device) if device is not None else _device_of(model)
-    train = Batches(loader, "loader")
-    keys = {"pooling": list(pooling), "layers": layers, "exclude_layers": exclude_layers, "device": device}
-    config = _make_config(model, train.first, keys)
-    logs = find_logs_dir(logs_dir, config)
-    is_new = _check_is_new(logs / run / config.experiment, overwrite=overwrite)
-    try:  # from here on: torch raises the death of a loader's worker wherever the program is
-        recorded = make_run(logs, run, config, listener)
-        with _evaluated_on(model, target):
-            writer = RecordWriter(recorded, model, train, target, memory_limit)
-            writer.plan(force=force)
-            with recorded.lock():
-                is_new = True  # from here on, nothing is left of what was there
-                with recorded.stage("train", {}), recorded.stage("extract", {"pooling": list(pooling)}):
-                    writer.write(eval_loader, classes)
+    loaders = Loaders(loader, eval_loader, adapt, classes)
+    keys = {"pooling": list(pooling), "layers": layers, "exclude_layers": exclude_layers}
+    config = _make_config(model, loaders.train.first, {**keys, "max_samples": max_samples, "device": device})
+    place = _Place(find_logs_dir(logs_dir, config), run, config, listener)
+    with ExitStack() as undo, _evaluated(model, device) as target:
+        # From here on: torch raises the death of a loader's worker wherever the program is.
+        if place.is_new(overwrite=overwrite):
+            undo.callback(_remove, place.folder)
+        recorded = place.make()
+        writer = RecordWriter(recorded, model, loaders, target, memory_limit)
+        writer.plan(force=force)
+        with recorded.lock():
+            undo.callback(_remove, place.folder)  # nothing is left of what was there
+            writer.write()
         apply_stages(recorded, "saturation")
-    except BaseException:
-        if is_new:
-            _remove(logs / run / config.experiment)
-        raise
-    _write_receptive_fields(recorded, model, train.first)
+        undo.pop_all()
+    _write_receptive_fields(recorded, model, loaders.train.first.inputs)
     return recorded
 
 
-def _make_config(model: nn.Module, inputs: Tensor, settings: Mapping[str, Any]) -> ExperimentConfig:
-    """Return the config of a recorded run, from its model's class, its first batch, and some of its keys."""
+@dataclass(frozen=True)
+class _Place:
+    """The folder of the run that is to be recorded, and who listens to it."""
+
+    logs: Path
+    run_id: str
+    config: ExperimentConfig
+    listener: Listener | None
+
+    @property
+    def folder(self) -> Path:
+        """The experiment's folder."""
+        return self.logs / self.run_id / self.config.experiment
+
+    def make(self) -> Run:
+        """Make the folder, or open it."""
+        return make_run(self.logs, self.run_id, self.config, self.listener)
+
+    def is_new(self, *, overwrite: bool) -> bool:
+        """Return whether nothing was recorded there yet.
+
+        ConfigError if something was, and is not to be overwritten.
+        """
+        is_new = not (self.folder / CHECKPOINT).exists()
+        if not is_new and not overwrite:
+            raise ConfigError(
+                f"{self.run_id}/{self.config.experiment} is there already; record under another run id, or "
+                "with overwrite=True"
+            )
+        return is_new
+
+
+def _make_config(model: nn.Module, batch: InputBatch, settings: Mapping[str, Any]) -> ExperimentConfig:
+    """Return the config of a recorded run, from its model's class, its first batch, and some of its keys.
+
+    The resolution is the last axis of a tensor of floats or images, else 1.
+    """
+    inputs = batch.inputs
+    is_measured = isinstance(inputs, Tensor) and (inputs.is_floating_point() or inputs.ndim == 4)
     [config] = expand_grid(
         {
             "model": re.sub(r"\W+", "_", type(model).__name__),
             "dataset": RECORDED,
-            "resolution": int(inputs.shape[-1]),
-            "batch_size": len(inputs),
+            "resolution": int(inputs.shape[-1]) if is_measured else 1,
+            "batch_size": batch.n_samples,
             "epoch": 1,
             "augment": False,
             "stages": ["train", "extract", "saturation"],
@@ -140,36 +184,26 @@ def _make_config(model: nn.Module, inputs: Tensor, settings: Mapping[str, Any]) 
     return config
 
 
-def _check_is_new(experiment: Path, *, overwrite: bool) -> bool:
-    """Return whether nothing was recorded in an experiment's folder yet.
-
-    ConfigError if something was, and is not to be overwritten.
-    """
-    is_new = not (experiment / CHECKPOINT).exists()
-    if not is_new and not overwrite:
-        raise ConfigError(
-            f"{experiment.parent.name}/{experiment.name} is there already; record under another run id, or "
-            "with overwrite=True"
-        )
-    return is_new
-
-
 def _device_of(model: nn.Module) -> torch.device:
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
 
 
 @contextmanager
-def _evaluated_on(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Put a model into evaluation mode on a device, without gradients; restore modes and device after."""
+def _evaluated(model: nn.Module, device: str | None) -> Iterator[torch.device]:
+    """Put a model into evaluation mode on a device, by default its own, without gradients; yield the device.
+
+    Modes and device are restored after.
+    """
     before = _device_of(model)
+    target = before if device is None else choose_device(device)
     with in_eval_mode(model), torch.no_grad():
-        if device != before:
-            model.to(device)
+        if target != before:
+            model.to(target)
         try:
-            yield
+            yield target
         finally:
-            if device != before:
+            if target != before:
                 model.to(before)
 
 
@@ -182,9 +216,10 @@ def _remove(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def _write_receptive_fields(run: Run, model: nn.Module, inputs: Tensor) -> None:
-    """Tabulate the receptive fields of a model of square images; warn if it can't be traced."""
-    if inputs.ndim != 4 or inputs.shape[-1] != inputs.shape[-2]:
+def _write_receptive_fields(run: Run, model: nn.Module, inputs: Any) -> None:
+    """Tabulate the receptive fields of convolutions over square images; warn if the model isn't traced."""
+    is_images = isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.shape[-1] == inputs.shape[-2]
+    if not is_images or not any(layer.kind.startswith("Conv") for layer in run.manifest.layers):
         return
     with run.lock():
         try:

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 NO_SAMPLE_ID = -1
 """Stored in place of a sample id where it is not known."""
 
+NO_LABEL = -1
+"""The label of a sample whose class is not known."""
+
 
 class LatentArray:
     """One layer's latents of one split: an array (sample, feature) or (sample, channel, y, x), on disk.
