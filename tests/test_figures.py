@@ -80,7 +80,7 @@ def fill(run: Run, accuracy: float = 0.85) -> Run:
         manifest.summary.test_accuracy = accuracy
         manifest.summary.saturation = {r.layer: float(s) for r, s in zip(records, saturation, strict=True)}
         if has_fields:
-            manifest.summary.border_layer = drawn_layers(records)[len(records) // 2]
+            manifest.summary.border_layer = drawn_layers(manifest)[len(records) // 2]
         if "probe" in config.stages:
             for pooling in config.pooling:
                 manifest.probes[ProbeKey(LatentsKey(pooling))] = ProbesRecord(C=1, tol=1e-4, max_iter=9)
@@ -115,7 +115,7 @@ def test_figure__draws_a_panel_per_experiment_with_all_that_its_config_has(name:
     for axes, panel in zip(drawn, shown, strict=True):
         run, config = panel.run, panel.config
         assert run is not None
-        layers = drawn_layers(run.manifest.layers)
+        layers = drawn_layers(run.manifest)
         lines = {str(line.get_label()): line for line in axes.get_lines()}
         assert axes.get_title() == f"{config.model} on {config.dataset} at {config.resolution} px"
         assert axes.get_ylim()[0] == 0
@@ -139,7 +139,7 @@ def test_figure__draws_a_panel_per_experiment_with_all_that_its_config_has(name:
     n_maps = sum(len(axes.get_images()) for axes in figure.axes)
     with_maps = [panel for panel in shown if "pixelwise" in panel.config.pooling]
     convs = [
-        [r for r in panel.run.manifest.layers if r.layer in drawn_layers(panel.run.manifest.layers)]
+        [r for r in panel.run.manifest.layers if r.layer in drawn_layers(panel.run.manifest)]
         for panel in with_maps
         if panel.run is not None
     ]

@@ -62,7 +62,7 @@ def fill(run: Run) -> None:
 
 
 def test_drawn_layers__are_those_of_the_main_path(run: Run) -> None:
-    assert drawn_layers(run.manifest.layers) == ["conv1", "layer1.0.conv1", "fc1"]
+    assert drawn_layers(run.manifest) == ["conv1", "layer1.0.conv1", "fc1"]
 
 
 def test_plot_layers__draws_the_last_epochs_curves_and_the_models_accuracy(run: Run) -> None:
@@ -165,7 +165,7 @@ def test_plot_epoch__has_a_bar_per_layer_and_split(projected: Path, quantity: st
     expected = []
     for split in ("train", "eval"):
         table = run.saturation(split=split).query("epoch == 0").set_index("layer")[quantity]
-        expected += list(table.reindex(drawn_layers(run.manifest.layers)))
+        expected += list(table.reindex(drawn_layers(run.manifest)))
     assert bars == expected
     code, path, said = plot(
         projected, "--quantity", quantity, "--epoch", "all", "--out", str(tmp_path / "all")

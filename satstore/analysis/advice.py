@@ -35,7 +35,11 @@ class Evidence:
     knows_border
         Whether receptive fields were computed.
     n_eval, n_classes
-        Images of the eval split, and classes of the dataset.
+        Samples of the eval split, and classes of the dataset.
+    has_labels
+        Whether the data have labels.
+    is_recorded
+        Whether model and data are the user's own, which no command can build again.
     test_accuracy
         The model's accuracy; None if it was not measured.
     resolution
@@ -54,6 +58,8 @@ class Evidence:
     knows_border: bool = False
     n_eval: int = 0
     n_classes: int = 0
+    has_labels: bool = True
+    is_recorded: bool = False
     test_accuracy: float | None = None
     resolution: int = 0
     costs: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -139,7 +145,8 @@ def find_thin(known: Evidence, least_gain: float) -> list[str]:
         return ["no layer is known yet; run satstore train"]
     thin = []
     if not any(map(math.isfinite, known.accuracy)):
-        thin.append("there are no probes: without them, nobody knows what a layer adds; run satstore probe")
+        remedy = "satstore probe" + ("" if known.has_labels else " --labels FILE, as there are no labels")
+        thin.append(f"there are no probes: without them, nobody knows what a layer adds; run {remedy}")
     if not any(map(math.isfinite, known.saturation)):
         thin.append("there is no saturation; run satstore saturation")
     if len(known.layers) < FEWEST_LAYERS:
@@ -170,6 +177,8 @@ def find_thin(known: Evidence, least_gain: float) -> list[str]:
 
 def describe_border(known: Evidence) -> list[str]:
     """Describe where the border layer is."""
+    if not known.knows_border and known.is_recorded:
+        return ["border layer: not known; a recorded model has one for square images through Conv layers"]
     if not known.knows_border:
         return ["border layer: not known; run satstore receptive-field"]
     if known.border is None:

@@ -20,6 +20,7 @@ from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
 from satstore.stages.parameters import DEFAULT_MEMORY_LIMIT, MemoryLimit
 from satstore.storage.commit_log import is_anything
+from satstore.system.text import list_first
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +76,7 @@ def compute_cka(
     inputs = []
     for run in runs:
         latents = run.latents(str(key), split)
-        wanted = drawn_layers(run.manifest.layers)
+        wanted = drawn_layers(run.manifest)
         inputs.append({layer: latents[layer].rows for layer in wanted if layer in latents})
         if not inputs[-1]:
             raise NotFoundError(f"{run.name} has no latents at {key} of the layers that figures show")
@@ -119,15 +120,25 @@ def choose_latents(runs: Sequence[Run], pooling: str | None) -> LatentsKey:
 
 
 def check_samples(runs: Sequence[Run], key: LatentsKey, split: str) -> None:
-    """Check that two runs' latents are of the same samples in the same order, and undamaged."""
+    """Check that two runs' latents are of the same samples in the same order, and undamaged.
+
+    Where one has no labels, ids alone are compared, and a line says so.
+    """
     import numpy as np
 
     first, second = (run.latents(str(key), split) for run in runs)
+    unlabelled = [run.name for run in runs if run.manifest.dataset and not run.manifest.dataset.has_labels]
+    if unlabelled:
+        print_line(
+            f"warning: {list_first(unlabelled, 2)}: no labels, so that the number of samples and their ids "
+            "alone tell whether both runs are of the same data",
+            is_error=True,
+        )
     for what, one, other in (
         ("sample ids", first.sample_ids, second.sample_ids),
         ("labels", first.labels, second.labels),
     ):
-        if not np.array_equal(one, other):
+        if (what == "sample ids" or not unlabelled) and not np.array_equal(one, other):
             raise ConfigError(
                 f"the {split} latents of {runs[0].name} and {runs[1].name} have other {what}: CKA compares "
                 "layers on the same images; take runs of one dataset"

@@ -145,7 +145,10 @@ def print_experiment(run: Run) -> None:
     console.print(f"  {config.title}, {config.optimizer}")
     console.print(f"  epochs {manifest.summary.epochs_done}/{config.epoch}", end="")
     accuracy = manifest.summary.test_accuracy
-    console.print("" if accuracy is None else f", test accuracy {accuracy:.2%}")
+    has_labels = manifest.dataset is None or manifest.dataset.has_labels
+    console.print(
+        f", test accuracy {accuracy:.2%}" if accuracy is not None else "" if has_labels else ", no labels"
+    )
     statuses = run.statuses()
     console.print("  " + "  ".join(f"{MARKS[s]} {stage_name(key)}" for key, s in statuses.items()))
     console.print(f"  {run.path.absolute()}")

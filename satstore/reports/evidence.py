@@ -21,7 +21,7 @@ def advise_on(run: Run, least_gain: float = LEAST_GAIN, tail_share: float = TAIL
 def gather(run: Run) -> Evidence:
     """Gather the evidence of a run after its last epoch, for the layers that figures show."""
     manifest, summary = run.manifest, run.manifest.summary
-    layers = drawn_layers(manifest.layers)
+    layers = drawn_layers(manifest)
     tables = [key for key in manifest.last_probes if not key.prefix]
     rows = run.rows(tables[0].table) if tables else []
     stopped = {row["layer"] for row in rows if row.get("converged") == "False" and row["eval_accuracy"]}
@@ -34,6 +34,8 @@ def gather(run: Run) -> Evidence:
         border=summary.border_layer,
         knows_border=run.has_file("receptive_field.csv"),
         n_eval=dataset.n_eval if dataset else 0,
+        has_labels=dataset is None or dataset.has_labels,
+        is_recorded=run.is_recorded,
         n_classes=len(dataset.classes) if dataset else 0,
         test_accuracy=summary.test_accuracy,
         resolution=run.config.resolution,

@@ -113,7 +113,7 @@ def read_curves(path: Path) -> RunCurves:
     config, manifest = run.config, run.manifest
     problems: list[str] = []
     names = run.layers
-    drawn = set(drawn_layers(manifest.layers))
+    drawn = set(drawn_layers(manifest))
     deltas = tuple(sorted({*DELTAS, config.delta}))
     failed: Failed = {}
     return RunCurves(

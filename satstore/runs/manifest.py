@@ -1,7 +1,6 @@
 """The run manifest: an experiment's config, data, layers, results in brief, stages and committed files."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import unquote
@@ -136,12 +135,6 @@ class LayerRecord(_Record):
 
 
 SHORTCUT = re.compile(r"(^|\.)(downsample|shortcut|skip)")
-
-
-def drawn_layers(records: Sequence[LayerRecord]) -> list[str]:
-    """Return the layers that figures show: without shortcuts and the last Linear layer."""
-    linears = [record.layer for record in records if record.kind == "Linear"]
-    return [r.layer for r in records if not SHORTCUT.search(r.layer) and r.layer not in linears[-1:]]
 
 
 RECORDED = "Recorded"
@@ -316,3 +309,15 @@ class Manifest(_Record):
         self.re_extractable |= self.latents
         self.latents = {}
         self.stages.pop("extract", None)
+
+
+def drawn_layers(manifest: Manifest) -> list[str]:
+    """Return the layers that figures show: without shortcuts, and without a classifier's last Linear layer.
+
+    That is one with a feature for each class; of old manifests, whose layers have no form, the last.
+    """
+    linears = [record for record in manifest.layers if record.kind == "Linear"]
+    n_classes = len(manifest.dataset.classes) if manifest.dataset else 0
+    heads = [record.layer for record in linears[-1:] if not record.form or record.n_features == n_classes]
+    names = [record.layer for record in manifest.layers]
+    return [name for name in names if not SHORTCUT.search(name) and name not in heads]

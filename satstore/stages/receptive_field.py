@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from satstore.errors import ConfigError
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
 from satstore.stages.parameters import Overwrite, StageParameters
@@ -20,7 +21,12 @@ class ReceptiveFieldParameters(StageParameters):
 
 
 def plan_receptive_fields(run: Run, parameters: ReceptiveFieldParameters) -> Plan[None]:
-    """Say whether the table is missing."""
+    """Say whether the table is missing; ConfigError if the run was recorded without one."""
+    if run.is_recorded and not run.has_file(f"{TABLE}.csv"):
+        raise ConfigError(
+            f"{run.name} has no receptive fields: those of a recorded model are found while it is recorded, "
+            "where its input is one tensor of square images, Conv layers are recorded, and it can be traced"
+        )
     if not run.has_file(f"{TABLE}.csv") or parameters.overwrite:
         return Plan(parameters, [TABLE], None)
     run.check_file(f"{TABLE}.csv")

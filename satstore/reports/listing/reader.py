@@ -163,7 +163,7 @@ def summarize_experiment(run: Run, stamp: Stamp) -> Experiment:
     config, manifest = run.config, run.manifest
     stages = run.statuses()
     failure = next((f"{stage_name(key)}: {error}" for key, error in run.failures(stages).items()), "")
-    layers = drawn_layers(manifest.layers)
+    layers = drawn_layers(manifest)
     return Experiment(
         path=run.path,
         model=config.model,

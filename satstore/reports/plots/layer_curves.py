@@ -66,7 +66,7 @@ def plot_layers(
 
 def shown_layers(run: Run, all_layers: bool = False) -> list[str]:
     """Return the layers that figures show: the main path without the last Linear, or all."""
-    return run.layers if all_layers else drawn_layers(run.manifest.layers)
+    return run.layers if all_layers else drawn_layers(run.manifest)
 
 
 def draw_layer_curves(
