@@ -9,6 +9,7 @@ resolution, and cut to the square in its middle. Pixels are taken as stored: no 
 import os
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -88,7 +89,7 @@ def decode(path: Path, resolution: int, scaled_to: int | None = None) -> npt.NDA
     CorruptError
         If the file is not an image of 8 or 16 bits that Pillow reads.
     """
-    try:
+    with _explaining_damage(path):
         with Image.open(path) as image:
             width, height = _scaled(image.size, scaled_to or resolution)
             # A JPEG can be decoded at a fraction of its size; at twice the target or more the pixels differ
@@ -98,6 +99,19 @@ def decode(path: Path, resolution: int, scaled_to: int | None = None) -> npt.NDA
         scaled = rgb.resize((width, height), Image.Resampling.BILINEAR, box=drafted[1] if drafted else None)
         left, top = round((width - resolution) / 2), round((height - resolution) / 2)
         return np.asarray(scaled.crop((left, top, left + resolution, top + resolution)))
+
+
+def read_image(path: Path) -> Image.Image:
+    """Decode an image at its full size, as RGB; CorruptError as :func:`decode`."""
+    with _explaining_damage(path), Image.open(path) as image:
+        return _to_rgb(image)
+
+
+@contextmanager
+def _explaining_damage(path: Path) -> Iterator[None]:
+    """Turn what Pillow raises for a file that is no image into a CorruptError."""
+    try:
+        yield
     # Pillow's readers raise all of these for damaged files, SyntaxError for a broken PNG.
     except (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError) as error:
         reason = str(error).split("\n")[0]
@@ -160,13 +174,19 @@ def find_splits(root: Path) -> tuple[list[str], tuple[Path, Path]]:
         raise NotFoundError(
             f"{root} has {found}; expected train/ and val/ (or test/), each with one folder per class"
         )
-    classes = list_classes(root / "train")
-    for name in sorted(set(classes) ^ set(list_classes(root / names[1]))):
-        has, lacks = ("train", names[1]) if name in classes else (names[1], "train")
+    splits = root / "train", root / names[1]
+    return find_common_classes(*splits), splits
+
+
+def find_common_classes(train: Path, evaluation: Path) -> list[str]:
+    """List the classes of two splits; NotFoundError names one that only one of them has."""
+    classes = list_classes(train)
+    for name in sorted(set(classes) ^ set(list_classes(evaluation))):
+        has, lacks = (train, evaluation) if name in classes else (evaluation, train)
         raise NotFoundError(
-            f"class {name!r} is in {root / has} but not in {root / lacks}; give both the same class folders"
+            f"class {name!r} is in {has} but not in {lacks}; give both the same class folders"
         )
-    return classes, (root / "train", root / names[1])
+    return classes
 
 
 def find_folder(path: str, data_dir: str | os.PathLike[str]) -> Path:
@@ -179,9 +199,14 @@ def find_folder(path: str, data_dir: str | os.PathLike[str]) -> Path:
     raise NotFoundError(f"no folder {looked}; expected one with train/ and val/ (or test/): check the path")
 
 
+def list_folders(folder: Path) -> list[str]:
+    """List the names of the folders in a folder, sorted; hidden ones are passed over."""
+    return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and _is_visible(entry.name))
+
+
 def list_classes(split: Path) -> list[str]:
     """List the names of the class folders of a split, sorted."""
-    names = sorted(entry.name for entry in os.scandir(split) if entry.is_dir() and _is_visible(entry.name))
+    names = list_folders(split)
     if not names:
         raise NotFoundError(f"{split} has no class folders; expected one folder of images per class")
     return names
@@ -207,15 +232,21 @@ def read_split(
 
 def list_images(split: Path, name: str) -> list[str]:
     """List the images of a class folder as POSIX paths relative to the split's folder, sorted."""
-    return sorted(_image_names(split, split / name))
+    return list_files(split, name, IMAGE_SUFFIXES)
 
 
-def _image_names(split: Path, folder: Path) -> Iterator[str]:
+def list_files(split: Path, name: str, suffixes: tuple[str, ...]) -> list[str]:
+    """List the files of some suffixes, in any case, as :func:`list_images` does."""
+    return sorted(iterate_files(split, split / name, suffixes))
+
+
+def iterate_files(root: Path, folder: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """Yield the files of some suffixes below a folder, as POSIX paths relative to the root, unsorted."""
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = filter(_is_visible, folders)
         for file in files:
-            if _is_visible(file) and file.lower().endswith(IMAGE_SUFFIXES):
-                yield (Path(parent) / file).relative_to(split).as_posix()
+            if _is_visible(file) and file.lower().endswith(suffixes):
+                yield (Path(parent) / file).relative_to(root).as_posix()
 
 
 def _is_visible(name: str) -> bool:
