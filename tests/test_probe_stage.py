@@ -704,10 +704,10 @@ def test_cluster__passes_over_workers_that_are_lost_while_it_asks() -> None:
 
 def mortal_sums(run: Run, cluster: Cluster, *, folder: Path | None = None, number: int = 0) -> list[Any]:
     """Return what one query of a layer gives; where a folder is given, a worker dies of it."""
-    source = LatentSource(str(run.latents_path), POOL4, "train", "stem", "d", (0, 1, 2))
+    source = LatentSource(str(run.latents_path), POOL4, "train", "stem", "d")
     weights = np.random.default_rng(0).normal(size=(1, 3, 16)).astype(np.float32)
     query = EvaluationQuery(weights, np.zeros((1, 3), np.float32), None, 5)
-    engine = DaskEngine(cluster, source, 3)
+    engine = DaskEngine(cluster, source, np.arange(60) % 3, 3)
     return list(engine.sums(query if folder is None else Mortal(query, folder, number)))
 
 

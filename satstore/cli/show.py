@@ -155,6 +155,9 @@ def print_experiment(run: Run) -> None:
     if manifest.layers:
         console.print()
         print_layers(console, run)
+    if manifest.targets:
+        named = [f"{name} ({len(record.classes)})" for name, record in manifest.targets.items()]
+        console.print(f"targets, with their numbers of classes: {', '.join(named)}")
     costs = run.costs()
     if costs is not None:
         console.print(describe_costs(costs))

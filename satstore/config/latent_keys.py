@@ -206,6 +206,21 @@ class LatentsRequest:
         return [key for key in request.all_keys if (has_tokens if key.is_of_tokens else has_maps)]
 
 
+def check_prefix(prefix: str) -> str:
+    """Check a name that may stand before a pooling's in the name of a table of probes; return it.
+
+    ValueError if it has other characters, or would be read as something else.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}", prefix):
+        raise ValueError("expected at most 40 letters, digits, _ . + and -, the first a letter or a digit")
+    if re.fullmatch(r"pool[0-9]+|full|pixelwise", prefix) or LatentsKey(prefix).is_of_tokens:
+        raise ValueError("expected a name that no pooling has")
+    key = ProbeKey(LatentsKey("full"), prefix)
+    if ProbeKey.parse(str(key)) != key:
+        raise ValueError("expected a name that does not end as tables of an earlier epoch begin")
+    return prefix
+
+
 @dataclass(frozen=True)
 class ProbeKey:
     """A table of probes: the latents that they were fitted on, and the prefix, empty where there is none."""

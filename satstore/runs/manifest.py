@@ -16,7 +16,7 @@ from pydantic import (
     PlainSerializer,
 )
 
-from satstore.config.latent_keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import LatentsKey, ProbeKey, check_prefix
 from satstore.storage.files import FORMAT_VERSION, Digest
 from satstore.storage.location import is_url
 from satstore.storage.safe_names import is_key
@@ -85,6 +85,10 @@ def _check_file_name(name: str) -> str:
 
 FileName = Annotated[str, AfterValidator(_check_file_name)]
 """The name of a file of the run folder."""
+
+
+TargetName = Annotated[str, AfterValidator(check_prefix)]
+"""The name of a target, which tables of probes on it begin with."""
 
 
 class _Record(BaseModel):
@@ -165,6 +169,28 @@ class DatasetRecord(_Record):
         return bool(self.fingerprint)
 
 
+class TargetRecord(_Record):
+    """Labels that were added to a run: what probes are told apart by besides the data's own classes.
+
+    The class index of each sample is in the file that :func:`target_file` names.
+    """
+
+    classes: list[str]
+    n_train: Count
+    n_eval: Count
+
+
+def target_file(name: str) -> str:
+    """Return the name of the file of a target's labels."""
+    return f"target-{name}.npz"
+
+
+def target_of(file: str) -> str:
+    """Return the target whose labels a file of that name holds; empty if it is another file."""
+    found = re.fullmatch(r"target-(.+)\.npz", file, re.DOTALL)
+    return found[1] if found else ""
+
+
 class LatentsRecord(_Record):
     """The latents of one key.
 
@@ -192,11 +218,15 @@ NO_PROBE = "imported"
 
 
 class ProbesRecord(_Record):
-    """One table of probes: the settings of all fits, and each layer with the digest of its latents."""
+    """One table of probes: the settings of all fits, and each layer with the digest of its latents.
+
+    ``target`` names the labels that they were fitted to; it is empty for the data's own.
+    """
 
     C: FiniteFloat
     tol: FiniteFloat
     max_iter: Count
+    target: str = ""
     layers: dict[str, str] = Field(default_factory=dict)
 
     @property
@@ -205,9 +235,9 @@ class ProbesRecord(_Record):
         return {layer for layer, digest in self.layers.items() if digest == NO_PROBE}
 
     @property
-    def settings(self) -> tuple[float, float, int]:
-        """C, tol and max_iter of the fits."""
-        return self.C, self.tol, self.max_iter
+    def settings(self) -> tuple[float, float, int, str]:
+        """C, tol, max_iter and target of the fits."""
+        return self.C, self.tol, self.max_iter, self.target
 
 
 class SourceRecord(_Record):
@@ -290,6 +320,7 @@ class Manifest(_Record):
     latents: dict[StoredLatentsKey, LatentsRecord] = Field(default_factory=dict)
     re_extractable: dict[StoredLatentsKey, LatentsRecord] = Field(default_factory=dict)
     probes: dict[StoredProbeKey, ProbesRecord] = Field(default_factory=dict)
+    targets: dict[TargetName, TargetRecord] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
     summary: Summary = Field(default_factory=Summary)
 
@@ -303,6 +334,29 @@ class Manifest(_Record):
         """Bytes of the committed files and latents, without the small store of spectra and probes."""
         latents_bytes = sum(record.size_bytes for record in self.latents.values())
         return latents_bytes + sum(record.size_bytes for record in self.files.values())
+
+    def shown_probes(self, target: str | None = None) -> list[ProbeKey]:
+        """Return the tables of probes that figures show, of all epochs: those fitted under no other name.
+
+        They are of the data's own labels, or, if there are none, of the first target that was fitted.
+        """
+        shown = [key for key, record in self.probes.items() if key.prefix == record.target]
+        targets = [self.probes[key].target for key in shown]
+        wanted = target if target is not None else "" if "" in targets else next(iter(targets), "")
+        return [key for key, of in zip(shown, targets, strict=True) if of == wanted]
+
+    def drop_probes(self, key: ProbeKey) -> None:
+        """Forget a table of probes, and what was warned of its layers."""
+        self.probes.pop(key, None)
+        self.files.pop(key.file, None)
+        self.summary.probe_accuracy.pop(key, None)
+        self.drop_warnings(*(f"probe: layer {record.layer} at {key} " for record in self.layers))
+        if not self.probes:
+            self.stages.pop("probe", None)
+
+    def drop_warnings(self, *beginnings: str) -> None:
+        """Forget the warnings that begin in some ways."""
+        self.warnings = [line for line in self.warnings if not line.startswith(beginnings)]
 
     def release_latents(self) -> None:
         """Mark all latents as removed, so that an extraction writes them again."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from satstore.config.latent_keys import LatentsKey, ProbeKey
-from satstore.runs.manifest import Manifest
+from satstore.runs.manifest import Manifest, target_of
 
 MAKERS: Mapping[str, str] = {
     "saturation.csv": "saturation",
@@ -42,6 +42,8 @@ def damage_remedy(run: NamedRun, name: str) -> str:
 
     For a file that only training writes, that is to verify first: training again discards all other results.
     """
+    if target_of(name):
+        return f"restore it from a copy, or give the labels again: {repair_command(run, name)}"
     if name.startswith("probe-") or name in MAKERS:
         return f"restore it, or make it again with: {repair_command(run, name)}"
     return f"restore it from a copy; satstore verify {run.name} says what is damaged, and what to do"
@@ -49,6 +51,8 @@ def damage_remedy(run: NamedRun, name: str) -> str:
 
 def repair_command(run: NamedRun, name: str) -> str:
     """Return the command that writes a file of the run folder again."""
+    if target_of(name):
+        return labels_command(run, target_of(name))
     if name.startswith("probe-"):
         command = probe_command(run, ProbeKey.parse(name.removeprefix("probe-").removesuffix(".csv")))
     else:
@@ -58,9 +62,18 @@ def repair_command(run: NamedRun, name: str) -> str:
 
 def probe_command(run: NamedRun, key: ProbeKey) -> str:
     """Return the command that fits the probes of a table, or what is missing of them."""
-    prefix = f" --prefix {key.prefix}" if key.prefix else ""
-    flags = f"{key.latents.flags}{_epoch_flags(run, key.latents.epoch)}"
-    return f"satstore probe --run {run.name} {flags}{prefix}"
+    known = run.manifest.probes.get(key)
+    of_name = key.prefix if key.prefix in run.manifest.targets else ""
+    target = of_name if known is None else known.target
+    flags = f" {key.latents.flags}{_epoch_flags(run, key.latents.epoch)}"
+    flags += f" --target {target}" if target else ""
+    flags += f" --prefix {key.prefix}" if key.prefix != target else ""
+    return f"satstore probe --run {run.name}{flags}"
+
+
+def labels_command(run: NamedRun, target: str) -> str:
+    """Return the command that adds a target's labels again, from files that the user has."""
+    return f"satstore probe --run {run.name} --target {target} --labels FILE --eval-labels FILE"
 
 
 def record_call(run: NamedRun) -> str:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from satstore.config.latent_keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import SPLITS, LatentsKey, ProbeKey
 from satstore.config.validation import describe_invalid
 from satstore.errors import CorruptError, NotFoundError, UnknownNameError, printable
 from satstore.registry import suggest
 from satstore.runs.folder import RunFolder, reread_after_commit
+from satstore.runs.manifest import target_file
 from satstore.runs.repair import damage_remedy, extract_command, probe_command
 from satstore.runs.table_formats import find_table, read_cells
 from satstore.storage.commit_log import is_anything, is_metadata
@@ -133,6 +134,22 @@ class RunResults(RunFolder):
         return found.only(layers.get(split, {})) if layers else found
 
     @reread_after_commit
+    def labels(self, name: str, split: str) -> "NDArray[np.int64]":
+        """Return the class index of each sample of a split by a target, as :meth:`.Run.set_labels` added it.
+
+        ``run.manifest.targets[name].classes`` has the classes' names. Raises UnknownNameError if the run has
+        no such target, CorruptError if its labels aren't what was committed.
+        """
+        from satstore.runs.targets import find_target, parse_target
+
+        if split not in SPLITS:
+            raise UnknownNameError(f"no split named {split!r}; known are train, eval")
+        record, file = find_target(self.manifest, name, self.name), target_file(name)
+        content = self.read_file(file)
+        with self._reading(file):
+            return parse_target(content, record)[split]
+
+    @reread_after_commit
     def spectra(self, split: str, layers: Collection[str] | None = None) -> "dict[str, NDArray[np.float64]]":
         """Return the eigenvalues (epoch, eigenvalue) of a split's layers, all or some, descending.
 
@@ -248,9 +265,11 @@ class RunResults(RunFolder):
         import numpy as np
         import pandas as pd
 
+        from satstore.runs.targets import class_names
         from satstore.storage.zarr import AnalysisStore
 
-        key = ProbeKey.parse(table or next(iter(self.probe_tables()), "pool4"))
+        shown = next((str(key) for key in self.manifest.shown_probes() if key.latents.epoch is None), "pool4")
+        key = ProbeKey.parse(table or shown)
         self._check_probe(layer, key)
         remedy = f"fit it again with: {probe_command(self, key)} --overwrite"
         self.commits.read(self.analysis_path.name).check(
@@ -263,7 +282,7 @@ class RunResults(RunFolder):
                 "positions are not kept; the table says how accurate the probes are"
             )
         n_classes = arrays["confusion"].shape[-1]
-        classes = self.manifest.dataset.classes if self.manifest.dataset else []
+        classes = class_names(self, self.manifest.probes[key].target)
         places = arrays.get("class_index", np.arange(n_classes))
         if not np.isin(places, np.arange(len(classes))).all():
             raise CorruptError(

@@ -5,7 +5,7 @@ of each stage.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,6 +20,8 @@ from satstore.system.signals import stop_requested
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from satstore.runs.targets import NewTarget
+
 
 class Run(RunResults):
     """One experiment's folder, for reading and writing; see :class:`.folder.RunFolder`."""
@@ -31,6 +33,62 @@ class Run(RunResults):
         return satstore.plot_layers(self)
 
     # Writing
+
+    def set_labels(
+        self, train: Any, eval: Any = None, *, name: str = "labels", classes: Sequence[str] | None = None
+    ) -> None:
+        """Add labels to the run, for probes on other tasks: ``satstore probe --run RES --target NAME``.
+
+        Labels that the run has under that name are replaced, and the probes that were fitted to them dropped.
+
+        Parameters
+        ----------
+        train, eval
+            A label for each sample of the split, in the order of its latents: a class index, counted from 0,
+            or a text; an array, a tensor, a list or a Series. Where one loader was recorded for both splits,
+            leave the second out.
+        name
+            What the target is called; tables of its probes begin with it, as in ``probe-animal-pool4.csv``.
+        classes
+            Their names, by index; by default the texts in their order, or the numbers.
+
+        Raises
+        ------
+        ConfigError
+            If there is not one label for each sample, or it is no class index or text.
+
+        Examples
+        --------
+        >>> run.set_labels(train_breeds, eval_breeds, name="breed")  # doctest: +SKIP
+        """
+        from satstore.runs.targets import make_target
+        from satstore.storage.label_files import as_labels
+
+        given = as_labels(train, f"{name} (train)")
+        evaluated = None if eval is None else as_labels(eval, f"{name} (eval)")
+        with self.lock():
+            self.write_target(make_target(self, name, given, evaluated, classes))
+
+    def write_target(self, target: "NewTarget") -> None:
+        """Commit labels, and drop the probes that were fitted to others of their name.
+
+        The lock must be held.
+        """
+        from satstore.storage.zarr import AnalysisStore
+
+        outdated = target.outdated_probes(self.manifest)
+
+        def change(manifest: Manifest) -> None:
+            for key in outdated:
+                manifest.drop_probes(key)
+            manifest.drop_warnings(f"probe: target {target.name}: ")
+            manifest.targets[target.name] = target.record
+
+        self.commit({target.file: target.content}, change)
+        if outdated:
+            store = AnalysisStore(self.analysis_path, self.commits)
+            for key in outdated:
+                store.drop_probes(str(key))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

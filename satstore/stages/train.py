@@ -133,7 +133,7 @@ def remove_results(run: Run) -> None:
     def change(manifest: Manifest) -> None:
         manifest.files = {name: f for name, f in manifest.files.items() if name == "config.json"}
         manifest.summary, manifest.latents, manifest.probes = Summary(), {}, {}
-        manifest.re_extractable = {}
+        manifest.re_extractable, manifest.targets = {}, {}
         manifest.stages = {"train": manifest.stages["train"]}
         manifest.warnings = []
 

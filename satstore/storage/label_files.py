@@ -137,6 +137,12 @@ def _check_names(classes: Iterable[object]) -> list[str]:
     return names
 
 
+def name_labels(place: str | Path) -> str:
+    """Return what labels of a file are called by default: as their column or array, else as the file."""
+    path, column = _split_place(str(place))
+    return column or path.stem
+
+
 def read_label_file(place: str | Path) -> GivenLabels:
     """Read labels, one of each sample, from a file; of several columns or arrays, from one: ``a.csv:label``.
 

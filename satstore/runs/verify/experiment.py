@@ -6,7 +6,8 @@ from contextlib import suppress
 from satstore.config.latent_keys import ProbeKey
 from satstore.errors import CorruptError
 from satstore.runs.events import Event, Listener
-from satstore.runs.repair import repair_command
+from satstore.runs.manifest import target_file, target_of
+from satstore.runs.repair import labels_command, repair_command
 from satstore.runs.run import Run
 from satstore.runs.table_formats import find_table
 from satstore.runs.verify.finding import Finding, note
@@ -48,6 +49,9 @@ class Verification:
             yield note(f"commits.jsonl has torn lines ({n_torn}); what they named counts as not written")
         for name in run.manifest.files:
             yield from self._check_file(name)
+        for name in run.manifest.targets:
+            if not run.has_file(target_file(name)):
+                yield Finding(f"the labels of target {name} are not there", labels_command(run, name))
         for store in stores:
             yield from store.findings()
         if self._listener is not None:
@@ -82,6 +86,8 @@ class Verification:
         try:
             if name.endswith(".csv") and find_table(name.removesuffix(".csv")):
                 self.run.rows(name.removesuffix(".csv"))
+            elif target_of(name) in self.run.manifest.targets:
+                self.run.labels(target_of(name), "train")
             elif name == "computational_info.json":
                 self.run.costs()
         except CorruptError as error:

@@ -46,12 +46,15 @@ class DaskBackend:
         # What this process takes; the workers' tiles are no more than those of a thread each.
         self.memory.check(resident_bytes() + fit_bytes(problem, 1), str(job))
         latents = job.latents
-        classes = tuple(latents.classes.tolist())
-        sources = {
-            split: LatentSource(latents.store, latents.key, split, job.layer, job.digest, classes)
+        yield {
+            split: DaskEngine(
+                self._cluster,
+                LatentSource(latents.store, latents.key, split, job.layer, job.digest),
+                latents.codes(split),
+                problem.n_logits,
+            )
             for split in SPLITS
         }
-        yield {s: DaskEngine(self._cluster, source, problem.n_logits) for s, source in sources.items()}
 
 
 @contextmanager

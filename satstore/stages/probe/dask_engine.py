@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,7 +26,6 @@ from satstore.analysis.logistic.engine import (
     sum_in_order,
     sums_of_spans,
 )
-from satstore.analysis.logistic.evaluation import class_codes
 from satstore.analysis.logistic.loss import Codes
 from satstore.analysis.row_source import RowSource
 from satstore.analysis.tiles import tile_height
@@ -36,6 +35,8 @@ from satstore.storage.zarr import LatentArray, open_latents
 
 if TYPE_CHECKING:
     from distributed import Client
+
+Sent = TypeVar("Sent")
 
 ATTEMPTS = 5
 """How often a pass is tried at most, where it was lost with its workers."""
@@ -51,8 +52,6 @@ class LatentSource:
         The store's absolute path, or its URL.
     digest
         Of the latents: other ones at the same place are another source.
-    classes
-        The labels that are numbered, ascending; others get −1.
     """
 
     store: str
@@ -60,21 +59,15 @@ class LatentSource:
     split: str
     layer: str
     digest: str
-    classes: tuple[int, ...]
 
     def rows(self) -> RowSource:
         """Open the rows anew, as a reader keeps a block of its own."""
-        return _open(self)[0].rows()
-
-    def codes(self) -> Codes:
-        """Return the class number of each row."""
-        return _open(self)[1]
+        return _open(self).rows()
 
 
 @lru_cache(maxsize=8)
-def _open(source: LatentSource) -> tuple[LatentArray, Codes]:
-    latents = open_latents(source.store).split(str(source.key), source.split)
-    return latents[source.layer], class_codes(latents.labels, np.asarray(source.classes))
+def _open(source: LatentSource) -> LatentArray:
+    return open_latents(source.store).split(str(source.key), source.split)[source.layer]
 
 
 @dataclass(frozen=True)
@@ -94,10 +87,15 @@ class Cluster:
 
 
 class DaskEngine:
-    """Passes over a layer's latents on a cluster; see :class:`satstore.analysis.logistic.engine.Engine`."""
+    """Passes over a layer's latents on a cluster; see :class:`satstore.analysis.logistic.engine.Engine`.
 
-    def __init__(self, cluster: Cluster, source: LatentSource, n_logits: int) -> None:
+    ``codes`` is the class number of each row, −1 where it has none.
+    """
+
+    def __init__(self, cluster: Cluster, source: LatentSource, codes: Codes, n_logits: int) -> None:
         self._cluster, self._source, self._threads = cluster, source, cluster.threads
+        self._codes = codes
+        self._sent_codes: Any = None
         self._rows = source.rows()
         self._spans = make_spans(self._rows.shape[0], tile_height(self._rows.shape[1], n_logits))
 
@@ -122,7 +120,7 @@ class DaskEngine:
             try:
                 return check_finite(self._pass(query), self._rows, self._threads)
             except (CancelledError, CommClosedError):
-                pass
+                self._sent_codes = None
         raise ClusterError(
             "the cluster's workers were lost again and again; what is done is kept: run it again"
         )
@@ -132,20 +130,23 @@ class DaskEngine:
         # Handed on as the result of a task, which is computed anew where it is lost with its worker. What is
         # scattered is not: and where a worker is lost meanwhile, the scheduler may go on for ever to send it.
         sent = client.submit(_identity, query, pure=False)
+        if self._sent_codes is None:  # once for all passes
+            self._sent_codes = client.submit(_identity, self._codes, pure=False)
         futures = [
-            client.submit(_span, self._source, sent, span, n_threads, pure=False) for span in self._spans
+            client.submit(_span, self._source, self._sent_codes, sent, span, n_threads, pure=False)
+            for span in self._spans
         ]
         total: Sums = sum_in_order((future.result() for future in futures), query.zero())
         return total
 
 
-def _identity(query: Query[Sums]) -> Query[Sums]:
-    return query
+def _identity(sent: Sent) -> Sent:
+    return sent
 
 
-def _span(source: LatentSource, query: Query[Sums], span: range, n_threads: int) -> Sums:
+def _span(source: LatentSource, codes: Codes, query: Query[Sums], span: range, n_threads: int) -> Sums:
     threads = keep_tile_threads(n_threads)
-    [sums] = sums_of_spans(source.rows(), source.codes(), query, spans=[span], threads=threads)
+    [sums] = sums_of_spans(source.rows(), codes, query, spans=[span], threads=threads)
     return sums
 
 

@@ -12,6 +12,7 @@ from satstore.config.latent_keys import SPLITS, LatentsKey
 from satstore.errors import ConfigError, CorruptError, NotFoundError
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
+from satstore.runs.targets import class_names
 from satstore.storage.commit_log import Committed, is_anything
 from satstore.storage.location import Location
 from satstore.storage.zarr import LatentSplit
@@ -34,8 +35,12 @@ class ProbeLatents:
         The absolute path of their store, or its URL.
     committed
         What is committed to the store.
+    labels
+        Split to the class index of each sample.
+    target
+        The name of the labels; empty for the data's own.
     class_names
-        The names of the run's classes, by index.
+        The names of their classes, by index.
     remedy
         The command that writes them again.
     """
@@ -46,33 +51,40 @@ class ProbeLatents:
     store: str
     location: Location
     committed: Committed
+    labels: Mapping[str, NDArray[np.int64]]
+    target: str
     class_names: list[str]
     remedy: str
 
     @cached_property
     def classes(self) -> NDArray[np.int64]:
         """The labels of the train split, ascending, which a probe tells apart."""
-        return np.unique(self.splits["train"].labels)
+        return np.unique(self.labels["train"])
 
     def codes(self, split: str) -> "Codes":
         """Return the class number of each sample, its label's place among the classes; −1 if it has none."""
         from satstore.analysis.logistic.evaluation import class_codes
 
-        return class_codes(self.splits[split].labels, self.classes)
+        return class_codes(self.labels[split], self.classes)
 
 
-def open_probe_latents(run: Run, key: LatentsKey) -> ProbeLatents:
-    """Open the latents of both splits at a key; NotFoundError or CorruptError if they can't be read."""
-    assert run.manifest.dataset is not None
+def open_probe_latents(run: Run, key: LatentsKey, target: str = "") -> ProbeLatents:
+    """Open the latents of both splits at a key, and a target's labels, by default the data's own.
+
+    NotFoundError or CorruptError if they can't be read.
+    """
     place, location = run.latents_path, run.latents_location
+    splits = {split: run.latents(str(key), split) for split in SPLITS}
     return ProbeLatents(
         run_name=run.name,
         key=key,
-        splits={split: run.latents(str(key), split) for split in SPLITS},
+        splits=splits,
         store=place if isinstance(place, str) else str(place.absolute()),
         location=location,
         committed=run.commits.read(location.name),
-        class_names=run.manifest.dataset.classes,
+        labels={split: run.labels(target, split) if target else splits[split].labels for split in SPLITS},
+        target=target,
+        class_names=class_names(run, target),
         remedy=extract_command(run, key, overwrite=True),
     )
 
@@ -81,7 +93,7 @@ def check_labels(latents: ProbeLatents) -> None:
     """Raise CorruptError unless all labels can be read and are those of the run's classes."""
     n_classes = len(latents.class_names)
     for split in SPLITS:
-        strange = sorted(set(latents.splits[split].labels.tolist()) - set(range(n_classes)))
+        strange = sorted(set(latents.labels[split].tolist()) - set(range(n_classes)))
         if strange:
             raise CorruptError(
                 f"{latents.run_name}: the {split} labels at {latents.key} hold {strange[0]}, expected 0 to "
@@ -91,7 +103,8 @@ def check_labels(latents: ProbeLatents) -> None:
 
 def warn_of_missing_classes(run: Run, latents: ProbeLatents) -> None:
     """Warn of classes that one split has and the other lacks."""
-    found: dict[str, set[int]] = {split: set(latents.splits[split].labels.tolist()) for split in SPLITS}
+    whose = f"target {latents.target}: " if latents.target else ""
+    found: dict[str, set[int]] = {split: set(latents.labels[split].tolist()) for split in SPLITS}
     for split, other, effect in (
         ("eval", "train", "their samples count as wrong"),
         ("train", "eval", "the eval accuracy says nothing of them"),
@@ -100,8 +113,9 @@ def warn_of_missing_classes(run: Run, latents: ProbeLatents) -> None:
         if lacking:
             run.warn(
                 "probe",
-                f"at {latents.key.group}, the {split} split has {len(lacking)} classes that the {other} "
-                f"split lacks ({list_first(lacking, 5)}): {effect}; give both splits the same classes",
+                f"{whose}at {latents.key.group}, the {split} split has {len(lacking)} classes that the "
+                f"{other} split lacks ({list_first(lacking, 5)}): {effect}; give both splits the same "
+                "classes",
             )
 
 
@@ -121,7 +135,7 @@ def check_layer(latents: ProbeLatents, layer: str) -> None:
             group = f"{latents.key}/{split}/{part}"
             remedy = f"write it again with: {latents.remedy}"
             latents.committed.check(latents.location, group, remedy, is_anything)
-        n_samples, n_labels = found[layer].shape[0], len(found.labels)
+        n_samples, n_labels = found[layer].shape[0], len(latents.labels[split])
         if n_samples != n_labels:
             raise CorruptError(
                 f"{latents.run_name}: layer {layer} at {latents.key} has {n_samples} {split} samples, but "
@@ -131,7 +145,7 @@ def check_layer(latents: ProbeLatents, layer: str) -> None:
 
 def check_train_classes(latents: ProbeLatents) -> None:
     """Raise ConfigError if the train split has one class or one sample, and so no classes to tell apart."""
-    classes, n_samples = latents.classes, len(latents.splits["train"].labels)
+    classes, n_samples = latents.classes, len(latents.labels["train"])
     if len(classes) < 2:
         what = f"one class, {latents.class_names[classes[0]]!r}" if n_samples > 1 else "one sample"
         what = what if n_samples else "no sample"

@@ -1,6 +1,6 @@
 """The stage ``probe``: a logistic regression on every layer's latents."""
 
-import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from satstore.config.experiment import DeviceName
-from satstore.config.latent_keys import LatentsKey, ProbeKey
+from satstore.config.latent_keys import ProbeKey, check_prefix
 from satstore.errors import ConfigError, SatstoreError
 from satstore.runs.manifest import ProbesRecord
 from satstore.runs.run import Run
@@ -17,22 +17,12 @@ from satstore.stages.selection import latents_of
 from satstore.stages.stage import Plan, Stage
 
 if TYPE_CHECKING:
+    from satstore.runs.targets import NewTarget
     from satstore.stages.probe.backends import Backend
     from satstore.stages.probe.job import ProbeJob
 
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg")
 """Files that a machine with a GPU has, under Linux and under Linux on Windows."""
-
-
-def _check_prefix(prefix: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}", prefix):
-        raise ValueError("expected at most 40 letters, digits, _ . + and -, the first a letter or a digit")
-    if re.fullmatch(r"pool[0-9]+|full|pixelwise", prefix) or LatentsKey(prefix).is_of_tokens:
-        raise ValueError("expected a name that no pooling has")
-    key = ProbeKey(LatentsKey("full"), prefix)
-    if ProbeKey.parse(str(key)) != key:
-        raise ValueError("expected a name that does not end as tables of an earlier epoch begin")
-    return prefix
 
 
 class ProbeParameters(shared.StageParameters):
@@ -66,9 +56,28 @@ class ProbeParameters(shared.StageParameters):
         1e-4
     )
     max_iter: Annotated[int, Field(ge=1, description="iterations at most")] = 1000
+    target: Annotated[
+        Annotated[str, AfterValidator(check_prefix)] | None,
+        Field(
+            description="labels to fit to, by the name that they were added under; by default the data's own"
+        ),
+    ] = None
+    labels: Annotated[
+        Path | None,
+        Field(
+            description="add a target first: a file of a label per train sample, .npy .npz .csv .txt .pt "
+            ".parquet; of several columns one, as in a.csv:animal"
+        ),
+    ] = None
+    eval_labels: Annotated[Path | None, Field(description="those of the eval samples, beside --labels")] = (
+        None
+    )
     prefix: Annotated[
-        Annotated[str, AfterValidator(_check_prefix)] | None,
-        Field(description="keep the results under this name, beside those fitted with other settings"),
+        Annotated[str, AfterValidator(check_prefix)] | None,
+        Field(
+            description="keep the results under this name, beside those fitted with other settings; by "
+            "default the target's"
+        ),
     ] = None
     force: shared.Force = False
     overwrite: shared.Overwrite = False
@@ -84,12 +93,37 @@ class ProbeParameters(shared.StageParameters):
         return value
 
 
-def settings_of(parameters: ProbeParameters) -> ProbesRecord:
+@dataclass(frozen=True)
+class ProbeWork:
+    """What is to be fitted, by table, to which target, and labels that are to be added first."""
+
+    target: str
+    new_target: "NewTarget | None"
+    layers: dict[ProbeKey, list[str]]
+
+
+def settings_of(parameters: ProbeParameters, target: str) -> ProbesRecord:
     """Return the record of a table with no layer fitted yet."""
-    return ProbesRecord(C=parameters.C, tol=parameters.tol, max_iter=parameters.max_iter)
+    return ProbesRecord(C=parameters.C, tol=parameters.tol, max_iter=parameters.max_iter, target=target)
 
 
-def pending_layers(run: Run, key: ProbeKey, wanted: list[str], parameters: ProbeParameters) -> list[str]:
+def read_new_target(run: Run, parameters: ProbeParameters) -> "NewTarget | None":
+    """Read the labels that parameters name, if any; ConfigError if they are not those of the samples."""
+    if parameters.labels is None and parameters.eval_labels is None:
+        return None
+    if parameters.labels is None:
+        raise ConfigError("--eval-labels go beside those of the train samples: give --labels FILE too")
+    from satstore.runs.targets import make_target
+    from satstore.storage.label_files import name_labels, read_label_file
+
+    train = read_label_file(parameters.labels)
+    evaluated = None if parameters.eval_labels is None else read_label_file(parameters.eval_labels)
+    return make_target(run, parameters.target or name_labels(parameters.labels), train, evaluated)
+
+
+def pending_layers(
+    run: Run, key: ProbeKey, wanted: list[str], parameters: ProbeParameters, target: str
+) -> list[str]:
     """Return those of some layers that a table lacks, or whose probes were fitted on latents that are gone.
 
     Raises
@@ -108,33 +142,48 @@ def pending_layers(run: Run, key: ProbeKey, wanted: list[str], parameters: Probe
         if layer in known.layers_without_probe or digest == latents_digest(run, key, layer)
     ]
     kept = [layer for layer in current if not (parameters.overwrite and layer in wanted)]
-    if kept and known.settings != settings_of(parameters).settings:
-        C, tol, max_iter = known.settings
+    if kept and known.settings != settings_of(parameters, target).settings:
+        labels = "" if known.target == target else f"to {known.target or 'the labels of the data'} "
         raise ConfigError(
-            f"the probes of {run.name} at {key} were fitted with C {C}, tol {tol}, max_iter {max_iter}; to "
-            "replace them, take --overwrite for all their layers; to keep them beside others, --prefix NAME"
+            f"the probes of {run.name} at {key} were fitted {labels}with C {known.C}, tol {known.tol}, "
+            f"max_iter {known.max_iter}; to replace them, take --overwrite for all their layers; to keep "
+            "them beside others, --prefix NAME"
         )
     if kept:
         run.check_file(key.file)
     return [layer for layer in wanted if layer not in kept]
 
 
-def plan_probes(run: Run, parameters: ProbeParameters) -> Plan[dict[ProbeKey, list[str]]]:
-    """Find the layers of each table that are not fitted."""
-    todo = {}
-    for latents, layers in latents_of(run, parameters).items():
-        key = ProbeKey(latents, parameters.prefix or "")
-        todo[key] = pending_layers(run, key, layers, parameters)
-    missing = [f"{layer} at {key}" for key, layers in todo.items() for layer in layers]
-    return Plan(parameters, missing, todo)
+def plan_probes(run: Run, parameters: ProbeParameters) -> Plan[ProbeWork]:
+    """Find the layers of each table that are not fitted, and labels that are not added."""
+    from satstore.runs.targets import choose_target
+
+    new = read_new_target(run, parameters)
+    target = choose_target(run, parameters.target) if new is None else new.name
+    outdated = [] if new is None else new.outdated_probes(run.manifest)
+    layers: dict[ProbeKey, list[str]] = {}
+    for latents, wanted in latents_of(run, parameters).items():
+        key = ProbeKey(latents, parameters.prefix or target)
+        is_kept = key not in outdated
+        layers[key] = pending_layers(run, key, wanted, parameters, target) if is_kept else wanted
+    if new is not None and new.is_committed(run):
+        new = None
+    missing = [] if new is None else [f"labels {target}"]
+    missing += [f"{layer} at {key}" for key, pending in layers.items() for layer in pending]
+    return Plan(parameters, missing, ProbeWork(target, new, layers))
 
 
-def fit_probes(run: Run, plan: Plan[dict[ProbeKey, list[str]]]) -> None:
-    """Fit and commit the missing layers one by one; raise the first error after all others were fitted."""
+def fit_probes(run: Run, plan: Plan[ProbeWork]) -> None:
+    """Commit new labels, then fit and commit the missing layers one by one.
+
+    Raises the first error after all other layers were fitted.
+    """
     from satstore.stages.probe.job import ProbeResult
     from satstore.stages.probe.table import commit_layer
 
     device = choose_gpu(plan.parameters)
+    if plan.work.new_target is not None:
+        run.write_target(plan.work.new_target)
     jobs, errors = make_jobs(run, plan)
     # SciPy takes seconds to load, so latents that can't be read are reported first.
     from satstore.stages.probe.fit import fit_layers
@@ -150,9 +199,7 @@ def fit_probes(run: Run, plan: Plan[dict[ProbeKey, list[str]]]) -> None:
         raise errors[0]
 
 
-def make_jobs(
-    run: Run, plan: Plan[dict[ProbeKey, list[str]]]
-) -> "tuple[list[ProbeJob], list[SatstoreError]]":
+def make_jobs(run: Run, plan: Plan[ProbeWork]) -> "tuple[list[ProbeJob], list[SatstoreError]]":
     """Open the latents of each table and discard its old probes; return its layers that are to be fitted.
 
     Also the errors of tables whose latents can't be read.
@@ -162,19 +209,20 @@ def make_jobs(
     from satstore.stages.probe.table import discard_old_probes, latents_digest
 
     parameters: ProbeParameters = plan.parameters
+    settings = settings_of(parameters, plan.work.target)
     jobs: list[ProbeJob] = []
     errors: list[SatstoreError] = []
-    for key, layers in plan.work.items():
+    for key, layers in plan.work.layers.items():
         if not layers:
             continue
         try:
-            latents = open_probe_latents(run, key.latents)
+            latents = open_probe_latents(run, key.latents, plan.work.target)
             check_labels(latents)
         except SatstoreError as error:
             errors.append(error)
             continue
         warn_of_missing_classes(run, latents)
-        discard_old_probes(run, key, layers, settings_of(parameters))
+        discard_old_probes(run, key, layers, settings)
         jobs += [
             ProbeJob(
                 key=key,

@@ -106,11 +106,14 @@ class AnalysisStore:
             for name, values in arrays.items():
                 _put(group, name, values, PROBE_DIMENSIONS[name, values.ndim])
 
-    def remove_probes(self, pooling: str) -> None:
-        """Remove a pooling's probes, damaged or not, so that new ones can be written."""
-        store = self._open_writable()
-        store.remove_group(f"probes/{pooling}")
-        store.remove_object("probes/zarr.json")  # written again with the first probe
+    def drop_probes(self, table: str) -> None:
+        """Remove a table's probes."""
+        self._open_writable().remove_group(f"probes/{table}")
+
+    def remove_probes(self, table: str) -> None:
+        """Remove a table's probes, damaged or not, so that new ones can be written."""
+        self.drop_probes(table)
+        self._open_writable().remove_object("probes/zarr.json")  # written again with the first probe
 
     def spectra(self, split: str, layers: Collection[str] | None = None) -> dict[str, NDArray[np.float64]]:
         """Return eigenvalues (epoch, eigenvalue) of all or some layers; descending, NaN where one failed."""
