@@ -191,6 +191,7 @@ PLACES = (
     "metrics.csv",
     "saturation.csv",
     "probe-pool2.csv",
+    "target-made.npz",
     "events.jsonl",
     "commits.jsonl",
     ".lock",
@@ -266,7 +267,12 @@ def make_received(logs: Path) -> Path:
     """Make the logs folder that is received: all stages of the tiny experiment, and a job."""
     import matplotlib.pyplot  # noqa: F401 - which makes folders for its fonts when it is first imported
 
-    run_tiny(logs)
+    run = run_tiny(logs)
+    dataset = run.manifest.dataset
+    assert dataset is not None
+    run.set_labels(
+        [i % 2 for i in range(dataset.n_train)], [i % 2 for i in range(dataset.n_eval)], name="made"
+    )
     job = logs / ".jobs" / "1"
     job.mkdir(parents=True)
     about = {
@@ -316,6 +322,7 @@ WRITERS: dict[str, tuple[str, ...]] = {
     "extract": ("extract", "--run", "res", "-d", "2"),
     "extract anew": ("extract", "--run", "res", "-d", "2", "--overwrite"),
     "probe": ("probe", "--run", "res", "-d", "2", "--overwrite"),
+    "probe a target": ("probe", "--run", "res", "-d", "2", "--target", "made"),
     "saturation": ("saturation", "--run", "res", "--overwrite"),
     "clean": ("clean", "res", "--latents", "--yes"),
     "train": ("train", "--run", "res", "--overwrite"),

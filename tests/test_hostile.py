@@ -1,20 +1,24 @@
 """Hostile files: none runs code, leaves the logs folder, or reaches the terminal as more than text."""
 
 import csv
+import io
 import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import stat
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import hostile_run
 import matplotlib as mpl
+import numpy as np
 import pytest
 from command_line import satstore
 from hostile_run import DATASET, ERROR, LAYERS, MODEL
@@ -79,6 +83,83 @@ def test_checkpoint__with_a_pickle_in_it_is_refused(run: Run, tmp_path: Path) ->
     assert len(done.stderr.splitlines()) == 1
     assert "checkpoint.pt holds more than tensors" in done.stderr
     assert not target.exists()
+
+
+def pack_arrays(**arrays: Any) -> bytes:
+    """Return the content of an .npz file, with objects as pickles."""
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=True, **arrays)
+    return file.getvalue()
+
+
+def claim_rows(content: bytes) -> bytes:
+    """Return an .npz file whose headers claim 10^12 rows, in place of 1437."""
+    with zipfile.ZipFile(io.BytesIO(content)) as packed:
+        members = {name: packed.read(name) for name in packed.namelist()}
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as packed:
+        for name, member in members.items():
+            packed.writestr(name, member.replace(b"(1437,), }         ", b"(1000000000000,), }"))
+    return file.getvalue()
+
+
+TRAIN_LABELS, EVAL_LABELS = np.zeros(1437, np.int64), np.zeros(360, np.int64)
+HOSTILE_LABELS: dict[str, Callable[[Path], bytes]] = {
+    "holds Python objects, which are pickled": lambda folder: pack_arrays(
+        train=np.array([Evil(folder)] * 1437), eval=EVAL_LABELS
+    ),
+    "claims 8,000,000,000,000 bytes of values int64": lambda _: claim_rows(
+        pack_arrays(train=TRAIN_LABELS, eval=EVAL_LABELS)
+    ),
+    "has the classes 7 to 7 in train, and there are 2": lambda _: pack_arrays(
+        train=TRAIN_LABELS + 7, eval=EVAL_LABELS
+    ),
+    "has the classes -1 to -1 in eval": lambda _: pack_arrays(train=TRAIN_LABELS, eval=EVAL_LABELS - 1),
+    "has int64 (1436,) of train; expected": lambda _: pack_arrays(train=TRAIN_LABELS[1:], eval=EVAL_LABELS),
+    "has float64 (1437,) of train": lambda _: pack_arrays(train=TRAIN_LABELS * 1.0, eval=EVAL_LABELS),
+    "has no array 'eval'": lambda _: pack_arrays(train=TRAIN_LABELS),
+    "can't be read as NumPy's format (File is not a zip file)": lambda _: b"labels",
+}
+"""What is said of labels, and a function that makes their file; it may name a folder to be made."""
+
+
+def plant_labels(run: Run, content: bytes) -> None:
+    """Give a run a target ``made`` of two classes, and a file of its labels."""
+    edit_manifest(run, targets={"made": {"classes": ["a", "b"], "n_train": 1437, "n_eval": 360}})
+    plant(run, "target-made.npz", content)
+
+
+@pytest.mark.parametrize("said", HOSTILE_LABELS)
+def test_labels__that_are_hostile_are_refused_and_run_nothing(run: Run, tmp_path: Path, said: str) -> None:
+    plant_labels(run, HOSTILE_LABELS[said](tmp_path / "owned"))
+    with pytest.raises(
+        CorruptError, match=rf"target-made\.npz {re.escape(said)}.* --target made --labels FILE"
+    ):
+        Run(run.path).labels("made", "eval")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_labels__that_are_hostile_are_named_by_commands_and_not_imported(run: Run, tmp_path: Path) -> None:
+    said = next(iter(HOSTILE_LABELS))
+    plant_labels(run, HOSTILE_LABELS[said](tmp_path / "owned"))
+    logs, packed = run.path.parents[1], tmp_path / "run.zip"
+    for words in (("probe", "--run", "demo", "--target", "made"), ("verify", "demo")):
+        done = satstore(*words, "--logs-dir", logs)
+        assert done.returncode == 1
+        assert f"target-made.npz {said}" in done.stdout + done.stderr
+    assert satstore("export", "demo", "--to", "zip", "--out", packed, "--logs-dir", logs).returncode == 0
+    done = satstore("import", packed, "--logs-dir", tmp_path / "received")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert f"target-made.npz {said}" in done.stderr
+    assert not (tmp_path / "received" / "demo").exists()
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("name", ["../key", "a/b", "pool4", "\x1b[31m", "x" * 41, ""])
+def test_targets__of_names_that_lead_out_are_refused(run: Run, name: str) -> None:
+    edit_manifest(run, targets={name: {"classes": ["a", "b"], "n_train": 1437, "n_eval": 360}})
+    with pytest.raises(CorruptError, match=r"is not a manifest: 'targets"):
+        read_manifest(run.path)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,11 @@ import pytest
 import torch
 import xarray as xr
 from command_line import satstore as satstore_command
+from crashes import spread
+from damages import delete, flip, truncate
 from distributed import LocalCluster
+from faults import Disk, Tree, digest, lay_out
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import confusion_matrix
@@ -20,8 +24,14 @@ from torch.utils.data import DataLoader
 
 import satstore
 from satstore.config.latent_keys import SPLITS, LatentsKey, ProbeKey
-from satstore.errors import ConfigError, NotFoundError, UnknownNameError
+from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
 from satstore.registry import STAGES
+from satstore.reports.evidence import gather
+from satstore.reports.html import write_report
+from satstore.reports.plots import plot_comparison, plot_evolution, plot_layers
+from satstore.reports.run_curves import read_curves
+from satstore.runs.archive import pack_run, unpack_run
+from satstore.runs.disk_usage import measure_disk_usage
 from satstore.runs.logs_folder import open_run
 from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
@@ -296,3 +306,123 @@ def test_command__adds_labels_and_fits(run: Run, tmp_path: Path) -> None:
     shown = satstore_command("show", "res", "--logs-dir", run.path.parents[1]).stdout
     assert "targets, with their numbers of classes: form (3)" in shown
     assert "probe form-pool4" in shown
+
+
+def labels_of(figure: Figure) -> list[str]:
+    """Return the labels of the lines of a figure's axes."""
+    return [str(line.get_label()) for axes in figure.axes for line in axes.lines]
+
+
+def test_figures__show_the_probes_of_one_target(run: Run, unlabelled: Run) -> None:
+    for found, name in ((run, "shape"), (unlabelled, "shape"), (unlabelled, "form")):
+        found.set_labels(*make_labels(), name=name)
+        probe(found, target=name)
+    probe(run)
+    assert [label for label in labels_of(plot_layers(run)) if "probe" in label] == ["probe accuracy (pool4)"]
+    assert any("model accuracy" in label for label in labels_of(plot_layers(run)))
+    shown = labels_of(plot_layers(run, target="shape"))
+    assert [label for label in shown if "accuracy" in label] == ["probe accuracy (shape, pool4)"]
+    assert "probe accuracy (shape, pool4)" in labels_of(plot_layers(unlabelled)), "the first one"
+    assert "probe accuracy (form, pool4)" in labels_of(plot_layers(unlabelled, target="form"))
+    lines = plot_layers(run, True, target="shape").axes[0].lines
+    [drawn] = [line for line in lines if "shape" in str(line.get_label())]
+    assert drawn.get_ydata().tolist() == run.table("probe-shape-pool4")["eval_accuracy"].tolist()
+    titles = [axes.get_title() for axes in plot_evolution(run, target="shape").axes]
+    assert "probe accuracy (shape, pool4)" in titles
+    curves = plot_comparison([run, unlabelled], all_layers=True, target="shape").axes[1].lines
+    assert [len(line.get_ydata()) for line in curves] == [3, 3]
+    assert [*read_curves(run.path).probes] == ["pool4", "shape-pool4"], "those of figures first"
+    assert "Probes of target form" in write_report([unlabelled])
+    evidence = gather(unlabelled)
+    assert (len(evidence.accuracy), evidence.n_classes, evidence.test_accuracy) == (2, 3, None)
+
+
+def test_figures__of_targets_that_have_no_probes_are_refused(run: Run) -> None:
+    run.set_labels(*make_labels(), name="shape")
+    with pytest.raises(
+        NotFoundError, match=rf"no probes of target shape yet.*--run {run.name} --target shape$"
+    ):
+        plot_layers(run, target="shape")
+    with pytest.raises(UnknownNameError, match=r"has no target 'form'; known are shape"):
+        plot_evolution(run, target="form")
+    done = satstore_command(
+        "plot", "res", "--target", "x", "--kind", "training", "--logs-dir", run.path.parents[1]
+    )
+    assert "--target: what is drawn shows no probes; leave it out" in done.stderr
+
+
+@pytest.mark.parametrize("n_tried", [6, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("synced", [False, True], ids=["kill", "power loss"])
+def test_labels__are_replaced_or_not_at_all(run: Run, tmp_path: Path, synced: bool, n_tried: int) -> None:
+    """Whatever operation is the last, labels and the probes that were fitted to them fit each other."""
+    run.set_labels(TRAIN, EVAL, name="animal")
+    probe(run, target="animal")
+    logs, states = run.path.parents[1], dict[str, Tree]()
+
+    def before(number: int, kind: str, path: Path) -> None:
+        tree = disk.synced_files() if synced else disk.files()
+        states.setdefault(digest(tree), tree)
+
+    disk = Disk(logs, before)
+    with disk.installed():
+        run.set_labels(TRAIN[::-1], EVAL[::-1], name="animal")
+    assert len(states) > 4
+    trees, found = list(states.values()), []
+    for n in spread(list(range(len(trees))), min(n_tried, len(trees))):
+        lay_out(trees[n], tmp_path / str(n))
+        left = open_run("res", tmp_path / str(n))
+        with left.lock():
+            pass
+        is_new = left.labels("animal", "train").tolist() == TRAIN[::-1]
+        assert left.labels("animal", "train").tolist() == (TRAIN[::-1] if is_new else TRAIN)
+        assert left.labels("animal", "eval").tolist() == (EVAL[::-1] if is_new else EVAL)
+        assert left.probe_tables() == ([] if is_new else ["animal-pool4"])
+        assert not [str(finding) for finding in Verification(left).findings() if finding.is_wrong]
+        assert not [*left.path.glob("*.new")]
+        found.append(is_new)
+    assert found == sorted(found)
+    assert {*found} == {False, True}
+
+
+def test_labels__travel_with_their_run(run: Run, tmp_path: Path) -> None:
+    run.set_labels(*make_labels(), name="shape")
+    probe(run, target="shape")
+    packed = pack_run(run, tmp_path / "run.zip", with_latents=True)
+    found = unpack_run(packed, tmp_path / "elsewhere", "other")
+    assert found.labels("shape", "eval").tolist() == run.labels("shape", "eval").tolist()
+    assert found.confusion("2", "shape-pool4").equals(run.confusion("2", "shape-pool4"))
+    size_bytes = (run.path / "target-shape.npz").stat().st_size
+    used = measure_disk_usage(run).other_bytes
+    run.set_labels(*make_labels(), name="form")
+    assert measure_disk_usage(run).other_bytes - used >= size_bytes
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, delete])
+def test_labels__that_are_damaged_are_named_with_the_command(run: Run, damage: Any) -> None:
+    run.set_labels(*make_labels(), name="shape")
+    command = f"satstore probe --run {run.name} --target shape --labels FILE --eval-labels FILE"
+    path = run.path / "target-shape.npz"
+    for content in damage(path, []):
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(CorruptError, match=f"{re.escape(command)}$"):
+            run.labels("shape", "train")
+        [finding] = [finding for finding in Verification(run).findings() if finding.is_wrong]
+        assert "target-shape.npz" in finding.what
+        assert finding.command == command
+        with pytest.raises(CorruptError, match=r"target-shape\.npz"):
+            probe(run, target="shape")
+        run.set_labels(*make_labels(), name="shape")
+        assert not [finding for finding in Verification(run).findings() if finding.is_wrong]
+
+
+def test_labels__are_gone_with_what_is_recorded_anew(run: Run) -> None:
+    run.set_labels(*make_labels(), name="shape")
+    torch.manual_seed(0)
+    loader: Any = DataLoader(make_samples(*SEEDS[1]), 20)  # type: ignore[arg-type]
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2))
+    again = satstore.record(model, loader, "res", overwrite=True, logs_dir=run.path.parents[1])
+    assert again.path == run.path
+    assert again.manifest.targets == {}
+    assert not (run.path / "target-shape.npz").exists()

@@ -42,6 +42,10 @@ class PlotOptions:
     by_depth: Annotated[
         bool, Parameter(negative="", help="align the layers of several runs by their share of the depth")
     ] = False
+    target: Annotated[
+        str | None,
+        Parameter(help="labels that the probes were fitted to; by default the data's own, else the first"),
+    ] = None
     delta: Annotated[float | None, Parameter(help="of the saturation; by default the config's")] = None
     epoch: Annotated[
         str | None, Parameter(help="the first is 1; by default the last; all: with --quantity")
@@ -69,7 +73,7 @@ def plot_runs(runs: Sequence[Run], options: PlotOptions) -> Path:
 
     if len(runs) > 1:
         path = output_file(options.out, Path(name_file("comparison", options)), SUFFIXES)
-        figure = plot_comparison(runs, options.by_depth, options.all_layers, options.delta)
+        figure = plot_comparison(runs, options.by_depth, options.all_layers, options.delta, options.target)
     else:
         kind = "evolution" if options.evolution else options.kind or "layers"
         path = output_file(options.out, runs[0].path / name_file(kind, options), SUFFIXES)
@@ -83,6 +87,7 @@ def name_file(what: str, options: PlotOptions) -> str:
     words = [what]
     words += ["by-depth"] if options.by_depth else []
     words += ["all-layers"] if options.all_layers else []
+    words += [options.target] if options.target is not None else []
     words += [f"delta{options.delta:g}"] if options.delta is not None else []
     words += [f"epoch{options.epoch}"] if options.epoch is not None else []
     return "-".join(words) + ".png"
@@ -107,6 +112,9 @@ def check_options(names: Sequence[str], options: PlotOptions) -> None:
         options.evolution or options.kind in ("training", "pixelwise", "projection", "evolution")
     ):
         raise ConfigError("--epoch: what is drawn is of no one epoch; leave it out")
+    has_no_probes = options.quantity or options.kind in ("training", "spectrum", "projection")
+    if options.target is not None and has_no_probes:
+        raise ConfigError("--target: what is drawn shows no probes; leave it out")
 
 
 def draw_experiment(run: Run, kind: str, options: PlotOptions) -> "Figure":
@@ -115,12 +123,12 @@ def draw_experiment(run: Run, kind: str, options: PlotOptions) -> "Figure":
 
     epoch = parse_epoch(run, options.epoch)
     kinds: dict[str, Callable[[], Figure]] = {
-        "layers": lambda: plots.plot_layers(run, options.all_layers, options.delta, epoch),
+        "layers": lambda: plots.plot_layers(run, options.all_layers, options.delta, epoch, options.target),
         "training": lambda: plots.plot_training(run),
         "spectrum": lambda: plots.plot_spectrum(run, options.all_layers, epoch),
-        "pixelwise": lambda: plots.plot_pixelwise(run, options.all_layers),
+        "pixelwise": lambda: plots.plot_pixelwise(run, options.all_layers, options.target),
         "projection": lambda: plots.plot_projection(run),
-        "evolution": lambda: plots.plot_evolution(run, options.all_layers),
+        "evolution": lambda: plots.plot_evolution(run, options.all_layers, options.target),
     }
     return kinds[kind]()
 

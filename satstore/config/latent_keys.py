@@ -242,6 +242,10 @@ class ProbeKey:
         epoch = "" if self.latents.epoch is None else f"epoch{self.latents.epoch}"
         return "-".join(part for part in (self.prefix, epoch, self.latents.group) if part)
 
+    def at(self, epoch: int | None) -> Self:
+        """Return the key of the table of another epoch's latents."""
+        return replace(self, latents=self.latents.at(epoch))
+
     @property
     def table(self) -> str:
         """The name of the table in the run folder: ``probe-pool4``."""

@@ -5,6 +5,7 @@ import math
 from satstore.analysis.advice import LEAST_GAIN, TAIL_SHARE, Advice, Evidence, advise
 from satstore.runs.manifest import drawn_layers
 from satstore.runs.run import Run
+from satstore.runs.targets import class_names
 
 
 def advise_on(run: Run, least_gain: float = LEAST_GAIN, tail_share: float = TAIL_SHARE) -> Advice:
@@ -22,7 +23,7 @@ def gather(run: Run) -> Evidence:
     """Gather the evidence of a run after its last epoch, for the layers that figures show."""
     manifest, summary = run.manifest, run.manifest.summary
     layers = drawn_layers(manifest)
-    tables = [key for key in manifest.last_probes if not key.prefix]
+    tables = [key for key in manifest.shown_probes() if key.latents.epoch is None]
     rows = run.rows(tables[0].table) if tables else []
     stopped = {row["layer"] for row in rows if row.get("converged") == "False" and row["eval_accuracy"]}
     dataset, info = manifest.dataset, run.costs() or {"layers": [], "n_parameters": 0, "flops": 0}
@@ -34,10 +35,10 @@ def gather(run: Run) -> Evidence:
         border=summary.border_layer,
         knows_border=run.has_file("receptive_field.csv"),
         n_eval=dataset.n_eval if dataset else 0,
-        has_labels=dataset is None or dataset.has_labels,
+        has_labels=dataset is None or dataset.has_labels or bool(manifest.targets),
         is_recorded=run.is_recorded,
-        n_classes=len(dataset.classes) if dataset else 0,
-        test_accuracy=summary.test_accuracy,
+        n_classes=len(class_names(run, manifest.shown_target)),
+        test_accuracy=None if manifest.shown_target else summary.test_accuracy,
         resolution=run.config.resolution,
         costs={row["layer"]: (row["n_parameters"], row["flops"]) for row in info["layers"]},
         total=(info["n_parameters"], info["flops"]),

@@ -5,6 +5,7 @@ import html
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -115,7 +116,9 @@ def _render_progress(run: Run) -> Iterable[str]:
 
 def _render_figures(run: Run) -> Iterable[str]:
     """Yield the figures of all stages that have run."""
-    for name, draw in FIGURES.items():
+    others = run.manifest.fitted_targets[1:]
+    of_targets = {f"Probes of target {name}": partial(plot_layers, target=name) for name in others}
+    for name, draw in {**FIGURES, **of_targets}.items():
         try:
             figure = draw(run)
         except NotFoundError:  # its stage has not run, as the states above show

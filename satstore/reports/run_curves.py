@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from satstore.analysis.advice import find_tail
 from satstore.analysis.spectrum import dimension_table
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.latent_keys import ProbeKey
 from satstore.errors import SatstoreError
 from satstore.runs.manifest import LayerRecord, drawn_layers
 from satstore.runs.run import Run
@@ -164,7 +163,7 @@ def _read_dimensions(
 def _read_probes(run: Run, failed: Failed, problems: list[str]) -> dict[str, dict[int, Float64]]:
     found: dict[str, dict[int, Float64]] = {}
     for key in run.manifest.probes:
-        name = str(ProbeKey(key.latents.at(None), key.prefix))
+        name = str(key.at(None))
         columns = _read_table(run, key.table, problems)
         accuracy: dict[str, list[float]] = {}
         values = _numbers(columns.get("eval_accuracy", ()))
@@ -178,7 +177,8 @@ def _read_probes(run: Run, failed: Failed, problems: list[str]) -> dict[str, dic
                 (epoch, i) for i, layer in enumerate(run.layers) if layer in accuracy and math.isnan(means[i])
             }
             failed[name] = failed.get(name, frozenset()) | bad
-    return dict(sorted(found.items(), key=lambda item: "-" in item[0]))  # those without a prefix first
+    shown = {str(key.at(None)) for key in run.manifest.shown_probes()}
+    return dict(sorted(found.items(), key=lambda item: item[0] not in shown))  # those of figures first
 
 
 def _read_receptive_fields(run: Run, problems: list[str]) -> dict[str, tuple[float, float]]:

@@ -335,15 +335,24 @@ class Manifest(_Record):
         latents_bytes = sum(record.size_bytes for record in self.latents.values())
         return latents_bytes + sum(record.size_bytes for record in self.files.values())
 
-    def shown_probes(self, target: str | None = None) -> list[ProbeKey]:
-        """Return the tables of probes that figures show, of all epochs: those fitted under no other name.
+    @property
+    def fitted_targets(self) -> list[str]:
+        """The targets with tables of probes that figures show; the data's own labels, ``""``, come first."""
+        fitted = [record.target for key, record in self.probes.items() if key.prefix == record.target]
+        return sorted(dict.fromkeys(fitted), key=bool)
 
-        They are of the data's own labels, or, if there are none, of the first target that was fitted.
+    @property
+    def shown_target(self) -> str:
+        """The target whose probes figures show by default."""
+        return next(iter(self.fitted_targets), "")
+
+    def shown_probes(self, target: str | None = None) -> list[ProbeKey]:
+        """Return the tables of probes that figures show of a target, of all epochs.
+
+        Those with a prefix of their own are left out: they were fitted under other conditions.
         """
-        shown = [key for key, record in self.probes.items() if key.prefix == record.target]
-        targets = [self.probes[key].target for key in shown]
-        wanted = target if target is not None else "" if "" in targets else next(iter(targets), "")
-        return [key for key, of in zip(shown, targets, strict=True) if of == wanted]
+        target = self.shown_target if target is None else target
+        return [key for key, record in self.probes.items() if key.prefix == record.target == target]
 
     def drop_probes(self, key: ProbeKey) -> None:
         """Forget a table of probes, and what was warned of its layers."""

@@ -13,6 +13,7 @@ from textual.containers import Horizontal
 from textual.message import Message
 from textual.widgets import TabPane
 
+from satstore.config.latent_keys import ProbeKey
 from satstore.errors import NotFoundError
 from satstore.reports.run_curves import RunCurves
 from satstore.runs.run import Run
@@ -224,18 +225,19 @@ class PixelwisePane(RunPane):
         """Read the layer under the cursor in a thread, then draw it."""
         text = describe_layer(data, view)
         layer = data.layers[view.layers[view.cursor]].layer
-        if "pixelwise" not in data.probes:
+        tables = [name for name in data.probes if ProbeKey.parse(name).latents.pooling == "pixelwise"]
+        if not tables:
             text.append("\nno pixelwise probes: press n to start probe with the pooling pixelwise", "yellow")
             self.query_one("#pixelwise-layer", Static).update(text)
         elif self._shown != (layer, data):
             self._shown = (layer, data)
-            run_in_thread(self.app, lambda: self._read(data, layer, text), "map")
+            run_in_thread(self.app, lambda: self._read(data, tables[0], layer, text), "map")
 
-    def _read(self, data: RunCurves, layer: str, text: Text) -> None:
+    def _read(self, data: RunCurves, table: str, layer: str, text: Text) -> None:
         from satstore.storage.zarr import AnalysisStore
 
         try:
-            values = AnalysisStore(Run(data.path).analysis_path).probe("pixelwise", layer)["accuracy"]
+            values = AnalysisStore(Run(data.path).analysis_path).probe(table, layer)["accuracy"]
             text.append("\naccuracy of a probe at every position, in percent; after the last epoch", "dim")
         except (NotFoundError, KeyError):
             values = np.zeros((0, 0))

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from satstore.errors import NotFoundError
-from satstore.reports.plots.layer_curves import shown_layers
+from satstore.reports.plots.layer_curves import choose_shown, label_probes, shown_layers
 from satstore.reports.plots.style import MODEL, break_text, finish_axes, legend_beside, with_plain_names
 from satstore.runs.run import Run
 
@@ -17,19 +17,22 @@ if TYPE_CHECKING:
 
 
 @with_plain_names
-def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
+def plot_evolution(run: Run, all_layers: bool = False, target: str | None = None) -> Figure:
     """Draw probe accuracy and saturation over the epochs, a line per layer, from dark (the first) to light.
 
     Probes are of the first pooling that was fitted without a prefix, saturation is of the train split; the
-    dashed line is the model's accuracy.
+    dashed line is the model's accuracy. The target is as :func:`.plot_layers` has it.
 
     Raises
     ------
     NotFoundError
         If the run has neither probes nor saturation yet.
+    UnknownNameError
+        If the run has no such target.
     """
     layers = shown_layers(run, all_layers)
-    panels = evolution_tables(run)
+    target = choose_shown(run, target)
+    panels = evolution_tables(run, target)
     if not panels:
         raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
     figure = Figure(figsize=(2.2 + 4 * len(panels), 4.2), layout="constrained")
@@ -48,7 +51,7 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
         finish_axes(axes, "")
     entries = list(lines.items())
     reached = run.table("metrics") if run.has_file("metrics.csv") else None
-    if reached is not None and "eval_accuracy" in reached:  # imported ones may have none
+    if reached is not None and not target and "eval_accuracy" in reached:  # imported ones may have none
         look = {"color": MODEL, "linestyle": "--", "linewidth": 1}
         [line] = every[0].plot(reached["epoch"] + 1, reached["eval_accuracy"], **look)
         entries.append(("model accuracy", line))
@@ -57,15 +60,15 @@ def plot_evolution(run: Run, all_layers: bool = False) -> Figure:
     return figure
 
 
-def evolution_tables(run: Run) -> dict[str, "pd.DataFrame"]:
+def evolution_tables(run: Run, target: str) -> dict[str, "pd.DataFrame"]:
     """Return tables of probe accuracy and saturation, if any, by title: epochs (rows) by layers (columns)."""
     tables: dict[str, pd.DataFrame] = {}
-    keys = [*run.manifest.last_probes, *run.manifest.probes]
-    fitted = [key.latents.group for key in keys if not key.prefix and run.has_file(key.file)]
-    pooling = next(iter(fitted), None)
-    if pooling is not None:
-        found = run.probe_evolution(pooling)  # of pixelwise, the mean over the positions
-        tables[f"probe accuracy ({pooling})"] = found.pivot_table("eval_accuracy", "epoch", "layer")
+    fitted = [key for key in run.manifest.shown_probes(target) if run.has_file(key.file)]
+    fitted.sort(key=lambda key: key.latents.epoch is not None)  # those of the last epoch first
+    if fitted:
+        pooling = fitted[0].latents.group
+        found = run.probe_evolution(pooling, target)  # of pixelwise, the mean over the positions
+        tables[label_probes(target, pooling)] = found.pivot_table("eval_accuracy", "epoch", "layer")
     if run.has_file("saturation.csv"):
         delta, table = run.made_with.delta, run.table("saturation")
         table = table[(table["split"] == "train") & (table["delta"] == delta)]

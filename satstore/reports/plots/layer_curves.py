@@ -25,6 +25,7 @@ from satstore.reports.plots.style import (
 )
 from satstore.runs.manifest import drawn_layers
 from satstore.runs.run import Run
+from satstore.runs.targets import find_target
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,7 +33,11 @@ if TYPE_CHECKING:
 
 @with_plain_names
 def plot_layers(
-    run: Run, all_layers: bool = False, delta: float | None = None, epoch: int | None = None
+    run: Run,
+    all_layers: bool = False,
+    delta: float | None = None,
+    epoch: int | None = None,
+    target: str | None = None,
 ) -> Figure:
     """Draw saturation and probe accuracy over the layers, and the model's accuracy as a dashed line.
 
@@ -46,17 +51,22 @@ def plot_layers(
         The delta of the saturation, from the stored spectra; by default the config's.
     epoch
         Counted from 0; by default the last.
+    target
+        The labels that the probes were fitted to; by default the data's own, if there are such probes, else
+        the first target.
 
     Raises
     ------
     NotFoundError
-        If the run has neither saturation nor probes at that epoch.
+        If the run has neither saturation nor probes at that epoch, or none of the target that is named.
+    UnknownNameError
+        If the run has no such target.
     """
     layers = shown_layers(run, all_layers)
     width = min(WIDEST, max(5.0, 1.6 + 0.32 * len(layers)))
     figure = Figure(figsize=(width, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    if not draw_layer_curves(axes, run, layers, delta=delta, epoch=epoch):
+    if not draw_layer_curves(axes, run, layers, delta=delta, epoch=epoch, target=target):
         raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
     at = "" if epoch is None or epoch == run.last_epoch else f", epoch {epoch + 1}"
     axes.set_title(break_text(f"{run.config.title}{at}", width - 1, 11), fontsize=11)
@@ -76,6 +86,7 @@ def draw_layer_curves(
     *,
     delta: float | None = None,
     epoch: int | None = None,
+    target: str | None = None,
     tables: Sequence[ProbeKey] | None = None,
     size: float = 8,
     width: float | None = None,
@@ -84,12 +95,13 @@ def draw_layer_curves(
 
     Parameters
     ----------
-    tables
-        The tables of probes to draw; by default all that were fitted without a prefix.
+    target, tables
+        The target, and the tables of probes to draw; by default all that were fitted without a prefix.
     size, width
         Size of the layers' names in points, and width of the axes in inches; see :func:`.style.name_places`.
     """
-    probes = probe_curves(run, layers, epoch)
+    target = choose_shown(run, target)
+    probes = probe_curves(run, layers, epoch, target)
     if tables is not None:
         probes = {key: probes[key] for key in tables if key in probes}
     saturation = saturation_curve(run, layers, delta, epoch)
@@ -98,9 +110,9 @@ def draw_layer_curves(
         label = "saturation" if delta is None else f"saturation (delta {delta:g})"
         draw_curve(axes, places, layers, saturation, color=SATURATION, marker="o", label=label)
     for (key, accuracy), color, marker in zip(probes.items(), cycle(PROBES), cycle(MARKERS), strict=False):
-        label = f"probe accuracy ({key.latents.group})"
+        label = label_probes(target, key.latents.group)
         draw_curve(axes, places, layers, accuracy, color=color, marker=marker, label=label)
-    reached = model_accuracy(run, epoch)
+    reached = None if target else model_accuracy(run, epoch)
     if reached is not None:
         axes.axhline(reached, color=MODEL, linestyle="--", linewidth=1, label=f"model accuracy {reached:.1%}")
     border = run.manifest.summary.border_layer
@@ -113,7 +125,11 @@ def draw_layer_curves(
 
 @with_plain_names
 def plot_comparison(
-    runs: Sequence[Run], by_depth: bool = False, all_layers: bool = False, delta: float | None = None
+    runs: Sequence[Run],
+    by_depth: bool = False,
+    all_layers: bool = False,
+    delta: float | None = None,
+    target: str | None = None,
 ) -> Figure:
     """Draw saturation and probe accuracy of several runs over their layers, a colour and a marker each.
 
@@ -121,11 +137,15 @@ def plot_comparison(
     ----------
     by_depth
         Whether to align layers by their share of the depth, rather than by their number.
+    target
+        As :func:`plot_layers` has it.
 
     Raises
     ------
     NotFoundError
         If no run has saturation or probes yet.
+    UnknownNameError
+        If a run has no such target.
     """
     figure = Figure(figsize=(11.0, 4.6), layout="constrained")
     panels = figure.subplots(1, 2)
@@ -135,7 +155,7 @@ def plot_comparison(
     for number, run in enumerate(runs):
         layers = shown_layers(run, all_layers)
         places = [place / max(1, len(layers) - 1) if by_depth else place + 1 for place in range(len(layers))]
-        probes = probe_curves(run, layers, None)
+        probes = probe_curves(run, layers, None, choose_shown(run, target))
         curves = (saturation_curve(run, layers, delta, None), next(iter(probes.values()), None))
         look = {"color": RUNS[number % len(RUNS)], "marker": RUN_MARKERS[number % len(RUN_MARKERS)]}
         for axes, curve in zip(panels, curves, strict=True):
@@ -183,15 +203,38 @@ def saturation_curve(
     return {layer: numbers[layer] for layer in layers if layer in numbers} if found else None
 
 
-def probe_curves(run: Run, layers: Sequence[str], epoch: int | None) -> dict[ProbeKey, dict[str, float]]:
-    """Return the accuracy of some layers' probes after an epoch, by table; the mean over positions.
+def choose_shown(run: Run, target: str | None) -> str:
+    """Return the target whose probes are to be drawn, by default that of :attr:`.Manifest.shown_target`.
+
+    UnknownNameError if there is no such target, NotFoundError if it has no probes yet.
+    """
+    if target is None:
+        return run.manifest.shown_target
+    find_target(run.manifest, target, run.name)
+    if target not in run.manifest.fitted_targets:
+        raise NotFoundError(
+            f"{run.name} has no probes of target {target} yet; run: satstore probe --run {run.name} "
+            f"--target {target}"
+        )
+    return target
+
+
+def label_probes(target: str, pooling: str) -> str:
+    """Return the label of a target's probes at a pooling."""
+    return f"probe accuracy ({', '.join(filter(None, (target, pooling)))})"
+
+
+def probe_curves(
+    run: Run, layers: Sequence[str], epoch: int | None, target: str
+) -> dict[ProbeKey, dict[str, float]]:
+    """Return the accuracy of a target's probes after an epoch, by table and layer; the mean over positions.
 
     A layer that can't be probed has NaN; one without a probe is left out.
     """
     wanted = None if epoch in (None, run.last_epoch) else epoch
     found: dict[ProbeKey, dict[str, float]] = {}
-    for key in run.manifest.probes:
-        if not key.prefix and key.latents.epoch == wanted and run.has_file(key.file):
+    for key in run.manifest.shown_probes(target):
+        if key.latents.epoch == wanted and run.has_file(key.file):
             accuracy = run.table(key.table).groupby("layer")["eval_accuracy"].mean().to_dict()
             found[key] = {layer: accuracy[layer] for layer in layers if layer in accuracy}
     return found

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import NotFoundError
-from satstore.reports.plots.layer_curves import model_accuracy, shown_layers
+from satstore.reports.plots.layer_curves import choose_shown, model_accuracy, shown_layers
 from satstore.reports.plots.style import WIDEST, break_name, break_text, with_plain_names
 from satstore.runs.repair import probe_command
 from satstore.runs.run import Run
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 PIXELWISE = "pixelwise"
-TABLE = ProbeKey(LatentsKey(PIXELWISE))
 COLORS = "cividis"
 """The colour map: perceptually uniform, also for colour-blind people."""
 N_COLUMNS = 7
 
 
-def pixelwise_maps(run: Run, layers: Sequence[str]) -> "dict[str, NDArray[np.float64]]":
+def pixelwise_maps(run: Run, layers: Sequence[str], target: str = "") -> "dict[str, NDArray[np.float64]]":
     """Return the accuracy of each position's probe, (y, x), for layers that have such probes."""
-    if TABLE not in run.manifest.probes or not run.has_file(TABLE.file):
+    key = ProbeKey(LatentsKey(PIXELWISE), target)
+    if key not in run.manifest.shown_probes(target) or not run.has_file(key.file):
         return {}
-    table = run.table(TABLE.table)
+    table = run.table(key.table)
     if not {"y", "x"} <= set(table):  # imported ones may not tell which position is which
         return {}
     return {
@@ -71,24 +71,29 @@ def draw_maps(
 
 
 @with_plain_names
-def plot_pixelwise(run: Run, all_layers: bool = False) -> Figure:
+def plot_pixelwise(run: Run, all_layers: bool = False, target: str | None = None) -> Figure:
     """Draw a heat map of the pixelwise probes' accuracy per layer, relative to the model's.
+
+    The target is as :func:`.plot_layers` has it; of one, the accuracy is drawn as it is.
 
     Raises
     ------
     NotFoundError
         If the run has no pixelwise probes.
+    UnknownNameError
+        If the run has no such target.
     """
-    layers = shown_layers(run, all_layers)
-    maps = pixelwise_maps(run, layers)
+    layers, target = shown_layers(run, all_layers), choose_shown(run, target)
+    maps = pixelwise_maps(run, layers, target)
     if not maps:
         raise NotFoundError(
             f"{run.name} has no pixelwise probes yet; run: satstore extract --run {run.name} -d pixelwise, "
-            f"then: {probe_command(run, TABLE)}"
+            f"then: {probe_command(run, ProbeKey(LatentsKey(PIXELWISE), target))}"
         )
     n_rows = -(-len(maps) // N_COLUMNS)
     width = 1.6 + 1.35 * min(N_COLUMNS, max(3, len(maps)))
     figure = Figure(figsize=(width, min(WIDEST, 0.8 + 1.6 * n_rows)), layout="constrained")
-    figure.suptitle(break_text(f"{run.config.title}: pixelwise probes", width, 10), fontsize=10)
-    draw_maps(figure, maps, layers, model_accuracy(run, None))
+    title = f"{run.config.title}: pixelwise probes" + (f" ({target})" if target else "")
+    figure.suptitle(break_text(title, width, 10), fontsize=10)
+    draw_maps(figure, maps, layers, None if target else model_accuracy(run, None))
     return figure

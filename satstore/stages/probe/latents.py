@@ -74,7 +74,7 @@ def open_probe_latents(run: Run, key: LatentsKey, target: str = "") -> ProbeLate
     NotFoundError or CorruptError if they can't be read.
     """
     place, location = run.latents_path, run.latents_location
-    splits = {split: run.latents(str(key), split) for split in SPLITS}
+    splits: dict[str, LatentSplit] = {split: run.latents(str(key), split) for split in SPLITS}
     return ProbeLatents(
         run_name=run.name,
         key=key,
