@@ -37,6 +37,7 @@ from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
 from satstore.stages.pipeline import apply_stages
+from tui.layers import View, make_curves
 
 N_TRAIN, N_EVAL = 60, 30
 SEEDS = (N_TRAIN, 1), (N_EVAL, 2)
@@ -332,6 +333,9 @@ def test_figures__show_the_probes_of_one_target(run: Run, unlabelled: Run) -> No
     curves = plot_comparison([run, unlabelled], all_layers=True, target="shape").axes[1].lines
     assert [len(line.get_ydata()) for line in curves] == [3, 3]
     assert [*read_curves(run.path).probes] == ["pool4", "shape-pool4"], "those of figures first"
+    view = View(0, 0, (0, 1, 2))
+    drawn_in_app = {curve.label for curve in make_curves(read_curves(run.path), view)}
+    assert {"probe pool4", "probe shape-pool4"} <= drawn_in_app
     assert "Probes of target form" in write_report([unlabelled])
     evidence = gather(unlabelled)
     assert (len(evidence.accuracy), evidence.n_classes, evidence.test_accuracy) == (2, 3, None)

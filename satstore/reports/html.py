@@ -117,8 +117,9 @@ def _render_progress(run: Run) -> Iterable[str]:
 def _render_figures(run: Run) -> Iterable[str]:
     """Yield the figures of all stages that have run."""
     others = run.manifest.fitted_targets[1:]
-    of_targets = {f"Probes of target {name}": partial(plot_layers, target=name) for name in others}
-    for name, draw in {**FIGURES, **of_targets}.items():
+    figures: dict[str, Callable[[Run], Figure]] = dict(FIGURES)
+    figures |= {f"Probes of target {name}": partial(plot_layers, target=name) for name in others}
+    for name, draw in figures.items():
         try:
             figure = draw(run)
         except NotFoundError:  # its stage has not run, as the states above show
