@@ -18,6 +18,7 @@ from cyclopts import CycloptsError
 from phd_lab_logs import write_latents, write_tree
 from pydantic import ValidationError
 from small_data import write_folder, write_image, write_tiny_imagenet
+from tiny import run_tiny
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -25,6 +26,7 @@ from satstore.cli.app import app
 from satstore.jobs.job import list_jobs
 from satstore.jobs.start import cancel_job
 from satstore.registry import MODELS
+from satstore.runs.run import Run
 from satstore.stages.pipeline import run_experiments
 
 ROOT = Path(__file__).parents[1]
@@ -322,6 +324,35 @@ def test_readme__its_python_runs(demo_copy: Path, tmp_path: Path, monkeypatch: p
     assert names["latents"]["features.0"].numpy().shape[0] == 360
     assert names["probe"].converged_
     assert {path.parts[-3] for path in demo_copy.glob("*/*/manifest.json")} == {"demo", "mine"}
+
+
+def train_head(changes: dict[str, str]) -> float:
+    """Run the example of docs/training-on-latents.md with some of its text changed; return the accuracy."""
+    [block] = blocks_of("docs/training-on-latents.md")
+    for text, other in changes.items():
+        assert text in block
+        block = block.replace(text, other)
+    found: dict[str, Any] = {}
+    exec(block, found)
+    return float(found["accuracy"])
+
+
+def test_training_on_latents__a_head_learns_the_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_tiny(tmp_path / "logs")
+    monkeypatch.chdir(tmp_path)
+    changes = {"RES": "res", "pool4": "pool2", "features.8": "0", "lr=1e-3": "lr=0.05"}
+    assert train_head(changes) > 0.9
+
+
+@pytest.mark.long
+def test_training_on_latents__a_head_is_as_good_as_the_probe(
+    demo_run: Run, demo_logs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(demo_logs.parent)
+    probe = demo_run.table("probe-pool4").set_index("layer").loc["features.8", "eval_accuracy"]
+    assert train_head({"RES": "demo"}) == pytest.approx(probe, abs=0.02)
 
 
 @pytest.mark.long
