@@ -306,6 +306,15 @@ def test_pass__that_is_left_early_ends_its_threads(stored: tuple[LatentArray, Sp
     check_pass(list(dataset), split.stored("pool2", "fc"), np.arange(101))
 
 
+def test_passes__at_the_same_time_do_not_disturb_each_other(stored: tuple[LatentArray, Split]) -> None:
+    array, split = stored
+    dataset = array.dataset(batch_size=4, labels=np.arange(101), buffer_bytes=2**22)
+    list(dataset)  # what a pass leaves behind is used by the next one
+    both = list(zip(dataset, dataset, strict=True))
+    for batches in zip(*both, strict=True):
+        check_pass(list(batches), split.stored("pool2", "fc"), np.arange(101))
+
+
 def test_latents__are_read_without_torch(stored: tuple[LatentArray, Split]) -> None:
     root = find_root(stored[0])
     code = (

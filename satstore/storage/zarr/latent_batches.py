@@ -79,7 +79,13 @@ class LatentBatches(IterableDataset[LatentBatch]):
         chunk_bytes = int(np.prod(stored.array.chunks)) * stored.array.dtype.itemsize
         n_chunks = _check_count("buffer_bytes", buffer_bytes, 1) // max(1, chunk_bytes)
         # The samples of a buffer make a batch at least.
-        self._most_chunks = max(n_chunks, -(-min(self.batch_size, self.n_samples) // self._chunk_rows))
+        n_chunks = max(n_chunks, -(-self.batch_size // self._chunk_rows))
+        self._n_chunks = -(-self.n_samples // self._chunk_rows)
+        self._most_chunks = min(n_chunks, self._n_chunks)
+        self._spare_buffers: list[_Buffer] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_spare_buffers": []}
 
     @property
     def epoch(self) -> int:
@@ -98,7 +104,7 @@ class LatentBatches(IterableDataset[LatentBatch]):
         number, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         n_readers = N_READERS if worker is None else N_WORKER_READERS
         n_readers = N_REMOTE_READERS if self._stored.is_remote else n_readers
-        chunks = np.arange(-(-self.n_samples // self._chunk_rows))
+        chunks = np.arange(self._n_chunks)
         if not self.shuffle:
             # A loader takes a batch of each worker in turn: so they come in stored order.
             batches = self._read_batches(chunks, None, n_readers)
@@ -129,7 +135,12 @@ class LatentBatches(IterableDataset[LatentBatch]):
         """Yield buffers full of chunks; while one is in use, the next is filled in the memory of the last."""
         parts = [chunks[i : i + self._most_chunks] for i in range(0, len(chunks), self._most_chunks)]
         n_before = min(self.batch_size, self.n_samples) - 1
-        buffers = [_Buffer(self._stored, n_before, len(parts[0])) for _ in parts[:2]]
+        # Memory is used again in the next pass: where the system has to find it anew, that takes as long as
+        # to decode what it is for.
+        spare = self._spare_buffers
+        buffers = [
+            spare.pop() if spare else _Buffer(self._stored, n_before, self._most_chunks) for _ in parts[:2]
+        ]
         pool = ThreadPoolExecutor(n_readers)
         try:
             begun = (buffer.begin(pool, part) for buffer, part in zip(cycle(buffers), parts, strict=False))
@@ -140,6 +151,7 @@ class LatentBatches(IterableDataset[LatentBatch]):
                 yield buffer
         finally:
             pool.shutdown(cancel_futures=True)
+            spare.extend(buffers)
 
     def _make_batch(self, latents: NDArray[Any], samples: Places) -> LatentBatch:
         return torch.from_numpy(latents).to(self.dtype), self._labels[torch.from_numpy(samples)]

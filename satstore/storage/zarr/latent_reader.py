@@ -152,7 +152,8 @@ class LatentArray:
             One for each sample, in stored order; by default the class indices that are stored, -1 where there
             is none.
         buffer_bytes
-            Size of a buffer. Each process that reads has two, of at least one batch.
+            Size of a buffer. Each process that reads has two, of at least one batch, and keeps them for the
+            next pass.
         dtype
             A floating-point dtype of torch that latents are converted to; by default they are as stored, most
             of them float16.
