@@ -27,6 +27,7 @@ from satstore.config.grid import read_config
 from satstore.config.latent_keys import LatentsKey
 from satstore.datasets.image_data import ImageSplit
 from satstore.datasets.loaders import make_loader
+from satstore.models.plan import describe_model
 from satstore.runs.manifest import CHECKPOINT
 from satstore.runs.run import Run
 from satstore.stages.extract.write import write_split
@@ -52,9 +53,9 @@ def make_run(options: argparse.Namespace, folder: Path) -> Run:
     device = devices.choose_device(options.device)
     model = run_model.initialize_model(run.config, len(data.classes), device)
     state = session.Session(run.config, model, data, device)
-    layers = run_model.recorded_layers(model, run.config)
+    described = describe_model(model, run.config)
     with run.lock():
-        provenance.describe_session(run, state, layers)
+        provenance.describe_session(run, state, described)
         buffer = io.BytesIO()
         torch.save(state.state(), buffer)
         trained = run.manifest.summary.model_copy(update={"epochs_done": run.config.epoch})

@@ -23,6 +23,7 @@ from watched import run_watched
 
 from satstore.config.grid import read_config
 from satstore.datasets.loaders import make_loader
+from satstore.models.plan import describe_model
 from satstore.runs.manifest import CHECKPOINT
 from satstore.runs.run import Run
 from satstore.stages.pipeline import make_runs
@@ -56,7 +57,7 @@ def make_run(options: argparse.Namespace) -> Run:
     state = session.Session(run.config, model, data, device)
     train_briefly(state, data.train_plain, options.steps)
     with run.lock():
-        provenance.describe_session(run, state, run_model.recorded_layers(model, run.config))
+        provenance.describe_session(run, state, describe_model(model, run.config))
         content = io.BytesIO()
         torch.save(state.state(), content)
         trained = run.manifest.summary.model_copy(update={"epochs_done": run.config.epoch})

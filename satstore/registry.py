@@ -218,9 +218,10 @@ def _first_line(target: object) -> str:
 def suggest(name: str, names: Iterable[str], n_shown: int = 8) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest of some names, else the first of them."""
     folded = {known.casefold(): known for known in names}
-    near = get_close_matches(name.casefold(), folded, n=1, cutoff=0.6)
+    near = get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)
     if near:
-        return f"; did you mean {folded[near[0]]!r}?"
+        swapped = [key for key in near if sorted(key) == sorted(name.casefold())]  # letters in another order
+        return f"; did you mean {folded[[*swapped, *near][0]]!r}?"
     shown = ", ".join(list(folded.values())[:n_shown])
     return f"; known are {shown}{', …' if len(folded) > n_shown else ''}" if shown else ""
 

@@ -349,7 +349,7 @@ def test_spectra__of_the_same_weights_are_those_that_were_stored(trained: Run, n
     device = torch.device(name)
     data = session_data.load_data(trained.config)
     model = run_model.load_model(trained, 10, device).eval()
-    layers = run_model.recorded_layers(model, trained.config)
+    layers = run_model.recorded_layers(trained, model)
     with MomentRecorder(layers) as recorder, torch.no_grad():
         recorder.begin("eval")
         recorder.next_batch()

@@ -17,6 +17,23 @@ def name_module(name: str, module: nn.Module) -> str:
 
 
 @contextmanager
+def without_nested_tensors(model: nn.Module) -> Iterator[None]:
+    """Let torch's TransformerEncoders compute padded tensors, as they do in training; restore them after.
+
+    In evaluation mode they turn a batch with a padding mask into a nested tensor, which has no shape.
+    """
+    encoders = [module for module in model.modules() if isinstance(module, nn.TransformerEncoder)]
+    before = [encoder.use_nested_tensor for encoder in encoders]
+    try:
+        for encoder in encoders:
+            encoder.use_nested_tensor = False
+        yield
+    finally:
+        for encoder, is_nested in zip(encoders, before, strict=True):
+            encoder.use_nested_tensor = is_nested
+
+
+@contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Put a model into eval mode, and restore the mode of each of its modules after."""
     modes = {module: module.training for module in model.modules()}

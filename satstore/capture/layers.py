@@ -1,22 +1,30 @@
 """The layers of a model that are recorded: chosen by their type and name, described by a forward pass."""
 
-import logging
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
 
 from satstore.analysis.compiled_models import called_when_compiled
-from satstore.analysis.modules import LAYER_TYPES, in_eval_mode, name_module
-from satstore.capture.outputs import OutputLayout, expect_tensor, typed_layout
+from satstore.analysis.modules import LAYER_TYPES, in_eval_mode, name_module, without_nested_tensors
+from satstore.capture.outputs import (
+    FoundLayout,
+    OutputLayout,
+    expect_tensor,
+    find_layout,
+    find_tensor,
+    typed_feature_axis,
+    why_no_tensor,
+)
+from satstore.config.experiment import Calls, split_pattern
 from satstore.errors import ConfigError
-
-_log = logging.getLogger(__name__)
+from satstore.system.text import list_first
 
 Key = TypeVar("Key")
 
@@ -68,99 +76,243 @@ Layers = Mapping[Layer, nn.Module]
 
 @dataclass(frozen=True)
 class Selected:
-    """A module whose output is to be recorded, and the part of the output; None for its first tensor."""
+    """A module whose output is to be recorded, by its PyTorch name, or a part of its output."""
 
+    name: str
     module: nn.Module
     part: str | None = None
+
+    @property
+    def layer(self) -> str:
+        """The name of the layer: ``encoder.layer.3``, or, of a part, ``encoder.layer.3:hidden_states``."""
+        return self.name if self.part is None else f"{self.name}:{self.part}"
 
 
 @dataclass(frozen=True)
 class LayerDescription:
-    """The layers of a model in forward order with their modules, and why others are left out, by name."""
+    """The layers of a model in forward order, with their modules.
+
+    ``left_out`` has the selected modules that are no layers, and why; ``doubts`` what may be otherwise.
+    """
 
     layers: Layers
     left_out: Mapping[str, str]
+    doubts: Mapping[str, str]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a user should know: a line for what is left out, and one for what is in doubt."""
+        found = {"left out": self.left_out, "unclear": self.doubts}
+        return [f"{title}: {_list_by_text(texts)}" for title, texts in found.items() if texts]
+
+
+def _list_by_text(texts: Mapping[str, str]) -> str:
+    """List names by the text about them: ``a, b (not called); c (a packed sequence)``."""
+    names: dict[str, list[str]] = {}
+    for name, text in texts.items():
+        names.setdefault(text, []).append(name or "the model")
+    return "; ".join(f"{list_first(of_text, 5)} ({text})" for text, of_text in names.items())
 
 
 def select_layers(
-    model: nn.Module, include: str | None = None, exclude: str | None = None
+    model: nn.Module,
+    include: str | None = None,
+    exclude: str | None = None,
+    modules: Sequence[str] | None = None,
 ) -> dict[str, Selected]:
-    """Find the layers to record: Conv, ConvTranspose, Linear and LSTM, under their PyTorch names.
+    """Find the layers to record, by name.
 
     Parameters
     ----------
     include, exclude
-        Regular expressions, found anywhere in a name; `exclude` wins.
+        Regular expressions, found anywhere in a name. `include` is of Conv, ConvTranspose, Linear and LSTM
+        layers, by default of all of them; `exclude` wins.
+    modules
+        Regular expressions of modules of any class, which are selected in place of Conv, ConvTranspose,
+        Linear and LSTM layers, or, where `include` is given, besides. At the end, ``:part`` may name the part
+        of the output to take, by a key, a field, or a number from 0; without, its first tensor is taken. What
+        comes before it may be the module's own name.
 
     Raises
     ------
     ConfigError
-        A pattern is no regular expression, or no layer is left.
+        A pattern is no regular expression or matches nothing, or no layer is left.
     """
     kept, dropped = (_compile(key, text) for key, text in (("include", include), ("exclude", exclude)))
-    found = {name: module for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)}
-    layers = {
-        name: Selected(module)
-        for name, module in found.items()
-        if (kept is None or kept.search(name)) and not (dropped is not None and dropped.search(name))
-    }
+    found: list[Selected] = []
+    if modules is None or include is not None:
+        typed = (pair for pair in model.named_modules() if isinstance(pair[1], LAYER_TYPES))
+        found += [Selected(name, one) for name, one in typed if kept is None or kept.search(name)]
+    for pattern in modules or ():
+        found += _select_modules(model, pattern)
+    layers: dict[str, Selected] = {}
+    known: set[tuple[nn.Module, str | None]] = set()
+    for one in found:
+        if not (dropped and dropped.search(one.layer)) and (one.module, one.part) not in known:
+            known.add((one.module, one.part))
+            layers[one.layer] = one
     if not layers:
-        close = get_close_matches(include or "", found, n=3) or list(found)[:3]
-        names = f"its layers are called {', '.join(close)}, …" if close else "it has none"
-        raise ConfigError(
-            f"no layer of the model is left by include={include!r}, exclude={exclude!r}: {names}"
-        )
+        names = [name for name, module in model.named_modules() if isinstance(module, LAYER_TYPES)]
+        close = get_close_matches(include or "", names, n=3) or names[:3]
+        text = f"its layers are called {', '.join(close)}, …" if close else "it has none"
+        given = f"include={include!r}, exclude={exclude!r}" + (f", modules={modules!r}" if modules else "")
+        raise ConfigError(f"no layer of the model is left by {given}: {text}")
     return layers
 
 
-def describe_layers(
-    model: nn.Module, forward: Callable[[int], object], selected: Mapping[str, Selected]
-) -> LayerDescription:
-    """Describe layers in the order in which a forward pass first calls them.
+def _select_modules(model: nn.Module, text: str) -> list[Selected]:
+    """Find the modules that a pattern matches, which may end in ``:part``."""
+    pattern, part = split_pattern(text)
+    _compile("modules", pattern)
+    named = dict(model.named_modules(remove_duplicate=False))
+    if part is not None and pattern in named:  # whose own parts would match, too
+        return [Selected(pattern, named[pattern], part)]
+    found = [Selected(name, one, part) for name, one in named.items() if re.search(pattern, name)]
+    if not found:
+        known = [name for name in named if name]
+        plain = re.sub(r"\\[A-Za-z]|[^\w.]", "", pattern)
+        names = get_close_matches(plain, known, n=3, cutoff=0.4) or known[:3]
+        listed = f"its modules are called {', '.join(names)}, …" if names else "it has none within it"
+        raise ConfigError(f"no module of the model matches {text!r}; {listed} (satstore list modules SOURCE)")
+    return found
 
-    The pass runs in eval mode without gradients; modes, buffers and random states stay as they were.
+
+def describe_layers(
+    model: nn.Module,
+    forward: Callable[[int], object],
+    selected: Mapping[str, Selected],
+    calls: Calls = "last",
+) -> LayerDescription:
+    """Describe layers in the order in which a forward pass calls them.
+
+    Two passes, of two and of three samples, tell the axes of each output. They run in eval mode without
+    gradients; modes, buffers and random states stay as they were.
 
     Parameters
     ----------
     forward
         Passes so many samples through the model.
     selected
-        From `select_layers`. Layers that the pass doesn't call are left out, with a warning in the log.
+        From `select_layers`.
+    calls
+        "all": each call of a module is a layer; where there are several, ``name@0``, ``name@1``, …
+
+    Raises
+    ------
+    ConfigError
+        If an output lacks the part that is to be taken, or all are left out.
     """
-    outputs: dict[str, tuple[OutputLayout, tuple[int, ...]]] = {}
-
-    def see(names: list[str], module: nn.Module, output: Any) -> None:
-        for name in names:
-            tensor = expect_tensor(output, selected[name].part, name_module(name, module))
-            layout = typed_layout(module, tensor.ndim)
-            outputs.setdefault(name, (layout, layout.sample_shape(tensor.shape)))
-
-    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    modules = {name: one.module for name, one in selected.items()}
-    with torch.no_grad(), torch.random.fork_rng(list(devices)), hooked(modules, see), in_eval_mode(model):
-        forward(1)
-    if not outputs:
-        raise ConfigError(
-            f"the forward pass calls none of {', '.join(list(selected)[:3])}, …; a layer is recorded "
-            "when it is called as a module"
-        )
-    left_out = {name: "not called" for name in selected if name not in outputs}
-    if left_out:
-        _log.warning("left out, as the forward pass doesn't call them: %s", ", ".join(left_out))
-    layers = [
-        Layer(
-            name=name,
-            index=index,
-            kind=type(modules[name]).__name__,
+    # 1. The shape of each call's output, for two samples and for three.
+    two, three = (_see_calls(model, forward, selected, n) for n in (2, 3))
+    # 2. The layouts of each module's calls, or the reason why it is left out.
+    left_out: dict[str, str] = {}
+    found: list[tuple[SeenCall, str, int, FoundLayout]] = []
+    for name, one in selected.items():
+        layouts = _find_layouts(model, one, two[name], three[name], calls)
+        if isinstance(layouts, str):
+            left_out[name] = layouts
+        else:
+            n_layers = len(layouts) if calls == "all" else 1
+            found += [(two[name][call], name, call, layouts[call]) for call in range(n_layers)]
+    if not found:
+        raise ConfigError(f"nothing to record, all modules are left out: {_list_by_text(left_out)}")
+    # 3. A layer for each module or call, in forward order.
+    layers: dict[Layer, nn.Module] = {}
+    doubts: dict[str, str] = {}
+    for seen, name, call, (layout, doubt) in sorted(found):
+        one, shape = selected[name], layout.sample_shape(seen.shape)
+        layer = Layer(
+            name=f"{name}@{call}" if calls == "all" and len(two[name]) > 1 else name,
+            index=len(layers),
+            kind=type(one.module).__name__,
             n_features=layout.count_features(shape),
             output_shape=shape,
             layout=layout,
-            module=name,
-            block=find_block(model, name),
+            module=one.name,
+            part=one.part,
+            call=call if calls == "all" else None,
+            block=find_block(model, one.name),
         )
-        for index, (name, (layout, shape)) in enumerate(outputs.items())
-    ]
-    return LayerDescription({layer: modules[layer.name] for layer in layers}, left_out)
+        layers[layer] = one.module
+        if doubt:
+            doubts[layer.name] = doubt
+    return LayerDescription(layers, left_out, doubts)
+
+
+class SeenCall(NamedTuple):
+    """A call in a forward pass: its place, its output's shape, or the problem with it, and the known axis.
+
+    See `find_layout` for the last.
+    """
+
+    place: int
+    shape: tuple[int, ...]
+    problem: str
+    known_axis: int | None
+
+
+def _see_calls(
+    model: nn.Module, forward: Callable[[int], object], selected: Mapping[str, Selected], n_samples: int
+) -> dict[str, list[SeenCall]]:
+    """Pass samples through a model, and return the calls of each module that is selected, in their order."""
+    calls: dict[str, list[SeenCall]] = {name: [] for name in selected}
+    count = itertools.count()
+    axes: dict[tuple[int, ...], int] = {}
+
+    def see(names: list[str], module: nn.Module, output: Any) -> None:
+        for name in names:
+            part = selected[name].part
+            tensor = find_tensor(output, part)
+            if tensor is None and part is not None:
+                expect_tensor(output, part, name_module(selected[name].name, module))  # says what there is
+            shape = () if tensor is None else tuple(tensor.shape)
+            problem = why_no_tensor(output, part) if tensor is None else ""
+            calls[name].append(SeenCall(next(count), shape, problem, axes.get(shape)))
+
+    def see_typed(_: list[str], module: nn.Module, output: Any) -> None:
+        tensor = find_tensor(output)
+        axis = None if tensor is None else typed_feature_axis(module, tensor.shape[-1])
+        if tensor is not None and axis is not None:
+            axes[tuple(tensor.shape)] = axis
+
+    devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    modules = {name: one.module for name, one in selected.items()}
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(list(devices)),
+        hooked(dict(model.named_modules()), see_typed),
+        hooked(modules, see),
+        in_eval_mode(model),
+        without_nested_tensors(model),
+    ):
+        forward(n_samples)
+    return calls
+
+
+def _find_layouts(
+    model: nn.Module, one: Selected, two: Sequence[SeenCall], three: Sequence[SeenCall], calls: Calls
+) -> list[FoundLayout] | str:
+    """Find the layout of each call of a module, given its calls for two and for three samples.
+
+    The text says why it can't be recorded.
+    """
+    if not two or not three:
+        return "not called"
+    if len(two) != len(three):
+        return f"called {len(two)} times for 2 samples, {len(three)} times for 3"
+    found: list[FoundLayout] = []
+    for a, b in zip(two, three, strict=True):
+        layout = a.problem or b.problem or find_layout(model, one.name, (a.shape, b.shape), a.known_axis)
+        if isinstance(layout, str):
+            return layout
+        found.append(layout)
+    kinds = {
+        (layout, layout.count_features(layout.sample_shape(call.shape)))
+        for (layout, _), call in zip(found, two, strict=True)
+    }
+    if calls == "last" and len(kinds) > 1:
+        return 'its calls differ in features or axes: take calls "all"'
+    return found
 
 
 def find_block(model: nn.Module, name: str) -> str:

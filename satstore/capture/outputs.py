@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.rnn import PackedSequence
 
@@ -73,6 +74,109 @@ def typed_layout(module: nn.Module, n_axes: int) -> OutputLayout:
     return OutputLayout("map" if n_axes > 2 else "vector", 0 if n_axes > 1 else None)
 
 
+class FoundLayout(NamedTuple):
+    """The layout of an output as its shapes tell, and what is in doubt about it; empty if nothing is."""
+
+    layout: OutputLayout
+    doubt: str = ""
+
+
+def find_layout(
+    model: nn.Module, name: str, shapes: tuple[Sequence[int], Sequence[int]], known_axis: int | None = None
+) -> FoundLayout | str:
+    """Find how the output of a model's module of that name is arranged.
+
+    Parameters
+    ----------
+    shapes
+        Those of its output for two and for three samples.
+    known_axis
+        The axis of the features in the output of the last module before it whose class tells the axis and
+        whose output has the same shape; None if there is none.
+
+    Returns
+    -------
+    FoundLayout or str
+        The text says why it can't be told.
+
+    Notes
+    -----
+    The samples lie along the one axis whose size follows their number. Features lie where the module's class
+    says, or else, of the second and the last axis, along the one that is as wide as the module's parameters,
+    or those of the nearest module around it that has such. If both are or none is, they lie along the known
+    axis; without one, along the last of three axes and the second of more.
+    """
+    # 1. The axis of the samples.
+    two, three = shapes
+    if len(two) != len(three):
+        return "its number of axes follows the number of samples"
+    follows = [axis for axis, (a, b) in enumerate(zip(two, three, strict=True)) if a != b]
+    if not follows:
+        return "no axis follows the number of samples"
+    batch_axis, n_folded = follows[0], two[follows[0]] // 2
+    if len(follows) > 1 or (two[batch_axis], three[batch_axis]) != (2 * n_folded, 3 * n_folded):
+        return "more than one axis follows the number of samples, or none in proportion"
+    sizes = [size for axis, size in enumerate(two) if axis != batch_axis]
+    if not sizes:
+        return "it has no axis of features"
+    # 2. The axis of the features.
+    feature_axis, doubt = _find_feature_axis(model, name, sizes, known_axis)
+    # 3. What the other axes are.
+    form: Form = "map"
+    if len(sizes) == 1:
+        form = "vector" if n_folded == 1 else "tokens"
+    elif len(sizes) == 2 and feature_axis == -1:
+        is_of_steps = isinstance(model.get_submodule(name), nn.RNNBase) and n_folded == 1
+        form = "steps" if is_of_steps else "tokens"
+    return FoundLayout(OutputLayout(form, batch_axis, feature_axis, n_folded), doubt)
+
+
+def _find_feature_axis(
+    model: nn.Module, name: str, sizes: Sequence[int], known_axis: int | None
+) -> tuple[int, str]:
+    """Return the axis of the features, 1 or -1, and what is in doubt, given the sizes of a sample's axes."""
+    if len(sizes) == 1:
+        return -1, ""
+    typed = typed_feature_axis(model.get_submodule(name), sizes[-1])
+    if typed is not None:
+        return typed, ""
+    fitting: list[int] = []
+    while not fitting:
+        widths = _widths(model.get_submodule(name))
+        fitting = [axis for axis, size in ((1, sizes[0]), (-1, sizes[-1])) if size in widths]
+        if not name:
+            break
+        name = name.rpartition(".")[0]
+    if len(fitting) == 1:
+        return fitting[0], ""
+    if known_axis is not None:
+        return known_axis, ""
+    shape, is_line = " × ".join(map(str, sizes)), len(sizes) == 2
+    taken, other = ("last", "first") if is_line else ("first", "last")
+    doubt = f"features taken along the {taken} axis of {shape}, may be along the {other}" if fitting else ""
+    return -1 if is_line else 1, doubt
+
+
+def typed_feature_axis(module: nn.Module, last_size: int) -> int | None:
+    """Return the axis of the features, 1 or -1, that a module's class tells; None if it tells none.
+
+    ``last_size`` is the size of the last axis of the module's output.
+    """
+    if isinstance(module, _ConvNd | _NormBase | nn.GroupNorm):
+        return 1
+    if isinstance(module, nn.Linear | nn.Bilinear | nn.Embedding | nn.MultiheadAttention | nn.RNNBase):
+        return -1
+    # Those for maps with channels first are subclasses of LayerNorm with another forward.
+    is_last = any(type(module).forward is norm.forward for norm in (nn.LayerNorm, nn.RMSNorm))
+    return -1 if is_last and list(module.normalized_shape) == [last_size] else None  # type: ignore[arg-type]
+
+
+def _widths(module: nn.Module) -> set[int]:
+    """Return what a module's parameters say of its features: both sizes of matrices, the first of others."""
+    shapes = [parameter.shape for parameter in module.parameters()]
+    return {size for shape in shapes for size in (shape if len(shape) == 2 else shape[:1])}
+
+
 def find_tensor(output: Any, part: str | None = None) -> Tensor | None:
     """Find the floating-point tensor in an output; None if there is none, or a packed sequence before it.
 
@@ -101,8 +205,7 @@ def expect_tensor(output: Any, part: str | None, title: str) -> Tensor:
 def why_no_tensor(output: Any, part: str | None) -> str:
     """Say what an output holds in place of a floating-point tensor."""
     found = _find_first(output if part is None else dict(_parts_of(output)).get(part))
-    is_packed = isinstance(found, PackedSequence)
-    return "a packed sequence" if is_packed else "no floating-point tensor"
+    return "a packed sequence" if isinstance(found, PackedSequence) else "no floating-point tensor"
 
 
 def describe_output(output: Any) -> str:
@@ -114,7 +217,7 @@ def describe_output(output: Any) -> str:
 def _find_first(value: Any) -> Tensor | PackedSequence | None:
     """Find the first floating-point tensor or packed sequence in a value and its parts."""
     if isinstance(value, Tensor):
-        return value if value.is_floating_point() else None
+        return value if value.is_floating_point() and not value.is_nested else None
     if isinstance(value, PackedSequence):
         return value
     found = (_find_first(part) for _, part in _parts_of(value))

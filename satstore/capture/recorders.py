@@ -20,6 +20,7 @@ from satstore.analysis.moments import Moments, NonFiniteError
 from satstore.capture.layer_samples import ConvMethod, pool_latent, to_samples
 from satstore.capture.layers import Key, Layer, Layers, hooked
 from satstore.capture.outputs import arrange, expect_tensor
+from satstore.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
@@ -82,9 +83,18 @@ class LayerRecorder(Recorder[Layer]):
 
     def _see(self, keys: list[Layer], module: nn.Module, output: Any) -> None:
         call = self._n_calls[id(module)]
-        if self.enabled:
-            self._n_calls[id(module)] += 1
-            super()._see([layer for layer in keys if layer.call in (None, call)], module, output)
+        self._n_calls[id(module)] += 1
+        layers = [layer for layer in keys if layer.call in (None, call)]
+        if not layers and self.enabled:
+            raise ConfigError(
+                f"{name_module(keys[0].module, module)} was called {call + 1} times in {self._place}, "
+                f'{call} times in the first: take calls "last"'
+            )
+        super()._see(layers, module, output)
+
+    @property
+    def _place(self) -> str:
+        return f"batch {max(self._batch, 0)}"
 
     def _record(self, key: Layer, module: nn.Module, output: Any) -> None:
         tensor = expect_tensor(output, key.part, name_module(key.module, module))
@@ -194,13 +204,22 @@ class LatentRecorder(LayerRecorder):
     def __init__(self, layers: Layers, poolings: Iterable[str]) -> None:
         super().__init__(layers)
         self._latents: dict[str, dict[str, Tensor]] = {pooling: {} for pooling in poolings}
+        self._seen: set[str] = set()
 
     def pop(self) -> dict[str, dict[str, Tensor]]:
         """Return the latents since the last call, on the CPU, by pooling and layer.
 
         They are float32, or float64 if the layer's output is: whether float16 suffices depends on all
-        samples.
+        samples. ConfigError if only some of the layers were called.
         """
+        missing = [layer for layer in self._modules if layer.name not in self._seen]
+        if missing and self._seen:
+            call = "" if missing[0].call is None else f" {missing[0].call + 1} times"
+            raise ConfigError(
+                f"{name_module(missing[0].module, self._modules[missing[0]])} was not called{call} in "
+                f"{self._place}, as it was in the first: exclude it (exclude_layers)"
+            )
+        self._seen = set()
         latents = {pooling: _on_cpu(part) for pooling, part in self._latents.items()}
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()  # waits for the copies, which are asynchronous
@@ -209,8 +228,9 @@ class LatentRecorder(LayerRecorder):
 
     def _record_tensor(self, layer: Layer, tensor: Tensor) -> None:
         layout = layer.layout
+        self._seen.add(layer.name)
         for pooling, latents in self._latents.items():
-            if pooling == "pixelwise" and not (layout.has_channels and tensor.ndim > 3):
+            if pooling == "pixelwise" and not (layout.form == "map" and tensor.ndim > 3):
                 continue
             latent = pool_latent(tensor, layout, pooling)
             # An in-place activation may write over the layer's own output right after this hook.

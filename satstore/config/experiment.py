@@ -55,6 +55,15 @@ TokenMode = Annotated[str, AfterValidator(_check_token_mode)]
 counted from 0. ``grid`` has none of its own: an image's patches are then maps too, made by ``pooling``."""
 
 
+Calls = Literal["last", "all"]
+
+
+def split_pattern(text: str) -> tuple[str, str | None]:
+    """Split a pattern of ``modules`` into a regular expression and the part of the output after the colon."""
+    found = re.fullmatch(r"(.+?)(?::([A-Za-z_]\w*|\d+))?", text, re.DOTALL)
+    return (found[1], found[2]) if found else (text, None)
+
+
 def _as_ours(name: object) -> object:
     """Translate delve's name of a method to satstore's."""
     return {"last_timestep": "last", "timestepwise": "every"}.get(str(name), name)
@@ -118,6 +127,16 @@ class ExperimentConfig(BaseModel):
     log_interval: int = Field(1, ge=1, description="spectra take every so many batches")
     layers: str | None = Field(None, description="regular expression of the layers to record; null: all")
     exclude_layers: str | None = Field(None, description="regular expression of the layers to leave out")
+    modules: tuple[str, ...] | None = Field(
+        None,
+        description="regular expressions of modules of any class to record, in place of Conv, Linear and "
+        "LSTM, or besides those of `layers`; `:part` at the end takes that part of their output; null: none",
+    )
+    calls: Calls = Field(
+        "last",
+        description="of a module called several times: `last` takes every call for spectra, and the last for "
+        "latents; `all` takes each as a layer, `name@0`, `name@1`",
+    )
     delta: float = Field(0.99, gt=0, le=1, description="share of the variance that saturation explains")
     pooling: tuple[Pooling, ...] = Field(
         ("4",), description="latents to store and probe: n for n × n, `full`, or `pixelwise`"

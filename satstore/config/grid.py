@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from satstore.config.experiment import ExperimentConfig
+from satstore.config.experiment import ExperimentConfig, split_pattern
 from satstore.config.validation import describe_invalid
 from satstore.errors import ConfigError, NotFoundError
 from satstore.registry import DATASETS, METRICS, MODELS, OPTIMIZERS, STAGES, Registry, load_plugins, suggest
@@ -19,7 +19,7 @@ CONFIG_FOLDERS = (Path(__file__).parents[1] / "configs", Path(__file__).parents[
 """The folders of the shipped configs: inside an installed wheel, and in a checkout."""
 
 
-LIST_KEYS = frozenset({"metrics", "pooling", "tokens", "latent_epochs", "stages", "plugins"})
+LIST_KEYS = frozenset({"metrics", "pooling", "tokens", "modules", "latent_epochs", "stages", "plugins"})
 """Keys whose value is one list; a list under any other key multiplies out."""
 
 
@@ -109,6 +109,8 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def expand_grid(content: dict[str, Any]) -> list[ExperimentConfig]:
     """Multiply a config's lists out, any names of models, datasets, … taken; see :func:`read_config`."""
     content = {key: value for key, value in content.items() if key != "$schema"}  # a hint for editors
+    if isinstance(content.get("modules"), str):  # one is as good as a list of one
+        content["modules"] = [content["modules"]]
     known = ExperimentConfig.model_fields
     for key in content:
         if key not in known:
@@ -149,13 +151,12 @@ def _make_config(content: dict[str, Any]) -> ExperimentConfig:
         config = ExperimentConfig.model_validate(content)
     except ValidationError as error:
         raise ConfigError(describe_invalid(error)) from error
-    for key in ("layers", "exclude_layers"):
+    patterns = [(key, getattr(config, key) or "") for key in ("layers", "exclude_layers")]
+    for key, text in [*patterns, *(("modules", split_pattern(text)[0]) for text in config.modules or ())]:
         try:
-            re.compile(getattr(config, key) or "")
+            re.compile(text)
         except re.error as error:
-            raise ConfigError(
-                f"{key!r}: {getattr(config, key)!r} is no regular expression: {error}"
-            ) from error
+            raise ConfigError(f"{key!r}: {text!r} is no regular expression: {error}") from error
     late = [epoch for epoch in config.latent_epochs if epoch >= config.epoch]
     if late:
         raise ConfigError(

@@ -21,6 +21,8 @@ def config_schema() -> dict[str, Any]:
         if key in ("pooling", "tokens"):  # numbers are as good as digits in a config
             array = next(part for part in (schema, *schema.get("anyOf", ())) if part.get("type") == "array")
             array["items"] = {"type": ["string", "integer"]}
+        if key == "modules":  # one is as good as a list of one
+            schema["anyOf"].append({"type": "string"})
         if key in LIST_KEYS:
             properties[key] = schema
             continue

@@ -98,9 +98,13 @@ def describe_model(model: "nn.Module", config: ExperimentConfig) -> "LayerDescri
     from satstore.models.build import explaining_misfit
 
     device, size = next(model.parameters()).device, config.resolution
-    selected = select_layers(model, config.layers, config.exclude_layers)
+    selected = select_layers(model, config.layers, config.exclude_layers, config.modules)
+
+    def forward(n: int) -> None:
+        model(torch.zeros(n, 3, size, size, device=device))
+
     with explaining_misfit(config.model, size):
-        return describe_layers(model, lambda n: model(torch.zeros(n, 3, size, size, device=device)), selected)
+        return describe_layers(model, forward, selected, config.calls)
 
 
 def plan_model(config: ExperimentConfig, n_classes: int, poolings: tuple[str, ...]) -> ModelPlan:
@@ -157,6 +161,6 @@ def _plan_layer(layer: "Layer", poolings: tuple[str, ...]) -> PlannedLayer:
     latents = {
         LatentsKey(pooling): tuple(pool_latent(blank, layout, pooling)[0].shape)
         for pooling in poolings
-        if pooling != "pixelwise" or (layout.has_channels and blank.ndim > 3)
+        if pooling != "pixelwise" or (layout.form == "map" and blank.ndim > 3)
     }
     return PlannedLayer(layer.name, layer.kind, layer.output_shape, layer.layout, latents)

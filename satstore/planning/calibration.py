@@ -13,9 +13,10 @@ from satstore.capture.recorders import LatentRecorder, MomentRecorder
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.latent_keys import LatentsKey
 from satstore.datasets.image_data import ImageData
+from satstore.models.plan import describe_model
 from satstore.registry import OPTIMIZERS
 from satstore.storage.zarr.compression_trial import encoded_ratio, encoding_rates
-from satstore.training.run_model import initialize_model, recorded_layers
+from satstore.training.run_model import initialize_model
 
 BUDGET_S = 1.5
 """Seconds for timing one kind of pass, about; of a batch that needs longer, a part is timed."""
@@ -57,7 +58,7 @@ def measure_rates(
 ) -> Rates:
     """Measure this machine's rates for the model, batches and data of a config."""
     model = initialize_model(config, n_classes, device)
-    layers = recorded_layers(model, config)
+    layers = describe_model(model, config).layers
     optimizer, _ = OPTIMIZERS[config.optimizer](model)
 
     def extract_latents(images: Tensor) -> None:
@@ -135,7 +136,7 @@ def measure_ratios(
     trained network has 0.96 (vgg11_XS), and 0.95 where it has 0.99 (resnet18).
     """
     model = initialize_model(config, len(data.classes), torch.device("cpu"))
-    layers = recorded_layers(model, config)
+    layers = describe_model(model, config).layers
     n = min(len(data.train_plain), max(2, min(config.batch_size, 2**22 // config.resolution**2)))
     images, _ = data.train_plain.__getitems__(range(n))
     with LatentRecorder(layers, poolings) as recorder, torch.no_grad():

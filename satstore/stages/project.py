@@ -117,6 +117,7 @@ def evaluate_projections(run: Run, plan: Plan[list[Row]]) -> None:
     axes, means = find_axes(run, parameters)
     evaluation = ModelEvaluation(run, devices.choose_device(parameters.device or run.config.device))
     modules = dict(evaluation.model.named_modules())
+    axes = keep_projectable(run, axes, modules)
     table = None if parameters.overwrite and not parameters.delta else read_current_rows(run)
     for done, key in enumerate(plan.work, start=1):
         bases = {} if key["mode"] == "none" else {n: find_basis(n, found, key) for n, found in axes.items()}
@@ -208,6 +209,18 @@ def find_axes(run: Run, parameters: ProjectParameters) -> tuple[dict[str, "Axes"
     if not axes:
         raise NotFoundError(f"{run.name} has no covariance of any layer asked for; {remedy}")
     return axes, means
+
+
+def keep_projectable(run: Run, axes: dict[str, "Axes"], modules: Mapping[str, Any]) -> dict[str, "Axes"]:
+    """Return the axes of convolutions and Linear layers; ConfigError if there are none."""
+    from satstore.analysis.modules import LAYER_TYPES
+
+    kept = {layer: found for layer, found in axes.items() if isinstance(modules.get(layer), LAYER_TYPES)}
+    for layer in axes.keys() - kept.keys():
+        run.warn("project", f"layer {layer} is left alone: it is neither a convolution nor a Linear layer")
+    if not kept:
+        raise ConfigError(f"{run.name} has no convolution or Linear layer among those asked for (--layers)")
+    return kept
 
 
 def find_basis(layer: str, axes: "Axes", key: Row) -> Any:

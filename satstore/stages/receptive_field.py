@@ -43,7 +43,7 @@ def write_receptive_fields(run: Run, _: Plan[None]) -> None:
 
     def measure(device: str) -> "pd.DataFrame":
         model = build_blank(config, 10, device)  # any number of classes: the last layer has none to look at
-        recorded = select_layers(model, config.layers, config.exclude_layers)
+        recorded = select_layers(model, config.layers, config.exclude_layers, config.modules)
         table = receptive_field(model, config.resolution)
         return table[table["layer"].isin(list(recorded))]
 

@@ -99,5 +99,6 @@ def check_moments(run: Run, layers: Iterable[Layer], device: torch.device) -> No
         raise MemoryLimitError(
             f"{run.name}: about {describe_size(needed)} of memory are needed for covariances, most of it for "
             f"layer {largest} of {features[largest]:,} features, {describe_size(min(free))} are available; "
-            "take conv_method channelwise, a downsampling, or fewer layers (exclude_layers), or try --force"
+            "take conv_method channelwise, a downsampling, or fewer layers (modules, exclude_layers), or try "
+            "--force"
         )

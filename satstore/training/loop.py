@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from satstore.capture.recorders import MomentRecorder
 from satstore.datasets.in_memory import hold_in_memory
 from satstore.datasets.worker_failures import explaining_lost_workers
+from satstore.models.plan import describe_model
 from satstore.runs.manifest import CHECKPOINT
 from satstore.runs.run import Run
 from satstore.system.process_group import SINGLE_PROCESS, ProcessGroup
@@ -18,7 +19,7 @@ from satstore.training.checkpoint import read_checkpoint
 from satstore.training.epoch_spectra import gather_moments, make_recorder
 from satstore.training.metrics import MeanLoss, PassResult, start_metrics
 from satstore.training.reporter import Reporter, RunReporter
-from satstore.training.run_model import initialize_model, load_weights, recorded_layers
+from satstore.training.run_model import initialize_model, load_weights
 from satstore.training.session import Session
 from satstore.training.session_data import check_batches, load_data
 
@@ -59,12 +60,12 @@ def train(
         session.restore(state)
 
     # Record every layer; only the main process writes the run.
-    layers = recorded_layers(session.model, config)
-    reporter = RunReporter(run, session, layers) if group.is_main else Reporter()
+    described = describe_model(session.model, config)
+    reporter = RunReporter(run, session, described) if group.is_main else Reporter()
     reporter.begin(force=force)
 
     # Train: an epoch is a training pass and an evaluation pass.
-    with make_recorder(layers, config, group) as recorder:
+    with make_recorder(described.layers, config, group) as recorder:
         while not session.is_finished:
             row: dict[str, float] = {"epoch": session.epoch, "lr": session.optimizer.param_groups[0]["lr"]}
             for split in ("train", "eval"):

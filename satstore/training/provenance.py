@@ -7,16 +7,17 @@ from typing import Any
 import torch
 import torchvision
 
-from satstore.capture.layers import Layer
+from satstore.capture.layers import Layer, LayerDescription
 from satstore.config.experiment import ExperimentConfig
 from satstore.datasets.image_data import ImageData
 from satstore.errors import ConfigError, CorruptError
+from satstore.models.plan import describe_model
 from satstore.registry import DATASETS, MODELS
 from satstore.runs.manifest import DatasetRecord, LayerRecord, Manifest
 from satstore.runs.run import Run
 from satstore.storage.zarr import digest_labels
 from satstore.system.text import list_first
-from satstore.training.run_model import load_model, recorded_layers
+from satstore.training.run_model import load_model
 from satstore.training.session import Session
 
 
@@ -74,6 +75,8 @@ def set_layers(manifest: Manifest, layers: Iterable[Layer]) -> None:
             output_shape=list(layer.output_shape),
             form=layer.layout.form,
             block=layer.block,
+            n_prefix=layer.n_prefix,
+            grid=list(layer.grid),
         )
         for layer in layers
     ]
@@ -98,7 +101,7 @@ def set_data(manifest: Manifest, name: str, data: ImageData) -> None:
 def assume_data(run: Run, data: ImageData, device: torch.device) -> None:
     """Record the data that are here, and the layers' shapes, for a run of which they are not known."""
     model = load_model(run, len(data.classes), device)
-    layers = recorded_layers(model, run.config)
+    layers = describe_model(model, run.config).layers
 
     def change(manifest: Manifest) -> None:
         set_layers(manifest, layers)
@@ -110,7 +113,7 @@ def assume_data(run: Run, data: ImageData, device: torch.device) -> None:
     )
 
 
-def describe_session(run: Run, session: Session, layers: Iterable[Layer]) -> None:
+def describe_session(run: Run, session: Session, described: LayerDescription) -> None:
     """Record a session's layers, data and machine in the manifest; warn if the machine changed.
 
     CorruptError if the run was trained on other data.
@@ -136,10 +139,12 @@ def describe_session(run: Run, session: Session, layers: Iterable[Layer]) -> Non
 
     def change(manifest: Manifest) -> None:
         manifest.environment = environment
-        set_layers(manifest, layers)
+        set_layers(manifest, described.layers)
         set_data(manifest, config.dataset, data)
 
     run.commit(change=change)
+    for text in described.warnings:
+        run.warn("train", text)
     for split, names in data.skipped.items():
         if names:
             shown = list_first(names, 3)

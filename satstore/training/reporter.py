@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from satstore.capture.layers import Layer
+from satstore.capture.layers import LayerDescription
 from satstore.capture.recorders import MomentRecorder
 from satstore.protocols import Metric
 from satstore.runs.manifest import CHECKPOINT, Manifest, checkpoint_name
@@ -39,8 +39,8 @@ class Reporter:
 class RunReporter(Reporter):
     """Writes an epoch's spectra, checkpoint and metrics into a run, and emits its events."""
 
-    def __init__(self, run: Run, session: Session, layers: Mapping[Layer, nn.Module]) -> None:
-        self._run, self._session, self._layers = run, session, layers
+    def __init__(self, run: Run, session: Session, described: LayerDescription) -> None:
+        self._run, self._session, self._described = run, session, described
         self._analysis = AnalysisStore(run.analysis_path, run.commits)
         self._spectra: dict[str, Spectra] = {}
         n_per_epoch = len(session.data.train) + len(session.data.eval)
@@ -49,8 +49,8 @@ class RunReporter(Reporter):
     def begin(self, *, force: bool) -> None:
         """Refuse too little memory, unless forced; record layers, data and machine in the manifest."""
         if not force:
-            check_moments(self._run, self._layers, self._session.device)
-        describe_session(self._run, self._session, self._layers)
+            check_moments(self._run, self._described.layers, self._session.device)
+        describe_session(self._run, self._session, self._described)
 
     def advance(self, n_samples: int, loss: Tensor, accuracy: Metric) -> None:
         """Count the samples of a batch, and emit progress when it is due."""
@@ -67,7 +67,8 @@ class RunReporter(Reporter):
 
     def end_pass(self, split: str, recorder: MomentRecorder) -> None:
         """Compute the spectra of a pass, to be written with the epoch."""
-        self._spectra[split] = compute_spectra(self._run, self._session.epoch, recorder, self._layers, split)
+        layers, epoch = self._described.layers, self._session.epoch
+        self._spectra[split] = compute_spectra(self._run, epoch, recorder, layers, split)
 
     def end_epoch(self, state: Mapping[str, Any]) -> None:
         """Write spectra, then commit checkpoint, metrics and manifest: without them, the epoch is redone."""

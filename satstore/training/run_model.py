@@ -1,11 +1,13 @@
 """The model of a run: built from its config, loaded from its checkpoint, its layers recorded."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from satstore.capture.layers import Layers
+from satstore.capture.layers import Layer, Layers
+from satstore.capture.outputs import typed_layout
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import CorruptError
 from satstore.models.build import build_model, explaining_misfit
@@ -24,9 +26,18 @@ def initialize_model(config: ExperimentConfig, n_classes: int, device: torch.dev
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def recorded_layers(model: nn.Module, config: ExperimentConfig) -> Layers:
-    """Return the layers of a model that a config records, in forward order."""
-    return describe_model(model, config).layers
+def recorded_layers(run: Run, model: nn.Module) -> Layers:
+    """Return the layers of a run's model in forward order, arranged as they are stored.
+
+    Runs of earlier versions don't say how: a layer's class alone tells.
+    """
+    forms = {record.layer: record.form for record in run.manifest.layers}
+    found: dict[Layer, nn.Module] = {}
+    for layer, module in describe_model(model, run.config).layers.items():
+        is_old = forms.get(layer.name) == ""
+        layout = typed_layout(module, 1 + len(layer.output_shape)) if is_old else layer.layout
+        found[replace(layer, layout=layout)] = module
+    return found
 
 
 def load_model(run: Run, n_classes: int, device: torch.device, epoch: int | None = None) -> nn.Module:

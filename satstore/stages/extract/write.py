@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from satstore.capture.layers import Layers
 from satstore.capture.recorders import LatentRecorder
 from satstore.config.latent_keys import SPLITS, LatentsKey
 from satstore.datasets.image_data import Batch, ImageData, ImageSplit
@@ -35,11 +36,8 @@ def write_split(
     """Write one split's latents: of each key (of one epoch) the layers wanted, the rows that are missing."""
     model.eval()
     size, device = run.config.batch_size, next(model.parameters()).device
-    names = {name for of_key in wanted.values() for name in of_key}
-    recorded = run_model.recorded_layers(model, run.config)
-    layers = {layer: module for layer, module in recorded.items() if layer.name in names}
     with (
-        LatentRecorder(layers, [key.pooling for key in wanted]) as recorder,
+        LatentRecorder(wanted_layers(run, model, wanted), [key.pooling for key in wanted]) as recorder,
         torch.inference_mode(),
         explaining_lost_workers("lower the config's workers, or its batch_size"),
     ):
@@ -67,6 +65,13 @@ def write_split(
                 progress.advance(len(labels))
     for problem in writer.problems:
         run.warn("extract", problem.describe(split))
+
+
+def wanted_layers(run: Run, model: nn.Module, wanted: Mapping[LatentsKey, Sequence[str]]) -> Layers:
+    """Return those layers of a run's model of which some latents are wanted."""
+    names = {name for of_key in wanted.values() for name in of_key}
+    recorded = run_model.recorded_layers(run, model)
+    return {layer: module for layer, module in recorded.items() if layer.name in names}
 
 
 def measure_forward(

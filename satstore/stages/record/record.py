@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from satstore.analysis.compiled_models import uncompiled
-from satstore.analysis.modules import in_eval_mode
+from satstore.analysis.modules import in_eval_mode, without_nested_tensors
 from satstore.analysis.receptive_field.table import receptive_field
-from satstore.config.experiment import ExperimentConfig
+from satstore.config.experiment import Calls, ExperimentConfig
 from satstore.config.grid import expand_grid
 from satstore.datasets.worker_failures import explaining_lost_workers
 from satstore.errors import ConfigError, SatstoreError
@@ -42,6 +42,8 @@ def record(
     pooling: Collection[str] = ("4",),
     layers: str | None = None,
     exclude_layers: str | None = None,
+    modules: str | Sequence[str] | None = None,
+    calls: Calls = "last",
     adapt: Adapt | None = None,
     max_samples: int | None = None,
     device: str | None = None,
@@ -75,7 +77,7 @@ def record(
         The run id.
     classes
         Their names; by default the numbers from 0 to the largest label.
-    pooling, layers, exclude_layers, max_samples
+    pooling, layers, exclude_layers, modules, calls, max_samples
         As the config's keys of these names.
     adapt
         Maps a batch of another form to inputs, (inputs, labels) or (inputs, labels, mask). Inputs may be a
@@ -111,8 +113,9 @@ def record(
     """
     model = uncompiled(model)
     loaders = Loaders(loader, eval_loader, adapt, classes)
-    keys = {"pooling": list(pooling), "layers": layers, "exclude_layers": exclude_layers}
-    config = _make_config(model, loaders.train.first, {**keys, "max_samples": max_samples, "device": device})
+    keys = {"pooling": list(pooling), "layers": layers, "exclude_layers": exclude_layers, "modules": modules}
+    rest = {"calls": calls, "max_samples": max_samples, "device": device}
+    config = _make_config(model, loaders.train.first, {**keys, **rest})
     place = _Place(find_logs_dir(logs_dir, config), run, config, listener)
     with ExitStack() as undo, _evaluated(model, device) as target:
         # From here on: torch raises the death of a loader's worker wherever the program is.
@@ -197,7 +200,7 @@ def _evaluated(model: nn.Module, device: str | None) -> Iterator[torch.device]:
     """
     before = _device_of(model)
     target = before if device is None else choose_device(device)
-    with in_eval_mode(model), torch.no_grad():
+    with in_eval_mode(model), without_nested_tensors(model), torch.no_grad():
         if target != before:
             model.to(target)
         try:

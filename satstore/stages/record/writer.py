@@ -36,14 +36,15 @@ class RecordWriter:
     ) -> None:
         config = run.config
         self._run, self._model, self._loaders, self._device = run, model, loaders, device
-        selected = select_layers(model, config.layers, config.exclude_layers)
+        selected = select_layers(model, config.layers, config.exclude_layers, config.modules)
         first = loaders.train.first
 
         def forward(n: int) -> None:
             call_model(model, take_samples(first.inputs, torch.arange(n) % first.n_samples), device)
 
         with explain_forward_errors(first.inputs, "the loader's first batch"):
-            self._layers = describe_layers(model, forward, selected).layers
+            self._described = describe_layers(model, forward, selected, config.calls)
+        self._layers = self._described.layers
         self._passes = LatentPasses(run, model, self._layers, device, memory_limit)
 
     def plan(self, *, force: bool) -> None:
@@ -99,6 +100,8 @@ class RecordWriter:
             manifest.dataset = DatasetRecord(name=RECORDED, n_train=0, n_eval=0, classes=[], fingerprint="")
 
         self._run.commit({CHECKPOINT: content}, change)
+        for text in self._described.warnings:
+            self._run.warn("extract", text)
 
     def _commit_metrics(self, splits: Mapping[str, RecordedSplit]) -> None:
         """Commit the metrics, and the manifest's record of data and accuracy."""
