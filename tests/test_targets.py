@@ -33,7 +33,6 @@ from satstore.reports.run_curves import read_curves
 from satstore.runs.archive import pack_run, unpack_run
 from satstore.runs.disk_usage import measure_disk_usage
 from satstore.runs.logs_folder import open_run
-from satstore.runs.manifest import Manifest
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
 from satstore.stages.pipeline import apply_stages
@@ -61,35 +60,29 @@ def make_labels() -> tuple[list[str], list[str]]:
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The logs folder of a run that was recorded once."""
+    """The logs folder of a run that was recorded once with the labels of its data, and once without."""
     logs = tmp_path_factory.mktemp("recorded")
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
-    loaders = [DataLoader(make_samples(*seed), 20) for seed in SEEDS]  # type: ignore[arg-type]
-    satstore.record(model, loaders[0], "res", loaders[1], logs_dir=logs)
+    samples = [make_samples(*seed) for seed in SEEDS]
+    for name, data in (("res", samples), ("bare", [[x for x, _ in of_split] for of_split in samples])):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+        train, evaluated = (DataLoader(of_split, 20) for of_split in data)  # type: ignore[arg-type]
+        satstore.record(model, train, name, evaluated, logs_dir=logs)
     return logs
 
 
 @pytest.fixture
 def run(recorded: Path, tmp_path: Path) -> Run:
-    """A copy of it, for one test."""
-    shutil.copytree(recorded, tmp_path / "logs")
+    """A copy of the run with labels, for one test."""
+    shutil.copytree(recorded / "res", tmp_path / "logs/res")
     return open_run("res", tmp_path / "logs")
 
 
 @pytest.fixture
 def unlabelled(recorded: Path, tmp_path: Path) -> Run:
-    """The run as it would be of data without labels."""
-    shutil.copytree(recorded, tmp_path / "unlabelled")
-    run = open_run("res", tmp_path / "unlabelled")
-
-    def change(manifest: Manifest) -> None:
-        assert manifest.dataset is not None
-        manifest.dataset.has_labels, manifest.dataset.classes = False, []
-
-    with run.lock():
-        run.commit(change=change)
-    return run
+    """A copy of the run without labels, for one test."""
+    shutil.copytree(recorded / "bare", tmp_path / "unlabelled/bare")
+    return open_run("bare", tmp_path / "unlabelled")
 
 
 def probe(run: Run, **parameters: Any) -> Run:
@@ -338,7 +331,7 @@ def test_figures__show_the_probes_of_one_target(run: Run, unlabelled: Run) -> No
     assert {"probe pool4", "probe shape-pool4"} <= drawn_in_app
     assert "Probes of target form" in write_report([unlabelled])
     evidence = gather(unlabelled)
-    assert (len(evidence.accuracy), evidence.n_classes, evidence.test_accuracy) == (2, 3, None)
+    assert (len(evidence.accuracy), evidence.n_classes, evidence.test_accuracy) == (3, 3, None)
 
 
 def test_figures__of_targets_that_have_no_probes_are_refused(run: Run) -> None:
