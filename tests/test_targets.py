@@ -24,14 +24,14 @@ from torch.utils.data import DataLoader
 
 import satstore
 from satstore.config.latent_keys import SPLITS, LatentsKey, ProbeKey
-from satstore.errors import ConfigError, CorruptError, NotFoundError, UnknownNameError
+from satstore.errors import ConfigError, CorruptError, MissingStageError, NotFoundError, UnknownNameError
 from satstore.registry import STAGES
 from satstore.reports.evidence import gather
 from satstore.reports.html import write_report
 from satstore.reports.plots import plot_comparison, plot_evolution, plot_layers
 from satstore.reports.run_curves import read_curves
 from satstore.runs.archive import pack_run, unpack_run
-from satstore.runs.disk_usage import measure_disk_usage
+from satstore.runs.disk_usage import measure_disk_usage, remove_latents
 from satstore.runs.logs_folder import open_run
 from satstore.runs.run import Run
 from satstore.runs.verify import Verification
@@ -423,3 +423,15 @@ def test_labels__are_gone_with_what_is_recorded_anew(run: Run) -> None:
     assert again.path == run.path
     assert again.manifest.targets == {}
     assert not (run.path / "target-shape.npz").exists()
+
+
+def test_labels__stay_when_latents_are_removed(demo_copy: Path) -> None:
+    run = open_run("demo", demo_copy)
+    dataset = run.manifest.dataset
+    assert dataset is not None
+    labels = [[i % 2 for i in range(n)] for n in (dataset.n_train, dataset.n_eval)]
+    run.set_labels(*labels, name="odd")
+    remove_latents(run)
+    assert [run.labels("odd", split).tolist() for split in SPLITS] == labels
+    with pytest.raises(MissingStageError, match="probe needs extract first"):
+        probe(run, target="odd")

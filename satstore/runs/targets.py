@@ -59,7 +59,7 @@ def make_target(
     try:
         check_prefix(name)
     except ValueError as error:
-        raise ConfigError(f"target {name!r}: {error}") from None
+        raise ConfigError(f"target {name!r}: {error}; name it so (--target, or name=)") from None
     dataset = run.manifest.dataset
     if dataset is None:
         raise NotFoundError(f"{run.name} has no samples to label yet; train or record it first")

@@ -132,6 +132,9 @@ def _check_names(classes: Iterable[object]) -> list[str]:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ConfigError(f"classes has {twice!r} twice; expected a name for each class")
+    unprintable = [name for name in names if not name.isprintable()]
+    if unprintable:
+        raise ConfigError(f"the class {unprintable[0]!r} has characters that can't be printed; rename it")
     if len(names) > MAX_CLASSES:
         raise ConfigError(f"there are {len(names):,} classes; at most {MAX_CLASSES:,} are told apart")
     return names

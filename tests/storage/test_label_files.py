@@ -115,6 +115,7 @@ def test_classes__are_those_of_all_labels() -> None:
         (([0], [2]), ["a", "b"], "y1 has labels up to 2, for which 2 classes are too few"),
         ((["cat"], ["dgo"]), ["cat", "dog"], "y1 has the label 'dgo'; did you mean 'dog'?"),
         (([0],), ["a", "b", "a"], "classes has 'a' twice"),
+        ((["a", "b\x1b[31m"],), None, "the class 'b\\x1b[31m' has characters that can't be printed"),
     ],
 )
 def test_labels_of_other_classes__are_refused(
