@@ -1,4 +1,4 @@
-"""``satstore list`` and ``config``: the names that configs can use, and what else they hold."""
+"""``satstore list`` and ``config``: the names that configs and commands can use, and what configs hold."""
 
 import json
 from dataclasses import asdict
@@ -8,22 +8,45 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from satstore.cli.console import make_console, print_json, print_line
-from satstore.cli.options import Json
+from satstore.cli.options import Json, LogsDir
 from satstore.config.grid import list_configs, read_json_config
 from satstore.errors import ConfigError
 from satstore.registry import REGISTRIES, STAGES
 
 
 def list_names(
-    what: Literal["models", "datasets", "optimizers", "metrics", "stages", "configs"],
+    what: Literal["models", "datasets", "optimizers", "metrics", "stages", "configs", "modules"],
+    source: Annotated[
+        str | None,
+        Parameter(help="of modules: torchvision:NAME, timm:NAME, hf:PATH_OR_NAME, module:factory, or a run"),
+    ] = None,
     *,
+    settings: Annotated[
+        tuple[str, ...],
+        Parameter(name="--set", negative="", help="of modules: the model's argument, key=value; repeatable"),
+    ] = (),
+    all_modules: Annotated[
+        bool, Parameter(name="--all", negative="", help="of modules: also those of blocks that repeat")
+    ] = False,
     details: Annotated[
         bool,
         Parameter(negative="", help="of models: parameters, depth and smallest resolution; takes minutes"),
     ] = False,
     as_json: Json = False,
+    logs_dir: LogsDir = None,
 ) -> None:
-    """Print the names of a registry, or of the shipped configs."""
+    """Print the names of a registry, of the shipped configs, or of the modules of a model."""
+    if what == "modules":
+        from satstore.cli.modules import print_modules
+
+        if source is None:
+            raise ConfigError(
+                "modules of which model? satstore list modules SOURCE, such as torchvision:vit_b_16"
+            )
+        print_modules(source, settings, logs_dir, all_modules=all_modules, as_json=as_json)
+        return
+    if source is not None or settings or all_modules:
+        raise ConfigError(f"a source, --set and --all are for modules; {what} have none")
     if details and what != "models":
         raise ConfigError(f"--details is for models; {what} have none")
     entries = list_entries(what)

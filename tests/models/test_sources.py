@@ -332,7 +332,7 @@ def test_run_of_files__prepares_images_as_its_dataset_decodes_them(
 def test_run_that_satstore_did_not_build__is_no_source(tmp_path: Path) -> None:
     [config] = expand_grid({"model": "TheirNet", "dataset": "Recorded", "resolution": 8})
     run = make_run(tmp_path, "theirs", config)
-    with pytest.raises(ConfigError, match="records a model that another program built; name its source"):
+    with pytest.raises(ConfigError, match="records a model of another program, as satstore can't build it"):
         open_run_source(run)
 
 

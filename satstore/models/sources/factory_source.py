@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from satstore.errors import ConfigError, UnknownNameError, reason_of
 from satstore.models.sources.images import PrepareImage, scale_pixels
 from satstore.models.sources.source import OPENERS, Source, SourceOptions
-from satstore.models.sources.weights import drawing, explaining_downloads, load_tensors
+from satstore.models.sources.weights import building, explaining_downloads, load_tensors
 from satstore.registry import suggest
 
 
@@ -31,7 +31,7 @@ def open_factory(text: str, options: SourceOptions) -> Source:
         raise UnknownNameError(
             f"{module_name} has no function {factory_name!r}{suggest(factory_name, known)}"
         )
-    with explaining_downloads(text, options.arguments), drawing(options.seed):
+    with explaining_downloads(text, options.arguments), building(options.seed, options.device):
         found = factory(**options.arguments)
     model, prepare = _split(text, found)
     if prepare is None and options.weights is None and not options.untrained:

@@ -14,7 +14,7 @@ from torch.utils.data import default_collate
 from satstore.errors import ConfigError, NotFoundError, UnknownNameError
 from satstore.models.sources.images import PrepareImage, in_one_line
 from satstore.models.sources.source import Kind, Source, SourceOptions, importing
-from satstore.models.sources.weights import drawing, explaining_downloads, is_offline, read_tensors
+from satstore.models.sources.weights import building, explaining_downloads, is_offline, read_tensors
 from satstore.registry import suggest
 from satstore.system.text import list_first
 
@@ -40,7 +40,7 @@ def open_hf(text: str, options: SourceOptions) -> Source:
     name, arguments = _find_name(text), dict(options.arguments)
     of_hub = {"trust_remote_code": False, "revision": arguments.pop("revision", None) or "main"}
     class_name, max_length = arguments.pop("model_class", None), arguments.pop("max_length", None)
-    with explaining_downloads(text, arguments, GIVE_FOLDER), drawing(options.seed), _quiet():
+    with explaining_downloads(text, arguments, GIVE_FOLDER), _quiet():
         config = transformers.AutoConfig.from_pretrained(name, **of_hub)
         _change_config(text, config, arguments)
         kind = _find_class(text, config, class_name)
@@ -131,7 +131,8 @@ def _load_model(
     Only a pooler after the last block is left out instead: many are saved without one.
     """
     if options.untrained:
-        return kind(config), options.describe_weights("")
+        with building(options.seed, options.device):
+            return kind(config), options.describe_weights("")
     if options.weights is not None:
         place: dict[str, Any] = {"pretrained_model_name_or_path": None}
         place["state_dict"] = read_tensors(options.weights)

@@ -41,11 +41,14 @@ class SourceOptions:
         Whether the weights are to be random, drawn by `seed`.
     arguments
         Keyword arguments of the model.
+    device
+        Where an untrained model is built: ``cpu``, or ``meta``, which computes no values.
     """
 
     weights: Path | None = None
     untrained: bool = False
     seed: int = 0
+    device: str = "cpu"
     arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def describe_weights(self, own: str) -> str:
@@ -95,6 +98,7 @@ def open_source(
     untrained: bool = False,
     seed: int = 0,
     arguments: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> Source:
     """Open the model that a text names: ``torchvision:NAME``, ``timm:NAME``, ``hf:PATH``, ``module:factory``.
 
@@ -111,7 +115,7 @@ def open_source(
         raise ConfigError("--weights and --untrained exclude each other")
     module, _, function = OPENERS.get(library, OPEN_FACTORY).partition(":")
     opener: Callable[[str, SourceOptions], Source] = getattr(importlib.import_module(module), function)
-    return opener(text, SourceOptions(weights, untrained, seed, dict(arguments or {})))
+    return opener(text, SourceOptions(weights, untrained, seed, device, dict(arguments or {})))
 
 
 @contextmanager

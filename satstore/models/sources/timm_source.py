@@ -9,7 +9,7 @@ from torch.utils.data import default_collate
 from satstore.errors import ConfigError, UnknownNameError
 from satstore.models.sources.images import PrepareImage, in_one_line
 from satstore.models.sources.source import Source, SourceOptions, importing
-from satstore.models.sources.weights import drawing, explaining_downloads, load_tensors
+from satstore.models.sources.weights import building, explaining_downloads, load_tensors
 from satstore.registry import suggest
 
 CHOSEN_ELSEWHERE = ("pretrained", "checkpoint_path")
@@ -24,7 +24,7 @@ def open_timm(text: str, options: SourceOptions) -> Source:
     name, arguments = text.partition(":")[2], dict(options.arguments)
     _check_names(text, name, arguments)
     is_own = options.weights is None and not options.untrained
-    with explaining_downloads(text, arguments), drawing(options.seed):
+    with explaining_downloads(text, arguments), building(options.seed, options.device):
         model: nn.Module = timm.create_model(name, pretrained=is_own, **arguments)
     if is_own:
         _check_head(model, arguments)

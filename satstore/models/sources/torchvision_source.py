@@ -9,7 +9,7 @@ from torchvision.models import get_model, get_model_weights, list_models
 from satstore.errors import ConfigError, UnknownNameError
 from satstore.models.sources.images import PrepareImage, in_one_line
 from satstore.models.sources.source import Source, SourceOptions
-from satstore.models.sources.weights import drawing, explaining_downloads, load_tensors
+from satstore.models.sources.weights import building, explaining_downloads, load_tensors
 from satstore.models.torchvision import OPTIONS
 from satstore.registry import suggest
 
@@ -29,7 +29,7 @@ def open_torchvision(text: str, options: SourceOptions) -> Source:
     weights, recipe = _find_weights(text, name, arguments)
     is_own = options.weights is None and not options.untrained
     defaults = {} if is_own else OPTIONS.get(name, {})
-    with explaining_downloads(text, arguments), drawing(options.seed):
+    with explaining_downloads(text, arguments), building(options.seed, options.device):
         model = get_model(name, weights=weights if is_own else None, **{**defaults, **arguments})
     if options.weights is not None:
         load_tensors(model, options.weights, name)

@@ -165,8 +165,8 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 @contextmanager
-def drawing(seed: int) -> Iterator[None]:
-    """Let random weights be drawn by a seed; torch's own state is as before afterwards."""
-    with torch.random.fork_rng(devices=[]):
+def building(seed: int, device: str) -> Iterator[None]:
+    """Let a model be built on a device, its weights drawn by a seed; torch's own state is as before then."""
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         yield

@@ -52,11 +52,7 @@ def open_run_source(run: Run) -> Source:
 
     ConfigError if satstore didn't build the model, or if the dataset does more than to prepare single images.
     """
-    if run.config.dataset == RECORDED:
-        made_of = run.manifest.source.source if run.manifest.source else "a model that another program built"
-        raise ConfigError(
-            f"{run.name} records {made_of}; name its source, as satstore can't build it from a run"
-        )
+    check_built_here(run)
     run.load_plugins()
     data = load_data(run.config, run.manifest.dataset)
     source = data.train_plain.source
@@ -78,6 +74,14 @@ def open_run_source(run: Run) -> Source:
         arguments={},
         recipe=in_one_line(recipe),
     )
+
+
+def check_built_here(run: Run) -> None:
+    """Refuse a run that records a model which satstore did not build; ConfigError names its source."""
+    if run.config.dataset == RECORDED:
+        source = run.manifest.source
+        recorded = f"{source.source}: name that" if source else "a model of another program"
+        raise ConfigError(f"{run.name} records {recorded}, as satstore can't build it from the run")
 
 
 @dataclass(frozen=True)
