@@ -234,6 +234,28 @@ def test_code_of_others__is_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+class Planted:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_pickles_of_others__are_never_run(classifier: str, tmp_path: Path) -> None:
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((Path(classifier) / name).read_bytes())
+    torch.save({"classifier.weight": Planted(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match="can't be built"):
+        open_source(f"hf:{tmp_path}")
+    (tmp_path / "config.json").write_text('{"architecture": "test_vit", "num_classes": 1000}')
+    with pytest.raises(ConfigError, match="can't be built"):
+        open_source(f"timm:local-dir:{tmp_path}")
+    assert not (tmp_path / "ran").exists()
+
+
 def test_folder_that_is_not_there__is_named() -> None:
     with pytest.raises(NotFoundError, match="no folder /no/such/folder; expected one with"):
         open_source("hf:/no/such/folder")

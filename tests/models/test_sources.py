@@ -294,9 +294,18 @@ def test_factories_that_can_not_be_used__are_refused(
 
 
 def test_arguments__are_read_as_json_or_python_or_text() -> None:
-    texts = ["a=0", "b=true", "c=[2, 3]", "d=None", "e=vit", "f=1e-3", "g=x=y", "h='0'"]
+    texts = ["a=0", "b=true", "c=[2, 3]", "d=None", "e=vit", "f=1e-3", "g=x=y", "h='0'", "i={1}", "j=1e999"]
     found = parse_arguments(texts)
-    assert found == {"a": 0, "b": True, "c": [2, 3], "d": None, "e": "vit", "f": 1e-3, "g": "x=y", "h": "0"}
+    assert found == {
+        "a": 0,
+        "b": True,
+        "c": [2, 3],
+        "d": None,
+        "e": "vit",
+        "f": 1e-3,
+        "g": "x=y",
+        "h": "0",
+    } | {"i": "{1}", "j": "1e999"}
     for wrong in (["a"], ["=3"], ["a-b=3"], ["a=1", "a=2"]):
         with pytest.raises(ConfigError, match="expected key=value"):
             parse_arguments(wrong)

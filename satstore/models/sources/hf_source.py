@@ -166,6 +166,8 @@ def _image_recipe(text: str, processor: Any, config: Any) -> dict[str, Any]:
 
 
 def _text_recipe(text: str, tokenizer: Any, config: Any, max_length: Any) -> dict[str, Any]:
+    if max_length is not None and not (isinstance(max_length, int) and max_length > 0):
+        raise ConfigError(f"--set max_length={max_length}: expected a number of tokens, at least 1")
     limits = (tokenizer.model_max_length, getattr(config, "max_position_embeddings", None), max_length)
     given = [limit for limit in limits if limit is not None and limit < MAX_LENGTH]
     longest = min(given) if given else None

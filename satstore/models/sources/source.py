@@ -145,9 +145,12 @@ def parse_arguments(texts: Iterable[str]) -> dict[str, Any]:
 
 
 def _parse_value(text: str) -> Any:
+    """Return a value that a manifest can hold; the text itself if it is none."""
     for parse in (json.loads, ast.literal_eval):
         try:
-            return parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            value = parse(text)
+            json.dumps(value, allow_nan=False)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             continue
+        return value
     return text

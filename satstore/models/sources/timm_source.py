@@ -65,7 +65,7 @@ def _check_names(text: str, name: str, arguments: Mapping[str, Any]) -> None:
 def _check_head(model: Any, arguments: Mapping[str, Any]) -> None:
     """Refuse another number of classes than that of the weights: timm draws such a head at random."""
     own = model.pretrained_cfg.get("num_classes")
-    if model.num_classes not in (0, own):
+    if getattr(model, "num_classes", 0) not in (0, own):
         raise ConfigError(
             f"--set num_classes={arguments.get('num_classes')}: the weights have {own} classes, and a head "
             "of others would be random; num_classes=0 leaves the head out"

@@ -84,10 +84,10 @@ def _measure_source(text: str, arguments: Mapping[str, Any] | None, device: str)
         inputs = source.collate([prepared] * n_samples)
         if isinstance(inputs, dict) and device == "meta":
             inputs = {name: value for name, value in inputs.items() if name != MASK}
-        return call_model(source.model, inputs, torch.device(device))
+        with _explaining_forward(text, sample):
+            return call_model(source.model, inputs, torch.device(device))
 
-    with _explaining_forward(text, sample):
-        return SourceModules(_measure(source.model, forward), sample)
+    return SourceModules(_measure(source.model, forward), sample)
 
 
 @contextmanager
