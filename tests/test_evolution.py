@@ -18,7 +18,8 @@ from rich.console import Console
 from tiny import CONFIG as TINY
 from torch import nn
 
-from satstore.cli.show import print_layers, summarize_layers
+from satstore.cli.layer_table import print_layers
+from satstore.cli.show import summarize_layers
 from satstore.config.grid import read_config
 from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import ConfigError, NotFoundError

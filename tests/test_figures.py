@@ -1,7 +1,6 @@
 """The paper's figures and its table, each drawn filled, from small hand-made results."""
 
 import functools
-import itertools
 import json
 import re
 from pathlib import Path
@@ -11,8 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from command_line import call, fail
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from figure_texts import check_texts
 
 from satstore.analysis.modules import LAYER_TYPES
 from satstore.config.grid import list_configs, read_config
@@ -144,31 +142,6 @@ def test_figure__draws_a_panel_per_experiment_with_all_that_its_config_has(name:
         if panel.run is not None
     ]
     assert n_maps == sum(record.kind == "Conv2d" for records in convs for record in records)
-
-
-def check_texts(figure: Figure) -> None:
-    """Check that no label lies outside of the figure or over another one."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    renderer = canvas.get_renderer()
-    whole = figure.bbox
-    for axes in figure.axes:
-        if not axes.get_visible():
-            continue
-        texts = [axes.title, *(axes.get_xticklabels() if axes.axison else []), *axes.texts]
-        boxes = [text.get_window_extent(renderer) for text in texts if text.get_text()]
-        for box in boxes:
-            assert whole.x0 - 1 <= box.x0
-            assert box.x1 <= whole.x1 + 1
-            assert whole.y0 - 1 <= box.y0
-            assert box.y1 <= whole.y1 + 1
-        ticks = [text.get_window_extent(renderer) for text in axes.get_xticklabels() if text.get_text()]
-        for left, right in itertools.pairwise(ticks):
-            assert left.x1 <= right.x0 + 1.5, "names of layers overlap"
-    for legend in figure.legends:
-        box = legend.get_window_extent(renderer)
-        assert whole.x0 - 1 <= box.x0
-        assert box.x1 <= whole.x1 + 1
 
 
 def test_figure3__has_the_small_object_the_same_on_a_canvas_and_the_large_one(tmp_path: Path) -> None:

@@ -30,7 +30,8 @@ from rich.console import Console
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from satstore.analysis.logistic.evaluation import EvaluationQuery
-from satstore.cli.show import print_layers, summarize_layers
+from satstore.cli.layer_table import print_layers
+from satstore.cli.show import summarize_layers
 from satstore.config.experiment import ExperimentConfig
 from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import (

@@ -16,7 +16,7 @@ from held import PEAKS, Held
 from rich.console import Console
 from small_data import write_folder
 
-from satstore.cli.show import print_layers
+from satstore.cli.layer_table import print_layers
 from satstore.config.grid import read_config
 from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError, CorruptError, MemoryLimitError, MissingStageError, SatstoreError

@@ -48,6 +48,8 @@ class Evidence:
         Each layer's parameters and FLOPs per image; empty if they were not counted.
     total
         The whole model's parameters and FLOPs per image.
+    blocks
+        The block that a layer is part of; empty where layers are not grouped by block.
     """
 
     layers: Sequence[str]
@@ -64,6 +66,7 @@ class Evidence:
     resolution: int = 0
     costs: dict[str, tuple[int, int]] = field(default_factory=dict)
     total: tuple[int, int] = (0, 0)
+    blocks: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -177,6 +180,8 @@ def find_thin(known: Evidence, least_gain: float) -> list[str]:
 
 def describe_border(known: Evidence) -> list[str]:
     """Describe where the border layer is."""
+    if not known.knows_border and known.blocks:
+        return []  # tokens may be of texts, say
     if not known.knows_border and known.is_recorded:
         return ["border layer: not known; a recorded model has one for square images through Conv layers"]
     if not known.knows_border:
@@ -208,7 +213,7 @@ def describe_tail(known: Evidence, tail: int | None, least_gain: float, tail_sha
 
 
 def describe_idle(known: Evidence, tail: int | None, least_gain: float) -> list[str]:
-    """Name the layers before the tail whose probes gain too little."""
+    """Name the layers before the tail whose probes gain too little; of a whole block of them, the block."""
     end = len(known.layers) if tail is None else tail
     idle = [
         known.layers[place]
@@ -217,8 +222,20 @@ def describe_idle(known: Evidence, tail: int | None, least_gain: float) -> list[
     ]
     if not idle:
         return []
+    idle = name_blocks(known, idle)
     before, gain = "" if tail is None else " before the tail", describe_points(least_gain)
     return [f"layers{before} that add {gain} at most to the best before: {name_some(idle, 8)}"]
+
+
+def name_blocks(known: Evidence, layers: Sequence[str]) -> list[str]:
+    """Return the names of layers; first those of blocks, in place of their layers where all are there."""
+    members: dict[str, list[str]] = {}
+    for layer in known.layers:
+        if layer in known.blocks:
+            members.setdefault(known.blocks[layer], []).append(layer)
+    whole = {block for block, inside in members.items() if len(inside) > 1 and {*inside} <= {*layers}}
+    blocks = [f"{block} ({len(inside)} layers)" for block, inside in members.items() if block in whole]
+    return [*blocks, *(layer for layer in layers if known.blocks.get(layer) not in whole)]
 
 
 def describe_saturation(known: Evidence, tail: int | None) -> list[str]:

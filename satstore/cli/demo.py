@@ -10,10 +10,10 @@ from cyclopts import Parameter
 from satstore.cli.command_line import ARGUMENTS
 from satstore.cli.console import make_console
 from satstore.cli.interrupts import stop_on_signals
+from satstore.cli.layer_table import print_layers
 from satstore.cli.options import Detach, LogsDir
 from satstore.cli.progress import Bar
 from satstore.cli.run_stages import describe_outcome, start_in_background
-from satstore.cli.show import print_layers
 from satstore.config.grid import read_config
 from satstore.jobs.record import record_job
 from satstore.runs.logs_folder import check_run_id, find_logs_dir

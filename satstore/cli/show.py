@@ -9,19 +9,17 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from satstore.cli.console import SafeConsole, make_console, make_table, print_json, print_line
+from satstore.cli.console import make_console, make_table, print_json, print_line
+from satstore.cli.layer_table import print_layers
 from satstore.cli.options import Json, LogsDir, RunName
-from satstore.config.latent_keys import ProbeKey
 from satstore.errors import ConfigError, CorruptError
 from satstore.runs.logs_folder import find_logs_dir, list_runs, open_run
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
 from satstore.system.text import (
-    FAILED,
     MARKS,
     describe_age,
     describe_costs,
-    describe_number,
     describe_size,
     stage_name,
 )
@@ -191,58 +189,3 @@ def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Map
     console.print(f"{run.name}: {run.config.title}")
     for line in advice.lines():
         console.print(line)
-
-
-def print_layers(console: SafeConsole, run: Run) -> None:
-    """Print the table of an experiment's layers, each number with a small bar."""
-    keys = [key for key in run.manifest.summary.probe_accuracy if key in run.manifest.last_probes]
-    layers = summarize_layers(run)
-    widest = max(layer["n_features"] for layer in layers) or 1  # imported layers may have 0: unknown
-    deepest = max((layer["intrinsic_dimension"] or 0 for layer in layers), default=0) or 1
-    unconverged, has_failed = find_unconverged(run, keys), False
-    numbers = ("features", "dimension", "saturation", *(f"probe {key}" for key in keys))
-    headings = [heading for name in numbers for heading in (name, "")]  # a bar beside each number
-    table = make_table("layer", *headings, right=numbers)
-    summary = run.manifest.summary
-    for layer in layers:
-        name = layer["layer"]
-        cells = [f"{layer['n_features']}", draw_bar(layer["n_features"] / widest)]
-        cells += as_cells(summary.intrinsic_dimension, name, "{:d}", deepest)
-        cells += as_cells(summary.saturation, name)
-        for key in keys:
-            mark = "*" if (key, name) in unconverged else ""
-            cells += as_cells(summary.probe_accuracy[key], name, "{:.1%}" + mark)
-        table.add_row(name, *cells)
-        has_failed |= FAILED in cells
-    console.print(table)
-    delta = run.made_with.delta
-    console.print(f"saturation: train split, delta {delta}; probes: accuracy on the eval split")
-    if has_failed:
-        console.print(f"{FAILED} no number: the warnings say why")
-    if unconverged:
-        console.print("* did not converge")
-
-
-def find_unconverged(run: Run, keys: list[ProbeKey]) -> set[tuple[ProbeKey, str]]:
-    """Return the table and layer of each probe that stopped before it converged."""
-    found = set()
-    for key in keys:
-        if run.has_file(key.file):
-            table = run.table(key.table)
-            stopped = ~table["converged"].astype(bool) & table["eval_accuracy"].notna()
-            found |= {(key, layer) for layer in table.loc[stopped, "layer"]}
-    return found
-
-
-def as_cells(
-    found: Mapping[str, float | None], layer: str, form: str = "{:.1%}", whole: float = 1
-) -> list[str]:
-    """Return a layer's number, or a mark if it has none, and a bar of its share of the whole."""
-    value = found.get(layer)
-    return [describe_number(found, layer, form), "" if value is None else draw_bar(value / whole)]
-
-
-def draw_bar(share: float, width: int = 8) -> str:
-    """Return a bar, in eighths of a block, for a share in [0, 1]."""
-    eighths = round(max(0.0, min(1.0, share)) * width * 8)
-    return "█" * (eighths // 8) + ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")[eighths % 8]

@@ -10,3 +10,5 @@ PROBES = ("#D55E00", "#009E73", "#CC79A7", "#E69F00", "#F0E442")
 TRAIN = "#8C8C8C"
 """The colour of the model's numbers on the train split; on the eval split: black, or white on dark."""
 RUNS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#F0E442", "#0072B2")
+PARTS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""The colours of the parts of blocks."""

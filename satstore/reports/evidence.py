@@ -3,6 +3,7 @@
 import math
 
 from satstore.analysis.advice import LEAST_GAIN, TAIL_SHARE, Advice, Evidence, advise
+from satstore.reports.blocks import choose_table, place_layers
 from satstore.runs.manifest import drawn_layers
 from satstore.runs.run import Run
 from satstore.runs.targets import class_names
@@ -24,12 +25,23 @@ def gather(run: Run) -> Evidence:
     manifest, summary = run.manifest, run.manifest.summary
     layers = drawn_layers(manifest)
     tables = [key for key in manifest.shown_probes() if key.latents.epoch is None]
-    rows = run.rows(tables[0].table) if tables else []
-    stopped = {row["layer"] for row in rows if row.get("converged") == "False" and row["eval_accuracy"]}
+    chosen = {record.layer: choose_table(record.form, tables) for record in manifest.layers}
+    stopped = {
+        row["layer"]
+        for key in dict.fromkeys(chosen.values())
+        for row in (run.rows(key.table) if key else [])
+        if chosen.get(row["layer"]) == key and row.get("converged") == "False" and row["eval_accuracy"]
+    }
+    accuracy = {
+        layer: summary.probe_accuracy[key][layer]
+        for layer, key in chosen.items()
+        if key is not None and layer in summary.probe_accuracy.get(key, {})
+    }
+    places = place_layers(manifest) or {}
     dataset, info = manifest.dataset, run.costs() or {"layers": [], "n_parameters": 0, "flops": 0}
     return Evidence(
         layers=layers,
-        accuracy=_numbers(summary.probe_accuracy.get(tables[0], {}), layers) if tables else (),
+        accuracy=_numbers(accuracy, layers),
         saturation=_numbers(summary.saturation, layers),
         unconverged=[layer for layer in layers if layer in stopped],
         border=summary.border_layer,
@@ -41,6 +53,7 @@ def gather(run: Run) -> Evidence:
         test_accuracy=None if manifest.shown_target else summary.test_accuracy,
         resolution=run.config.resolution,
         costs={row["layer"]: (row["n_parameters"], row["flops"]) for row in info["layers"]},
+        blocks={layer: place.block for layer, place in places.items() if place.block},
         total=(info["n_parameters"], info["flops"]),
     )
 

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from satstore.errors import NotFoundError, printable
+from satstore.reports.blocks import describe_output, name_once, place_layers
 from satstore.reports.evidence import advise_on
 from satstore.reports.plots import (
     plot_evolution,
@@ -38,10 +39,16 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #eee; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; } tr { break-inside: avoid; }
 pre { background: #f6f6f6; padding: .8rem; font-size: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.blocks :is(th, td):nth-child(-n+4) { text-align: left; } .blocks tbody { break-inside: avoid; }
+.blocks tbody tr:first-child td { border-top: 1px solid #bbb; padding-top: .3rem; }
+.blocks td:first-child, .blocks td:nth-child(4) { white-space: nowrap; } .blocks td { border-bottom: none; }
 .scroll { overflow-x: auto; } .dim { color: #666; }
 @media screen and (max-width: 60rem) { .scroll img { max-width: none; } }
 @media print { body { max-width: none; margin: 0; } .scroll { overflow: visible; } }
+@media print { .blocks { font-size: .66rem; } .blocks :is(th, td) { padding: .05rem .3rem; } }
 """
+
+BY_BLOCK = ' class="blocks"'
 
 # No script, no network: a browser only shows what a run's names and warnings hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -149,25 +156,32 @@ def as_image(figure: "Figure") -> str:
 
 
 def tabulate_layers(run: Run) -> str:
-    """Return the table of layers as HTML."""
-    summary = run.manifest.summary
+    """Return the table of layers as HTML; those of a block stay on one page of paper."""
+    summary, records = run.manifest.summary, run.manifest.layers
+    places = place_layers(run.manifest)
     tables = [key for key in run.manifest.last_probes if key in summary.probe_accuracy]
-    heads = ["layer", "kind", "features", "dimension", "saturation", *(f"probe {key}" for key in tables)]
-    rows = []
-    for record in run.manifest.layers:
-        cells = [record.layer, record.kind, f"{record.n_features}"]
+    heads = ["layer", "kind"] if places is None else ["block", "part", "kind", "output"]
+    heads += ["features", "dimension", "saturation", *(f"probe {key}" for key in tables)]
+    named = None if places is None else name_once(places, [record.layer for record in records])
+    bodies: list[str] = []
+    for number, record in enumerate(records):
+        cells = [record.layer, record.kind] if named is None else [*named[number], record.kind]
+        cells += [] if named is None else [describe_output(record)]
+        cells.append(f"{record.n_features}")
         cells.append(describe_number(summary.intrinsic_dimension, record.layer, "{:d}"))
         cells.append(describe_number(summary.saturation, record.layer, "{:.1%}"))
         cells += [describe_number(summary.probe_accuracy[key], record.layer, "{:.1%}") for key in tables]
-        rows.append(cells)
-    head = "".join(f"<th>{_text(name)}</th>" for name in heads)
-    body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
+        if not bodies or (named is not None and named[number][0]):
+            bodies.append("")
+        bodies[-1] += f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in cells)}</tr>"
     note = (
         f"saturation: train split, delta {run.config.delta:g}; probes: accuracy on the eval split; "
         f"{UNKNOWN} not measured; {FAILED} no number: the warnings say why"
     )
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll"><table{"" if places is None else BY_BLOCK}><thead><tr>'
+        f"{''.join(f'<th>{_text(name)}</th>' for name in heads)}</tr></thead>"
+        f"{''.join(f'<tbody>{body}</tbody>' for body in bodies or [''])}</table></div>"
         f'<p class="dim">{note}</p>'
     )
 

@@ -24,15 +24,18 @@ def plot_cka(
 
     Parameters
     ----------
+    rows, columns
+        The labels of the layers; an empty one leaves out the tick, and layers lie closer then.
     first, second
         The names of the runs; the first run's layers are the rows.
     """
-    sizes = (min(WIDEST, 3.2 + 0.24 * len(columns)), min(WIDEST, 2.6 + 0.24 * len(rows)))
+    sizes = (min(WIDEST, 3.2 + 0.24 * _count_places(columns)), min(WIDEST, 2.6 + 0.24 * _count_places(rows)))
     figure = Figure(figsize=sizes, layout="constrained")
     axes = figure.add_subplot()
     image = axes.imshow(cka, cmap="cividis", vmin=0, vmax=1, origin="lower", aspect="auto")
-    axes.set_xticks(range(len(columns)), [clean(name) for name in columns], rotation=90, fontsize=7)
-    axes.set_yticks(range(len(rows)), [clean(name) for name in rows], fontsize=7)
+    below, beside = ({place: clean(n) for place, n in enumerate(names) if n} for names in (columns, rows))
+    axes.set_xticks([*below], [*below.values()], rotation=90, fontsize=7)
+    axes.set_yticks([*beside], [*beside.values()], fontsize=7)
     width, height = (size - 1.2 for size in sizes)
     axes.set_xlabel(break_text(second, width, 8), fontsize=8)
     axes.set_ylabel(break_text(first, height, 8), fontsize=8)
@@ -42,3 +45,8 @@ def plot_cka(
     bar.set_label("linear CKA", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
+
+
+def _count_places(labels: list[str]) -> float:
+    """Return how many labels an axis has to have room for: those it has, and one for three layers."""
+    return max(sum(map(bool, labels)), len(labels) / 3)

@@ -1,5 +1,6 @@
 """The figure of probe accuracy and saturation over the epochs."""
 
+from statistics import mode
 from typing import TYPE_CHECKING
 
 from matplotlib import colormaps
@@ -7,7 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from satstore.errors import NotFoundError
-from satstore.reports.plots.layer_curves import choose_shown, label_probes, shown_layers
+from satstore.reports.blocks import choose_table, main_layers
+from satstore.reports.plots.layer_curves import (
+    choose_shown,
+    label_probes,
+    layers_one_by_one,
+    shown_layers,
+)
 from satstore.reports.plots.style import MODEL, break_text, finish_axes, legend_beside, with_plain_names
 from satstore.runs.run import Run
 
@@ -30,7 +37,7 @@ def plot_evolution(run: Run, all_layers: bool = False, target: str | None = None
     UnknownNameError
         If the run has no such target.
     """
-    layers = shown_layers(run, all_layers)
+    layers, note = layers_one_by_one(run, all_layers)
     target = choose_shown(run, target)
     panels = evolution_tables(run, target)
     if not panels:
@@ -55,7 +62,7 @@ def plot_evolution(run: Run, all_layers: bool = False, target: str | None = None
         look = {"color": MODEL, "linestyle": "--", "linewidth": 1}
         [line] = every[0].plot(reached["epoch"] + 1, reached["eval_accuracy"], **look)
         entries.append(("model accuracy", line))
-    figure.suptitle(break_text(run.config.title, figure.get_figwidth() - 1, 11), fontsize=11)
+    figure.suptitle(break_text(f"{run.config.title}{note}", figure.get_figwidth() - 1, 11), fontsize=11)
     legend_beside(figure, entries, 1 + (len(entries) - 1) // 20)
     return figure
 
@@ -65,8 +72,11 @@ def evolution_tables(run: Run, target: str) -> dict[str, "pd.DataFrame"]:
     tables: dict[str, pd.DataFrame] = {}
     fitted = [key for key in run.manifest.shown_probes(target) if run.has_file(key.file)]
     fitted.sort(key=lambda key: key.latents.epoch is not None)  # those of the last epoch first
-    if fitted:
-        pooling = fitted[0].latents.group
+    _, layers = main_layers(run.manifest, shown_layers(run))
+    forms = [record.form for record in run.manifest.layers if record.layer in layers]
+    key = choose_table(mode(forms), fitted) if forms else None
+    if key is not None:
+        pooling = key.latents.group
         found = run.probe_evolution(pooling, target)  # of pixelwise, the mean over the positions
         tables[label_probes(target, pooling)] = found.pivot_table("eval_accuracy", "epoch", "layer")
     if run.has_file("saturation.csv"):

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -11,13 +11,16 @@ from matplotlib.ticker import MaxNLocator
 from satstore.config.latent_keys import ProbeKey
 from satstore.config.naming import name_experiments
 from satstore.errors import NotFoundError
+from satstore.reports.blocks import Places, choose_table, main_layers, number_depths, place_layers
 from satstore.reports.colors import PROBES, RUNS, SATURATION
+from satstore.reports.plots.block_curves import BlockCurves, plot_blocks
 from satstore.reports.plots.style import (
     MARKERS,
     MODEL,
     RUN_MARKERS,
     WIDEST,
     break_text,
+    draw_curve,
     finish_axes,
     legend_below,
     name_places,
@@ -63,20 +66,71 @@ def plot_layers(
         If the run has no such target.
     """
     layers = shown_layers(run, all_layers)
+    at = "" if epoch is None or epoch == run.last_epoch else f", epoch {epoch + 1}"
+    places = place_layers(run.manifest)
+    if places is not None:
+        curves = read_block_curves(run, places, layers, delta=delta, epoch=epoch, target=target)
+        return plot_blocks(f"{run.config.title}{at}", curves)
     width = min(WIDEST, max(5.0, 1.6 + 0.32 * len(layers)))
     figure = Figure(figsize=(width, 4.2), layout="constrained")
     axes = figure.add_subplot()
     if not draw_layer_curves(axes, run, layers, delta=delta, epoch=epoch, target=target):
-        raise NotFoundError(f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}")
-    at = "" if epoch is None or epoch == run.last_epoch else f", epoch {epoch + 1}"
+        raise NotFoundError(_lacks_all(run))
     axes.set_title(break_text(f"{run.config.title}{at}", width - 1, 11), fontsize=11)
     legend_below(figure, [axes])
     return figure
 
 
+def _lacks_all(run: Run) -> str:
+    return f"{run.name} has nothing to draw yet; run: satstore saturation --run {run.name}"
+
+
+def read_block_curves(
+    run: Run,
+    places: Places,
+    layers: Sequence[str],
+    *,
+    delta: float | None,
+    epoch: int | None,
+    target: str | None,
+) -> BlockCurves:
+    """Read what a figure over the depth shows; NotFoundError if there is neither saturation nor a probe."""
+    target = choose_shown(run, target)
+    saturation = saturation_curve(run, layers, delta, epoch)
+    probes = {key: found for key, found in probe_curves(run, layers, epoch, target).items() if found}
+    if saturation is None and not probes:
+        raise NotFoundError(_lacks_all(run))
+    return BlockCurves(
+        places=places,
+        layers=layers,
+        saturation=saturation,
+        saturation_label=label_saturation(delta),
+        probes=probes,
+        target=target,
+        model_accuracy=None if target else model_accuracy(run, epoch),
+        border=run.manifest.summary.border_layer,
+    )
+
+
+def label_saturation(delta: float | None) -> str:
+    """Return the label of saturation, with its delta if that is not the config's."""
+    return "saturation" if delta is None else f"saturation (delta {delta:g})"
+
+
 def shown_layers(run: Run, all_layers: bool = False) -> list[str]:
     """Return the layers that figures show: the main path without the last Linear, or all."""
     return run.layers if all_layers else drawn_layers(run.manifest)
+
+
+def layers_one_by_one(run: Run, all_layers: bool = False) -> tuple[list[str], str]:
+    """Return the layers of figures that draw each by itself, and a note for their titles on which these are.
+
+    Of a network of blocks, which has too many, these are the whole blocks, or the part that most blocks have.
+    """
+    if all_layers:
+        return run.layers, ""
+    part, layers = main_layers(run.manifest, shown_layers(run))
+    return layers, f", {part}" if part else ""
 
 
 def draw_layer_curves(
@@ -107,7 +161,7 @@ def draw_layer_curves(
     saturation = saturation_curve(run, layers, delta, epoch)
     places = range(len(layers))
     if saturation is not None:
-        label = "saturation" if delta is None else f"saturation (delta {delta:g})"
+        label = label_saturation(delta)
         draw_curve(axes, places, layers, saturation, color=SATURATION, marker="o", label=label)
     for (key, accuracy), color, marker in zip(probes.items(), cycle(PROBES), cycle(MARKERS), strict=False):
         label = label_probes(target, key.latents.group)
@@ -133,6 +187,8 @@ def plot_comparison(
 ) -> Figure:
     """Draw saturation and probe accuracy of several runs over their layers, a colour and a marker each.
 
+    Of a network of blocks, the whole blocks are drawn over their depth, or the part that most blocks have.
+
     Parameters
     ----------
     by_depth
@@ -153,15 +209,17 @@ def plot_comparison(
     also = ["delta"] if delta is None else []
     names = name_experiments([run.config for run in runs], [run.name for run in runs], also=also)
     for number, run in enumerate(runs):
-        layers = shown_layers(run, all_layers)
-        places = [place / max(1, len(layers) - 1) if by_depth else place + 1 for place in range(len(layers))]
-        probes = probe_curves(run, layers, None, choose_shown(run, target))
-        curves = (saturation_curve(run, layers, delta, None), next(iter(probes.values()), None))
+        part, layers = main_layers(run.manifest, shown_layers(run, all_layers))
+        depths = number_depths(run.manifest, layers)
+        places = [depth / max(1, *depths) if by_depth else depth + 1 for depth in depths]
+        accuracy = main_accuracy(run, layers, choose_shown(run, target))
+        curves = (saturation_curve(run, layers, delta, None), accuracy)
+        name = f"{names[number]}, {part}" if part else names[number]
         look = {"color": RUNS[number % len(RUNS)], "marker": RUN_MARKERS[number % len(RUN_MARKERS)]}
         for axes, curve in zip(panels, curves, strict=True):
             if curve is not None:
                 n_drawn += 1
-                draw_curve(axes, places, layers, curve, label=names[number], **look)
+                draw_curve(axes, places, layers, curve, label=name, **look)
     if not n_drawn:
         raise NotFoundError("none of these runs has anything to draw yet; run: satstore saturation --run RES")
     for axes, title in zip(panels, ("saturation", "probe accuracy"), strict=True):
@@ -170,18 +228,6 @@ def plot_comparison(
         finish_axes(axes, title)
     legend_below(figure, list(panels))
     return figure
-
-
-def draw_curve(
-    axes: "Axes", places: Sequence[float], layers: Sequence[str], found: Mapping[str, float], **look: Any
-) -> None:
-    """Draw values over layers, with a gap where there is none, and a cross where it is NaN."""
-    axes.plot(places, [found.get(layer, math.nan) for layer in layers], markersize=5, **look)
-    bad = [place for place, layer in zip(places, layers, strict=True) if math.isnan(found.get(layer, 0.0))]
-    if bad:
-        label = f"{look['label']}: no number"
-        foot = 0.012 + 0.03 * len([line for line in axes.get_lines() if line.get_marker() == "x"])
-        axes.plot(bad, [foot] * len(bad), "x", color=look["color"], markersize=8, clip_on=False, label=label)
 
 
 def saturation_curve(
@@ -238,6 +284,18 @@ def probe_curves(
             accuracy = run.table(key.table).groupby("layer")["eval_accuracy"].mean().to_dict()
             found[key] = {layer: accuracy[layer] for layer in layers if layer in accuracy}
     return found
+
+
+def main_accuracy(run: Run, layers: Sequence[str], target: str) -> dict[str, float] | None:
+    """Return the accuracy of a target's probes after the last epoch, each of the first table that fits it.
+
+    None if there are no probes.
+    """
+    curves = probe_curves(run, layers, None, target)
+    forms = {record.layer: record.form for record in run.manifest.layers}
+    chosen = {layer: choose_table(forms[layer], [*curves]) for layer in layers} if curves else {}
+    found = {layer: curves[key] for layer, key in chosen.items() if key is not None}
+    return {layer: found[layer][layer] for layer in layers if layer in found[layer]} if curves else None
 
 
 def model_accuracy(run: Run, epoch: int | None) -> float | None:

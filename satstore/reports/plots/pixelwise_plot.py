@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.errors import NotFoundError
-from satstore.reports.plots.layer_curves import choose_shown, model_accuracy, shown_layers
+from satstore.reports.plots.layer_curves import choose_shown, layers_one_by_one, model_accuracy
 from satstore.reports.plots.style import WIDEST, break_name, break_text, with_plain_names
 from satstore.runs.repair import probe_command
 from satstore.runs.run import Run
@@ -83,7 +83,8 @@ def plot_pixelwise(run: Run, all_layers: bool = False, target: str | None = None
     UnknownNameError
         If the run has no such target.
     """
-    layers, target = shown_layers(run, all_layers), choose_shown(run, target)
+    layers, note = layers_one_by_one(run, all_layers)
+    target = choose_shown(run, target)
     maps = pixelwise_maps(run, layers, target)
     if not maps:
         raise NotFoundError(
@@ -93,7 +94,7 @@ def plot_pixelwise(run: Run, all_layers: bool = False, target: str | None = None
     n_rows = -(-len(maps) // N_COLUMNS)
     width = 1.6 + 1.35 * min(N_COLUMNS, max(3, len(maps)))
     figure = Figure(figsize=(width, min(WIDEST, 0.8 + 1.6 * n_rows)), layout="constrained")
-    title = f"{run.config.title}: pixelwise probes" + (f" ({target})" if target else "")
+    title = f"{run.config.title}: pixelwise probes{note}" + (f" ({target})" if target else "")
     figure.suptitle(break_text(title, width, 10), fontsize=10)
     draw_maps(figure, maps, layers, None if target else model_accuracy(run, None))
     return figure

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from satstore.errors import NotFoundError
-from satstore.reports.plots.layer_curves import shown_layers
+from satstore.reports.plots.layer_curves import layers_one_by_one
 from satstore.reports.plots.style import (
     MODEL,
     break_text,
@@ -29,7 +29,7 @@ def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) 
         If there are no spectra at that epoch.
     """
     epoch = run.last_epoch if epoch is None else epoch
-    layers = shown_layers(run, all_layers)
+    layers, note = layers_one_by_one(run, all_layers)
     spectra = run.spectra("train", layers) if run.last_epoch >= 0 else {}
     if not spectra:
         raise NotFoundError(f"{run.name} has no spectra yet; run: satstore train --run {run.name}")
@@ -52,7 +52,7 @@ def plot_spectrum(run: Run, all_layers: bool = False, epoch: int | None = None) 
     axes.set_xlim(0, 1)
     axes.set_xlabel("share of the eigendirections, largest first")
     finish_axes(axes, "share of the variance explained")
-    title = f"{run.config.title}, epoch {epoch + 1}, train split"
+    title = f"{run.config.title}, epoch {epoch + 1}, train split{note}"
     axes.set_title(break_text(title, 5.0, 10), fontsize=10)
     legend_beside(figure, entries, -(-len(entries) // 24))
     return figure

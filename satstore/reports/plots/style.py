@@ -1,6 +1,7 @@
 """The common style of all figures: markers, axes, names, legends; and writing them to files."""
 
 import io
+import math
 import re
 import textwrap
 import warnings
@@ -69,6 +70,18 @@ def tidy_axes(axes: "Axes") -> None:
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_curve(
+    axes: "Axes", places: Sequence[float], layers: Sequence[str], found: Mapping[str, float], **look: Any
+) -> None:
+    """Draw values over layers, with a gap where there is none, and a cross where it is NaN."""
+    axes.plot(places, [found.get(layer, math.nan) for layer in layers], **({"markersize": 5} | look))
+    bad = [place for place, layer in zip(places, layers, strict=True) if math.isnan(found.get(layer, 0.0))]
+    if bad:
+        label = f"{look['label']}: no number"
+        foot = 0.012 + 0.03 * len([line for line in axes.get_lines() if line.get_marker() == "x"])
+        axes.plot(bad, [foot] * len(bad), "x", color=look["color"], markersize=8, clip_on=False, label=label)
 
 
 def name_places(

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from satstore.errors import NotFoundError
 from satstore.reports.colors import TRAIN
-from satstore.reports.plots.layer_curves import shown_layers
+from satstore.reports.plots.layer_curves import layers_one_by_one
 from satstore.reports.plots.style import (
     MODEL,
     WIDEST,
@@ -75,7 +75,7 @@ def plot_epoch(
     NotFoundError
         If there are no spectra of that epoch.
     """
-    layers = shown_layers(run, all_layers)
+    layers, note = layers_one_by_one(run, all_layers)
     if run.last_epoch < 0:
         raise NotFoundError(f"{run.name} has no spectra yet; run: satstore train --run {run.name}")
     width = min(WIDEST, max(5.0, 1.6 + 0.36 * len(layers)))
@@ -100,7 +100,7 @@ def plot_epoch(
         axes.set_ylabel("intrinsic dimension")
         tidy_axes(axes)
     shown = run.config.delta if delta is None else delta
-    title = f"{run.config.title}, epoch {epoch + 1}, delta {shown:g}"
+    title = f"{run.config.title}, epoch {epoch + 1}, delta {shown:g}{note}"
     axes.set_title(break_text(title, width - 1, 10), fontsize=10)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
