@@ -165,12 +165,12 @@ def test_group_parts__puts_whole_blocks_first_then_frequent_parts() -> None:
         ("mlp.fc", ["b.0.mlp.fc", "b.1.mlp.fc"]),
         ("norm", ["b.0.norm"]),
     ]
-    assert main_layers(manifest, layers) == (WHOLE, ["stem", "b.0", "b.1", "norm"])
+    assert main_layers(places, layers) == (WHOLE, ["stem", "b.0", "b.1", "norm"])
     inner = [layer for layer in layers if layer not in ("b.0", "b.1")]
     assert list(group_parts(places, inner)) == ["mlp", "mlp.fc", "norm", "outside of blocks"]
-    assert main_layers(manifest, inner) == ("mlp", ["stem", "b.0.mlp", "b.1.mlp", "norm"])
+    assert main_layers(places, inner) == ("mlp", ["stem", "b.0.mlp", "b.1.mlp", "norm"])
     assert name_once(places, layers[:4]) == [("stem", ""), ("b.0", "norm"), ("", "mlp.fc"), ("", "mlp")]
-    assert label_layers(manifest, layers) == ["stem", "", "", "b.0", "", "", "b.1", "", "norm"]
+    assert label_layers(places, layers) == ["stem", "", "", "b.0", "", "", "b.1", "", "norm"]
 
 
 def test_choose_table__has_tokens_by_mode_and_all_others_by_pooling() -> None:

@@ -5,6 +5,7 @@ from satstore.reports import colors
 SATURATION = colors.SATURATION_LIGHT
 RUNS = (*colors.RUNS, "#BBBBBB")
 MARKERS = ("■", "▲", "◆", "▼", "✚", "★", "●", "✖")
+PARTS = (colors.PARTS[-1], *colors.PARTS[1:-1], colors.PARTS[0])
 MODEL = "#BBBBBB"
 BORDER = "#F0E442"
 TAIL = "#E69F00"

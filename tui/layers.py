@@ -10,7 +10,7 @@ from rich.text import Text
 
 from satstore.reports.colors import PROBES, TRAIN
 from satstore.reports.colors import SATURATION as SATURATION_EVAL
-from satstore.reports.listing.table_layout import Column
+from satstore.reports.listing.table_layout import Cell, Column
 from satstore.reports.run_curves import RunCurves
 from satstore.system.text import FAILED, UNKNOWN, clean
 from tui.colors import BORDER, CURSOR, MARKERS, MODEL, SATURATION, TAIL
@@ -27,6 +27,8 @@ class View:
     place: int  # index of the delta among the run's
     layers: tuple[int, ...]  # indices among the run's
     cursor: int = 0  # index among the layers shown
+    by_block: bool = True  # whether layers that are in blocks are grouped by block
+    n_turns: int = 0  # how often the quantity was changed that parts of blocks are drawn of
 
 
 @dataclass(frozen=True)
@@ -44,15 +46,19 @@ class LayerRow:
     probes: dict[str, float]
     receptive_field: tuple[float, float] | None
     failed: frozenset[str] = frozenset()  # the splits and tables that gave no number
+    block: tuple[str, str] = ("", "")  # the block's name and its style: dim, but in the block's first row
+    part: str = ""
 
 
 def make_layer_rows(data: RunCurves, view: View) -> list[LayerRow]:
     """Return a row per layer that is shown."""
     train, evaluated = (data.saturation(split, view.epoch, view.place) for split in ("train", "eval"))
     probes = {table: data.probe(table, view.epoch) for table in data.probes}
-    rows = []
+    rows: list[LayerRow] = []
     for place in view.layers:
         record = data.layers[place]
+        block, part = _find_block(data, record.layer)
+        style = "dim" if rows and rows[-1].block[0] == block else ""
         rows.append(
             LayerRow(
                 place,
@@ -66,9 +72,17 @@ def make_layer_rows(data: RunCurves, view: View) -> list[LayerRow]:
                 {table: float(accuracy[place]) for table, accuracy in probes.items()},
                 data.receptive_fields.get(record.layer),
                 frozenset(key for key, found in data.failed.items() if (view.epoch, place) in found),
+                (block, style),
+                part,
             )
         )
     return rows
+
+
+def _find_block(data: RunCurves, layer: str) -> tuple[str, str]:
+    """Return the names of a layer's block, or its own where it is of no block, and of its part."""
+    place = None if data.places is None else data.places[layer]
+    return (layer, "") if place is None else (place.block or layer, place.part)
 
 
 def make_curves(data: RunCurves, view: View) -> list[Curve]:
@@ -172,8 +186,8 @@ def join_entries(entries: Sequence[tuple[str, str, str]], width: int) -> Text:
     return text
 
 
-def make_columns(tables: Sequence[str]) -> list[Column[LayerRow]]:
-    """Return the columns of the table of layers."""
+def make_columns(tables: Sequence[str], *, by_block: bool = False) -> list[Column[LayerRow]]:
+    """Return the columns of the table of layers; by block, with two for a layer's name."""
 
     def column(key: str, label: str, width: int, rank: int, form: str, source: str = "") -> Column[LayerRow]:
         def cell(row: LayerRow) -> str:
@@ -182,9 +196,14 @@ def make_columns(tables: Sequence[str]) -> list[Column[LayerRow]]:
 
         return Column(key, label, cell, width, width, rank=rank, align="right")
 
+    layer = [Column[LayerRow]("layer", "layer", lambda row: clean(row.layer), 12, 44, rank=0)]
+    block = [
+        Column[LayerRow]("block", "block", _draw_block, 10, 30, rank=0, n_last=-1),
+        Column[LayerRow]("part", "part", lambda row: clean(row.part), 11, 30, rank=0, n_last=-1),
+    ]
     return [
         Column[LayerRow]("index", "#", lambda row: f"{row.index + 1}", 4, 4, rank=0, align="right"),
-        Column[LayerRow]("layer", "layer", lambda row: clean(row.layer), 12, 44, rank=0),
+        *(block if by_block else layer),
         Column[LayerRow]("kind", "kind", lambda row: clean(row.kind), 8, 8, rank=6),
         column("n_features", "features", 8, 4, "{}"),
         column("dimension", "dimension", 9, 5, "{:.0f}", "train"),
@@ -193,6 +212,11 @@ def make_columns(tables: Sequence[str]) -> list[Column[LayerRow]]:
         *(column(name, clean(f"probe {name}"), len(name) + 6, 2, "{:.1%}", name) for name in tables),
         Column("receptive_field", "sees px", _describe_receptive_field, 11, 11, rank=7),
     ]
+
+
+def _draw_block(row: LayerRow) -> Cell:
+    name, style = row.block
+    return ((clean(name), style),)
 
 
 def _write(value: float, form: str) -> str:

@@ -13,7 +13,7 @@ from satstore.cli.progress import Bar
 from satstore.config.latent_keys import LatentsKey
 from satstore.config.naming import name_experiments
 from satstore.errors import ConfigError, NotFoundError
-from satstore.reports.blocks import label_layers
+from satstore.reports.blocks import label_layers, place_layers
 from satstore.runs.events import Event
 from satstore.runs.logs_folder import open_run
 from satstore.runs.manifest import drawn_layers
@@ -100,7 +100,7 @@ def draw_cka(
     from satstore.reports.plots import plot_cka, save_figure
 
     first, second = name_experiments([run.config for run in runs], [run.name for run in runs])
-    rows, columns = (label_layers(run.manifest, found) for run, found in zip(runs, names, strict=True))
+    rows, columns = map(label_layers, [place_layers(run.manifest) for run in runs], names)
     save_figure(plot_cka(table, rows, columns, first, second), path)
     write_table(table, *names, path.with_suffix(".csv"))
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from satstore.cli.console import SafeConsole, make_table
 from satstore.config.latent_keys import ProbeKey
-from satstore.reports.blocks import Places, describe_output, name_once, place_layers
+from satstore.reports.blocks import Places, describe_form, name_once, place_layers
 from satstore.reports.listing.table_layout import Column, cell_text, cut, fit_widths
 from satstore.runs.manifest import LayerRecord
 from satstore.runs.run import Run
@@ -105,7 +105,7 @@ def make_name_columns(lines: Sequence[BlockLine]) -> list[Column[BlockLine]]:
         column("block", lambda line: clean(line.block), 0, 18),
         column("part", lambda line: clean(line.part), 0, 18),
         column("kind", lambda line: clean(line.record.kind), 6, 6),
-        column("output", lambda line: describe_output(line.record), 7, 6),
+        column("output", lambda line: describe_form(line.record), 7, 6),
     ]
 
 

@@ -1,8 +1,9 @@
 """Where layers lie among the blocks of a network, and how figures, tables and the terminal app group them."""
 
 import itertools
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from satstore.config.latent_keys import ProbeKey
@@ -16,6 +17,13 @@ OUTSIDE = "outside of blocks"
 
 MOST_PARTS = 6
 """The parts that are drawn: as many as there are colours and markers that people tell apart."""
+
+
+LOWEST, HIGHEST = (0.0, 0.25, 0.5, 0.75), (0.1, 0.25, 0.5, 1.02)
+"""Where axes may begin and end: the curves of blocks are many, and often close to each other."""
+
+STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+"""Every so many blocks have their number on an axis."""
 
 
 @dataclass(frozen=True)
@@ -88,14 +96,20 @@ def group_parts(places: Places, layers: Iterable[str]) -> dict[str, list[str]]:
     return grouped
 
 
-def main_layers(manifest: Manifest, layers: Sequence[str]) -> tuple[str, list[str]]:
+def drawn_parts(places: Places, layers: Iterable[str]) -> dict[str, list[str]]:
+    """Return the first MOST_PARTS of the parts, and the layers of no block if these are none of them."""
+    grouped = group_parts(places, layers)
+    outside = {OUTSIDE: grouped.pop(OUTSIDE)} if OUTSIDE in grouped else {}
+    return dict([*grouped.items()][:MOST_PARTS]) | outside
+
+
+def main_layers(places: Places | None, layers: Sequence[str]) -> tuple[str, list[str]]:
     """Return the name of the part that stands for a run where there is room for one curve, and its layers.
 
     Of layers in a row these are all, and the name is empty. Of blocks, they are the layers of no block and
     the whole blocks, or else the part that most blocks have; of several the last, which is nearest to the
     block's output.
     """
-    places = place_layers(manifest)
     if places is None:
         return "", list(layers)
     grouped = group_parts(places, layers)
@@ -106,9 +120,8 @@ def main_layers(manifest: Manifest, layers: Sequence[str]) -> tuple[str, list[st
     return part, [layer for layer in layers if layer in chosen]
 
 
-def number_depths(manifest: Manifest, layers: Sequence[str]) -> list[int]:
+def number_depths(places: Places | None, layers: Sequence[str]) -> list[int]:
     """Return each layer's depth, from 0 at the first: its block's, or its number among layers in a row."""
-    places = place_layers(manifest)
     depths = list(range(len(layers))) if places is None else [places[layer].depth for layer in layers]
     return [depth - min(depths) for depth in depths]
 
@@ -126,6 +139,35 @@ def name_depths(places: Places) -> tuple[str, list[str]]:
     return common, [names[depth] for depth in sorted(names)]
 
 
+def choose_limits(values: Iterable[float]) -> tuple[float, float]:
+    """Return where an axis of shares begins and ends: as close to the values as there are round numbers."""
+    known = [value for value in values if math.isfinite(value)]
+    lowest, highest = min(known, default=0.0), max(known, default=1.0)
+    low = max(limit for limit in LOWEST if limit <= max(0.0, lowest - 0.02))
+    high = min((limit for limit in HIGHEST if limit >= highest + 0.02), default=HIGHEST[-1])
+    return (low, high) if low < high else (0.0, high)
+
+
+def choose_ticks(widths: Mapping[int, float], numbers: Collection[int]) -> list[int]:
+    """Return depths whose labels have room: names first, then every n-th of the numbers.
+
+    Parameters
+    ----------
+    widths
+        Depth to the width of its label, in depths.
+    numbers
+        The depths whose labels are numbers.
+    """
+    least = max((width for depth, width in widths.items() if depth in numbers), default=1)
+    step = next((step for step in STEPS if step >= least), math.ceil(least))
+    ticks: list[int] = []
+    counted = [depth for depth in widths if depth in numbers][::step]
+    for depth in [*(depth for depth in widths if depth not in numbers), *counted]:
+        if all(abs(depth - tick) >= (widths[depth] + widths[tick]) / 2 for tick in ticks):
+            ticks.append(depth)
+    return sorted(ticks)
+
+
 def name_once(places: Places, layers: Sequence[str]) -> list[tuple[str, str]]:
     """Return the block and the part of each line of a table: the block's name in its first line only.
 
@@ -139,9 +181,8 @@ def name_once(places: Places, layers: Sequence[str]) -> list[tuple[str, str]]:
     return lines
 
 
-def label_layers(manifest: Manifest, layers: Sequence[str]) -> list[str]:
+def label_layers(places: Places | None, layers: Sequence[str]) -> list[str]:
     """Return a label for each place of an axis; of a block, its name in the middle of its layers only."""
-    places = place_layers(manifest)
     if places is None:
         return list(layers)
     labels: list[str] = []
@@ -151,7 +192,7 @@ def label_layers(manifest: Manifest, layers: Sequence[str]) -> list[str]:
     return labels
 
 
-def describe_output(record: LayerRecord) -> str:
+def describe_form(record: LayerRecord) -> str:
     """Return the form and the shape of a layer's outputs: ``tokens 197 × 768``."""
     return f"{record.form} {' × '.join(map(str, record.output_shape))}".lstrip()
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from satstore.errors import NotFoundError, printable
-from satstore.reports.blocks import describe_output, name_once, place_layers
+from satstore.reports.blocks import describe_form, name_once, place_layers
 from satstore.reports.evidence import advise_on
 from satstore.reports.plots import (
     plot_evolution,
@@ -166,7 +166,7 @@ def tabulate_layers(run: Run) -> str:
     bodies: list[str] = []
     for number, record in enumerate(records):
         cells = [record.layer, record.kind] if named is None else [*named[number], record.kind]
-        cells += [] if named is None else [describe_output(record)]
+        cells += [] if named is None else [describe_form(record)]
         cells.append(f"{record.n_features}")
         cells.append(describe_number(summary.intrinsic_dimension, record.layer, "{:d}"))
         cells.append(describe_number(summary.saturation, record.layer, "{:.1%}"))

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from satstore.analysis.advice import find_tail
 from satstore.analysis.spectrum import dimension_table
 from satstore.config.experiment import ExperimentConfig
+from satstore.config.latent_keys import ProbeKey
 from satstore.errors import SatstoreError
+from satstore.reports.blocks import Places, choose_table, main_layers, place_layers
 from satstore.runs.manifest import LayerRecord, drawn_layers
 from satstore.runs.run import Run
 
@@ -43,6 +45,8 @@ class RunCurves:
         Table of probes, such as ``pool4``, to epoch to accuracy on the eval split (layer).
     receptive_fields
         Layer to its smallest and largest receptive field, in pixels.
+    places
+        The places of the layers among blocks; None where layers are in a row.
     failed
         Split or table of probes to the pairs of epoch and layer that gave no number: of NaN activations, say.
     problems
@@ -63,6 +67,7 @@ class RunCurves:
     receptive_fields: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     border: str | None = None
     test_accuracy: float | None = None
+    places: Places | None = None
     failed: Mapping[str, frozenset[tuple[int, int]]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
 
@@ -84,6 +89,20 @@ class RunCurves:
         """Return the accuracy of each layer's probe after an epoch; NaN where none was fitted."""
         return self.probes.get(table, {}).get(epoch, np.full(len(self.layers), math.nan))
 
+    def accuracy(self, epoch: int) -> Float64:
+        """Return the accuracy of each layer's probe after an epoch, of the first table that fits it."""
+        keys = [ProbeKey.parse(table) for table in self.probes]
+        keys = [key for key in keys if key.prefix == keys[0].prefix]  # those of figures come first
+        chosen = [choose_table(record.form, keys) for record in self.layers]
+        values = {key: self.probe(str(key), epoch) for key in keys}
+        return np.array([math.nan if key is None else values[key][i] for i, key in enumerate(chosen)])
+
+    def main_layers(self, layers: Sequence[int]) -> tuple[str, list[int]]:
+        """Return the part that stands for the run where there is room for one curve, and its layers."""
+        by_name = {self.layers[place].layer: place for place in layers}
+        part, names = main_layers(self.places, list(by_name))
+        return part, [by_name[name] for name in names]
+
     def model_accuracy(self, epoch: int) -> float | None:
         """Return the model's test accuracy after an epoch."""
         values = self.metrics.get("eval_accuracy", ())
@@ -95,7 +114,7 @@ class RunCurves:
         """Return where the tail starts among these layers, by the first probes and saturation on train."""
         if not self.probes:
             return None
-        accuracy = self.probe(next(iter(self.probes)), epoch)[list(layers)]
+        accuracy = self.accuracy(epoch)[list(layers)]
         saturation = self.saturation("train", epoch, place)[list(layers)]
         return find_tail([*accuracy], [*saturation])
 
@@ -130,6 +149,7 @@ def read_curves(path: Path) -> RunCurves:
         receptive_fields=_read_receptive_fields(run, problems),
         border=manifest.summary.border_layer,
         test_accuracy=manifest.summary.test_accuracy,
+        places=place_layers(manifest),
         failed=failed,
         problems=tuple(problems),
     )

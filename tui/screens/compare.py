@@ -36,7 +36,7 @@ class ComparePlot(CurvePlot):
 ## Comparison
 
 The marked runs after their last epoch, each with its colour and marker. Probes are those of each run's first
-pooling.
+pooling or token mode. Of a network of blocks, the whole blocks are drawn, or else the part that most have.
 
 - `d` aligns the layers by their share of the depth, or by their number.
 - `←` `→` move delta, `↑` `↓` the cursor.
@@ -105,7 +105,7 @@ class CompareScreen(AppScreen):
     # What is shown
 
     def _layers(self, run: RunCurves) -> tuple[int, ...]:
-        return tuple(range(len(run.layers))) if self._shows_all else run.shown
+        return tuple(run.main_layers(range(len(run.layers)) if self._shows_all else run.shown)[1])
 
     @property
     def _n_places(self) -> int:
@@ -117,8 +117,7 @@ class CompareScreen(AppScreen):
         """Return saturation and probe accuracy of the layers that are shown."""
         layers, last = list(self._layers(run)), run.n_epochs - 1
         place = run.deltas.index(DELTAS[self.query_one("#delta", Slider).place])
-        table = next(iter(run.probes), "")
-        return run.saturation("train", last, place)[layers], run.probe(table, last)[layers]
+        return run.saturation("train", last, place)[layers], run.accuracy(last)[layers]
 
     def _draw(self) -> None:
         curves: tuple[list[Curve], list[Curve]] = ([], [])

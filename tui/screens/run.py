@@ -73,6 +73,8 @@ class RunScreen(AppScreen):
         Binding("up,k", "layer(-1)", "Layer −", show=False, tooltip="The layer before"),
         Binding("down,j", "layer(1)", "Layer +", show=False, tooltip="The next layer"),
         Binding("a", "all_layers", "Layers", tooltip="Shortcuts and the last Linear too, or not"),
+        Binding("b", "by_block", "Blocks", show=False, tooltip="Layers by block, or in a row"),
+        Binding("t", "turn", "Quantity", show=False, tooltip="The next quantity of the blocks"),
         Binding("e", "export", "Export", tooltip="Write the plot as PNG or SVG, or the table as CSV"),
         Binding("y", "copy", "Copy", show=False, tooltip="Copy the command that shows this run"),
         Binding("l", "log", "Log", show=False, tooltip="The log of this run's job"),
@@ -172,7 +174,7 @@ class RunScreen(AppScreen):
         place = data.deltas.index(data.delta) if before is None else view.place
         layers = tuple(range(len(data.layers))) if self._shows_all else data.shown
         cursor = min(view.cursor, max(0, len(layers) - 1))
-        self._view = View(max(0, epoch), place, layers, cursor)
+        self._view = replace(view, epoch=max(0, epoch), place=place, layers=layers, cursor=cursor)
         self.query_one("#delta", Slider).set_texts([f"{delta:g}" for delta in data.deltas], place)
         texts_of_epochs = [f"{n + 1}/{data.n_epochs}" for n in range(data.n_epochs)] or ["none yet"]
         self.query_one("#epoch", Slider).set_texts(texts_of_epochs, max(0, epoch))
@@ -270,6 +272,16 @@ class RunScreen(AppScreen):
             layers = tuple(range(len(self._data.layers))) if self._shows_all else self._data.shown
             self._view = replace(self._view, layers=layers, cursor=min(self._view.cursor, len(layers) - 1))
             self._draw()
+
+    def action_by_block(self) -> None:
+        """Group layers by block, or show them in a row."""
+        self._view = replace(self._view, by_block=not self._view.by_block)
+        self._draw()
+
+    def action_turn(self) -> None:
+        """Draw the next quantity of the blocks."""
+        self._view = replace(self._view, n_turns=self._view.n_turns + 1)
+        self._draw()
 
     def action_tab(self, tab: str) -> None:
         """Show a tab, and focus its content."""

@@ -1,6 +1,7 @@
 """The tabs of a run's screen that draw its curves at an epoch and a delta."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -17,6 +18,7 @@ from satstore.config.latent_keys import ProbeKey
 from satstore.errors import NotFoundError
 from satstore.reports.run_curves import RunCurves
 from satstore.runs.run import Run
+from tui.blocks import BlockCurvesView, describe_layer_values, view_blocks
 from tui.colors import BORDER, CURSOR, SATURATION
 from tui.layers import (
     LayerRow,
@@ -44,6 +46,8 @@ Saturation and probe accuracy over the layers, in forward order.
 - `←` `→` move **delta**: saturation follows at once, from the stored spectra.
 - `[` `]` scrub through the **epochs** of training.
 - `↑` `↓`, `j` `k` move the **cursor** over the layers; its values are read out above the plot.
+- Of a network of blocks, the x axis is the **depth**, and a part of the blocks is a curve; `t` draws the next
+  quantity, `b` shows all layers in a row.
 - `1` to `9` choose a tab; `a` shows all layers, shortcuts and the last Linear too.
 - `e` exports the plot or the table, `y` copies the command that shows this run.
 - `n` starts a stage, `x` ends this run's job, `l` shows its log.
@@ -52,6 +56,9 @@ The dashed line is the model's accuracy. `┊` is the border layer: the first co
 the image. `╎` is where the tail starts: from there on no probe gains a point, and saturation is under half of
 the median.
 """
+
+TWO_PLOTS = 24
+"""The height of a tab from which on it has room for two plots."""
 
 
 class RunPane(TabPane):
@@ -82,14 +89,40 @@ class LayersPane(RunPane):
         yield Static(id="layer")
         yield Static(id="values")
         yield LayerPlot(id="layer-plot")
+        yield LayerPlot(id="second-plot")
 
     def draw(self, data: RunCurves, view: View) -> None:
         """Draw the curves at an epoch and a delta."""
         # Without a new layout, which would take longer than all else at every key.
         self.query_one("#layer", Static).update(describe_layer(data, view), layout=False)
+        views = view_blocks(data, view, has_room=self.size.height >= TWO_PLOTS)
+        self.set_class(bool(views), "-by-block")
+        self.set_class(len(views) > 1, "-two-plots")
+        if views:
+            self._draw_blocks(views)
+        else:
+            self._draw_in_a_row(data, view)
+
+    def _draw_blocks(self, views: Sequence[BlockCurvesView]) -> None:
+        """Draw a plot of each quantity, and its values at the cursor."""
+        lines = [line for view in views for line in view.describe(self.screen.size.width - 2).split()]
+        values = Text("\n").join([*lines[:2], describe_layer_values(views[0].data, views[0].view)])
+        self.query_one("#values", Static).update(values, layout=False)
+        for plot, view in zip(self.query(LayerPlot), views, strict=False):
+            names, numbers = view.axis()
+            plot.draw(
+                list(view.curves()),
+                view.reference_lines(),
+                x_limits=(view.depths[0] - 0.5, view.depths[-1] + 0.5),
+                y_limits=view.y_limits,
+                names=names,
+                numbers=numbers,
+            )
+
+    def _draw_in_a_row(self, data: RunCurves, view: View) -> None:
         values = describe_values(data, view, self.screen.size.width - 2)
         self.query_one("#values", Static).update(values, layout=False)
-        self.query_one(CurvePlot).draw(
+        self.query_one("#layer-plot", CurvePlot).draw(
             make_curves(data, view),
             make_reference_lines(data, view),
             x_limits=(-0.5, len(view.layers) - 0.5),
@@ -197,7 +230,8 @@ class TablePane(RunPane):
     def draw(self, data: RunCurves, view: View) -> None:
         """Draw the curves at an epoch and a delta."""
         table = self.query_one(LayersTable)
-        table.set_columns(make_columns(list(data.probes)))
+        by_block = view.by_block and data.places is not None
+        table.set_columns(make_columns(list(data.probes), by_block=by_block))
         table.show(make_layer_rows(data, view), data.layers[view.layers[view.cursor]].layer)
 
     @on(Table.Moved)

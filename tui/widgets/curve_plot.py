@@ -1,7 +1,7 @@
 """A plot of curves that leaves the app's keys alone."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +12,7 @@ from textual_hires_canvas import Canvas, TextAlign
 from textual_plot import HiResMode, PlotWidget
 from textual_plot.axis_formatter import AxisFormatter, NumericAxisFormatter
 
+from satstore.reports.blocks import choose_ticks
 from satstore.system.text import clean
 
 Limits = tuple[float, float] | None
@@ -69,6 +70,22 @@ class Labels(AxisFormatter):
         return texts
 
 
+class DepthLabels(Labels):
+    """Names of depths: those that are no numbers first, and every n-th number that has room."""
+
+    def __init__(self, names: Sequence[str], width: int, numbers: Collection[int]) -> None:
+        super().__init__(names, width)
+        self.numbers = numbers
+
+    def get_ticks(self, min_: float, max_: float, max_ticks: int = 8) -> list[float]:
+        """Return the places that get a name."""
+        self._limits = (min_, max_)
+        seen = range(max(0, math.ceil(min_)), min(len(self.names) - 1, math.floor(max_)) + 1)
+        spacing = self.width / max(1e-9, max_ - min_)
+        widths = {place: (len(self.names[place]) + 1) / spacing for place in seen}
+        return [float(place) for place in choose_ticks(widths, self.numbers)]
+
+
 class PlainCanvas(Canvas):
     """A canvas of a plot, whose labels have no markup but the style that the plot puts in front of them."""
 
@@ -121,6 +138,7 @@ zooms, dragging moves. The screen's own keys go on working.
         self._reference_lines: Sequence[ReferenceLine] = ()
         self._limits: tuple[Limits, Limits] = (None, None)
         self._names: Sequence[str] = ()
+        self._numbers: Collection[int] = ()
 
     def compose(self) -> ComposeResult:
         """Lay the plot out, on canvases that take no name for markup."""
@@ -135,14 +153,24 @@ zooms, dragging moves. The screen's own keys go on working.
         x_limits: Limits = None,
         y_limits: Limits = None,
         names: Sequence[str] = (),
+        numbers: Collection[int] = (),
     ) -> None:
-        """Draw curves in place of those before; the zoom stays. Names are of places 0, 1, … on the x axis."""
+        """Draw curves in place of those before; the zoom stays.
+
+        Parameters
+        ----------
+        names
+            Of places 0, 1, … on the x axis.
+        numbers
+            The places whose names are numbers, of which every n-th will do; the others come first.
+        """
         limits = (x_limits, y_limits)
         if limits != self._limits:
             self._limits = limits
             self.set_xlimits(*(x_limits or (None, None)))
             self.set_ylimits(*(y_limits or (None, None)))
-        self._curves, self._reference_lines, self._names = curves, reference_lines, names
+        self._curves, self._reference_lines = curves, reference_lines
+        self._names, self._numbers = names, numbers
         self._draw_to_size()
 
     def on_resize(self) -> None:
@@ -155,7 +183,8 @@ zooms, dragging moves. The screen's own keys go on working.
         x_limits, y_limits = self._limits
         width = max(20, self.size.width - self.margin_left)
         room = max(10, self.size.width - self.margin_left)
-        self.set_x_formatter(Labels(self._names, room) if self._names else NumericAxisFormatter())
+        labels = DepthLabels(self._names, room, self._numbers) if self._numbers else Labels(self._names, room)
+        self.set_x_formatter(labels if self._names else NumericAxisFormatter())
         self.clear()
         for line in self._reference_lines:
             self._draw_reference_line(line, x_limits or (0.0, 1.0), y_limits or (0.0, 1.0), width)

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from satstore.config.validation import describe_invalid
 from satstore.errors import NotFoundError, printable
 from satstore.jobs.job import Job, list_jobs
-from satstore.reports.blocks import main_layers
+from satstore.reports.blocks import main_layers, place_layers
 from satstore.runs.events import read_events
 from satstore.runs.manifest import StageStatus, drawn_layers
 from satstore.runs.run import Run
@@ -164,7 +164,7 @@ def summarize_experiment(run: Run, stamp: Stamp) -> Experiment:
     config, manifest = run.config, run.manifest
     stages = run.statuses()
     failure = next((f"{stage_name(key)}: {error}" for key, error in run.failures(stages).items()), "")
-    _, layers = main_layers(manifest, drawn_layers(manifest))
+    _, layers = main_layers(place_layers(manifest), drawn_layers(manifest))
     return Experiment(
         path=run.path,
         model=config.model,

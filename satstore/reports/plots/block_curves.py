@@ -1,8 +1,7 @@
 """The figure of saturation and probe accuracy over the depth of a network, a curve for each part."""
 
 import itertools
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from satstore.config.latent_keys import ProbeKey
-from satstore.reports.blocks import MOST_PARTS, OUTSIDE, Places, group_parts, name_depths
+from satstore.reports.blocks import (
+    OUTSIDE,
+    Places,
+    choose_limits,
+    choose_ticks,
+    drawn_parts,
+    group_parts,
+    name_depths,
+)
 from satstore.reports.colors import PARTS
 from satstore.reports.plots.style import (
     LETTER,
@@ -41,12 +48,6 @@ MOST_TABLES = 4
 LONGEST = 14
 """The letters of a line of a name below the axis."""
 
-STEPS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-"""Every so many blocks have their number below the axis."""
-
-LOWEST, HIGHEST = (0.0, 0.25, 0.5, 0.75), (0.1, 0.25, 0.5, 1.02)
-"""Where axes may begin and end: the curves of blocks are many, and often close to each other."""
-
 
 @dataclass(frozen=True)
 class BlockCurves:
@@ -71,20 +72,20 @@ class BlockCurves:
         """Points between two depths."""
         return (SIZE[0] - 0.8) * 72 / (max(self.depths) - min(self.depths) + 1)
 
+    @property
     def parts(self) -> dict[str, list[str]]:
-        """Return the layers of each part that is drawn."""
-        grouped = group_parts(self.places, self.layers)
-        outside = {OUTSIDE: grouped.pop(OUTSIDE)} if OUTSIDE in grouped else {}
-        return dict([*grouped.items()][:MOST_PARTS]) | outside
+        """The layers of each part that is drawn."""
+        return drawn_parts(self.places, self.layers)
 
+    @property
     def tables(self) -> list[ProbeKey]:
-        """Return the tables of probes that are drawn."""
+        """The tables of probes that are drawn."""
         return list(self.probes)[:MOST_TABLES]
 
     def left_out(self) -> str:
         """Return a note on the parts and tables that are not drawn; empty if all are."""
-        parts = [part for part in group_parts(self.places, self.layers) if part not in self.parts()]
-        tables = [f"probes {key.latents.group}" for key in self.probes if key not in self.tables()]
+        parts = [part for part in group_parts(self.places, self.layers) if part not in self.parts]
+        tables = [f"probes {key.latents.group}" for key in self.probes if key not in self.tables]
         return f"not drawn: {list_first([*parts, *tables], 4)}" if parts or tables else ""
 
 
@@ -126,7 +127,7 @@ def draw_saturation(axes: "Axes", curves: BlockCurves) -> None:
 
 def draw_probes(axes: "Axes", curves: BlockCurves) -> None:
     """Draw the accuracy of the probes of each part over the depth, and the model's accuracy."""
-    tables = curves.tables()
+    tables = curves.tables
     for key, style in style_tables(tables):
         for layers, look in style_parts(curves):
             draw_part(axes, curves, layers, curves.probes[key], look | style)
@@ -142,18 +143,9 @@ def draw_probes(axes: "Axes", curves: BlockCurves) -> None:
     axes.set_ylim(*choose_limits([*values, 1.0 if reached is None else reached]))
 
 
-def choose_limits(values: Iterable[float]) -> tuple[float, float]:
-    """Return where an axis of shares begins and ends: as close to the values as there are round numbers."""
-    known = [value for value in values if math.isfinite(value)]
-    lowest, highest = min(known, default=0.0), max(known, default=1.0)
-    low = max(limit for limit in LOWEST if limit <= max(0.0, lowest - 0.02))
-    high = min((limit for limit in HIGHEST if limit >= highest + 0.02), default=HIGHEST[-1])
-    return (low, high) if low < high else (0.0, high)
-
-
 def style_parts(curves: BlockCurves) -> Iterator[tuple[list[str], dict[str, Any]]]:
     """Yield the layers of each part, and how its curves look."""
-    for number, (part, layers) in enumerate(curves.parts().items()):
+    for number, (part, layers) in enumerate(curves.parts.items()):
         look = {"markersize": min(4, 0.5 * curves.spacing), "linewidth": 1.3, "label": part}
         color, marker = (NOTE, "*") if part == OUTSIDE else (PARTS[number], RUN_MARKERS[number])
         yield layers, look | {"color": color, "marker": marker}
@@ -214,23 +206,6 @@ def label_depths(axes: "Axes", curves: BlockCurves, size: float = 8) -> None:
         va="top",
         fontsize=size + 1,
     )
-
-
-def choose_ticks(widths: Mapping[int, float], numbers: Sequence[int]) -> list[int]:
-    """Return depths whose labels have room: names first, then every n-th of the numbers.
-
-    Parameters
-    ----------
-    widths
-        Depth to the width of its label, in depths.
-    """
-    least = max((widths[depth] for depth in numbers), default=1)
-    step = next((step for step in STEPS if step >= least), math.ceil(least))
-    ticks: list[int] = []
-    for depth in [*(depth for depth in widths if depth not in numbers), *numbers[::step]]:
-        if all(abs(depth - tick) >= (widths[depth] + widths[tick]) / 2 for tick in ticks):
-            ticks.append(depth)
-    return sorted(ticks)
 
 
 def shorten_name(name: str) -> str:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from satstore.errors import NotFoundError
-from satstore.reports.blocks import choose_table, main_layers
+from satstore.reports.blocks import choose_table, main_layers, place_layers
 from satstore.reports.plots.layer_curves import (
     choose_shown,
     label_probes,
@@ -72,7 +72,7 @@ def evolution_tables(run: Run, target: str) -> dict[str, "pd.DataFrame"]:
     tables: dict[str, pd.DataFrame] = {}
     fitted = [key for key in run.manifest.shown_probes(target) if run.has_file(key.file)]
     fitted.sort(key=lambda key: key.latents.epoch is not None)  # those of the last epoch first
-    _, layers = main_layers(run.manifest, shown_layers(run))
+    _, layers = main_layers(place_layers(run.manifest), shown_layers(run))
     forms = [record.form for record in run.manifest.layers if record.layer in layers]
     key = choose_table(mode(forms), fitted) if forms else None
     if key is not None:

@@ -129,7 +129,7 @@ def layers_one_by_one(run: Run, all_layers: bool = False) -> tuple[list[str], st
     """
     if all_layers:
         return run.layers, ""
-    part, layers = main_layers(run.manifest, shown_layers(run))
+    part, layers = main_layers(place_layers(run.manifest), shown_layers(run))
     return layers, f", {part}" if part else ""
 
 
@@ -209,8 +209,9 @@ def plot_comparison(
     also = ["delta"] if delta is None else []
     names = name_experiments([run.config for run in runs], [run.name for run in runs], also=also)
     for number, run in enumerate(runs):
-        part, layers = main_layers(run.manifest, shown_layers(run, all_layers))
-        depths = number_depths(run.manifest, layers)
+        blocks = place_layers(run.manifest)
+        part, layers = main_layers(blocks, shown_layers(run, all_layers))
+        depths = number_depths(blocks, layers)
         places = [depth / max(1, *depths) if by_depth else depth + 1 for depth in depths]
         accuracy = main_accuracy(run, layers, choose_shown(run, target))
         curves = (saturation_curve(run, layers, delta, None), accuracy)
