@@ -591,7 +591,8 @@ def test_stages__that_need_the_model_of_a_recorded_run_say_so_and_leave_it_as_it
     before = (run.path / "manifest.json").read_bytes()
     result = satstore_command(words[0], "--run", run.name, "--logs-dir", run.path.parents[1], *words[1:])
     assert result.returncode == 1
-    assert f"your own program, which {words[0]} needs; give there: satstore.record(…, 'mine'" in result.stderr
+    assert f"your own program, which {words[0]} does not open; record it again with: " in result.stderr
+    assert "satstore.record(…, 'mine', overwrite=True)" in result.stderr
     assert (run.path / "manifest.json").read_bytes() == before
 
 

@@ -25,6 +25,10 @@ COMMANDS: dict[str, tuple[str, str] | App] = {
         "estimate:estimate_experiments",
         "Say what a config will take before anything runs: latents, disk, memory and time, layer by layer.",
     ),
+    "record": (
+        "record:record_model",
+        "Store latents and spectra of a model of torchvision, timm, Hugging Face or your own code.",
+    ),
     "ls": ("show:list_experiments", "List the experiments of the logs folder."),
     "status": ("status:show_status", "Print the table that the terminal app starts with, and what runs."),
     "jobs": (

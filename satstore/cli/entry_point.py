@@ -84,7 +84,7 @@ def _run(words: list[str], *, debug: bool) -> int:
         return _fail(str(error), 1, debug)
     except KeyboardInterrupt as stop:
         code = 143 if isinstance(stop, Terminated) else 130
-        return _fail("stopped; the same command goes on where this one was", code, debug)
+        return _fail(str(stop) or "stopped; the same command goes on where this one was", code, debug)
     except BrokenPipeError:
         # The reader of stdout is gone; without this, Python reports that again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

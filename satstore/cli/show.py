@@ -9,11 +9,12 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from satstore.cli.console import make_console, make_table, print_json, print_line
+from satstore.cli.console import SafeConsole, make_console, make_table, print_json, print_line
 from satstore.cli.layer_table import print_layers
 from satstore.cli.options import Json, LogsDir, RunName
 from satstore.errors import ConfigError, CorruptError
 from satstore.runs.logs_folder import find_logs_dir, list_runs, open_run
+from satstore.runs.manifest import SourceRecord
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
 from satstore.system.text import (
@@ -150,6 +151,8 @@ def print_experiment(run: Run) -> None:
     statuses = run.statuses()
     console.print("  " + "  ".join(f"{MARKS[s]} {stage_name(key)}" for key, s in statuses.items()))
     console.print(f"  {run.path.absolute()}")
+    if manifest.source is not None:
+        print_source(console, manifest.source)
     if manifest.layers:
         console.print()
         print_layers(console, run)
@@ -171,6 +174,16 @@ def print_experiment(run: Run) -> None:
         console.print(f"warning: {warning}")
     for key, error in run.failures(statuses).items():
         console.print(f"{stage_name(key)} failed: {error}")
+
+
+def print_source(console: SafeConsole, source: SourceRecord) -> None:
+    """Print where a recorded model and its data came from, and the command that recorded them."""
+    for name, text in (
+        ("model", f"{source.source} ({source.version}), weights: {source.weights}"),
+        ("data", f"{source.data}, prepared by: {source.recipe}"),
+        ("by", source.command),
+    ):
+        console.print(f"  {name:<5} {text}")
 
 
 def show_advice(name: str, logs_dir: Path | None, as_json: bool, thresholds: Mapping[str, float]) -> None:

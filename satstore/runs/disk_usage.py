@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from satstore.config.latent_keys import EPOCHS, SPLITS, LatentsKey
 from satstore.errors import CorruptError, NotFoundError, SatstoreError
 from satstore.runs.manifest import LATENTS, Manifest, checkpoint_name
-from satstore.runs.repair import record_call
+from satstore.runs.repair import describe_recorded, record_call
 from satstore.runs.run import Run
 from satstore.storage.location import Folder, Location
 from satstore.storage.safe_names import as_key
@@ -116,8 +116,8 @@ def check_removable(run: Run) -> None:
     """
     if run.is_recorded:
         raise NotFoundError(
-            f"{run.name} was recorded of a model and data that are in your own program: its latents could "
-            f"not be extracted again, so they stay; to make it anew: {record_call(run)}"
+            f"{run.name} was recorded of {describe_recorded(run)}: its latents could not be extracted again, "
+            f"so they stay; to record it anew: {record_call(run)}"
         )
     for epoch in dict.fromkeys([None, *(key.epoch for key in run.manifest.latents)]):
         name = checkpoint_name(epoch)

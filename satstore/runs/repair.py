@@ -1,6 +1,8 @@
 """The commands that repair or complete a run, as messages quote them."""
 
+import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Protocol
 
 from satstore.config.latent_keys import LatentsKey, ProbeKey
@@ -76,9 +78,33 @@ def labels_command(run: NamedRun, target: str) -> str:
     return f"satstore probe --run {run.name} --target {target} --labels FILE --eval-labels FILE"
 
 
+def describe_recorded(run: NamedRun) -> str:
+    """Return the model and the data that a run was recorded of."""
+    source = run.manifest.source
+    return f"{source.source} on {source.data}" if source else "a model and data that are in your own program"
+
+
 def record_call(run: NamedRun) -> str:
-    """Return the call that writes a recorded run again, in the user's own program."""
-    return f"satstore.record(…, {run.run_id!r}, overwrite=True)"
+    """Return the command that writes a recorded run again, or the call in the user's own program."""
+    words = _command_words(run)
+    if not words:
+        return f"satstore.record(…, {run.run_id!r}, overwrite=True)"
+    words[words.index("--run-id") + 1] = run.run_id  # a run may have got another one since
+    return shlex.join([*words, "--overwrite"])
+
+
+def _command_words(run: NamedRun) -> list[str]:
+    """Return the words of the command that recorded a run; none if it is not known.
+
+    A manifest may come from somebody else: what is no call of ``satstore record`` alone, word by word, is
+    not for a user to run.
+    """
+    command = run.manifest.source.command if run.manifest.source else ""
+    with suppress(ValueError):  # quotes that don't end
+        words = shlex.split(command)
+        if words[:2] == ["satstore", "record"] and "--run-id" in words[:-1] and shlex.join(words) == command:
+            return words
+    return []
 
 
 def extract_command(run: NamedRun, *keys: LatentsKey, overwrite: bool = False) -> str:

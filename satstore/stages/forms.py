@@ -135,9 +135,9 @@ def flag_words(model: type[BaseModel], values: Mapping[str, Any]) -> list[str]:
     words: list[str] = []
     for name, value in values.items():
         flag = flag_of(name, model.model_fields[name])
-        if value in (True, "yes"):
+        if value is True or value == "yes":
             words.append(flag)
-        elif value in (False, "no"):
+        elif value is False or value == "no":
             words.append(flag.replace("--", "--no-", 1))
         else:
             for item in value if isinstance(value, tuple) else (value,):

@@ -21,7 +21,7 @@ from satstore.errors import (
 from satstore.registry import STAGES, stand_in
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import check_run_id, find_logs_dir, make_run
-from satstore.runs.repair import record_call
+from satstore.runs.repair import describe_recorded, record_call
 from satstore.runs.run import Run
 from satstore.stages.parameters import StageParameters, record_parameters
 from satstore.stages.stage import Plan, Stage
@@ -82,8 +82,8 @@ def run_stage(run: Run, stage: Stage, parameters: StageParameters, *, with_needs
 def _perform(run: Run, stage: Stage, plan: Plan[Any]) -> None:
     if stage.needs_model and run.is_recorded:
         raise ConfigError(
-            f"{run.name} was recorded of a model and data that are in your own program, which {stage.name} "
-            f"needs; give there: {record_call(run)}"
+            f"{run.name} was recorded of {describe_recorded(run)}, which {stage.name} does not open; record "
+            f"it again with: {record_call(run)}"
         )
     with run.stage(stage.key, record_parameters(plan.parameters)):
         stage.run(run, plan)
@@ -101,23 +101,23 @@ def run_stages(
             except Exception as error:  # what one model or plugin raises must not stop the next experiment
                 if stop_requested.is_set():
                     raise KeyboardInterrupt from error
-                outcomes.append(Outcome(run, name, "failed", as_satstore_error(run, name, error)))
+                outcomes.append(Outcome(run, name, "failed", as_satstore_error(run.name, name, error)))
                 break
     return outcomes
 
 
-def as_satstore_error(run: Run, stage: str, error: Exception) -> SatstoreError:
+def as_satstore_error(run: str, stage: str, error: Exception) -> SatstoreError:
     """Return an error as it is, or, where satstore did not foresee it, in a line that names run and stage."""
     if isinstance(error, SatstoreError):
         return error
     reason = reason_of(error, with_type=True)
     if isinstance(error, MemoryError) or any(words in reason for words in OUT_OF_MEMORY):
         failed: SatstoreError = MemoryLimitError(
-            f"{run.name}: {stage} was given not enough memory by the system ({reason}); end other programs, "
+            f"{run}: {stage} was given not enough memory by the system ({reason}); end other programs, "
             "lower --memory-limit, take fewer --workers or a smaller batch_size, and give the command again"
         )
     else:
-        failed = StageError(f"{run.name}: {stage} failed: {reason} (see --debug)")
+        failed = StageError(f"{run}: {stage} failed: {reason} (see --debug)")
     failed.__cause__ = error
     return failed
 

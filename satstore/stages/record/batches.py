@@ -56,8 +56,14 @@ class Batches:
         Whether labels came as one-hot rows.
     """
 
-    def __init__(self, loader: Iterable[Any], name: str, adapt: Adapt | None = None) -> None:
-        self._name, self._adapt = name, adapt
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        name: str,
+        adapt: Adapt | None = None,
+        sample_ids: NDArray[np.int64] | None = None,
+    ) -> None:
+        self._name, self._adapt, self._sample_ids = name, adapt, sample_ids
         is_samples = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
         if is_samples or not isinstance(loader, Iterable):
             raise ConfigError(
@@ -112,6 +118,12 @@ class Batches:
         """The class indices of all batches so far, in their order."""
         return np.concatenate(self._labels)
 
+    @property
+    def sample_ids(self) -> NDArray[np.int64]:
+        """The ids of the samples of all batches so far; by default their places in the loader's order."""
+        n_samples = len(self.labels)
+        return np.arange(n_samples) if self._sample_ids is None else self._sample_ids[:n_samples]
+
     def fingerprint(self) -> str:
         """Return the hex sha256 of all inputs and classes so far."""
         return self._digest.hexdigest()
@@ -129,9 +141,10 @@ class Loaders:
         eval_loader: Iterable[Any] | None,
         adapt: Adapt | None,
         classes: Sequence[str] | None,
+        sample_ids: Mapping[str, NDArray[np.int64]],
     ) -> None:
-        self.train, self.classes = Batches(loader, "loader", adapt), classes
-        self._eval_loader, self._adapt = eval_loader, adapt
+        self.train, self.classes = Batches(loader, "loader", adapt, sample_ids.get("train")), classes
+        self._eval_loader, self._adapt, self._eval_ids = eval_loader, adapt, sample_ids.get("eval")
         if classes is not None and not self.train.has_labels:
             raise ConfigError("loader yields no labels for the classes given; leave them out, or give labels")
 
@@ -142,7 +155,7 @@ class Loaders:
         """
         if self._eval_loader is None:
             return None
-        batches = Batches(self._eval_loader, "eval_loader", self._adapt)
+        batches = Batches(self._eval_loader, "eval_loader", self._adapt, self._eval_ids)
         if batches.has_labels != self.train.has_labels:
             found, known = ("labels", "none") if batches.has_labels else ("no labels", "some")
             raise ConfigError(f"eval_loader has {found}, loader has {known}; give both labels, or neither")

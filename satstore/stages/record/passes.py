@@ -47,8 +47,8 @@ class RecordedSplit:
 
     @property
     def labels_sha256(self) -> str:
-        """The digest of labels and sample ids; an id is the sample's place in the loader's order."""
-        return digest_labels(self.batches.labels, np.arange(self.n_samples))
+        """The digest of labels and sample ids."""
+        return digest_labels(self.batches.labels, self.batches.sample_ids)
 
 
 class LogitMetrics:
@@ -142,7 +142,7 @@ class LatentPasses:
                 n_done += batch.n_samples
                 total = n_expected if n_expected is not None and n_done <= n_expected else None
                 run.emit("extract", "progress", split, done=n_done, total=total)
-            writer.finish(batches.labels, np.arange(n_done))
+            writer.finish(batches.labels, batches.sample_ids)
         for problem in writer.problems:
             run.warn("extract", problem.describe(split))
         if batches.is_one_hot:

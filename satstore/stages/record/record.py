@@ -27,8 +27,11 @@ from satstore.stages.pipeline import apply_stages
 from satstore.stages.receptive_field import write_fields
 from satstore.stages.record.batches import Loaders
 from satstore.stages.record.inputs import Adapt, InputBatch
+from satstore.stages.record.origin import Origin
 from satstore.stages.record.writer import RecordWriter
 from satstore.training.devices import choose_device
+
+UNKNOWN_ORIGIN = Origin()
 
 
 @explaining_lost_workers("give the loader fewer num_workers, or a smaller batch_size")
@@ -52,6 +55,7 @@ def record(
     force: bool = False,
     logs_dir: str | Path | None = None,
     listener: Listener | None = None,
+    origin: Origin = UNKNOWN_ORIGIN,
 ) -> Run:
     """Store latents and spectra of a trained model, as a run that probes, plots and the terminal app take.
 
@@ -92,11 +96,16 @@ def record(
         Begin also where disk or memory are not expected to suffice.
     logs_dir
         By default SATSTORE_LOGS_DIR, else ``./logs``.
+    listener
+        Called with every event.
+    origin
+        Where the model and its data came from, as ``satstore record`` knows it.
 
     Returns
     -------
     Run
-        With its latents, spectra and saturation. A sample's id is its place in the loader's order.
+        With its latents, spectra and saturation. A sample's id is its place in the loader's order, unless
+        the origin has others.
 
     Raises
     ------
@@ -112,21 +121,22 @@ def record(
     >>> run = satstore.record(model, train_loader, "mine", test_loader)  # doctest: +SKIP
     """
     model = uncompiled(model)
-    loaders = Loaders(loader, eval_loader, adapt, classes)
+    loaders = Loaders(loader, eval_loader, adapt, classes, origin.sample_ids)
     keys = {"pooling": list(pooling), "layers": layers, "exclude_layers": exclude_layers, "modules": modules}
     rest = {"calls": calls, "max_samples": max_samples, "device": device}
-    config = _make_config(model, loaders.train.first, {**keys, **rest})
+    config = _make_config(model, loaders.train.first, {**keys, **rest, **origin.keys})
     place = _Place(find_logs_dir(logs_dir, config), run, config, listener)
     with ExitStack() as undo, _evaluated(model, device) as target:
         # From here on: torch raises the death of a loader's worker wherever the program is.
         if place.is_new(overwrite=overwrite):
             undo.callback(_remove, place.folder)
         recorded = place.make()
+        origin.begin(recorded)
         writer = RecordWriter(recorded, model, loaders, target, memory_limit)
         writer.plan(force=force)
         with recorded.lock():
             undo.callback(_remove, place.folder)  # nothing is left of what was there
-            writer.write()
+            writer.write(origin.source)
         apply_stages(recorded, "saturation")
         undo.pop_all()
     _write_receptive_fields(recorded, model, loaders.train.first.inputs)
@@ -160,7 +170,7 @@ class _Place:
         if not is_new and not overwrite:
             raise ConfigError(
                 f"{self.run_id}/{self.config.experiment} is there already; record under another run id, or "
-                "with overwrite=True"
+                "with overwrite=True (--overwrite)"
             )
         return is_new
 

@@ -10,7 +10,7 @@ from satstore.capture.recorders import MomentRecorder
 from satstore.config.latent_keys import SPLITS
 from satstore.errors import ConfigError
 from satstore.runs.latents_record import describe_latents, describe_store
-from satstore.runs.manifest import CHECKPOINT, RECORDED, DatasetRecord, Manifest
+from satstore.runs.manifest import CHECKPOINT, RECORDED, DatasetRecord, Manifest, SourceRecord
 from satstore.runs.run import Run
 from satstore.stages.record.batches import Loaders, explain_forward_errors
 from satstore.stages.record.inputs import call_model, take_samples
@@ -56,13 +56,13 @@ class RecordWriter:
             check_moments(self._run, self._layers, self._device)
         self._passes.plan(self._loaders.train, force=force)
 
-    def write(self) -> None:
+    def write(self, source: SourceRecord | None) -> None:
         """Read the loaders, and commit weights, metrics, spectra and latents; see :func:`.record.record`."""
         run = self._run
         with run.stage("train", {}), run.stage("extract", {"pooling": list(run.config.pooling)}):
             if run.has_file(CHECKPOINT):
                 remove_results(run)
-            self._commit_weights()
+            self._commit_weights(source)
             analysis = AnalysisStore(run.analysis_path, run.commits)
             splits: dict[str, RecordedSplit] = {}
             with make_recorder(self._layers, run.config, SINGLE_PROCESS) as moments:
@@ -90,13 +90,14 @@ class RecordWriter:
         moments.enabled = False
         return recorded
 
-    def _commit_weights(self) -> None:
-        """Commit the weights, and the manifest's record of layers and machine."""
+    def _commit_weights(self, source: SourceRecord | None) -> None:
+        """Commit the weights, and the manifest's record of their source, of layers and machine."""
         content = serialize_checkpoint({"model": self._model.state_dict(), "epoch": 1})
 
         def change(manifest: Manifest) -> None:
             manifest.environment |= describe_machine(self._device)
             set_layers(manifest, self._layers)
+            manifest.source = source
             manifest.dataset = DatasetRecord(name=RECORDED, n_train=0, n_eval=0, classes=[], fingerprint="")
 
         self._run.commit({CHECKPOINT: content}, change)
