@@ -74,7 +74,7 @@ COMMANDS: dict[str, tuple[str, str] | App] = {
         "maintain:show_disk_usage",
         "Show what experiments take on disk; those of a run id by pooling, split and layer.",
     ),
-    "list": ("configs:list_names", "List the names that configs can use."),
+    "list": ("configs:list_names", "List the names that configs can use, or the modules of a model."),
     "config": config_app,
     "completion": (
         "completion:print_completion",

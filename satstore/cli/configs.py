@@ -13,29 +13,38 @@ from satstore.config.grid import list_configs, read_json_config
 from satstore.errors import ConfigError
 from satstore.registry import REGISTRIES, STAGES
 
+ListedSource = Annotated[
+    str | None,
+    Parameter(help="of modules: torchvision:NAME, timm:NAME, hf:PATH_OR_NAME, module:factory, or a run"),
+]
+
+Settings = Annotated[
+    tuple[str, ...],
+    Parameter(name="--set", negative="", help="of modules: the model's argument, key=value; repeatable"),
+]
+
+AllModules = Annotated[
+    bool, Parameter(name="--all", negative="", help="of modules: also those of blocks that repeat")
+]
+
+Details = Annotated[
+    bool, Parameter(negative="", help="of models: parameters, depth and smallest resolution; takes minutes")
+]
+
 
 def list_names(
     what: Literal["models", "datasets", "optimizers", "metrics", "stages", "configs", "modules"],
-    source: Annotated[
-        str | None,
-        Parameter(help="of modules: torchvision:NAME, timm:NAME, hf:PATH_OR_NAME, module:factory, or a run"),
-    ] = None,
+    source: ListedSource = None,
     *,
-    settings: Annotated[
-        tuple[str, ...],
-        Parameter(name="--set", negative="", help="of modules: the model's argument, key=value; repeatable"),
-    ] = (),
-    all_modules: Annotated[
-        bool, Parameter(name="--all", negative="", help="of modules: also those of blocks that repeat")
-    ] = False,
-    details: Annotated[
-        bool,
-        Parameter(negative="", help="of models: parameters, depth and smallest resolution; takes minutes"),
-    ] = False,
+    settings: Settings = (),
+    all_modules: AllModules = False,
+    details: Details = False,
     as_json: Json = False,
     logs_dir: LogsDir = None,
 ) -> None:
     """Print the names of a registry, of the shipped configs, or of the modules of a model."""
+    if details and what != "models":
+        raise ConfigError(f"--details is for models; {what} have none")
     if what == "modules":
         from satstore.cli.modules import print_modules
 
@@ -47,8 +56,6 @@ def list_names(
         return
     if source is not None or settings or all_modules:
         raise ConfigError(f"a source, --set and --all are for modules; {what} have none")
-    if details and what != "models":
-        raise ConfigError(f"--details is for models; {what} have none")
     entries = list_entries(what)
     if details:
         print_details(entries, as_json)
