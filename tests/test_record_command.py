@@ -16,6 +16,7 @@ from torch import nn
 from torchvision.transforms import functional
 
 from satstore import open_run, record
+from satstore.config.latent_keys import LatentsKey
 from satstore.jobs.job import list_jobs
 from satstore.runs.logs_folder import find_runs
 from satstore.runs.repair import record_call
@@ -173,7 +174,13 @@ def test_record__of_ones_own_model_and_texts(folder: Path) -> None:
     bytes_of = torch.tensor([list(text.encode()[:8]) for text in texts])
     np.testing.assert_allclose(latents["2"].numpy(), model(bytes_of).detach(), rtol=1e-3, atol=1e-3)
     assert satstore("probe", "--run", "r", "-d", "full", "--logs-dir", folder / "logs").returncode == 0
-    again = satstore("extract", "--run", "r", "--logs-dir", folder / "logs", "-d", "4")
+    more = satstore("probe", "--run", "r", "-d", "2", "--logs-dir", folder / "logs")
+    command = more.stderr.partition("probe needs extract first (missing: pool2 train); run: ")[2].strip()
+    assert command == record_call(run, LatentsKey("2"))
+    assert satstore(*shlex.split(command)[1:], "--logs-dir", "logs", cwd=folder).returncode == 0
+    run.reload()
+    assert list(run.manifest.latents) == [LatentsKey("full"), LatentsKey("2")]
+    again = satstore("extract", "--run", "r", "--logs-dir", folder / "logs", "-d", "2", "--overwrite")
     assert f"texts, which extract does not open; record it again with: {record_call(run)}" in again.stderr
 
 

@@ -1,7 +1,7 @@
 """The commands that repair or complete a run, as messages quote them."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Protocol
 
@@ -84,13 +84,28 @@ def describe_recorded(run: NamedRun) -> str:
     return f"{source.source} on {source.data}" if source else "a model and data that are in your own program"
 
 
-def record_call(run: NamedRun) -> str:
-    """Return the command that writes a recorded run again, or the call in the user's own program."""
+def record_call(run: NamedRun, *keys: LatentsKey) -> str:
+    """Return the command that writes a recorded run again, or the call in the user's own program.
+
+    Latents of `keys` are recorded then too, besides those that there are.
+    """
     words = _command_words(run)
     if not words:
         return f"satstore.record(…, {run.run_id!r}, overwrite=True)"
     words[words.index("--run-id") + 1] = run.run_id  # a run may have got another one since
+    known = run.manifest.latents
+    if missing := [key for key in keys if key not in known]:
+        words = _without_values(words, "--pooling", "--tokens")
+        words += [word for key in (*known, *missing) for word in key.flags.split()]
     return shlex.join([*words, "--overwrite"])
+
+
+def _without_values(words: Sequence[str], *flags: str) -> list[str]:
+    """Return a command's words without some flags and the values behind them."""
+    before = ["", *words]
+    return [
+        word for word, last in zip(words, before, strict=False) if word not in flags and last not in flags
+    ]
 
 
 def _command_words(run: NamedRun) -> list[str]:
@@ -113,7 +128,7 @@ def extract_command(run: NamedRun, *keys: LatentsKey, overwrite: bool = False) -
     With `overwrite`, it writes again what is there.
     """
     if run.is_recorded:
-        return record_call(run)
+        return record_call(run, *keys)
     poolings: dict[int | None, str] = {}
     for key in keys:
         poolings[key.epoch] = f"{poolings.get(key.epoch, '')} {key.flags}"

@@ -6,8 +6,10 @@ from typing import Any, Generic, Self, TypeVar
 
 from satstore.errors import ConfigError
 from satstore.registry import STAGES
+from satstore.runs.repair import record_call
 from satstore.runs.run import Run
 from satstore.stages.parameters import StageParameters
+from satstore.stages.selection import latents_of
 
 Work = TypeVar("Work")
 
@@ -118,7 +120,10 @@ class Stage:
         return self.parameters.model_validate({**given, **{k: v for k, v in changes.items() if k in known}})
 
     def command(self, run: Run, parameters: StageParameters) -> str:
-        """Return the command line that starts the stage on a run."""
+        """Return the command line that starts the stage on a run, or that records a recorded one again."""
+        if self.needs_model and run.is_recorded:
+            keys = latents_of(run, parameters) if hasattr(parameters, "epoch") else ()
+            return record_call(run, *keys)
         words = ["satstore", self.name, "--run", run.name]
         for flag, field in (("-d", "pooling"), ("--tokens", "tokens")):
             for value in getattr(parameters, field, None) or ():
