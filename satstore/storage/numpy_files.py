@@ -29,7 +29,18 @@ def read_npy(file: IO[bytes], size_bytes: int) -> NDArray[Any]:
     Raises ValueError, saying what was found, if it is no such file, holds Python objects, which are pickled,
     or its header claims another size.
     """
-    with _as_value_errors():
+    shape, is_fortran, dtype = read_npy_header(file, size_bytes)
+    with as_value_errors():
+        values = np.frombuffer(file.read(size_bytes - file.tell()), dtype)
+        return values.reshape(shape, order="F" if is_fortran else "C")
+
+
+def read_npy_header(file: IO[bytes], size_bytes: int) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
+    """Read the shape of an array, whether it is in Fortran order, and its dtype, up to its first value.
+
+    Raises ValueError as :func:`read_npy` does.
+    """
+    with as_value_errors():
         version = np.lib.format.read_magic(file)
         if version not in HEADER_READERS:
             raise ValueError(f"is of version {version[0]}.{version[1]} of the format")
@@ -42,8 +53,7 @@ def read_npy(file: IO[bytes], size_bytes: int) -> NDArray[Any]:
         found, claimed = size_bytes - file.tell(), n_values * dtype.itemsize
         if claimed != found:
             raise ValueError(f"claims {claimed:,} bytes of values {dtype} {shape} and has {found:,}")
-        values = np.frombuffer(file.read(found), dtype)
-        return values.reshape(shape, order="F" if is_fortran else "C")
+        return shape, is_fortran, dtype
 
 
 def read_npz(
@@ -55,12 +65,12 @@ def read_npz(
     NumPy's.
     """
     found = {}
-    with _as_value_errors(), zipfile.ZipFile(file) as packed:
+    with as_value_errors(), zipfile.ZipFile(file) as packed:
         members = {info.filename.removesuffix(".npy"): info for info in packed.infolist()}
         for name in members if names is None else names:
             if name not in members:
                 raise ValueError(f"has no array {name!r}; its arrays are {', '.join(map(repr, members))}")
-            _check_size(members[name], size_bytes)
+            check_member(members[name], size_bytes)
             with packed.open(members[name]) as part:
                 found[name] = read_npy(part, members[name].file_size)
     return found
@@ -68,11 +78,11 @@ def read_npz(
 
 def list_npz(file: IO[bytes]) -> list[str]:
     """Return the names of the arrays of a .npz file; raise ValueError if it is none."""
-    with _as_value_errors(), zipfile.ZipFile(file) as packed:
+    with as_value_errors(), zipfile.ZipFile(file) as packed:
         return [info.filename.removesuffix(".npy") for info in packed.infolist()]
 
 
-def _check_size(info: zipfile.ZipInfo, size_bytes: int) -> None:
+def check_member(info: zipfile.ZipInfo, size_bytes: int) -> None:
     """Raise ValueError if a member is packed in another way than NumPy's, or claims an impossible size."""
     most = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: MAX_DEFLATION}.get(info.compress_type)
     if most is None or info.flag_bits & 1:
@@ -84,7 +94,7 @@ def _check_size(info: zipfile.ZipInfo, size_bytes: int) -> None:
 
 
 @contextmanager
-def _as_value_errors() -> Iterator[None]:
+def as_value_errors() -> Iterator[None]:
     """Turn what broken files raise into ValueErrors that tell what was found."""
     try:
         yield
