@@ -97,8 +97,10 @@ def measure_cpu(path: Path) -> dict[str, tuple[float, float]]:
     [config] = read_config(content)
     data = load_data(config)
     counts = Counts(len(data.train), len(data.eval), len(data.classes))
-    plan = plan_model(config, counts.n_classes, config.pooling)
-    rates = calibration.measure_rates(config, data, counts.n_classes, config.pooling, torch.device("cpu"))
+    plan = plan_model(config, counts.n_classes)
+    rates = calibration.measure_rates(
+        config, data, counts.n_classes, config.latents_request, torch.device("cpu")
+    )
     times, seconds = stage_times(plan, config, counts, rates, 0), {}
     with threadpool_limits(1), tempfile.TemporaryDirectory() as folder:
         for stage in STAGES:

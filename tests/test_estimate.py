@@ -15,7 +15,7 @@ from tiny import CONFIG, run_tiny
 from satstore.analysis.logistic.memory import fit_bytes
 from satstore.analysis.logistic.problem import LogisticProblem
 from satstore.config.grid import read_config
-from satstore.config.latent_keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey, LatentsRequest
 from satstore.errors import ConfigError, DiskSpaceError, MemoryLimitError, NotFoundError
 from satstore.models.plan import plan_model
 from satstore.planning.estimate import Counts, probe_memory, store_bytes
@@ -197,7 +197,7 @@ def test_estimate__says_what_is_missing(tmp_path: Path) -> None:
 def test_plan__counts_every_pooling_and_lists_multiply() -> None:
     small, large = read_config({"model": "vgg5", "resolution": [32, 64]})
     for config, side in ((small, 32), (large, 64)):
-        plan = plan_model(config, 10, ("2", "full"))
+        plan = plan_model(config, 10, LatentsRequest.of(("2", "full"), None))
         assert plan.shapes[LatentsKey("full")]["features.0"] == (64, side, side)
         assert plan.shapes[LatentsKey("2")]["features.0"] == (64, 2, 2)
     counts = Counts(100, 20, 2)
@@ -208,7 +208,7 @@ def test_plan__counts_every_pooling_and_lists_multiply() -> None:
 
 def test_plan__has_pixelwise_latents_of_convs_alone_and_a_probe_of_each_position() -> None:
     [config] = read_config({"model": "vgg5", "resolution": 32})
-    plan = plan_model(config, 10, ("pixelwise",))
+    plan = plan_model(config, 10, LatentsRequest.of(("pixelwise",), None))
     shapes = plan.shapes[LatentsKey("pixelwise")]
     assert shapes["features.0"] == (32, 32, 64), "height, width, channels, as they are stored"
     assert all(name.startswith("features") for name in shapes), "a Linear layer has no positions"

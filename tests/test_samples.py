@@ -4,7 +4,11 @@ import torch
 from torch import nn
 
 from satstore.capture import layer_samples
-from satstore.capture.outputs import arrange, expect_tensor, typed_layout
+from satstore.capture.layer_samples import make_latent
+from satstore.capture.layers import Layer
+from satstore.capture.outputs import OutputLayout, arrange, expect_tensor, typed_layout
+from satstore.capture.tokens import TokenMask
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError
 
 
@@ -142,12 +146,71 @@ def test_pool_latent__treats_tokens_as_a_line_and_channels_last_maps_as_maps():
     assert pool_latent(tokens, linear, "full").shape == (2, 5, 24)
 
 
-def test_pool_latent__takes_an_lstms_last_step_and_keeps_the_dtype():
-    lstm = nn.LSTM(3, 4, batch_first=True)
-    output = lstm(torch.rand(2, 5, 3))
-    torch.testing.assert_close(pool_latent(output, lstm, "full"), output[0][:, -1].detach())
+def test_pool_latent__keeps_the_dtype():
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         assert pool_latent(MAPS.to(dtype), CONV, "2").dtype == dtype
+
+
+def make_layer(form, shape, n_prefix=0, grid=()):
+    layout = OutputLayout(form, feature_axis=1 if form == "map" else -1)
+    return Layer("layer", 0, "Kind", 3, shape, layout, "layer", n_prefix=n_prefix, grid=grid)
+
+
+SEQUENCES = torch.from_numpy(np.random.default_rng(0).normal(size=(4, 7, 3)))
+SIDES = torch.tensor([[1] * 7, [1, 1, 1, 0, 0, 0, 0], [0, 0, 0, 0, 0, 1, 1], [0, 1, 0, 1, 1, 0, 0]])
+
+
+@pytest.mark.parametrize("mask", [None, TokenMask(SIDES)])
+def test_make_latent__of_steps_is_the_last_or_as_of_tokens(mask):
+    steps, tokens = make_layer("steps", (7, 3)), make_layer("tokens", (7, 3))
+    last = [6, 6, 6, 6] if mask is None else [6, 2, 6, 4]
+    for key in ("4", "full", "last"):
+        found = make_latent(SEQUENCES, steps, LatentsKey(key), mask)
+        assert torch.equal(found, SEQUENCES[torch.arange(4), last]), key
+    for key in ("cls", "mean", "all", "token1"):
+        found, expected = (make_latent(SEQUENCES, layer, LatentsKey(key), mask) for layer in (steps, tokens))
+        assert torch.equal(found, expected)
+    vectors = SEQUENCES[:, 0]
+    for key in ("cls", "mean", "4", "full"):
+        assert make_latent(vectors, make_layer("vector", (3,)), LatentsKey(key), mask) is vectors
+
+
+def test_make_latent__with_the_grid_pools_patches_as_a_map():
+    layer = make_layer("tokens", (7, 3), n_prefix=1, grid=(2, 3))
+    maps = SEQUENCES.numpy()[:, 1:].reshape(4, 2, 3, 3)
+    full, pixelwise, pooled = (
+        make_latent(SEQUENCES, layer, LatentsKey(key)) for key in ("full", "pixelwise", "1")
+    )
+    np.testing.assert_array_equal(full, np.moveaxis(maps, -1, 1))
+    np.testing.assert_array_equal(pixelwise, maps)
+    np.testing.assert_allclose(pooled[:, :, 0, 0], maps.mean((1, 2)))
+
+
+def test_make_latent__refuses_other_tokens_than_the_first_batchs():
+    with pytest.raises(
+        ConfigError, match="7 tokens, and 9 in the first batch; pad to one length, or take cls"
+    ):
+        make_latent(SEQUENCES, make_layer("tokens", (9, 3)), LatentsKey("all"))
+    with pytest.raises(ConfigError, match="7 tokens are no 0 before 2 × 3 patches, as in the first batch"):
+        make_latent(SEQUENCES, make_layer("tokens", (6, 3), grid=(2, 3)), LatentsKey("4"))
+
+
+@pytest.mark.parametrize("form", ["tokens", "steps"])
+@pytest.mark.parametrize("n_images", [None, 2, 3])
+def test_to_samples__of_masked_tokens_are_those_that_count(form, n_images):
+    found = layer_samples.to_samples(
+        SEQUENCES, OutputLayout(form), timeseries_method="every", n_images=n_images, mask=TokenMask(SIDES)
+    )
+    expected = SEQUENCES.numpy()[:n_images][SIDES.numpy()[:n_images] == 1]
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_to_samples__of_masked_steps_is_the_last_that_counts():
+    for n_images in (None, 2):
+        found = layer_samples.to_samples(
+            SEQUENCES, OutputLayout("steps"), n_images=n_images, mask=TokenMask(SIDES)
+        )
+        assert torch.equal(found, SEQUENCES[torch.arange(4), [6, 2, 6, 4]][:n_images])
 
 
 @pytest.mark.parametrize("pooling", ["0", "-1", "all", "1.5", ""])

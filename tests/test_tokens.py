@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from satstore.capture.tokens import PatchGrid, TokenMask, find_grids, find_mask, pool_tokens
+from satstore.capture.patches import PatchGrid, find_grids
+from satstore.capture.tokens import TokenMask, find_mask, pool_tokens
 from satstore.errors import ConfigError
 
 CPU = torch.device("cpu")

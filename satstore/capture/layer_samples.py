@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from satstore.capture.layers import Layer
 from satstore.capture.outputs import OutputLayout
+from satstore.capture.patches import PatchGrid
+from satstore.capture.tokens import TokenMask, pool_tokens
+from satstore.config.latent_keys import LatentsKey
 from satstore.errors import ConfigError
 
 ConvMethod = Literal["channelwise", "mean", "max", "median", "flatten"]
@@ -31,6 +35,7 @@ def to_samples(
     downsampling_method: DownsamplingMethod = "centred",
     timeseries_method: TimeseriesMethod = "last",
     n_images: int | None = None,
+    mask: TokenMask | None = None,
 ) -> Tensor:
     """Arrange a layer's output as samples.
 
@@ -51,6 +56,8 @@ def to_samples(
         For steps: (batch, feature), or every step as a sample (batch · step, feature).
     n_images
         The number of images of the batch to take, the first ones; by default all.
+    mask
+        The tokens, or steps, that count; by default all.
 
     Returns
     -------
@@ -58,10 +65,13 @@ def to_samples(
         (sample, feature). Vectors, tokens and maps with features last: one sample per position.
     """
     _check("conv_method", method, ConvMethod)
-    tensor = tensor[:n_images]
     if layout.form == "steps":
         _check("timeseries_method", timeseries_method, TimeseriesMethod)
-        return tensor[:, -1] if timeseries_method == "last" else tensor.flatten(0, 1)
+        if timeseries_method == "last":
+            return pool_tokens(tensor, "last", 0, mask)[:n_images]
+    if mask is not None and layout.form in ("tokens", "steps"):
+        return tensor.flatten(0, 1).index_select(0, mask.rows(tensor.device, n_images))
+    tensor = tensor[:n_images]
     if not layout.has_channels:
         tensor = tensor.movedim(1, -1) if layout.form == "map" else tensor
         return tensor.reshape(-1, tensor.shape[-1])
@@ -97,7 +107,7 @@ def count_features(
 
 
 def pool_latent(tensor: Tensor, layout: OutputLayout, pooling: str) -> Tensor:
-    """Pool a layer's output for the latent store.
+    """Pool maps, or vectors, for the latent store.
 
     Parameters
     ----------
@@ -111,7 +121,6 @@ def pool_latent(tensor: Tensor, layout: OutputLayout, pooling: str) -> Tensor:
     -------
     Tensor
         In the output's dtype, features on axis 1. Maps: (batch, feature, y, x). Vectors: (batch, feature).
-        Tokens: pooled as a map of one axis, (batch, feature, token). Steps: the last one, (batch, feature).
         Pixelwise: (batch, y, x, feature). It may share memory with the output.
     """
     size = int(pooling) if pooling.isdecimal() else None
@@ -121,15 +130,50 @@ def pool_latent(tensor: Tensor, layout: OutputLayout, pooling: str) -> Tensor:
         )
     if pooling == "pixelwise":
         return tensor.movedim(1, -1)
-    if layout.form == "steps":
-        return tensor[:, -1]
-    if layout.form == "tokens":
-        tensor = tensor.movedim(-1, 1)
     if not layout.has_channels and tensor.ndim > 5:
         tensor = tensor.flatten(2)  # three axes can be pooled at most
     sizes = list(tensor.shape[2:])
     target = [min(size, of_axis) for of_axis in sizes] if size else sizes
     return tensor if target == sizes else _ADAPTIVE_POOLS[len(sizes)](tensor, target)
+
+
+def make_latent(tensor: Tensor, layer: Layer, key: LatentsKey, mask: TokenMask | None = None) -> Tensor:
+    """Make a layer's latent of a key that it has latents of.
+
+    Parameters
+    ----------
+    tensor
+        The output, as `arrange` returns it.
+    mask
+        The tokens, or steps, that count; by default all.
+
+    Returns
+    -------
+    Tensor
+        Of tokens as `pool_tokens` has it, of maps as `pool_latent` has it; patches are maps (batch, feature,
+        y, x). It may share memory with the output.
+
+    Raises
+    ------
+    ConfigError
+        If the output has other tokens than the latents need.
+    """
+    if key.is_of_tokens and layer.form != "vector":
+        if key.pooling == "all" and tensor.shape[1] != layer.output_shape[0]:
+            raise ConfigError(
+                f"{tensor.shape[1]} tokens, and {layer.output_shape[0]} in the first batch; pad to one "
+                "length, or take cls, mean or last"
+            )
+        return pool_tokens(tensor, key.pooling, layer.n_prefix, mask)
+    match layer.form:
+        case "vector":
+            return tensor
+        case "steps":
+            return pool_tokens(tensor, "last", 0, mask)
+        case "tokens":
+            maps = PatchGrid(layer.n_prefix, (layer.grid[0], layer.grid[1])).to_maps(tensor)
+            return pool_latent(maps, OutputLayout("map", feature_axis=1), key.pooling)
+    return pool_latent(tensor, layer.layout, key.pooling)
 
 
 def _downsample(maps: Tensor, n: int, method: DownsamplingMethod) -> Tensor:

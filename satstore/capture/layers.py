@@ -4,7 +4,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import Any, NamedTuple, TypeVar
 
@@ -22,6 +22,7 @@ from satstore.capture.outputs import (
     typed_feature_axis,
     why_no_tensor,
 )
+from satstore.capture.patches import OutputShapes, PatchGrid
 from satstore.config.experiment import Calls, split_pattern
 from satstore.errors import ConfigError
 from satstore.system.text import list_first
@@ -69,6 +70,16 @@ class Layer:
     block: str = ""
     n_prefix: int = 0
     grid: tuple[int, ...] = ()
+
+    @property
+    def form(self) -> str:
+        """How its output is arranged; see `OutputLayout`."""
+        return self.layout.form
+
+    @property
+    def n_axes(self) -> int:
+        """The axes of positions of a map; 0 if it is none."""
+        return len(self.output_shape) - 1 if self.form == "map" else 0
 
 
 Layers = Mapping[Layer, nn.Module]
@@ -203,7 +214,8 @@ def describe_layers(
         If an output lacks the part that is to be taken, or all are left out.
     """
     # 1. The shape of each call's output, for two samples and for three.
-    two, three = (_see_calls(model, forward, selected, n) for n in (2, 3))
+    shapes = OutputShapes()
+    two, three = (_see_calls(model, forward, selected, n, shapes) for n in (2, 3))
     # 2. The layouts of each module's calls, or the reason why it is left out.
     left_out: dict[str, str] = {}
     found: list[tuple[SeenCall, str, int, FoundLayout]] = []
@@ -236,7 +248,16 @@ def describe_layers(
         layers[layer] = one.module
         if doubt:
             doubts[layer.name] = doubt
-    return LayerDescription(layers, left_out, doubts)
+    return LayerDescription(_find_patches(layers, shapes.find_grids(model)), left_out, doubts)
+
+
+def _find_patches(layers: Layers, grids: Mapping[int, PatchGrid]) -> Layers:
+    """Return layers that know which of their tokens are patches, by the grid of so many tokens."""
+    found: dict[Layer, nn.Module] = {}
+    for layer, module in layers.items():
+        grid = grids.get(layer.output_shape[0]) if layer.form == "tokens" else None
+        found[layer if grid is None else replace(layer, n_prefix=grid.n_prefix, grid=grid.shape)] = module
+    return found
 
 
 class SeenCall(NamedTuple):
@@ -252,9 +273,16 @@ class SeenCall(NamedTuple):
 
 
 def _see_calls(
-    model: nn.Module, forward: Callable[[int], object], selected: Mapping[str, Selected], n_samples: int
+    model: nn.Module,
+    forward: Callable[[int], object],
+    selected: Mapping[str, Selected],
+    n_samples: int,
+    shapes: OutputShapes,
 ) -> dict[str, list[SeenCall]]:
-    """Pass samples through a model, and return the calls of each module that is selected, in their order."""
+    """Pass samples through a model, and return the calls of each module that is selected, in their order.
+
+    Also add the shapes of the outputs of all modules to `shapes`.
+    """
     calls: dict[str, list[SeenCall]] = {name: [] for name in selected}
     count = itertools.count()
     axes: dict[tuple[int, ...], int] = {}
@@ -281,6 +309,7 @@ def _see_calls(
         torch.no_grad(),
         torch.random.fork_rng(list(devices)),
         hooked(dict(model.named_modules()), see_typed),
+        hooked(dict(model.named_modules()), shapes.see),
         hooked(modules, see),
         in_eval_mode(model),
         without_nested_tensors(model),

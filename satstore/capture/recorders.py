@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from satstore.analysis.modules import name_module
 from satstore.analysis.moments import Moments, NonFiniteError
-from satstore.capture.layer_samples import ConvMethod, pool_latent, to_samples
+from satstore.capture.layer_samples import ConvMethod, make_latent, to_samples
 from satstore.capture.layers import Key, Layer, Layers, hooked
 from satstore.capture.outputs import arrange, expect_tensor
+from satstore.capture.tokens import BatchMask, TokenMask
+from satstore.config.latent_keys import LatentsKey, LatentsRequest, has_latents
 from satstore.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -61,21 +63,28 @@ class Recorder(Generic[Key]):
 
 
 class LayerRecorder(Recorder[Layer]):
-    """Records layers: of each call of a module, those of its layers that are of this call."""
+    """Records layers: of each call of a module, those of its layers that are of this call.
+
+    Attributes
+    ----------
+    unmasked
+        Layer to its number of tokens and that of the mask, where these differ: all its tokens count.
+    """
 
     def __init__(self, layers: Layers) -> None:
         super().__init__(layers)
         self._batch = -1
-        self._mask: Any = None
+        self._mask: BatchMask | None = None
+        self.unmasked: dict[str, tuple[int, int]] = {}
         self._n_calls: Counter[int] = Counter()
 
-    def next_batch(self, mask: Any = None) -> None:
+    def next_batch(self, mask: BatchMask | None = None) -> None:
         """Count a batch; call it before the batch's forward pass.
 
         Parameters
         ----------
         mask
-            Which of the batch's tokens count; None: all.
+            Which of the batch's tokens count; None: all. See `find_mask`.
         """
         self._batch += 1
         self._mask = mask
@@ -97,11 +106,29 @@ class LayerRecorder(Recorder[Layer]):
         return f"batch {max(self._batch, 0)}"
 
     def _record(self, key: Layer, module: nn.Module, output: Any) -> None:
-        tensor = expect_tensor(output, key.part, name_module(key.module, module))
-        self._record_tensor(key, arrange(tensor, key.layout))
+        tensor = arrange(expect_tensor(output, key.part, name_module(key.module, module)), key.layout)
+        self._record_tensor(key, tensor, self._mask_for(key, tensor))
 
-    def _record_tensor(self, layer: Layer, tensor: Tensor) -> None:
-        """Record a layer's output, as `arrange` returns it."""
+    def _mask_for(self, layer: Layer, tensor: Tensor) -> TokenMask | None:
+        """Return the mask of a layer's tokens; None if all count, or it is not of these tokens."""
+        if self._mask is None or layer.form not in ("tokens", "steps"):
+            return None
+        mask = self._mask.of(layer.name)
+        if mask is None or mask.is_full:
+            return None
+        n_samples, n_tokens = mask.kept.shape
+        if n_tokens != tensor.shape[1]:
+            self.unmasked.setdefault(layer.name, (tensor.shape[1], n_tokens))
+            return None
+        if n_samples != len(tensor):
+            raise ConfigError(
+                f"layer {layer.name} gives {len(tensor)} samples in a batch whose mask is of {n_samples}; "
+                "record the model within what shares batches between devices (model.module)"
+            )
+        return mask
+
+    def _record_tensor(self, layer: Layer, tensor: Tensor, mask: TokenMask | None) -> None:
+        """Record a layer's output, as `arrange` returns it, and its tokens that count."""
         raise NotImplementedError
 
 
@@ -177,14 +204,14 @@ class MomentRecorder(LayerRecorder):
             else:
                 parts[torch.device("cpu")] = found
 
-    def _record_tensor(self, layer: Layer, tensor: Tensor) -> None:
+    def _record_tensor(self, layer: Layer, tensor: Tensor, mask: TokenMask | None) -> None:
         name = layer.name
         if any(event.layer == name for event in self.non_finite) or max(self._batch, 0) % self._log_interval:
             return
         room = take_room(self._n_images, name, self._max_samples, len(tensor))
         if room == 0:
             return
-        samples = self._to_samples(tensor, layer.layout, n_images=room)
+        samples = self._to_samples(tensor, layer.layout, n_images=room, mask=mask)
         moments = self._moments.setdefault(name, {}).setdefault(samples.device, Moments())
         try:
             moments.update(samples)
@@ -199,12 +226,26 @@ class LatentRecorder(LayerRecorder):
 
     Pooling happens in the hook, on the layer's device, so that no full map is kept unless asked for.
     If a module is called several times, the last call counts.
+
+    Parameters
+    ----------
+    poolings
+        As `LatentsKey` has them.
+    with_grid
+        Whether poolings of maps take an image's patches as maps.
     """
 
-    def __init__(self, layers: Layers, poolings: Iterable[str]) -> None:
+    def __init__(self, layers: Layers, poolings: Iterable[str], *, with_grid: bool = False) -> None:
         super().__init__(layers)
+        self._with_grid = with_grid
         self._latents: dict[str, dict[str, Tensor]] = {pooling: {} for pooling in poolings}
         self._seen: set[str] = set()
+
+    @classmethod
+    def for_request(cls, layers: Layers, request: LatentsRequest) -> Self:
+        """Make a recorder of the latents that are asked for, as far as there are layers for them."""
+        keys = request.keys(list(layers))
+        return cls(layers, [key.pooling for key in keys], with_grid=request.with_grid)
 
     def pop(self) -> dict[str, dict[str, Tensor]]:
         """Return the latents since the last call, on the CPU, by pooling and layer.
@@ -226,13 +267,16 @@ class LatentRecorder(LayerRecorder):
         self._latents = {pooling: {} for pooling in self._latents}
         return latents
 
-    def _record_tensor(self, layer: Layer, tensor: Tensor) -> None:
-        layout = layer.layout
+    def _record_tensor(self, layer: Layer, tensor: Tensor, mask: TokenMask | None) -> None:
         self._seen.add(layer.name)
         for pooling, latents in self._latents.items():
-            if pooling == "pixelwise" and not (layout.form == "map" and tensor.ndim > 3):
+            key = LatentsKey(pooling)
+            if not has_latents(layer, key, with_grid=self._with_grid):
                 continue
-            latent = pool_latent(tensor, layout, pooling)
+            try:
+                latent = make_latent(tensor, layer, key, mask)
+            except ConfigError as error:
+                raise ConfigError(f"{key.flags}: layer {layer.name} in {self._place}: {error}") from error
             # An in-place activation may write over the layer's own output right after this hook.
             shared = latent.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
             latents[layer.name] = latent.clone() if shared else latent

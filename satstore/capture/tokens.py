@@ -1,6 +1,6 @@
-"""The tokens of a batch: which of them count, which are an image's patches, and the latents made of them."""
+"""The tokens of a batch: which of them count, and the latents made of them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from satstore.errors import ConfigError
+from satstore.system.text import list_first
 
 MASKS: Mapping[str, str] = {
     "attention_mask": "keeps",
@@ -21,9 +22,6 @@ MASKS: Mapping[str, str] = {
 
 FOR_DECODERS = ("decoder_", "tgt")
 """How the names of a decoder's inputs begin."""
-
-MOST_PREFIX_TOKENS = 16
-"""The most tokens (class, distillation, register) that are looked for before the patches of an image."""
 
 
 class TokenMask:
@@ -136,6 +134,18 @@ def _read_mask(name: str, mask: Any, effect: str, batch: str) -> TokenMask:
     return TokenMask(mask > 0 if effect == "keeps" else mask == 0, batch)
 
 
+def describe_unmasked(unmasked: Mapping[str, tuple[int, int]]) -> list[str]:
+    """Describe layers whose tokens are others than the mask's: layer to the numbers of both."""
+    layers: dict[tuple[int, int], list[str]] = {}
+    for layer, numbers in unmasked.items():
+        layers.setdefault(numbers, []).append(layer)
+    return [
+        f"layers {list_first(names, 3)} have {n_tokens} tokens, the mask {n_masked}: their padding counts; "
+        f"give a mask of {n_tokens} (adapt)"
+        for (n_tokens, n_masked), names in layers.items()
+    ]
+
+
 def pool_tokens(tokens: Tensor, mode: str, n_prefix: int = 0, mask: TokenMask | None = None) -> Tensor:
     """Make latents of a layer's tokens.
 
@@ -196,67 +206,3 @@ def _check_position(position: int, n_tokens: int) -> None:
             f"there is no token {position}, counted from 0, in a sample of {n_tokens}; take one that all "
             "samples have, or cls, mean or last"
         )
-
-
-@dataclass(frozen=True)
-class PatchGrid:
-    """The tokens of an image: ``n_prefix`` before its patches, and the patches (y, x) row by row."""
-
-    n_prefix: int
-    shape: tuple[int, int]
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens of a sample."""
-        return self.n_prefix + self.shape[0] * self.shape[1]
-
-    def to_maps(self, tokens: Tensor) -> Tensor:
-        """Return the patches of (batch, token, feature) as maps (batch, feature, y, x), without a copy.
-
-        ConfigError if there are other tokens than the grid has.
-        """
-        if tokens.shape[1] != self.n_tokens:
-            raise ConfigError(
-                f"{tokens.shape[1]} tokens are no {self.n_prefix} before {self.shape[0]} × {self.shape[1]} "
-                "patches, as in the first batch; give images of one size"
-            )
-        return tokens[:, self.n_prefix :].transpose(1, 2).view(len(tokens), -1, *self.shape)
-
-
-def find_grids(
-    tokens: Collection[tuple[int, int]], maps: Collection[tuple[int, int, int]], n_prefix: int | None = None
-) -> dict[int, PatchGrid]:
-    """Find which tokens of a model are the patches of an image.
-
-    Patches come out of a convolution whose maps have as many channels as the tokens have features. Where maps
-    of several shapes are possible, those with the fewest tokens before the patches are taken, and none if
-    that leaves two.
-
-    Parameters
-    ----------
-    tokens
-        (token, feature) of outputs of the model's modules.
-    maps
-        (channel, y, x) of outputs of its convolutions.
-    n_prefix
-        The tokens before the patches, where the model says so.
-
-    Returns
-    -------
-    dict
-        Number of tokens to their grid.
-    """
-    found: dict[int, set[PatchGrid]] = {}
-    for n_tokens, n_features in tokens:
-        for n_channels, *shape in maps:
-            n_before = n_tokens - shape[0] * shape[1]
-            is_known = n_before in (0, n_prefix) if n_prefix is not None else n_before <= MOST_PREFIX_TOKENS
-            if n_channels == n_features and n_before >= 0 and is_known:
-                found.setdefault(n_tokens, set()).add(PatchGrid(n_before, (shape[0], shape[1])))
-    grids = {}
-    for n_tokens, possible in found.items():
-        fewest = min(grid.n_prefix for grid in possible)
-        [first, *further] = [grid for grid in possible if grid.n_prefix == fewest]
-        if not further:
-            grids[n_tokens] = first
-    return grids

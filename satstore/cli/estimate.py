@@ -116,18 +116,18 @@ def estimate_experiment(config: ExperimentConfig, options: EstimateOptions, base
     data = None if options.samples is not None else load_counted(config)
     base = Base(base.probe, base.torch + max(0, resident_bytes() - before))
     counts = count_samples(data, options)
-    poolings = choose_request(config, options).poolings
-    plan = plan_model(config, counts.n_classes, poolings)
+    request = choose_request(config, options)
+    plan = plan_model(config, counts.n_classes, request)
     logs_dir = find_logs_dir(options.logs_dir, config)
     ratios, measured = stored_ratios(logs_dir, config, plan)
     if ratios.keys() < {(key, layer) for key, part in plan.shapes.items() for layer in part}:
         ratios, measured = {}, ""
     if not ratios and data is not None:
-        ratios, measured = calibration.measure_ratios(config, data, poolings), "a batch, untrained"
+        ratios, measured = calibration.measure_ratios(config, data, request), "a batch, untrained"
     times = None
     loaders = choose_workers(config, data is not None and data.in_memory, options.memory_limit)
     if options.calibrate:
-        rates = calibration.measure_rates(config, data, counts.n_classes, poolings, device)
+        rates = calibration.measure_rates(config, data, counts.n_classes, request, device)
         times = stage_times(plan, config, counts, rates, loaders)
     memory = stage_memory(plan, config, counts, base, options.memory_limit, options.workers, loaders)
     return ExperimentEstimate(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, Protocol, Self
 
+from satstore.errors import ConfigError
 from satstore.system.text import list_first
 
 SPLITS: tuple[Literal["train", "eval"], ...] = ("train", "eval")
@@ -190,6 +191,17 @@ class LatentsRequest:
         """The keys that are asked for by name."""
         of_tokens = [LatentsKey.of_tokens(mode) for mode in self.tokens or ()]
         return [LatentsKey(pooling) for pooling in self.poolings] + of_tokens
+
+    def check_tokens(self, layers: Mapping[str, ArrangedLayer], owner: str) -> None:
+        """Raise ConfigError if tokens are asked for that no layer has; `owner` is whose layers they are."""
+        for key in self.all_keys:
+            if key.is_of_tokens and not layers_with_latents(layers, key, with_grid=self.with_grid):
+                raise ConfigError(explain_no_latents(layers, key, owner))
+        if self.with_grid and not any(layer.grid for layer in layers.values()):
+            raise ConfigError(
+                f"--tokens grid: none of the layers {list_first(list(layers), 3)} of {owner} has tokens that "
+                "are positions of a convolution; take cls, mean or last"
+            )
 
     def keys(self, layers: Collection[ArrangedLayer]) -> list[LatentsKey]:
         """Return the keys that some layers give rise to.

@@ -4,13 +4,13 @@ Shapes come from the model on torch's ``meta`` device, which computes no values:
 no memory and hardly any time.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.latent_keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey, LatentsRequest, has_latents
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,17 +107,45 @@ def describe_model(model: "nn.Module", config: ExperimentConfig) -> "LayerDescri
         return describe_layers(model, forward, selected, config.calls)
 
 
-def plan_model(config: ExperimentConfig, n_classes: int, poolings: tuple[str, ...]) -> ModelPlan:
-    """Build a config's model without memory, and take its sizes."""
+def arranged_by_class(layers: "Layers", names: Collection[str]) -> "Layers":
+    """Return layers, those of some names arranged as their classes alone tell, as earlier versions did."""
+    from satstore.capture.outputs import typed_layout
+
+    found = {}
+    for layer, module in layers.items():
+        if layer.name in names:
+            layout = typed_layout(module, 1 + len(layer.output_shape))
+            layer = replace(layer, layout=layout, n_prefix=0, grid=())
+        found[layer] = module
+    return found
+
+
+def plan_model(
+    config: ExperimentConfig,
+    n_classes: int,
+    request: LatentsRequest | None = None,
+    old_layers: Collection[str] = (),
+) -> ModelPlan:
+    """Build a config's model without memory, and take its sizes.
+
+    Parameters
+    ----------
+    request
+        The latents to plan for; by default the config's.
+    old_layers
+        The layers of which a run does not say how they are arranged.
+    """
+    request = config.latents_request if request is None else request
 
     def measure(device: str) -> "tuple[nn.Module, Layers, _ActivationCounter]":
         model = build_blank(config, n_classes, device)
-        return model, describe_model(model, config).layers, _ActivationCounter(model, config.resolution)
+        layers = arranged_by_class(describe_model(model, config).layers, old_layers)
+        return model, layers, _ActivationCounter(model, config.resolution)
 
     model, layers, counter = on_meta_or_cpu(measure)
     values = [*model.parameters(), *model.buffers()]
     return ModelPlan(
-        layers=tuple(_plan_layer(layer, poolings) for layer in layers),
+        layers=tuple(_plan_layer(layer, request.keys(list(layers)), request.with_grid) for layer in layers),
         n_values=sum(value.numel() for value in values),
         n_activations=counter.n_values,
         widest=counter.widest,
@@ -150,17 +178,16 @@ def _count(value: Any) -> int:
     return int(value.numel()) if hasattr(value, "numel") else 0
 
 
-def _plan_layer(layer: "Layer", poolings: tuple[str, ...]) -> PlannedLayer:
+def _plan_layer(layer: "Layer", keys: Iterable[LatentsKey], with_grid: bool) -> PlannedLayer:
     import torch
 
-    from satstore.capture.layer_samples import pool_latent
+    from satstore.capture.layer_samples import make_latent
     from satstore.capture.outputs import arrange
 
-    layout = layer.layout.of_samples
-    blank = arrange(torch.empty(1, *layer.output_shape, device="meta"), layout)
+    blank = arrange(torch.empty(1, *layer.output_shape, device="meta"), layer.layout.of_samples)
     latents = {
-        LatentsKey(pooling): tuple(pool_latent(blank, layout, pooling)[0].shape)
-        for pooling in poolings
-        if pooling != "pixelwise" or (layout.form == "map" and blank.ndim > 3)
+        key: tuple(make_latent(blank, layer, key)[0].shape)
+        for key in keys
+        if has_latents(layer, key, with_grid=with_grid)
     }
     return PlannedLayer(layer.name, layer.kind, layer.output_shape, layer.layout, latents)

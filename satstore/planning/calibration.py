@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from satstore.capture.recorders import LatentRecorder, MomentRecorder
 from satstore.config.experiment import ExperimentConfig
-from satstore.config.latent_keys import LatentsKey
+from satstore.config.latent_keys import LatentsKey, LatentsRequest
 from satstore.datasets.image_data import ImageData
 from satstore.models.plan import describe_model
 from satstore.registry import OPTIMIZERS
@@ -53,7 +53,7 @@ def measure_rates(
     config: ExperimentConfig,
     data: ImageData | None,
     n_classes: int,
-    poolings: tuple[str, ...],
+    request: LatentsRequest,
     device: torch.device,
 ) -> Rates:
     """Measure this machine's rates for the model, batches and data of a config."""
@@ -73,7 +73,7 @@ def measure_rates(
         F.cross_entropy(model(images), labels).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
-    with LatentRecorder(layers, poolings) as latents, torch.inference_mode():
+    with LatentRecorder.for_request(layers, request) as latents, torch.inference_mode():
         model.eval()
         extract = _images_per_second(extract_latents, config, device)
     with MomentRecorder(layers, config.conv_method, config.downsampling) as moments:
@@ -128,7 +128,7 @@ def measure_flops() -> float:
 
 
 def measure_ratios(
-    config: ExperimentConfig, data: ImageData, poolings: tuple[str, ...]
+    config: ExperimentConfig, data: ImageData, request: LatentsRequest
 ) -> dict[tuple[LatentsKey, str], float]:
     """Encode a batch of latents as a store does; return bytes on disk per byte of float16, by key and layer.
 
@@ -139,7 +139,7 @@ def measure_ratios(
     layers = describe_model(model, config).layers
     n = min(len(data.train_plain), max(2, min(config.batch_size, 2**22 // config.resolution**2)))
     images, _ = data.train_plain.__getitems__(range(n))
-    with LatentRecorder(layers, poolings) as recorder, torch.no_grad():
+    with LatentRecorder.for_request(layers, request) as recorder, torch.no_grad():
         model.train()(images.contiguous(memory_format=torch.channels_last))
         found = recorder.pop()
     return {

@@ -91,6 +91,8 @@ def latents_of(run: Run, parameters: Any) -> dict[LatentsKey, list[str]]:
     """
     request, layers = request_of(run, parameters), {record.layer: record for record in run.manifest.layers}
     is_named, names = has_named_latents(parameters), layers_of(run, parameters)
+    if is_named:
+        LatentsRequest.of((), parameters.tokens or ()).check_tokens(layers, run.name)
     of_key: dict[LatentsKey, list[str]] = {}
     for key in request.all_keys if is_named else request.keys(layers.values()):
         having = layers_with_latents(layers, key, with_grid=request.with_grid)

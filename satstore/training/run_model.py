@@ -1,17 +1,15 @@
 """The model of a run: built from its config, loaded from its checkpoint, its layers recorded."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from satstore.capture.layers import Layer, Layers
-from satstore.capture.outputs import typed_layout
+from satstore.capture.layers import Layers
 from satstore.config.experiment import ExperimentConfig
 from satstore.errors import CorruptError
 from satstore.models.build import build_model, explaining_misfit
-from satstore.models.plan import describe_model
+from satstore.models.plan import arranged_by_class, describe_model
 from satstore.runs.manifest import checkpoint_name
 from satstore.runs.run import Run
 from satstore.training.checkpoint import read_checkpoint
@@ -31,13 +29,8 @@ def recorded_layers(run: Run, model: nn.Module) -> Layers:
 
     Runs of earlier versions don't say how: a layer's class alone tells.
     """
-    forms = {record.layer: record.form for record in run.manifest.layers}
-    found: dict[Layer, nn.Module] = {}
-    for layer, module in describe_model(model, run.config).layers.items():
-        is_old = forms.get(layer.name) == ""
-        layout = typed_layout(module, 1 + len(layer.output_shape)) if is_old else layer.layout
-        found[replace(layer, layout=layout)] = module
-    return found
+    old = {record.layer for record in run.manifest.layers if not record.form}
+    return arranged_by_class(describe_model(model, run.config).layers, old)
 
 
 def load_model(run: Run, n_classes: int, device: torch.device, epoch: int | None = None) -> nn.Module:

@@ -235,7 +235,7 @@ def test_torchvisions_model__has_the_published_parameters_under_torchvisions_nam
 def test_models__say_which_resolution_they_take(name: str, resolution: int, message: str) -> None:
     [config] = read_config({"model": name, "resolution": resolution, "dataset": "Digits"})
     with pytest.raises(ConfigError) as caught:
-        plan_model(config, 10, ("4",))
+        plan_model(config, 10)
     assert str(caught.value) == message
 
 

@@ -101,7 +101,8 @@ def check_resources(
     from satstore.system.limits import check_disk, check_memory
     from satstore.training import session_data
 
-    plan = plan_model(run.config, len(data.classes), request_of(run, parameters).poolings)
+    old_layers = [record.layer for record in run.manifest.layers if not record.form]
+    plan = plan_model(run.config, len(data.classes), request_of(run, parameters), old_layers)
     n_samples = {"train": len(data.train), "eval": len(data.eval)}
     sizes = {(key, layer): shape for key, layers in plan.shapes.items() for layer, shape in layers.items()}
     missing = [(todo.key, *place) for todo in plans for place in todo.missing_places()]

@@ -36,8 +36,11 @@ def write_split(
     """Write one split's latents: of each key (of one epoch) the layers wanted, the rows that are missing."""
     model.eval()
     size, device = run.config.batch_size, next(model.parameters()).device
+    layers = wanted_layers(run, model, wanted)
+    patches = {layer.name for layer in layers if layer.form == "tokens"}
+    with_grid = any(patches & {*of_key} for key, of_key in wanted.items() if not key.is_of_tokens)
     with (
-        LatentRecorder(wanted_layers(run, model, wanted), [key.pooling for key in wanted]) as recorder,
+        LatentRecorder(layers, [key.pooling for key in wanted], with_grid=with_grid) as recorder,
         torch.inference_mode(),
         explaining_lost_workers("lower the config's workers, or its batch_size"),
     ):

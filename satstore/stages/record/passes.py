@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from satstore.capture.layers import Layers
 from satstore.capture.recorders import LatentRecorder, MomentRecorder
+from satstore.capture.tokens import BatchMask, describe_unmasked, find_mask
 from satstore.config.latent_keys import LatentsKey
 from satstore.planning.estimate import TYPICAL_RATIO, latent_bytes
 from satstore.runs.latents_record import describe_store
@@ -24,6 +25,8 @@ from satstore.storage.zarr.layout import Shapes
 from satstore.system.limits import check_disk
 from satstore.system.memory import peak_bytes, reset_peak, resident_bytes
 from satstore.training.metrics import MeanLoss, PassResult, start_metrics
+
+FIRST_BATCH = "the loader's first batch"
 
 UNKNOWN_LENGTH = 2**20
 """Samples for which shards are sized where a loader doesn't say how many it has."""
@@ -107,9 +110,9 @@ class LatentPasses:
         """
         run = self._run
         reset_peak()
-        with LatentRecorder(self._layers, run.config.pooling) as recorder:
-            recorder.next_batch()
-            self._forward(train.first, "the loader's first batch")
+        with LatentRecorder.for_request(self._layers, run.config.latents_request) as recorder:
+            recorder.next_batch(_find_mask(train.first, FIRST_BATCH))
+            self._forward(train.first, FIRST_BATCH)
             latents = _by_key(recorder)
         self.shapes = {
             key: {layer: latent.shape[1:] for layer, latent in part.items()} for key, part in latents.items()
@@ -130,12 +133,13 @@ class LatentPasses:
         run, n_expected = self._run, batches.n_expected
         metrics, n_done = LogitMetrics(run.config.metrics), 0
         with (
-            LatentRecorder(self._layers, run.config.pooling) as latents,
+            LatentRecorder.for_request(self._layers, run.config.latents_request) as latents,
             self._open_writer(split, n_expected) as writer,
         ):
             for batch, labels in batches:
-                moments.next_batch()
-                latents.next_batch()
+                mask = _find_mask(batch, batches.place)
+                moments.next_batch(mask)
+                latents.next_batch(mask)
                 output = self._forward(batch, batches.place)
                 writer.append(_by_key(latents), n_done)
                 metrics.update(output, labels)
@@ -145,6 +149,8 @@ class LatentPasses:
             writer.finish(batches.labels, batches.sample_ids)
         for problem in writer.problems:
             run.warn("extract", problem.describe(split))
+        for text in describe_unmasked(latents.unmasked):
+            run.warn("extract", text)
         if batches.is_one_hot:
             run.warn("extract", f"labels of split {split} came one-hot; the place of the 1 is the class")
         return RecordedSplit(batches, metrics.result(split), metrics.n_outputs)
@@ -169,6 +175,11 @@ class LatentPasses:
             shard_rows=self._choose_shard_rows(n_expected),
             memory_bytes=self._room_bytes,
         )
+
+
+def _find_mask(batch: InputBatch, place: str) -> BatchMask | None:
+    """Return which tokens of a batch count, as `adapt` or the inputs say."""
+    return find_mask(batch.inputs if isinstance(batch.inputs, dict) else {}, place, batch.mask)
 
 
 def _by_key(recorder: LatentRecorder) -> dict[LatentsKey, dict[str, NDArray[Any]]]:

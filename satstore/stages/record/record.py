@@ -43,6 +43,7 @@ def record(
     *,
     classes: Sequence[str] | None = None,
     pooling: Collection[str] = ("4",),
+    tokens: Collection[str | int] | None = None,
     layers: str | None = None,
     exclude_layers: str | None = None,
     modules: str | Sequence[str] | None = None,
@@ -81,7 +82,7 @@ def record(
         The run id.
     classes
         Their names; by default the numbers from 0 to the largest label.
-    pooling, layers, exclude_layers, modules, calls, max_samples
+    pooling, tokens, layers, exclude_layers, modules, calls, max_samples
         As the config's keys of these names.
     adapt
         Maps a batch of another form to inputs, (inputs, labels) or (inputs, labels, mask). Inputs may be a
@@ -122,9 +123,10 @@ def record(
     """
     model = uncompiled(model)
     loaders = Loaders(loader, eval_loader, adapt, classes, origin.sample_ids)
-    keys = {"pooling": list(pooling), "layers": layers, "exclude_layers": exclude_layers, "modules": modules}
-    rest = {"calls": calls, "max_samples": max_samples, "device": device}
-    config = _make_config(model, loaders.train.first, {**keys, **rest, **origin.keys})
+    keys: dict[str, Any] = {"pooling": list(pooling), "layers": layers, "exclude_layers": exclude_layers}
+    keys |= {"tokens": None if tokens is None else list(tokens), "modules": modules, "calls": calls}
+    keys |= {"max_samples": max_samples, "device": device, **origin.keys}
+    config = _make_config(model, loaders.train.first, keys)
     place = _Place(find_logs_dir(logs_dir, config), run, config, listener)
     with ExitStack() as undo, _evaluated(model, device) as target:
         # From here on: torch raises the death of a loader's worker wherever the program is.

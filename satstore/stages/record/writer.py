@@ -14,7 +14,7 @@ from satstore.runs.manifest import CHECKPOINT, RECORDED, DatasetRecord, Manifest
 from satstore.runs.run import Run
 from satstore.stages.record.batches import Loaders, explain_forward_errors
 from satstore.stages.record.inputs import call_model, take_samples
-from satstore.stages.record.passes import LatentPasses, RecordedSplit
+from satstore.stages.record.passes import FIRST_BATCH, LatentPasses, RecordedSplit
 from satstore.stages.train import remove_results
 from satstore.storage.zarr import AnalysisStore, copy_split, replace_attributes
 from satstore.storage.zarr.layout import FLOAT16_MANTISSA_BITS
@@ -42,9 +42,10 @@ class RecordWriter:
         def forward(n: int) -> None:
             call_model(model, take_samples(first.inputs, torch.arange(n) % first.n_samples), device)
 
-        with explain_forward_errors(first.inputs, "the loader's first batch"):
+        with explain_forward_errors(first.inputs, FIRST_BATCH):
             self._described = describe_layers(model, forward, selected, config.calls)
         self._layers = self._described.layers
+        config.latents_request.check_tokens({layer.name: layer for layer in self._layers}, "the model")
         self._passes = LatentPasses(run, model, self._layers, device, memory_limit)
 
     def plan(self, *, force: bool) -> None:
@@ -59,7 +60,8 @@ class RecordWriter:
     def write(self, source: SourceRecord | None) -> None:
         """Read the loaders, and commit weights, metrics, spectra and latents; see :func:`.record.record`."""
         run = self._run
-        with run.stage("train", {}), run.stage("extract", {"pooling": list(run.config.pooling)}):
+        stored = run.config.model_dump(mode="json", include={"pooling", "tokens"})
+        with run.stage("train", {}), run.stage("extract", stored):
             if run.has_file(CHECKPOINT):
                 remove_results(run)
             self._commit_weights(source)
