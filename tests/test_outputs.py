@@ -176,6 +176,33 @@ def test_describe__says_when_the_axis_of_features_is_a_guess() -> None:
     assert text.startswith("unclear: body (features taken along the first axis of 7 × 4 × 7, may be")
 
 
+def test_describe__takes_the_sides_of_a_square_map_for_positions() -> None:
+    """The network's width, 7, says nothing of the side of its images, 7."""
+    model = nn.Sequential(nn.Identity(), nn.Conv2d(3, 7, 3))
+    [layer] = describe(model, torch.randn(3, 3, 7, 7), "0").layers
+    assert layer.layout == OutputLayout("map", 0, 1)
+
+
+def test_latent_recorder__refuses_samples_of_other_lengths_than_in_the_first_batch() -> None:
+    """Tokens of all samples along one axis: how many are a sample's is known of the first batch alone."""
+    model = Net(lambda net, x: net.vector(net.token(x.flatten(0, 1)).unflatten(0, x.shape[:2]).mean(1)),
+                token=nn.Linear(WIDTH, 9), vector=nn.Linear(9, 2))  # fmt: skip
+    described = describe(model, TOKENS_FIRST)
+    for length, message in (
+        (6, r"'token' \(Linear\) returns \(24, 9\) in batch 0, where a sample has 5 places in the first"),
+        (10, "layer token has 8 samples in batch 0, others have 4|layer vector has 4 .* others have 8"),
+    ):
+
+        def pass_batch(length: int = length) -> None:
+            model(torch.randn(N, length, WIDTH))
+            recorder.pop()
+
+        with LatentRecorder(described.layers, ["1"]) as recorder:
+            recorder.next_batch()
+            with pytest.raises(ConfigError, match=message):
+                pass_batch()
+
+
 @settings(deadline=None, max_examples=40)
 @given(order=st.permutations([0, 1, 2, 3]), n_axes=st.integers(2, 4))
 def test_find_layout__finds_samples_and_features_in_any_order_of_axes(order: list[int], n_axes: int) -> None:
@@ -378,6 +405,8 @@ def test_find_tensor__takes_the_first_with_values_and_no_packed_sequence() -> No
     assert find_tensor((None, {"ids": x.long(), "states": [x]})) is x
     assert find_tensor((packed, x)) is None
     assert find_tensor({"states": (x, 1)}, "states") is x
+    assert find_tensor({"ids": None, "states": x}, "1") is x
+    assert find_tensor(Pair(x > 0, x), "1") is find_tensor(Pair(x > 0, x), "states") is x
     assert find_tensor("text") is None
 
 

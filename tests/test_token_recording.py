@@ -302,9 +302,7 @@ def test_old_run__stores_more_tokens_as_it_did(trained: Run, tmp_path: Path) -> 
 
     run.commit(change=make_old)
     (run.path / "latents.zarr").rename(tmp_path / "gone")
-    with pytest.raises(
-        ConfigError, match=r"^--tokens cls: none of the layers patch_embed, .* has tokens"
-    ):
+    with pytest.raises(ConfigError, match=r"^--tokens cls: none of the layers patch_embed, .* has tokens"):
         apply_stages(run, "extract", tokens=["cls"])
     apply_stages(run, "extract", pooling=["4"])
     layers = ["patch_embed", *TOKENS, "head"]

@@ -14,6 +14,9 @@ from torch import nn
 from satstore.analysis.compiled_models import called_when_compiled
 from satstore.analysis.modules import LAYER_TYPES, in_eval_mode, name_module, without_nested_tensors
 from satstore.capture.outputs import (
+    FEATURES_FIRST,
+    FEATURES_LAST,
+    LAYER_NORMS,
     FoundLayout,
     OutputLayout,
     expect_tensor,
@@ -305,10 +308,12 @@ def _see_calls(
 
     devices = {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
     modules = {name: one.module for name, one in selected.items()}
+    telling = (*FEATURES_FIRST, *FEATURES_LAST, *LAYER_NORMS)
+    typed = {name: module for name, module in model.named_modules() if isinstance(module, telling)}
     with (
         torch.no_grad(),
         torch.random.fork_rng(list(devices)),
-        hooked(dict(model.named_modules()), see_typed),
+        hooked(typed, see_typed),
         hooked(dict(model.named_modules()), shapes.see),
         hooked(modules, see),
         in_eval_mode(model),

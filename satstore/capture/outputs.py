@@ -13,6 +13,11 @@ from torch.nn.utils.rnn import PackedSequence
 from satstore.errors import ConfigError
 from satstore.system.text import list_first
 
+FEATURES_FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
+FEATURES_LAST = (nn.Linear, nn.Bilinear, nn.Embedding, nn.MultiheadAttention, nn.RNNBase)
+LAYER_NORMS = (nn.LayerNorm, nn.RMSNorm)
+"""Classes that tell which axis of their output the features lie along; LayerNorm by its own forward alone."""
+
 Form = Literal["vector", "map", "tokens", "steps"]
 """What a sample's output is: features alone, or features at positions, at tokens, or at steps in time."""
 
@@ -102,9 +107,10 @@ def find_layout(
     Notes
     -----
     The samples lie along the one axis whose size follows their number. Features lie where the module's class
-    says, or else, of the second and the last axis, along the one that is as wide as the module's parameters,
-    or those of the nearest module around it that has such. If both are or none is, they lie along the known
-    axis; without one, along the last of three axes and the second of more.
+    says, or else along the one of the second and the last axis that is as wide as the module's parameters, or
+    those of the nearest module around it that has such. Where both or none are, or the sides of a square map
+    are, the known axis decides, then the sides of a map, then the number of axes: features are last of three
+    axes, and second of more.
     """
     # 1. The axis of the samples.
     two, three = shapes
@@ -140,6 +146,7 @@ def _find_feature_axis(
     typed = typed_feature_axis(model.get_submodule(name), sizes[-1])
     if typed is not None:
         return typed, ""
+    # 1. By width.
     fitting: list[int] = []
     while not fitting:
         widths = _widths(model.get_submodule(name))
@@ -147,14 +154,27 @@ def _find_feature_axis(
         if not name:
             break
         name = name.rpartition(".")[0]
-    if len(fitting) == 1:
+    # 2. By the sides of a map, which are often equal.
+    beside_sides = _axis_beside_sides(sizes)
+    if len(fitting) == 1 and beside_sides in (None, fitting[0]):
         return fitting[0], ""
     if known_axis is not None:
         return known_axis, ""
-    shape, is_line = " × ".join(map(str, sizes)), len(sizes) == 2
-    taken, other = ("last", "first") if is_line else ("first", "last")
-    doubt = f"features taken along the {taken} axis of {shape}, may be along the {other}" if fitting else ""
-    return -1 if is_line else 1, doubt
+    if beside_sides is not None and len(fitting) != 1:
+        return beside_sides, ""
+    # 3. By the number of axes.
+    axis = beside_sides or (-1 if len(sizes) == 2 else 1)
+    taken, other = ("first", "last") if axis == 1 else ("last", "first")
+    shape = " × ".join(map(str, sizes))
+    return axis, f"features taken along the {taken} axis of {shape}, may be along the {other}"
+
+
+def _axis_beside_sides(sizes: Sequence[int]) -> int | None:
+    """Return the axis, 1 or -1, that is beside the equal sides of a map; None if there are none."""
+    for axis, feature, sides in ((1, sizes[0], sizes[1:]), (-1, sizes[-1], sizes[:-1])):
+        if len(sides) > 1 and set(sides) == {sides[0]} and feature != sides[0]:
+            return axis
+    return None
 
 
 def typed_feature_axis(module: nn.Module, last_size: int) -> int | None:
@@ -162,12 +182,12 @@ def typed_feature_axis(module: nn.Module, last_size: int) -> int | None:
 
     ``last_size`` is the size of the last axis of the module's output.
     """
-    if isinstance(module, _ConvNd | _NormBase | nn.GroupNorm):
+    if isinstance(module, FEATURES_FIRST):
         return 1
-    if isinstance(module, nn.Linear | nn.Bilinear | nn.Embedding | nn.MultiheadAttention | nn.RNNBase):
+    if isinstance(module, FEATURES_LAST):
         return -1
     # Those for maps with channels first are subclasses of LayerNorm with another forward.
-    is_last = any(type(module).forward is norm.forward for norm in (nn.LayerNorm, nn.RMSNorm))
+    is_last = any(type(module).forward is norm.forward for norm in LAYER_NORMS)
     return -1 if is_last and list(module.normalized_shape) == [last_size] else None  # type: ignore[arg-type]
 
 
@@ -186,7 +206,7 @@ def find_tensor(output: Any, part: str | None = None) -> Tensor | None:
         A mapping's key, an object's field, or a place in a tuple or list, counted from 0. By default, the
         first floating-point tensor is taken, wherever it is.
     """
-    found = _find_first(output if part is None else dict(_parts_of(output)).get(part))
+    found = _find_first(output if part is None else _take_part(output, part))
     return None if isinstance(found, PackedSequence) else found
 
 
@@ -195,8 +215,8 @@ def expect_tensor(output: Any, part: str | None, title: str) -> Tensor:
     found = find_tensor(output, part)
     if found is not None:
         return found
-    parts = dict(_parts_of(output))
-    if part is not None and part not in parts:
+    if part is not None and _take_part(output, part) is None:
+        parts = [name for name, _ in _parts_of(output)]
         known = f"its parts are {', '.join(parts)}" if parts else "it has no parts"
         raise ConfigError(f"{title} returns {describe_output(output)}, which has no part {part!r}; {known}")
     raise ConfigError(f"{title} returns {why_no_tensor(output, part)}, which can't be recorded: exclude it")
@@ -204,7 +224,7 @@ def expect_tensor(output: Any, part: str | None, title: str) -> Tensor:
 
 def why_no_tensor(output: Any, part: str | None) -> str:
     """Say what an output holds in place of a floating-point tensor."""
-    found = _find_first(output if part is None else dict(_parts_of(output)).get(part))
+    found = _find_first(output if part is None else _take_part(output, part))
     return "a packed sequence" if isinstance(found, PackedSequence) else "no floating-point tensor"
 
 
@@ -222,6 +242,13 @@ def _find_first(value: Any) -> Tensor | PackedSequence | None:
         return value
     found = (_find_first(part) for _, part in _parts_of(value))
     return next((one for one in found if one is not None), None)
+
+
+def _take_part(output: Any, part: str) -> Any:
+    """Return a part of an output by its name, or by its number; None if there is no such."""
+    parts = dict(_parts_of(output))
+    numbered = dict(zip(map(str, range(len(parts))), parts.values(), strict=True))
+    return parts.get(part, numbered.get(part))
 
 
 def _parts_of(output: Any) -> Iterator[tuple[str, Any]]:

@@ -106,7 +106,14 @@ class LayerRecorder(Recorder[Layer]):
         return f"batch {max(self._batch, 0)}"
 
     def _record(self, key: Layer, module: nn.Module, output: Any) -> None:
-        tensor = arrange(expect_tensor(output, key.part, name_module(key.module, module)), key.layout)
+        title, layout = name_module(key.module, module), key.layout
+        tensor = expect_tensor(output, key.part, title)
+        if layout.n_folded > 1 and tensor.shape[layout.batch_axis or 0] % layout.n_folded:
+            raise ConfigError(
+                f"{title} returns {tuple(tensor.shape)} in {self._place}, where a sample has "
+                f"{layout.n_folded} places in the first: exclude it (exclude_layers), or pad to one length"
+            )
+        tensor = arrange(tensor, layout)
         self._record_tensor(key, tensor, self._mask_for(key, tensor))
 
     def _mask_for(self, layer: Layer, tensor: Tensor) -> TokenMask | None:
@@ -239,7 +246,7 @@ class LatentRecorder(LayerRecorder):
         super().__init__(layers)
         self._with_grid = with_grid
         self._latents: dict[str, dict[str, Tensor]] = {pooling: {} for pooling in poolings}
-        self._seen: set[str] = set()
+        self._seen: dict[str, int] = {}
 
     @classmethod
     def for_request(cls, layers: Layers, request: LatentsRequest) -> Self:
@@ -260,15 +267,26 @@ class LatentRecorder(LayerRecorder):
                 f"{name_module(missing[0].module, self._modules[missing[0]])} was not called{call} in "
                 f"{self._place}, as it was in the first: exclude it (exclude_layers)"
             )
-        self._seen = set()
+        self._check_lengths()
+        self._seen = {}
         latents = {pooling: _on_cpu(part) for pooling, part in self._latents.items()}
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()  # waits for the copies, which are asynchronous
         self._latents = {pooling: {} for pooling in self._latents}
         return latents
 
+    def _check_lengths(self) -> None:
+        """Raise ConfigError if a layer gave another number of samples than most."""
+        usual = Counter(self._seen.values()).most_common(1)
+        for name, length in self._seen.items():
+            if length != usual[0][0]:
+                raise ConfigError(
+                    f"layer {name} has {length} samples in {self._place}, others have {usual[0][0]}: "
+                    "exclude it (exclude_layers), or pad to one length"
+                )
+
     def _record_tensor(self, layer: Layer, tensor: Tensor, mask: TokenMask | None) -> None:
-        self._seen.add(layer.name)
+        self._seen[layer.name] = len(tensor)
         for pooling, latents in self._latents.items():
             key = LatentsKey(pooling)
             if not has_latents(layer, key, with_grid=self._with_grid):
