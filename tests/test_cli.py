@@ -425,7 +425,9 @@ def test_plugin__brings_a_model_with_layers_of_every_kind(tmp_path: Path) -> Non
     run = Run(manifest.parent)
     assert run.layers == ["conv", "up", "tokens", "lstm", "fc"]
     assert [record.n_features for record in run.manifest.layers] == [8, 6, 12, 10, 3]
-    assert list(run.table("probe-pool4")["layer"]) == run.layers
+    assert [record.form for record in run.manifest.layers] == ["map", "map", "tokens", "steps", "vector"]
+    assert list(run.table("probe-pool4")["layer"]) == ["conv", "up", "lstm", "fc"]
+    assert list(run.table("probe-mean")["layer"]) == ["tokens", "lstm", "fc"]
     assert len(run.manifest.summary.saturation) == 5
 
 

@@ -379,7 +379,8 @@ def hooked(
     see = called_when_compiled(see)
     keys: dict[nn.Module, list[Key]] = {}
     for key, module in modules.items():
-        keys.setdefault(module, []).append(key)
+        if not isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            keys.setdefault(module, []).append(key)
     with ExitStack() as stack:
         for module, of_module in keys.items():
 
