@@ -247,6 +247,7 @@ def test_record__takes_modules_by_call(folder: Path) -> None:
 
 
 FAILURES = [
+    (["small", "--data", "insects", "--untrained"], "no run 'small' in .*logs"),
     (["nets:small", "--data", "insects"], "nets:small returns a model alone; give its weights"),
     (["nets:small", "--data", "insect", "--untrained"], "no folder .*/insect, and no dataset 'insect'"),
     (["nets:small", "--data", "digits", "--untrained"], "and no dataset 'digits'; did you mean 'Digits'?"),

@@ -20,5 +20,6 @@ def describe_invalid_item(item: Mapping[str, Any], flag: str = "") -> str:
     # satstore's own errors name what was found, unless they must not: a URL may have a password in it.
     is_own = isinstance(item.get("ctx", {}).get("error"), SatstoreError)
     shown = f"{item['input']!r}"
-    found = "" if is_own else f", found {shown if len(shown) <= 200 else f'{shown[:200]}…'}"
+    has_none = is_own or item["type"] == "missing"  # what is found then is all that is there
+    found = "" if has_none else f", found {shown if len(shown) <= 200 else f'{shown[:200]}…'}"
     return f"{key}: {text[0].lower()}{text[1:]}{found}"

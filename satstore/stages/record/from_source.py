@@ -100,11 +100,12 @@ def _open(source: str, parameters: RecordParameters, logs_dir: Path) -> Source:
 def _warn_of_one_split(run: Run, data: RawData) -> None:
     """Note that data with one split are both for training and for evaluation."""
     if data.eval is None:
+        so = ", so that accuracies are those of the fit" if data.classes else ""
         with run.lock():
             run.warn(
                 "record",
-                f"{data.name} has one split, which is train and eval: accuracies are those of the fit; "
-                "--split .2 draws a part of it for evaluation",
+                f"{data.name} has one split, which is train and eval{so}; --split .2 draws a part of it for "
+                "evaluation",
             )
 
 

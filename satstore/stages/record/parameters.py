@@ -62,7 +62,8 @@ class RecordParameters(shared.StageParameters):
         Parameter(negative=""),
         Field(
             description="regular expression of modules of any class to record, in place of Conv, Linear and "
-            "LSTM layers; PATTERN:PART takes a part of their output; repeatable"
+            "LSTM layers; PATTERN:PART takes a part of their output; repeatable; see: satstore list modules "
+            "SOURCE"
         ),
     ] = None
     calls: Annotated[

@@ -40,11 +40,12 @@ def find_source(
     """
     if ":" in text:
         return open_source(text, weights=weights, untrained=untrained, seed=seed, arguments=arguments)
+    run = open_run(text, logs_dir)
     if weights is not None or untrained or arguments:
         raise ConfigError(
             f"{text} is a run, with weights of its own: --weights, --untrained, --set are for others"
         )
-    return open_run_source(open_run(text, logs_dir))
+    return open_run_source(run)
 
 
 def open_run_source(run: Run) -> Source:
