@@ -20,7 +20,7 @@ from satstore.datasets.worker_failures import explaining_lost_workers
 from satstore.errors import ConfigError, SatstoreError
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import find_logs_dir, make_run
-from satstore.runs.manifest import CHECKPOINT, RECORDED
+from satstore.runs.manifest import CHECKPOINT, RECORDED, SourceRecord
 from satstore.runs.run import Run
 from satstore.stages.parameters import DEFAULT_MEMORY_LIMIT
 from satstore.stages.pipeline import apply_stages
@@ -130,15 +130,11 @@ def record(
     place = _Place(find_logs_dir(logs_dir, config), run, config, listener)
     with ExitStack() as undo, _evaluated(model, device) as target:
         # From here on: torch raises the death of a loader's worker wherever the program is.
-        if place.is_new(overwrite=overwrite):
-            undo.callback(_remove, place.folder)
-        recorded = place.make()
+        recorded = place.make(undo, overwrite=overwrite)
         origin.begin(recorded)
         writer = RecordWriter(recorded, model, loaders, target, memory_limit)
         writer.plan(force=force)
-        with recorded.lock():
-            undo.callback(_remove, place.folder)  # nothing is left of what was there
-            writer.write(origin.source)
+        place.write(recorded, writer, undo, origin.source)
         apply_stages(recorded, "saturation")
         undo.pop_all()
     _write_receptive_fields(recorded, model, loaders.train.first.inputs)
@@ -159,14 +155,10 @@ class _Place:
         """The experiment's folder."""
         return self.logs / self.run_id / self.config.experiment
 
-    def make(self) -> Run:
-        """Make the folder, or open it."""
-        return make_run(self.logs, self.run_id, self.config, self.listener)
+    def make(self, undo: ExitStack, *, overwrite: bool) -> Run:
+        """Make the folder, which a failure removes again, or open it.
 
-    def is_new(self, *, overwrite: bool) -> bool:
-        """Return whether nothing was recorded there yet.
-
-        ConfigError if something was, and is not to be overwritten.
+        ConfigError if something was recorded there, and is not to be overwritten.
         """
         is_new = not (self.folder / CHECKPOINT).exists()
         if not is_new and not overwrite:
@@ -174,7 +166,15 @@ class _Place:
                 f"{self.run_id}/{self.config.experiment} is there already; record under another run id, or "
                 "with overwrite=True (--overwrite)"
             )
-        return is_new
+        if is_new:
+            undo.callback(_remove, self.folder)
+        return make_run(self.logs, self.run_id, self.config, self.listener)
+
+    def write(self, run: Run, writer: RecordWriter, undo: ExitStack, source: SourceRecord | None) -> None:
+        """Write a run; a failure removes it from then on, as nothing is left of what was there."""
+        with run.lock():
+            undo.callback(_remove, self.folder)
+            writer.write(source)
 
 
 def _make_config(model: nn.Module, batch: InputBatch, settings: Mapping[str, Any]) -> ExperimentConfig:
