@@ -151,6 +151,27 @@ def test_record__of_transformers_texts_is_what_a_program_records(folder: Path, e
     assert read_stores(run) == read_stores(expected)
 
 
+def test_record__of_a_trained_encoder_tells_topics_apart(folder: Path, encoder: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    words = ["--modules", r"layer\.5$", "--modules", "^embeddings$", "--tokens", "cls", "--tokens", "mean"]
+    run = record_source(folder, f"hf:{encoder}", "--data", "texts", "--split", ".25", *words)
+    latents = run.latents("mean", "eval")
+    texts = sorted((folder / "texts").rglob("*.txt"))
+    model, tokenizer = AutoModel.from_pretrained(encoder), AutoTokenizer.from_pretrained(encoder)
+    for row, sample_id in enumerate(latents.sample_ids):
+        inputs = tokenizer(texts[sample_id].read_text(), return_tensors="pt")  # alone, without padding
+        with torch.no_grad():
+            expected = model(**inputs).last_hidden_state[0].mean(0)
+        found = latents["encoder.layer.5"].numpy()[row]
+        np.testing.assert_allclose(found, expected, rtol=1e-2, atol=2e-3)
+    assert satstore("probe", "--run", "command", "--logs-dir", folder / "logs").returncode == 0
+    run.reload()
+    accuracy = {str(key): found for key, found in run.manifest.summary.probe_accuracy.items()}
+    assert accuracy["mean"]["encoder.layer.5"] == 1
+    assert accuracy["cls"]["embeddings"] == max(latents.labels.mean(), 1 - latents.labels.mean())
+
+
 def test_record__of_a_run_on_its_own_data_has_its_latents(folder: Path) -> None:
     from command_line import SMALL
 

@@ -69,6 +69,7 @@ def record_source(
         load(data.eval) if data.eval else None,
         classes=data.classes or None,
         pooling=parameters.pooling or ("4",),
+        tokens=parameters.tokens,
         modules=parameters.modules,
         calls=parameters.calls,
         layers=parameters.layers,

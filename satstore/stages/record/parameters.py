@@ -72,6 +72,7 @@ class RecordParameters(shared.StageParameters):
     layers: shared.Layers = None
     exclude: shared.Exclude = None
     pooling: shared.Poolings = None
+    tokens: shared.Tokens = None
     max_samples: Annotated[
         int | None, Field(ge=2, description="samples that spectra take at most, the first ones")
     ] = None
