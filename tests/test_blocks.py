@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from figure_texts import check_texts
 from many_blocks import MODES, PARTS, make_vit
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from tiny_transformers import TinyViT
+from torch.utils.data import DataLoader, TensorDataset
 
+import satstore
 from satstore.analysis.advice import Evidence, advise
 from satstore.cli.console import SafeConsole
 from satstore.cli.layer_table import print_layers
@@ -180,6 +184,29 @@ def test_choose_table__has_tokens_by_mode_and_all_others_by_pooling() -> None:
     assert choose_table("", [pool4]) == pool4
     assert choose_table("vector", [cls]) == cls
     assert choose_table("map", []) is None
+
+
+@pytest.mark.parametrize("depth", [2, pytest.param(N_BLOCKS, marks=pytest.mark.long)])
+def test_record__notes_the_blocks_that_figures_group_by(depth: int, tmp_path: Path) -> None:
+    images, labels = torch.randn(20, 3, 8, 12), torch.arange(20) % 2
+    run = satstore.record(
+        TinyViT(num_classes=2, depth=depth),
+        DataLoader(TensorDataset(images, labels), 10),
+        "vit",
+        modules=[r"blocks\.\d+(\.attn|\.mlp)?$", "norm$", "patch_embed"],
+        logs_dir=tmp_path,
+    )
+    places = place_layers(run.manifest)
+    assert places is not None
+    blocks = [f"blocks.{number}" for number in range(depth)]
+    assert group_parts(places, run.layers) == {
+        WHOLE: ["patch_embed", *blocks, "norm"],
+        **{part: [f"{block}.{part}" for block in blocks] for part in ("attn", "mlp")},
+    }
+    figure = plot_layers(run)
+    check_axis(figure)
+    shown = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert shown == ["patch_embed", *map(str, range(depth)), "norm"]
 
 
 # Tables

@@ -14,7 +14,7 @@ from tui.colors import CURSOR, MARKERS, MODEL, PARTS
 from tui.layers import View, join_entries, make_layer_rows, make_reference_lines, percent
 from tui.widgets.curve_plot import Curve, ReferenceLine
 
-LONGEST = 8
+LONGEST = 11
 """The letters of a name on the axis."""
 
 
@@ -92,7 +92,7 @@ class BlockCurvesView:
 
     def curves(self) -> Iterator[Curve]:
         """Yield a curve for each part, and crosses at the foot where a layer gave no number."""
-        for part, layers, color, marker in self.parts:
+        for part, layers, color, marker in reversed(self.parts):  # the whole blocks over the others
             depths, values = [self.depth(layer) for layer in layers], self.values[layers]
             if np.isfinite(values).any():
                 yield Curve(part, depths, [*values], color, marker, is_line=part != OUTSIDE)

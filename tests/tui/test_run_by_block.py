@@ -42,7 +42,7 @@ def view_of(data: RunCurves, **choices: int) -> View:
 def test_view_blocks__has_a_curve_of_each_part_over_the_depth(run: Run, data: RunCurves) -> None:
     above, below = view_blocks(data, view_of(data), has_room=True)
     curves = {curve.label: curve for curve in above.curves()}
-    assert list(curves) == SHOWN
+    assert list(curves) == SHOWN[::-1], "whole blocks over all others"
     saturation = run.manifest.summary.saturation
     assert curves["attn"].x == list(range(1, 7))
     assert list(curves["attn"].y) == [saturation[f"blocks.{n}.attn"] for n in range(6)]

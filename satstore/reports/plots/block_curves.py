@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from satstore.config.latent_keys import ProbeKey
 from satstore.reports.blocks import (
     OUTSIDE,
+    WHOLE,
     Places,
     choose_limits,
     choose_ticks,
@@ -148,7 +149,8 @@ def style_parts(curves: BlockCurves) -> Iterator[tuple[list[str], dict[str, Any]
     for number, (part, layers) in enumerate(curves.parts.items()):
         look = {"markersize": min(4, 0.5 * curves.spacing), "linewidth": 1.3, "label": part}
         color, marker = (NOTE, "*") if part == OUTSIDE else (PARTS[number], RUN_MARKERS[number])
-        yield layers, look | {"color": color, "marker": marker}
+        # The whole blocks lie over the others, from which they often differ little.
+        yield layers, look | {"color": color, "marker": marker, "zorder": 2.5 if part == WHOLE else 2}
 
 
 def style_tables(tables: Sequence[ProbeKey]) -> Iterator[tuple[ProbeKey, dict[str, Any]]]:
