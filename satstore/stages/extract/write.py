@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
-from satstore.capture.layers import Layers
 from satstore.capture.recorders import LatentRecorder
 from satstore.config.latent_keys import SPLITS, LatentsKey
 from satstore.datasets.image_data import Batch, ImageData, ImageSplit
@@ -36,11 +35,8 @@ def write_split(
     """Write one split's latents: of each key (of one epoch) the layers wanted, the rows that are missing."""
     model.eval()
     size, device = run.config.batch_size, next(model.parameters()).device
-    layers = wanted_layers(run, model, wanted)
-    patches = {layer.name for layer in layers if layer.form == "tokens"}
-    with_grid = any(patches & {*of_key} for key, of_key in wanted.items() if not key.is_of_tokens)
     with (
-        LatentRecorder(layers, [key.pooling for key in wanted], with_grid=with_grid) as recorder,
+        record_wanted(run, model, wanted) as recorder,
         torch.inference_mode(),
         explaining_lost_workers("lower the config's workers, or its batch_size"),
     ):
@@ -70,11 +66,14 @@ def write_split(
         run.warn("extract", problem.describe(split))
 
 
-def wanted_layers(run: Run, model: nn.Module, wanted: Mapping[LatentsKey, Sequence[str]]) -> Layers:
-    """Return those layers of a run's model of which some latents are wanted."""
+def record_wanted(run: Run, model: nn.Module, wanted: Mapping[LatentsKey, Sequence[str]]) -> LatentRecorder:
+    """Return a recorder of those layers of a run's model of which some latents are wanted."""
     names = {name for of_key in wanted.values() for name in of_key}
     recorded = run_model.recorded_layers(run, model)
-    return {layer: module for layer, module in recorded.items() if layer.name in names}
+    layers = {layer: module for layer, module in recorded.items() if layer.name in names}
+    patches = {layer.name for layer in layers if layer.form == "tokens"}
+    with_grid = any(patches & {*of_key} for key, of_key in wanted.items() if not key.is_of_tokens)
+    return LatentRecorder(layers, [key.pooling for key in wanted], with_grid=with_grid)
 
 
 def measure_forward(
