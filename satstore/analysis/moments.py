@@ -1,9 +1,9 @@
 """Mean and covariance of samples, batch by batch: float32 products, summed in float64."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import inf, isfinite
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -154,6 +154,24 @@ class Moments:
         copy._count, copy._mean, copy._scatter = self.count, self.mean.cpu(), self.scatter.cpu()
         return copy
 
+    def state(self) -> dict[str, Any]:
+        """Return a copy of all that it holds, on the CPU, for `from_state`; rows that wait go on waiting."""
+        return {
+            "count": self._count,
+            "mean": self._mean.to("cpu", copy=True),
+            "scatter": self._scatter.to("cpu", copy=True),
+            "waiting": [rows.to("cpu", copy=True) for rows in self._waiting],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], device: torch.device) -> Self:
+        """Return moments of samples on a device that go on from a state, to the last bit."""
+        moments, place = cls(), "cpu" if device.type == "mps" else device
+        moments._count = state["count"]
+        moments._mean, moments._scatter = (state[name].to(place) for name in ("mean", "scatter"))
+        moments._waiting = [rows.to(place) for rows in state["waiting"]]
+        return moments
+
     def covariance(self) -> Tensor:
         """Return the scatter divided by the number of samples, (feature, feature); 0 for a single sample."""
         if self.count == 0:
@@ -177,6 +195,11 @@ def moments_bytes(n_features: Iterable[int]) -> int:
     sizes = list(n_features)
     held = sum(24 * n**2 + 4 * n * _rows_to_wait_for(n) for n in sizes)
     return held + 28 * max((n**2 for n in sizes), default=0)
+
+
+def state_bytes(n_features: Iterable[int]) -> int:
+    """Estimate the size of the states of some moments, in bytes."""
+    return sum(8 * n * (n + 1) + 4 * n * _rows_to_wait_for(n) for n in n_features)
 
 
 def _moments_of(samples: Tensor) -> Moments:

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any, Generic, Self
 
@@ -195,6 +195,32 @@ class MomentRecorder(LayerRecorder):
         """Return the moments of the layers called since `begin`, in the order of calls, unless dropped."""
         poisoned = {event.layer for event in self.non_finite}
         return {name: _merge(parts) for name, parts in self._moments.items() if name not in poisoned}
+
+    def state(self) -> dict[str, Any]:
+        """Return all that was recorded since `begin`, on the CPU, for `restore` of a later process."""
+        moments = {
+            name: {str(device): found.state() for device, found in parts.items()}
+            for name, parts in self._moments.items()
+        }
+        return {
+            "moments": moments,
+            "n_images": dict(self._n_images),
+            "non_finite": list(map(astuple, self.non_finite)),
+            "batch": self._batch,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from the state of another recorder of the same pass, to the last bit, after `begin`."""
+        self._moments = {
+            name: {
+                torch.device(device): Moments.from_state(found, torch.device(device))
+                for device, found in parts.items()
+            }
+            for name, parts in state["moments"].items()
+        }
+        self._n_images = dict(state["n_images"])
+        self.non_finite = [NonFinite(*event) for event in state["non_finite"]]
+        self._batch = state["batch"]
 
     def part(self) -> "tuple[dict[str, Moments], list[NonFinite]]":
         """Return the records since `begin`, on the CPU, for `absorb` of another process's recorder."""

@@ -33,6 +33,9 @@ def checkpoint_name(epoch: int | None) -> str:
     return CHECKPOINT if epoch is None else f"checkpoint-epoch{epoch}.pt"
 
 
+RECORDING = "recording.pt"
+"""The name of the file that an unfinished ``satstore.record`` goes on from; its last commit removes it."""
+
 LATENTS = "latents.zarr"
 """The name of the store of latents, wherever it lies."""
 

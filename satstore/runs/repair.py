@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from satstore.config.latent_keys import LatentsKey, ProbeKey
-from satstore.runs.manifest import Manifest, target_of
+from satstore.runs.manifest import RECORDING, Manifest, target_of
 
 MAKERS: Mapping[str, str] = {
     "saturation.csv": "saturation",
@@ -87,11 +87,13 @@ def describe_recorded(run: NamedRun) -> str:
 def record_call(run: NamedRun, *keys: LatentsKey) -> str:
     """Return the command that writes a recorded run again, or the call in the user's own program.
 
-    Latents of `keys` are recorded then too, besides those that there are.
+    Latents of `keys` are recorded then too, besides those that there are. A call goes on with a recording
+    that isn't finished, if it can.
     """
     words = _command_words(run)
     if not words:
-        return f"satstore.record(…, {run.run_id!r}, overwrite=True)"
+        option = "resume" if RECORDING in run.manifest.files else "overwrite"
+        return f"satstore.record(…, {run.run_id!r}, {option}=True)"
     words[words.index("--run-id") + 1] = run.run_id  # a run may have got another one since
     known = run.manifest.latents
     if missing := [key for key in keys if key not in known]:

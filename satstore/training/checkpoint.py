@@ -23,15 +23,21 @@ def serialize_checkpoint(state: Mapping[str, Any]) -> bytes:
 def read_checkpoint(run: Run, epoch: int | None = None) -> dict[str, Any]:
     """Read a run's checkpoint, checked against the manifest's digest; of an earlier epoch, ``model`` alone.
 
+    Raises as :func:`read_state` does.
+    """
+    return read_state(run, checkpoint_name(epoch), torch.device("cpu"))  # random states stay there
+
+
+def read_state(run: Run, name: str, device: torch.device) -> dict[str, Any]:
+    """Read tensors that a run committed to a file, checked against the manifest's digest, onto a device.
+
     CorruptError if it isn't what was committed, or holds more than tensors, numbers, strings, lists, dicts.
     """
-    name = checkpoint_name(epoch)
     content = run.read_file(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error below says what is wrong with the file
-            # Random states stay on the CPU whatever the device.
-            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+            state: dict[str, Any] = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:  # torch's own message advises to trust the file
         raise CorruptError(
             f"{run.path / name} holds more than tensors, numbers, strings, lists and dicts: satstore did not "

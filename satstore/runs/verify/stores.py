@@ -250,7 +250,8 @@ class LatentsCheck(StoreCheck):
         dataset = self.run.manifest.dataset
         totals = {"train": dataset.n_train, "eval": dataset.n_eval} if dataset else {}
         rows: dict[str, int] = {split: self._n_rows(f"{key}/{split}") for split in SPLITS}
-        return ", ".join(f"{rows[split]} of {total} rows of {split}" for split, total in totals.items())
+        of = {split: f" of {total}" if total else "" for split, total in totals.items()}
+        return ", ".join(f"{rows[split]}{of[split]} rows of {split}" for split in totals)
 
     def check_group(self, group: str, seen: Mapping[str, Inspection]) -> Iterator[Finding]:
         """Check the labels of a split, or a layer's latents against its mean and std."""
@@ -265,8 +266,9 @@ class LatentsCheck(StoreCheck):
         n_rows, again = self._n_rows(group), self._replace(group)
         labels, ids = (self._values(f"{group}/{name}", seen[name], n_rows) for name in ("label", "sample_id"))
         dataset = self.run.manifest.dataset
-        if dataset is None or n_rows == 0:
-            return
+        is_unknown = dataset is None or (self.run.is_recorded and not dataset.has_fingerprint)
+        if dataset is None or is_unknown or n_rows == 0:
+            return  # a recording notes its data last
         if dataset.has_labels:
             wrong, expected = (labels < 0) | (labels >= len(dataset.classes)), f"{len(dataset.classes)}"
         else:
@@ -292,7 +294,9 @@ class LatentsCheck(StoreCheck):
         n_rows = self._n_rows(group)
         shapes = {name: self.arrays[f"{group}/{name}"].shape for name in seen}
         label = self.arrays.get(f"{split}/label")
-        if label is not None and label.shape != latent.shape[:1]:
+        if label is None:
+            return  # of a recording that is not finished, which writes labels, mean and std last
+        if label.shape != latent.shape[:1]:
             yield Finding(f"{group}/latent has shape {latent.shape}, the labels have {label.shape}", again)
             return
         if shapes.get("mean") != latent.shape[1:] or shapes.get("std") != latent.shape[1:]:

@@ -54,6 +54,8 @@ class Batches:
         The number of samples by the loader's length; None where it has no length.
     is_one_hot
         Whether labels came as one-hot rows.
+    marks
+        The first eight bytes of the digest of all inputs and classes up to each batch.
     """
 
     def __init__(
@@ -74,6 +76,9 @@ class Batches:
         self.place = name
         self._labels: list[NDArray[np.int64]] = []
         self._digest = hashlib.sha256()
+        self.marks: list[int] = []
+        self._expected: Sequence[int] = ()
+        self._is_whole = False
         self._batches = self._read(loader)
         first = next(self._batches, None)
         if first is None:
@@ -111,7 +116,30 @@ class Batches:
                 self._digest.update(name.encode())  # that of a plain tensor is empty
                 values = tensor.detach().cpu().contiguous().reshape(-1)
                 self._digest.update(values.view(torch.uint8).numpy().data)
+            self.marks.append(int.from_bytes(self._digest.digest()[:8], "big", signed=True))
+            self._check_expected(len(self.marks) - 1)
             yield found.batch, found.classes
+        if len(self.marks) < len(self._expected):
+            raise self._explain_others()
+
+    def expect(self, marks: Sequence[int], *, is_whole: bool) -> None:
+        """Expect batches of these marks first; `is_whole`: and no more.
+
+        Iterating raises ConfigError at the first batch that is another one.
+        """
+        self._expected, self._is_whole = marks, is_whole
+
+    def _check_expected(self, n: int) -> None:
+        """Check the mark of batch n, if it is known."""
+        is_beyond = n >= len(self._expected)
+        if self._is_whole if is_beyond else self.marks[n] != self._expected[n]:
+            raise self._explain_others()
+
+    def _explain_others(self) -> ConfigError:
+        return ConfigError(
+            f"resume: the first {len(self._expected)} batches of {self._name} are not those recorded so far; "
+            "it needs a fixed order (shuffle=False)"
+        )
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -147,6 +175,11 @@ class Loaders:
         self._eval_loader, self._adapt, self._eval_ids = eval_loader, adapt, sample_ids.get("eval")
         if classes is not None and not self.train.has_labels:
             raise ConfigError("loader yields no labels for the classes given; leave them out, or give labels")
+
+    @property
+    def has_eval(self) -> bool:
+        """Whether the eval split has a loader of its own."""
+        return self._eval_loader is not None
 
     def open_eval(self) -> Batches | None:
         """Begin to read the loader of the eval split; None if there is none.

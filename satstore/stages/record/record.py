@@ -20,7 +20,7 @@ from satstore.datasets.worker_failures import explaining_lost_workers
 from satstore.errors import ConfigError, SatstoreError
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import find_logs_dir, make_run
-from satstore.runs.manifest import CHECKPOINT, RECORDED, SourceRecord
+from satstore.runs.manifest import CHECKPOINT, RECORDED, RECORDING
 from satstore.runs.run import Run
 from satstore.stages.parameters import DEFAULT_MEMORY_LIMIT
 from satstore.stages.pipeline import apply_stages
@@ -28,6 +28,7 @@ from satstore.stages.receptive_field import write_fields
 from satstore.stages.record.batches import Loaders
 from satstore.stages.record.inputs import Adapt, InputBatch
 from satstore.stages.record.origin import Origin
+from satstore.stages.record.progress import settle_recording
 from satstore.stages.record.writer import RecordWriter
 from satstore.training.devices import choose_device
 
@@ -52,6 +53,7 @@ def record(
     max_samples: int | None = None,
     device: str | None = None,
     memory_limit: int = DEFAULT_MEMORY_LIMIT,
+    resume: bool = False,
     overwrite: bool = False,
     force: bool = False,
     logs_dir: str | Path | None = None,
@@ -91,6 +93,10 @@ def record(
         Where the model is evaluated; by default where it is.
     memory_limit
         Bytes that this may take beside what the process holds before.
+    resume
+        Keep what an attempt recorded that failed or was killed, and go on from there. The loaders have to
+        yield the same batches in the same order again; they are read from the start, and not computed twice.
+        A run that is finished is returned as it is.
     overwrite
         Replace what was recorded under this run id of a model of this name, and all that was made of it.
     force
@@ -127,14 +133,13 @@ def record(
     keys |= {"tokens": None if tokens is None else list(tokens), "modules": modules, "calls": calls}
     keys |= {"max_samples": max_samples, "device": device, **origin.keys}
     config = _make_config(model, loaders.train.first, keys)
-    place = _Place(find_logs_dir(logs_dir, config), run, config, listener)
+    place = _Place(find_logs_dir(logs_dir, config), run, config, origin, resume, overwrite)
     with ExitStack() as undo, _evaluated(model, device) as target:
         # From here on: torch raises the death of a loader's worker wherever the program is.
-        recorded = place.make(undo, overwrite=overwrite)
-        origin.begin(recorded)
-        writer = RecordWriter(recorded, model, loaders, target, memory_limit)
-        writer.plan(force=force)
-        place.write(recorded, writer, undo, origin.source)
+        recorded = place.make(undo, listener)
+        if not (resume and settle_recording(recorded)):
+            writer = RecordWriter(recorded, model, loaders, target, memory_limit, resume=resume)
+            place.write(recorded, writer, undo, force=force)
         apply_stages(recorded, "saturation")
         undo.pop_all()
     _write_receptive_fields(recorded, model, loaders.train.first.inputs)
@@ -143,38 +148,51 @@ def record(
 
 @dataclass(frozen=True)
 class _Place:
-    """The folder of the run that is to be recorded, and who listens to it."""
+    """The folder of the run that is to be recorded, and what becomes of what is there, or of a failure."""
 
     logs: Path
     run_id: str
     config: ExperimentConfig
-    listener: Listener | None
+    origin: Origin
+    resume: bool
+    overwrite: bool
 
     @property
     def folder(self) -> Path:
         """The experiment's folder."""
         return self.logs / self.run_id / self.config.experiment
 
-    def make(self, undo: ExitStack, *, overwrite: bool) -> Run:
+    def make(self, undo: ExitStack, listener: Listener | None) -> Run:
         """Make the folder, which a failure removes again, or open it.
 
-        ConfigError if something was recorded there, and is not to be overwritten.
+        ConfigError if something was recorded there, and is neither to be overwritten nor gone on with.
         """
+        if self.resume and self.overwrite:
+            raise ConfigError("resume and overwrite exclude each other")
         is_new = not (self.folder / CHECKPOINT).exists()
-        if not is_new and not overwrite:
+        if not is_new and not self.overwrite and not self.resume:
+            remedy = "go on with resume=True, or" if (self.folder / RECORDING).exists() else "record"
             raise ConfigError(
-                f"{self.run_id}/{self.config.experiment} is there already; record under another run id, or "
+                f"{self.run_id}/{self.config.experiment} is there already; {remedy} under another run id, or "
                 "with overwrite=True (--overwrite)"
             )
-        if is_new:
+        if is_new and not self.resume:
             undo.callback(_remove, self.folder)
-        return make_run(self.logs, self.run_id, self.config, self.listener)
+        run = make_run(self.logs, self.run_id, self.config, listener)
+        for key in ("pooling", "tokens"):
+            known, asked = (getattr(config, key) for config in (run.made_with, self.config))
+            if self.resume and known != asked:
+                raise ConfigError(f"resume: {run.name} was begun with {key} {known}, not {asked}")
+        self.origin.begin(run)
+        return run
 
-    def write(self, run: Run, writer: RecordWriter, undo: ExitStack, source: SourceRecord | None) -> None:
-        """Write a run; a failure removes it from then on, as nothing is left of what was there."""
+    def write(self, run: Run, writer: RecordWriter, undo: ExitStack, *, force: bool) -> None:
+        """Plan and write a run; a failure removes it from then on, as nothing is left of what was there."""
+        writer.plan(force=force)
         with run.lock():
-            undo.callback(_remove, self.folder)
-            writer.write(source)
+            if not self.resume:
+                undo.callback(_remove, self.folder)
+            writer.write(self.origin.source)
 
 
 def _make_config(model: nn.Module, batch: InputBatch, settings: Mapping[str, Any]) -> ExperimentConfig:
@@ -234,7 +252,8 @@ def _remove(folder: Path) -> None:
 def _write_receptive_fields(run: Run, model: nn.Module, inputs: Any) -> None:
     """Tabulate the receptive fields of convolutions over square images; warn if the model isn't traced."""
     is_images = isinstance(inputs, Tensor) and inputs.ndim == 4 and inputs.shape[-1] == inputs.shape[-2]
-    if not is_images or not any(layer.kind.startswith("Conv") for layer in run.manifest.layers):
+    is_done = run.status("receptive_field") == "done"  # of a finished recording that is gone on with
+    if is_done or not is_images or not any(layer.kind.startswith("Conv") for layer in run.manifest.layers):
         return
     with run.lock():
         try:

@@ -5,22 +5,36 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import nn
 
+from satstore.analysis.moments import state_bytes
 from satstore.capture.layers import describe_layers, select_layers
 from satstore.capture.recorders import MomentRecorder
 from satstore.config.latent_keys import SPLITS
 from satstore.errors import ConfigError
 from satstore.runs.latents_record import describe_latents, describe_store
-from satstore.runs.manifest import CHECKPOINT, RECORDED, DatasetRecord, Manifest, SourceRecord
+from satstore.runs.manifest import (
+    CHECKPOINT,
+    RECORDED,
+    RECORDING,
+    DatasetRecord,
+    Manifest,
+    SourceRecord,
+)
 from satstore.runs.run import Run
 from satstore.stages.record.batches import Loaders, explain_forward_errors
 from satstore.stages.record.inputs import call_model, take_samples
 from satstore.stages.record.passes import FIRST_BATCH, LatentPasses, RecordedSplit
+from satstore.stages.record.progress import PassProgress, ProgressFile, check_model, remove_progress
 from satstore.stages.train import remove_results
 from satstore.storage.zarr import AnalysisStore, copy_split, replace_attributes
 from satstore.storage.zarr.layout import FLOAT16_MANTISSA_BITS
 from satstore.system.process_group import SINGLE_PROCESS
 from satstore.training.checkpoint import serialize_checkpoint
-from satstore.training.epoch_spectra import check_moments, compute_spectra, make_recorder
+from satstore.training.epoch_spectra import (
+    check_moments,
+    compute_spectra,
+    count_layer_features,
+    make_recorder,
+)
 from satstore.training.provenance import describe_machine, set_layers
 
 
@@ -32,7 +46,14 @@ class RecordWriter:
     """
 
     def __init__(
-        self, run: Run, model: nn.Module, loaders: Loaders, device: torch.device, memory_limit: int
+        self,
+        run: Run,
+        model: nn.Module,
+        loaders: Loaders,
+        device: torch.device,
+        memory_limit: int,
+        *,
+        resume: bool,
     ) -> None:
         config = run.config
         self._run, self._model, self._loaders, self._device = run, model, loaders, device
@@ -46,7 +67,8 @@ class RecordWriter:
             self._described = describe_layers(model, forward, selected, config.calls)
         self._layers = self._described.layers
         config.latents_request.check_tokens({layer.name: layer for layer in self._layers}, "the model")
-        self._passes = LatentPasses(run, model, self._layers, device, memory_limit)
+        self._progress = ProgressFile(run, device, is_kept=resume)
+        self._passes = LatentPasses(run, model, self._layers, device, self._progress, memory_limit)
 
     def plan(self, *, force: bool) -> None:
         """Pass the first batch through the model, and check memory and disk, unless forced to begin.
@@ -55,28 +77,43 @@ class RecordWriter:
         """
         if not force:
             check_moments(self._run, self._layers, self._device)
-        self._passes.plan(self._loaders.train, force=force)
+        reserved = 0
+        if self._progress.is_kept:  # twice while it is serialized
+            reserved = 2 * state_bytes(count_layer_features(self._layers, self._run.config).values())
+        self._passes.plan(self._loaders.train, force=force, reserved_bytes=reserved)
 
     def write(self, source: SourceRecord | None) -> None:
         """Read the loaders, and commit weights, metrics, spectra and latents; see :func:`.record.record`."""
         run = self._run
         stored = run.config.model_dump(mode="json", include={"pooling", "tokens"})
         with run.stage("train", {}), run.stage("extract", stored):
-            if run.has_file(CHECKPOINT):
-                remove_results(run)
-            self._commit_weights(source)
+            self._begin(source)
             analysis = AnalysisStore(run.analysis_path, run.commits)
             splits: dict[str, RecordedSplit] = {}
             with make_recorder(self._layers, run.config, SINGLE_PROCESS) as moments:
                 for split in SPLITS:
                     splits[split] = self._record_split(split, splits, moments)
-                    spectra = compute_spectra(run, 0, moments, self._layers, split)
-                    analysis.write_spectra(split, 0, 1, spectra.eigenvalues)
-                    analysis.write_moments(split, spectra.moments)
+                    if not self._progress.has_whole(split):
+                        spectra = compute_spectra(run, 0, moments, self._layers, split)
+                        analysis.write_spectra(split, 0, 1, spectra.eigenvalues)
+                        analysis.write_moments(split, spectra.moments)
+                        self._note_whole(split, splits[split])
             self._commit_metrics(splits)
             replace_attributes(run.latents_location, run.commits, describe_store(run.manifest))
             analysis.finish_spectra(1)
             self._commit_latents(splits)
+            remove_progress(run)
+
+    def _begin(self, source: SourceRecord | None) -> None:
+        """Remove what was recorded and commit the weights, or go on with what is there."""
+        run = self._run
+        if self._progress.is_kept and run.has_file(CHECKPOINT):
+            check_model(run, self._model, self._layers, self._device)
+            self._progress.load()
+            return
+        if run.has_file(CHECKPOINT):
+            remove_results(run)
+        self._commit_weights(source)
 
     def _record_split(
         self, split: str, splits: Mapping[str, RecordedSplit], moments: MomentRecorder
@@ -87,10 +124,13 @@ class RecordWriter:
             run = self._run
             copy_split(run.writable_latents(), run.commits, self._passes.shapes, "train", split)
             return splits["train"]
-        moments.begin(split)
-        recorded = self._passes.record(batches, split, moments)
-        moments.enabled = False
-        return recorded
+        return self._passes.record(batches, split, moments)
+
+    def _note_whole(self, split: str, recorded: RecordedSplit) -> None:
+        """Commit that a split is whole, if another loader is to be read."""
+        if split == "train" and self._loaders.has_eval:
+            found = PassProgress(recorded.batches.marks, recorded.metrics.state(), {}, None)
+            self._progress.save(split, found)
 
     def _commit_weights(self, source: SourceRecord | None) -> None:
         """Commit the weights, and the manifest's record of their source, of layers and machine."""
@@ -112,7 +152,7 @@ class RecordWriter:
 
         run, has_labels, classes = self._run, self._loaders.train.has_labels, self._loaders.classes
         names = _name_classes(splits, classes) if has_labels else []
-        n_outputs = {part.n_outputs for part in splits.values()}
+        n_outputs = {part.metrics.n_outputs for part in splits.values()}
         row: dict[str, float] = {"epoch": 0}
         if has_labels and n_outputs == {len(names)}:
             for split, part in splits.items():
@@ -141,6 +181,7 @@ class RecordWriter:
         names = [layer.name for layer in self._layers]
 
         def change(manifest: Manifest) -> None:
+            manifest.files.pop(RECORDING, None)
             for key, shapes in self._passes.shapes.items():
                 manifest.latents[key] = describe_latents(
                     committed,

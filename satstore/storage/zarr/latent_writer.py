@@ -15,7 +15,7 @@ from satstore.errors import ConfigError
 from satstore.storage.commit_log import CommitLog, is_under
 from satstore.storage.location import Location
 from satstore.storage.zarr.durable_store import DurableStore, open_store
-from satstore.storage.zarr.layer_arrays import LayerArray, SplitOpener, open_root_group
+from satstore.storage.zarr.layer_arrays import KeptRows, LayerArray, SplitOpener, open_root_group
 from satstore.storage.zarr.layout import FLOAT16_MANTISSA_BITS, MAX_ENCODERS, Shapes, check_shards_fit
 from satstore.storage.zarr.precision import Float32s
 from satstore.storage.zarr.shard_writer import ShardWriter
@@ -61,9 +61,12 @@ class LatentWriter:
         ``train`` or ``eval``.
     labels, sample_ids
         Class index and dataset index of every sample of the split; None if they are known only after all
-        samples: :meth:`finish` takes them then. Stored latents of such a split are written again.
+        samples: :meth:`finish` takes them then. Stored latents of such a split are written again, except
+        those kept.
     shard_rows
         Samples of a shard; see :func:`choose_shard_rows`. A pooling that has shards keeps its own.
+    kept
+        The rows of a split of unknown length to go on from, which :meth:`committed_rows` returned.
     mantissa_bits
         Bits of float16's mantissa that are kept, 1 to 10, the others are rounded to zero; a layer in float32
         keeps as many more as its features need.
@@ -74,6 +77,8 @@ class LatentWriter:
     ----------
     problems
         The first batch of each layer with values that can't be probed.
+    n_handed_over
+        How often full shards were passed to the threads that commit them.
 
     Raises
     ------
@@ -82,6 +87,9 @@ class LatentWriter:
     CorruptError
         If the stored latents are of other samples.
     """
+
+    n_handed_over = 0
+    _writing: Future[None] | None = None
 
     def __init__(
         self,
@@ -95,27 +103,28 @@ class LatentWriter:
         labels: NDArray[np.int64] | None = None,
         sample_ids: NDArray[np.int64] | None = None,
         shard_rows: int,
+        kept: KeptRows | None = None,
         mantissa_bits: int = FLOAT16_MANTISSA_BITS,
         memory_bytes: int | None = None,
     ) -> None:
         self._store = open_store(location, log)
         self._n_samples = None if labels is None else len(labels)
         self.problems: list[ValueProblem] = []
-        _remove_unusable(self._store, log, shapes, split, is_whole_split=labels is None)
+        _remove_unusable(self._store, log, shapes, split, is_whole_split=labels is None and kept is None)
         self._opener = SplitOpener(
             self._store,
             log.read(location.name),
             {**source, "mantissa_bits": mantissa_bits},
             None if labels is None else np.asarray(labels, np.int64),
             None if sample_ids is None else np.asarray(sample_ids, np.int64),
-            shard_rows,
+            shard_rows if kept is None else kept.shard_rows,
+            kept,
         )
         self._root = open_root_group(self._store, json.loads(json.dumps(attributes)))
         self._paths = [f"{key}/{split}" for key in shapes]
         arrays = self._opener.open(self._root, shapes, split)
         self._layers: dict[LayerKey, LayerArray] = {(array.key, array.name): array for array in arrays}
-        if memory_bytes is not None:
-            self._check_memory(shapes, memory_bytes)
+        self._check_memory(shapes, memory_bytes)
         self._todo = {layer_key: set(layer.missing) for layer_key, layer in self._layers.items()}
         self._filling: dict[LayerKey, _Filling] = {}
         self._spare: dict[LayerKey, list[Float32s]] = {layer_key: [] for layer_key in self._layers}
@@ -123,10 +132,11 @@ class LatentWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="latents")
         # One thread per core: a forward pass on the CPU waits for its slowest thread.
         self._encoders = ThreadPoolExecutor(min(MAX_ENCODERS, count_cores()), thread_name_prefix="encoder")
-        self._writing: Future[None] | None = None
 
-    def _check_memory(self, shapes: Shapes, memory_bytes: int) -> None:
-        """Check that shards of the stored sizes fit the memory."""
+    def _check_memory(self, shapes: Shapes, memory_bytes: int | None) -> None:
+        """Check that shards of the stored sizes fit the memory, if it is limited."""
+        if memory_bytes is None:
+            return
         rows = {layer.key: layer.shard_rows for layer in self._layers.values()}
         remedy = "write them anew with --overwrite, raise --memory-limit"
         check_shards_fit(shapes, rows, memory_bytes, remedy, self._n_samples)
@@ -160,6 +170,20 @@ class LatentWriter:
                 ranges.append((start, stop))
         return ranges
 
+    @property
+    def n_committed(self) -> int:
+        """The rows that all layers have: the next one has to be given."""
+        return min(layer.n_rows for layer in self._layers.values())
+
+    def committed_rows(self) -> KeptRows:
+        """Wait until full shards are committed, and return what a writer of this split can go on from."""
+        self.drain()
+        layers = self._layers.values()
+        precisions = {
+            layer.path: (layer.precision.dtype.name, layer.precision.mantissa_bits) for layer in layers
+        }
+        return KeptRows(self.n_committed, next(iter(layers)).shard_rows, precisions)
+
     def append(self, latents: Mapping[LatentsKey, Mapping[str, NDArray[Any]]], start: int) -> None:
         """Add samples, in ascending order, from a row of the split on; those that no layer needs are ignored.
 
@@ -185,8 +209,9 @@ class LatentWriter:
         """Begin the shards of some rows, in a split whose length is not known."""
         for layer_key, layer in self._layers.items():
             for shard in range(-(-start // layer.shard_rows), -(-stop // layer.shard_rows)):
-                layer.missing.add(shard)
-                self._todo[layer_key].add(shard)
+                if shard * layer.shard_rows >= layer.n_kept:
+                    layer.missing.add(shard)
+                    self._todo[layer_key].add(shard)
 
     def _fill(self, layer: LayerArray, values: NDArray[Any], row: int) -> None:
         layer_key, shard = (layer.key, layer.name), row // layer.shard_rows
@@ -228,6 +253,7 @@ class LatentWriter:
             del self._filling[layer_key]
             self._todo[layer_key].discard(filling.shard)
         self._writing = self._thread.submit(self._write, full)
+        self.n_handed_over += 1
 
     def drain(self) -> None:
         """Wait until all full shards are committed; raise WriteError if the disk refused one of them."""

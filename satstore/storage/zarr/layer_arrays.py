@@ -1,7 +1,7 @@
 """The groups and arrays of a split of latents, opened or created for writing."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,8 @@ class LayerArray:
         Numbers of the shards that are not committed; while the samples are not known, of those begun.
     moments, extent
         Moments and extent of the stored rows before ``n_seen``; None once mean and std are committed.
+    n_kept
+        Samples that were there when it was opened, in a split whose length is not known.
     """
 
     key: LatentsKey
@@ -54,6 +56,7 @@ class LayerArray:
     moments: RunningMoments | None = None
     extent: Extent | None = None
     n_seen: int = 0
+    n_kept: int = 0
 
     @property
     def shard_rows(self) -> int:
@@ -66,7 +69,7 @@ class LayerArray:
         """The samples before the first shard that is not committed."""
         if self.missing:
             return min(self.missing) * self.shard_rows
-        return self.n_seen if self.n_samples is None else self.n_samples
+        return max(self.n_seen, self.n_kept) if self.n_samples is None else self.n_samples
 
     def span(self, shard: int) -> slice:
         """Return the samples of a shard."""
@@ -88,6 +91,26 @@ class LayerArray:
         """Set the number of samples, which was not known, and the array's length."""
         self.n_samples = n_samples
         self.array.resize((n_samples, *self.array.shape[1:]))
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """The committed rows of a split of unknown length, and the precision of each layer at that time.
+
+    A writer that goes on from them drops what was committed later: its rows are not known to be those that
+    come again, and may have raised a layer's precision.
+
+    Attributes
+    ----------
+    n_rows
+        The samples that all layers have: whole shards.
+    precisions
+        Path of each layer's group to its dtype and the bits of its mantissa.
+    """
+
+    n_rows: int
+    shard_rows: int
+    precisions: Mapping[str, tuple[str, int]]
 
 
 def axes_of(pooling: str, shape: tuple[int, ...]) -> tuple[str, ...]:
@@ -116,6 +139,8 @@ class SplitOpener:
         Label and dataset index of each sample; None if they are not known yet, see :meth:`write_ids`.
     shard_rows
         Samples of a shard, for poolings without shards; the others keep theirs.
+    kept
+        The rows to go on from, in a split whose labels are not known; None: none are there.
     """
 
     store: DurableStore
@@ -124,6 +149,7 @@ class SplitOpener:
     labels: NDArray[np.int64] | None
     sample_ids: NDArray[np.int64] | None
     shard_rows: int
+    kept: KeptRows | None = None
 
     def open(self, root: zarr.Group, shapes: Shapes, split: str) -> Iterator[LayerArray]:
         """Yield the array of every key and layer."""
@@ -143,6 +169,9 @@ class SplitOpener:
             group = None
         if not isinstance(group, zarr.Group):
             group = root.create_group(path, attributes=dict(self.source))
+        if self.kept is not None:
+            for name in ("label", "sample_id"):
+                self._remove_committed(f"{path}/{name}")
         if self.labels is not None and self.sample_ids is not None:
             self.write_ids(root, path, self.labels, self.sample_ids)
         return group
@@ -177,8 +206,11 @@ class SplitOpener:
         self, group: zarr.Group, key: LatentsKey, layer: str, shape: tuple[int, ...], shard_rows: int
     ) -> LayerArray:
         name, n_samples = encode_layer(layer), None if self.labels is None else len(self.labels)
-        length = shard_rows if n_samples is None else n_samples
         path = f"{group.path}/{name}"
+        n_kept = 0 if self.kept is None else self.kept.n_rows
+        length = max(shard_rows, n_kept) if n_samples is None else n_samples
+        if self.kept is not None:
+            self._drop_later(group, name, (length, *shape), self.kept)
         self._check_layer(group, name, (length, *shape), (shard_rows, *shape))
         files = self.committed.files
         layer_group = group.get(name)
@@ -189,15 +221,48 @@ class SplitOpener:
         array = self._require_arrays(layer_group, (length, *shape), shard_rows, axes, precision)
         missing = [
             shard
-            for shard in range(-(-(n_samples or 0) // shard_rows))
+            for shard in range(-(-(n_samples or n_kept) // shard_rows))
             if f"{path}/latent/{shard_key(array, shard)}" not in files
         ]
         found = LayerArray(
-            key, layer, path, layer_group, array, n_samples, missing=set(missing), precision=precision
+            key,
+            layer,
+            path,
+            layer_group,
+            array,
+            n_samples,
+            missing=set(missing),
+            precision=precision,
+            n_kept=n_kept,
         )
         if not all(f"{path}/{moment}/c{'/0' * len(shape)}" in files for moment in ("mean", "std")):
             found.restart_moments()
         return found
+
+    def _drop_later(self, group: zarr.Group, name: str, shape: tuple[int, ...], kept: KeptRows) -> None:
+        """Drop what a layer has beyond the rows kept, and all of it if its dtype was another then."""
+        path, layer_group = f"{group.path}/{name}", group.get(name)
+        if not isinstance(layer_group, zarr.Group):
+            return
+        precision = self._mend_precision(layer_group)
+        dtype, mantissa_bits = kept.precisions.get(path, ("", 0))
+        if precision.dtype.name != dtype:
+            self._remove(path)
+            return
+        for moment in ("mean", "std"):
+            self._remove_committed(f"{path}/{moment}")
+        for key in self.committed.under(f"{path}/latent/c"):
+            shard = int(key.removeprefix(f"{path}/latent/c/").partition("/")[0])
+            if shard * kept.shard_rows >= kept.n_rows:
+                self.store.remove_object(key)
+                self.committed.drop(key)
+        before = replace(precision, mantissa_bits=mantissa_bits)
+        if "latent" in layer_group:
+            array = get_array(layer_group, "latent")
+            describe_precision(array, before)
+            if array.shape != shape:
+                array.resize(shape)
+        describe_precision(layer_group, before)
 
     def _require_arrays(
         self,
@@ -248,6 +313,10 @@ class SplitOpener:
             precision = StoragePrecision(FLOAT16, bits)
         describe_precision(layer_group, precision)
         return precision
+
+    def _remove_committed(self, path: str) -> None:
+        if self.committed.under(path):
+            self._remove(path)
 
     def _remove(self, path: str) -> None:
         self.store.remove_group(path)
