@@ -209,6 +209,17 @@ def test_record__notes_the_blocks_that_figures_group_by(depth: int, tmp_path: Pa
     assert shown == ["patch_embed", *map(str, range(depth)), "norm"]
 
 
+def test_tables_of_probes__come_in_the_order_of_how_many_layers_they_have(tmp_path: Path) -> None:
+    run = make_vit(tmp_path, ("4", "cls", "mean"), n_blocks=2)  # of the pooling, there are two layers
+    assert [key.latents.group for key in run.manifest.probes] == ["pool4", "cls", "mean"]
+    [heads] = Table(tabulate_layers(run).partition("</table>")[0]).bodies[0]
+    assert heads[-3:] == ["probe cls", "probe mean", "probe pool4"]
+    assert print_at(run, 10_000)[0].split()[-6:] == ["probe", "cls", "probe", "mean", "probe", "pool4"]
+    [legend] = plot_layers(run).legends
+    shown = [text.get_text() for text in legend.get_texts() if "probes" in text.get_text()]
+    assert shown == ["probes cls", "probes mean", "probes pool4"]
+
+
 # Tables
 
 

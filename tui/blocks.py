@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 from rich.text import Text
 
-from satstore.reports.blocks import OUTSIDE, Places, choose_limits, drawn_parts, name_depths
+from satstore.reports.blocks import OUTSIDE, Places, choose_limits, drawn_parts, name_depths, sort_tables
 from satstore.reports.run_curves import Float64, RunCurves
 from satstore.system.text import FAILED, clean
 from tui.colors import CURSOR, MARKERS, MODEL, PARTS
@@ -26,7 +26,8 @@ def view_blocks(data: RunCurves, view: View, *, has_room: bool) -> "list[BlockCu
     has_room
         For two plots: saturation above, and a table of probes. Else it is one of these quantities at a time.
     """
-    quantities = [*([None] if data.dimensions else []), *data.probes]
+    tables = sort_tables({name: data.probe(name, view.epoch) for name in data.probes})
+    quantities = [*([None] if data.dimensions else []), *tables]
     if data.places is None or not view.by_block or not quantities:
         return []
     above = quantities[:1] if has_room and None in quantities and len(quantities) > 1 else []
@@ -154,7 +155,7 @@ def describe_layer_values(data: RunCurves, view: View) -> Text:
     [row] = make_layer_rows(data, View(view.epoch, view.place, (view.layers[view.cursor],)))
     found = {"train": ("saturation", row.saturation), "eval": ("eval", row.saturation_eval)}
     found = {split: values for split, values in found.items() if split in data.dimensions}
-    tables = list(row.probes)
+    tables = [name for name, value in row.probes.items() if name in row.failed or not np.isnan(value)]
     found |= {name: (f"probes {name}" if name == tables[0] else name, row.probes[name]) for name in tables}
     shown = [
         f"{clean(label)} {FAILED if key in row.failed else percent(value)}"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from satstore.cli.console import SafeConsole, make_table
 from satstore.config.latent_keys import ProbeKey
-from satstore.reports.blocks import Places, describe_form, name_once, place_layers
+from satstore.reports.blocks import Places, describe_form, name_once, place_layers, sort_tables
 from satstore.reports.listing.table_layout import Column, cell_text, cut, fit_widths
 from satstore.runs.manifest import LayerRecord
 from satstore.runs.run import Run
@@ -71,7 +71,8 @@ class BlockLine:
 
 def print_by_block(console: SafeConsole, run: Run, places: Places) -> None:
     """Print a line for each layer, with the columns that the console has room for; bars if it has for all."""
-    records, keys = run.manifest.layers, list(run.manifest.last_probes)
+    records, accuracy = run.manifest.layers, run.manifest.summary.probe_accuracy
+    keys = sort_tables({key: accuracy.get(key, {}).values() for key in run.manifest.last_probes})
     named = name_once(places, [record.layer for record in records])
     lines = [BlockLine(*names, record) for names, record in zip(named, records, strict=True)]
     unconverged = find_unconverged(run, keys)

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from satstore.config.latent_keys import ProbeKey
 from satstore.runs.manifest import LayerRecord, Manifest
@@ -45,6 +46,8 @@ class BlockPlace:
     part: str
     depth: int
 
+
+K = TypeVar("K")
 
 Places = Mapping[str, BlockPlace]
 """Layer to its place."""
@@ -195,6 +198,12 @@ def label_layers(places: Places | None, layers: Sequence[str]) -> list[str]:
 def describe_form(record: LayerRecord) -> str:
     """Return the form and the shape of a layer's outputs: ``tokens 197 × 768``."""
     return f"{record.form} {' × '.join(map(str, record.output_shape))}".lstrip()
+
+
+def sort_tables(accuracy: Mapping[K, Iterable[float | None]]) -> list[K]:
+    """Return tables of probes by the number of their layers, the most first: a pooling may have one alone."""
+    counts = {key: sum(value is not None and value == value for value in accuracy[key]) for key in accuracy}
+    return sorted(counts, key=lambda key: -counts[key])
 
 
 def choose_table(form: str, tables: Sequence[ProbeKey]) -> ProbeKey | None:

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from satstore.errors import NotFoundError, printable
-from satstore.reports.blocks import describe_form, name_once, place_layers
+from satstore.reports.blocks import describe_form, name_once, place_layers, sort_tables
 from satstore.reports.evidence import advise_on
 from satstore.reports.plots import (
     plot_evolution,
@@ -160,6 +160,8 @@ def tabulate_layers(run: Run) -> str:
     summary, records = run.manifest.summary, run.manifest.layers
     places = place_layers(run.manifest)
     tables = [key for key in run.manifest.last_probes if key in summary.probe_accuracy]
+    if places is not None:
+        tables = sort_tables({key: summary.probe_accuracy[key].values() for key in tables})
     heads = ["layer", "kind"] if places is None else ["block", "part", "kind", "output"]
     heads += ["features", "dimension", "saturation", *(f"probe {key}" for key in tables)]
     named = None if places is None else name_once(places, [record.layer for record in records])

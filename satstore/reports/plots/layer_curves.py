@@ -11,7 +11,14 @@ from matplotlib.ticker import MaxNLocator
 from satstore.config.latent_keys import ProbeKey
 from satstore.config.naming import name_experiments
 from satstore.errors import NotFoundError
-from satstore.reports.blocks import Places, choose_table, main_layers, number_depths, place_layers
+from satstore.reports.blocks import (
+    Places,
+    choose_table,
+    main_layers,
+    number_depths,
+    place_layers,
+    sort_tables,
+)
 from satstore.reports.colors import PROBES, RUNS, SATURATION
 from satstore.reports.plots.block_curves import BlockCurves, plot_blocks
 from satstore.reports.plots.style import (
@@ -97,7 +104,9 @@ def read_block_curves(
     """Read what a figure over the depth shows; NotFoundError if there is neither saturation nor a probe."""
     target = choose_shown(run, target)
     saturation = saturation_curve(run, layers, delta, epoch)
-    probes = {key: found for key, found in probe_curves(run, layers, epoch, target).items() if found}
+    found = probe_curves(run, layers, epoch, target)
+    tables = sort_tables({key: values.values() for key, values in found.items()})
+    probes = {key: found[key] for key in tables if found[key]}
     if saturation is None and not probes:
         raise NotFoundError(_lacks_all(run))
     return BlockCurves(
