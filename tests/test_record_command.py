@@ -49,14 +49,15 @@ def reader():
 
 
 class Stopping(nn.Module):
-    """Passes on what it is given, and sends its own process SIGTERM in its fifth call."""
+    """Passes on what it is given, and in its fifth call in this folder sends its own process SIGTERM."""
 
     n_calls = 0
 
     def forward(self, texts):
         """Return the texts."""
         self.n_calls += 1
-        if self.n_calls == 5:
+        if self.n_calls == 5 and not os.path.exists("stopped"):
+            open("stopped", "w").close()
             os.kill(os.getpid(), signal.SIGTERM)
         return texts
 
@@ -181,7 +182,7 @@ def test_record__of_ones_own_model_and_texts(folder: Path) -> None:
     run.reload()
     assert list(run.manifest.latents) == [LatentsKey("full"), LatentsKey("2")]
     again = satstore("extract", "--run", "r", "--logs-dir", folder / "logs", "-d", "2", "--overwrite")
-    assert f"texts, which extract does not open; record it again with: {record_call(run)}" in again.stderr
+    assert f", which extract does not open; record it again with: {record_call(run)}" in again.stderr
 
 
 def test_record__without_labels(folder: Path) -> None:
@@ -293,7 +294,26 @@ def test_record__that_is_stopped_leaves_no_run(folder: Path) -> None:
     words = ["--data", "texts", "--run-id", "r", "--batch-size", "2", "--logs-dir", folder / "logs"]
     done = satstore_process("record", "nets:stopping", *words, cwd=folder)
     assert done.returncode == 143
-    assert done.stderr.splitlines()[-1] == "satstore: stopped; what was recorded so far is removed"
+    said = "satstore: stopped; what was recorded so far is removed (--resume keeps it)"
+    assert done.stderr.splitlines()[-1] == said
     assert not list((folder / "logs").glob("r*"))
     [job] = list_jobs(folder / "logs")
     assert (job.state, job.exit_code) == ("cancelled", 130)
+
+
+@pytest.mark.long
+def test_record__that_is_to_be_resumed_goes_on(folder: Path) -> None:
+    words = ["--data", "texts", "--batch-size", "2", "-d", "1", "--logs-dir", folder / "logs", "--resume"]
+    done = satstore_process("record", "nets:stopping", *words, "--run-id", "r", cwd=folder)
+    assert done.returncode == 143
+    assert "the same command goes on" in done.stderr
+    [run] = find_runs("r", folder / "logs")
+    for run_id in ("r", "whole"):
+        assert satstore("record", "nets:stopping", *words, "--run-id", run_id, cwd=folder).returncode == 0
+    [whole] = find_runs("whole", folder / "logs")
+    run.reload()
+    assert read_stores(run) == read_stores(whole)
+    assert satstore("record", "nets:stopping", *words, "--run-id", "r", cwd=folder).returncode == 0
+    done = satstore("record", "nets:stopping", *words, "--run-id", "r", "--split", ".5", cwd=folder)
+    assert done.returncode == 1
+    assert "of which weights, arguments, recipe or data were others" in done.stderr

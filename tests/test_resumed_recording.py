@@ -130,7 +130,7 @@ def test_resume__of_a_finished_run_returns_it(whole: Run) -> None:
 def test_record__without_resume_names_what_is_there(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         record_net(tmp_path, loader=stopping(make_loader(45, 0), 6))
-    with pytest.raises(ConfigError, match="is there already; go on with resume=True, or under another run"):
+    with pytest.raises(ConfigError, match=r"is there already; go on with resume=True \(--resume\), or under"):
         record_net(tmp_path, resume=False)
     code, out, _ = call("verify", "res", "--logs-dir", tmp_path)
     assert code == 1

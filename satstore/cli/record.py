@@ -37,7 +37,11 @@ def record_model(
     if detach:
         start_in_background(logs)
         return
-    with stopping_for_good(), stop_on_signals(), record_job(ARGUMENTS.get(), logs) as job:
+    with (
+        explaining_stop(is_kept=parameters.resume),
+        stop_on_signals(),
+        record_job(ARGUMENTS.get(), logs) as job,
+    ):
         run = record_with_bar(source, parameters, logs_dir, job)
     print_line(run.name)
 
@@ -60,9 +64,11 @@ def record_with_bar(source: str, parameters: RecordParameters, logs_dir: Path | 
 
 
 @contextmanager
-def stopping_for_good() -> Iterator[None]:
-    """Say of an interrupt that nothing is left of the recording."""
+def explaining_stop(*, is_kept: bool) -> Iterator[None]:
+    """Say of an interrupt what becomes of the recording: it is gone on with, if it is kept, or removed."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise type(stop)("stopped; what was recorded so far is removed") from stop
+        if is_kept:
+            raise
+        raise type(stop)("stopped; what was recorded so far is removed (--resume keeps it)") from stop

@@ -87,19 +87,18 @@ def describe_recorded(run: NamedRun) -> str:
 def record_call(run: NamedRun, *keys: LatentsKey) -> str:
     """Return the command that writes a recorded run again, or the call in the user's own program.
 
-    Latents of `keys` are recorded then too, besides those that there are. A call goes on with a recording
-    that isn't finished, if it can.
+    Latents of `keys` are recorded then too, besides those that there are. A recording that isn't finished is
+    gone on with, if it can be.
     """
-    words = _command_words(run)
+    words, option = _command_words(run), "resume" if RECORDING in run.manifest.files else "overwrite"
     if not words:
-        option = "resume" if RECORDING in run.manifest.files else "overwrite"
         return f"satstore.record(…, {run.run_id!r}, {option}=True)"
     words[words.index("--run-id") + 1] = run.run_id  # a run may have got another one since
     known = run.manifest.latents
-    if missing := [key for key in keys if key not in known]:
+    if missing := [key for key in keys if known and key not in known]:
         words = _without_values(words, "--pooling", "--tokens")
         words += [word for key in (*known, *missing) for word in key.flags.split()]
-    return shlex.join([*words, "--overwrite"])
+    return shlex.join([*words, f"--{option}"])
 
 
 def _without_values(words: Sequence[str], *flags: str) -> list[str]:

@@ -20,6 +20,8 @@ from satstore.models.sources.source import Kind, Source, parse_arguments
 from satstore.registry import DATASETS
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import find_logs_dir
+from satstore.runs.manifest import SourceRecord
+from satstore.runs.repair import describe_recorded
 from satstore.runs.run import Run
 from satstore.stages.extract.stage import place
 from satstore.stages.forms import flag_words
@@ -77,6 +79,7 @@ def record_source(
         max_samples=parameters.max_samples,
         device=str(device),
         memory_limit=parameters.memory_limit,
+        resume=parameters.resume,
         overwrite=parameters.overwrite,
         force=parameters.force,
         logs_dir=logs_dir,
@@ -165,22 +168,40 @@ def _describe_origin(
     opened: Source, data: RawData, parameters: RecordParameters, begin: Callable[[Run], None]
 ) -> Origin:
     splits = {"train": data.train, "eval": data.eval or data.train}
+    share, seed = parameters.split, parameters.seed
+    drawn = "" if share is None else f", of which a share of {share:g} is drawn for evaluation by seed {seed}"
+    source = describe_source(
+        opened,
+        data=f"{_whole_path(parameters.data)}{drawn}",
+        command=describe_command(opened.text, parameters),
+    )
     return Origin(
-        name=re.sub(r"[^\w.-]", "_", Path(opened.text.partition(":")[2]).name),
-        source=describe_source(
-            opened,
-            data=_whole_path(parameters.data),
-            command=describe_command(opened.text, parameters),
-        ),
+        name=re.sub(r"[^\w.-]", "_", Path(opened.text.partition(":")[2] or opened.text).name),
+        source=source,
         sample_ids={split: samples.sample_ids for split, samples in splits.items()},
-        begin=lambda run: _begin(run, parameters.latents_dir, begin),
+        begin=lambda run: _begin(run, source, parameters, begin),
     )
 
 
-def _begin(run: Run, latents_dir: str | None, begin: Callable[[Run], None]) -> None:
-    if latents_dir is not None:
+def _begin(
+    run: Run, source: SourceRecord, parameters: RecordParameters, begin: Callable[[Run], None]
+) -> None:
+    """Note where latents are to lie.
+
+    ConfigError if a run that is gone on with is of another source, or of other data.
+    """
+    known, given = (
+        record and record.model_dump(mode="json", exclude={"command"})
+        for record in (run.manifest.source, source)
+    )
+    if parameters.resume and known is not None and known != given:
+        raise ConfigError(
+            f"resume: {run.name} was recorded of {describe_recorded(run)}, of which weights, arguments, "
+            "recipe or data were others; record under another run id, or with --overwrite"
+        )
+    if parameters.latents_dir is not None:
         with run.lock():
-            place(run, latents_dir)
+            place(run, parameters.latents_dir)
     begin(run)
 
 

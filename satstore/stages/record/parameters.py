@@ -86,4 +86,9 @@ class RecordParameters(shared.StageParameters):
     latents_dir: shared.LatentsDir = None
     memory_limit: shared.MemoryLimit = shared.DEFAULT_MEMORY_LIMIT
     force: shared.Force = False
+    resume: Annotated[
+        bool,
+        Parameter(negative=""),
+        Field(description="keep what was recorded if it is stopped, and go on there when it is given again"),
+    ] = False
     overwrite: shared.Overwrite = False

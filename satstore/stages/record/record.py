@@ -171,7 +171,9 @@ class _Place:
             raise ConfigError("resume and overwrite exclude each other")
         is_new = not (self.folder / CHECKPOINT).exists()
         if not is_new and not self.overwrite and not self.resume:
-            remedy = "go on with resume=True, or" if (self.folder / RECORDING).exists() else "record"
+            remedy = (
+                "go on with resume=True (--resume), or" if (self.folder / RECORDING).exists() else "record"
+            )
             raise ConfigError(
                 f"{self.run_id}/{self.config.experiment} is there already; {remedy} under another run id, or "
                 "with overwrite=True (--overwrite)"
