@@ -152,6 +152,44 @@ def test_record__takes_data_that_are_no_square_photos(name: str, tmp_path: Path)
     assert [f for f in Verification(run).findings() if f.is_wrong] == []
 
 
+class Recurrent(nn.Module):
+    """A GRU of padded sequences, which takes them by position."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = nn.GRU(3, 5, batch_first=True)
+
+    def forward(self, values: Tensor, scale: Tensor) -> Tensor:
+        return self.steps(values * scale)[0]
+
+
+def test_record__takes_sequences_with_a_mask_by_adapt(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, values, n_steps = Recurrent(), torch.randn(20, 9, 3), torch.arange(20) % 7 + 2
+    kept = torch.arange(9) < n_steps[:, None]
+    batches = [{"x": values[part], "n": n_steps[part]} for part in torch.arange(20).split(8)]
+    run = satstore.record(
+        model,
+        batches,
+        "a",
+        modules="steps",
+        tokens=["mean", "last"],
+        adapt=lambda batch: (
+            (batch["x"], torch.tensor(2.0)),
+            None,
+            torch.arange(9) < batch["n"][:, None],
+        ),
+        logs_dir=tmp_path,
+    )
+    with torch.no_grad():
+        outputs = model.steps(2 * values)[0].double().numpy()
+    means = np.stack([output[mask].mean(0) for output, mask in zip(outputs, kept.numpy(), strict=True)])
+    last = outputs[np.arange(20), n_steps.numpy() - 1]
+    for group, expected in (("mean", means), ("last", last)):
+        found = run.latents(group, "train")["steps"].numpy()
+        np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-4)
+
+
 def test_record__takes_as_many_samples_for_spectra_as_it_is_told(encoder: Encoder, tmp_path: Path) -> None:
     run = satstore.record(encoder, loader_of(IDS_ALONE["dict"][0]), "a", max_samples=10, logs_dir=tmp_path)
     with torch.no_grad():

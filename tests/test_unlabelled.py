@@ -50,6 +50,7 @@ def test_record__without_labels_stores_all_but_accuracies(run: satstore.Run) -> 
     assert run.manifest.summary.test_accuracy is None
     assert set(run.manifest.summary.saturation) == {"conv", "first", "last"}
     assert not run.manifest.warnings
+    assert drawn_layers(run.manifest) == ["conv", "first", "last"], "no layer is a classifier's"
     assert [str(finding) for finding in Verification(run).findings()] == []
 
 
