@@ -25,6 +25,9 @@ _NARROW_FEATURES = 16
 # rows are the same (64 to 512 features). Above this ratio the samples are centred before the product.
 _CENTRE_ABOVE = 16.0
 
+# A mean summed in float32 is apart from the value of a constant feature by this share at most.
+_ABOUT_EQUAL = 2.0**-16
+
 # Rows that wait for a product at most, where the features aren't more: of 1,024 features 16 MiB.
 _WAITING_ROWS = 4096
 
@@ -219,6 +222,9 @@ def _moments_of(samples: Tensor) -> Moments:
     moments._mean = sums / n_samples
     if squared_sums / n_samples > _CENTRE_ABOVE * (squares - squared_sums / n_samples):
         shift = moments._mean.to(torch.promote_types(samples.dtype, torch.float32)).double()
+        # A feature that is constant has no variance at all: less its own value, not a rounded mean of it.
+        first = samples[0].double()
+        shift = torch.where((first - shift).abs() <= _ABOUT_EQUAL * shift.abs(), first, shift)
         gram, sums = _sum_products(samples, shift)
         moments._mean = shift + sums / n_samples  # the sums hold what rounding the shift left over
     moments._scatter = gram.addr_(sums, sums, alpha=-1.0 / n_samples)

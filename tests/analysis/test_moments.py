@@ -146,6 +146,17 @@ def test_moments__of_one_row_of_no_variance_and_of_zeros_are_exactly_zero():
         torch.testing.assert_close(moments.mean, batch[0].double(), rtol=1e-15, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_moments__of_features_that_are_all_constant_are_exactly_zero(dtype):
+    """Sums in float32 round the mean of equal values: what was left over had a spectrum of its own."""
+    value = torch.randn(384, generator=torch.Generator().manual_seed(0)).mul(0.02).to(dtype)
+    moments = Moments()
+    for n_samples in (1, 37, 1_931, 5_000, 20_000, 2_777, 300, 1_603):
+        moments.update(value.expand(n_samples, -1))
+    assert torch.count_nonzero(moments.covariance()) == 0
+    assert torch.equal(moments.mean, value.double())
+
+
 def test_moments__of_fewer_samples_than_features_have_their_rank():
     moments = record(make_samples(0, 7, 30))
     spectrum = eigenvalues(moments.covariance().numpy())
