@@ -66,7 +66,7 @@ class FeatureFile:
             if values.shape != expected:
                 raise ValueError(f"samples {start} to {stop - 1} have shape {values.shape}, not {expected}")
         is_double = values.dtype.kind == "f" and values.dtype.itemsize >= 8
-        return np.ascontiguousarray(values, np.float64 if is_double else np.float32)
+        return np.require(values, np.float64 if is_double else np.float32, ["C", "W"])
 
 
 @contextmanager
@@ -125,8 +125,8 @@ def is_zarr(path: Path) -> bool:
 
 
 def split_place(place: str) -> tuple[Path, str | None]:
-    """Return the path of a file, and the name of the array in it."""
-    endings = "|".join(ending[1:] for ending in (*ENDINGS, *PICKLES))
+    """Return the path of a file of features or labels, and the name of the array or column in it."""
+    endings = "|".join(ending[1:] for ending in (*ENDINGS, *PICKLES, ".csv"))
     named = re.fullmatch(rf"(.+\.(?:{endings})/?):(.+)", place, re.IGNORECASE)
     if named and not Path(place).exists():
         return Path(named[1]), named[2]
@@ -146,8 +146,8 @@ def identify_file(path: Path) -> list[Any]:
 def _open_place(place: str, stack: ExitStack, exclude: Sequence[str]) -> Iterator[FeatureFile]:
     """Yield the layers of a file, checked."""
     path, name = split_place(place)
-    arrays = _open_arrays(
-        path, name, stack, [column for file, column in map(split_place, exclude) if file == path]
+    arrays = open_arrays(
+        path, stack, name, [column for file, column in map(split_place, exclude) if file == path]
     )
     if not arrays:
         raise ConfigError(f"{path} holds no arrays; expected features (sample, feature, …)")
@@ -164,7 +164,11 @@ def _open_place(place: str, stack: ExitStack, exclude: Sequence[str]) -> Iterato
         yield FeatureFile(layer, named, array.shape, array)
 
 
-def _open_arrays(path: Path, name: str | None, stack: ExitStack, exclude: Sequence[str]) -> Arrays:
+def open_arrays(path: Path, stack: ExitStack, name: str | None = None, exclude: Sequence[str] = ()) -> Arrays:
+    """Open the arrays of a file, features or not, by name; of a Parquet file, some of its columns.
+
+    Raises NotFoundError, ConfigError or CorruptError as :func:`open_features` does.
+    """
     ending = path.suffix.lower()
     if not path.exists():
         raise NotFoundError(f"no file {path}")

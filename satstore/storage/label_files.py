@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -153,6 +154,7 @@ def read_label_file(place: str | Path) -> GivenLabels:
     - ``.txt``: a label a line. ``.csv``: columns with a header. They are numbers if all cells are.
     - ``.pt``: a tensor, or a dictionary of tensors; weights only, so that nothing in it runs.
     - ``.parquet``: columns of numbers or texts; needs pyarrow.
+    - ``.safetensors``, ``.h5``, ``.hdf5``, ``.zarr``: arrays, as they lie beside features.
 
     Raises NotFoundError if there is no such file, UnknownNameError if it has no such column, and ConfigError
     if it is no file of labels.
@@ -176,7 +178,7 @@ def read_label_file(place: str | Path) -> GivenLabels:
 
 def _split_place(place: str) -> tuple[Path, str | None]:
     """Return the path of a file, and the name of the column or array in it."""
-    named = re.fullmatch(r"(.+\.(?:npz|csv|pt|parquet)):(.+)", place, re.IGNORECASE)
+    named = re.fullmatch(r"(.+\.(?:npz|csv|pt|parquet|safetensors|h5|hdf5|zarr)):(.+)", place, re.IGNORECASE)
     if named and not Path(place).exists():
         return Path(named[1]), named[2]
     return Path(place), None
@@ -276,6 +278,17 @@ def _read_parquet(path: Path, column: str | None) -> Any:
         raise ConfigError(f"{path} can't be read as a Parquet file: {reason_of(error)}") from error
 
 
+def _read_array(path: Path, column: str | None) -> Any:
+    from satstore.storage.feature_files import open_arrays
+
+    with ExitStack() as stack:
+        arrays = open_arrays(path, stack)
+        array = arrays[_choose(arrays, column, path, "array")]
+        if len(array.shape) != 1:
+            raise ConfigError(f"{path} has shape {array.shape}; expected one label of each sample, (sample,)")
+        return array.read(0, array.shape[0])
+
+
 READERS: Mapping[str, Callable[[Path, str | None], Any]] = {
     ".npy": _read_npy,
     ".npz": _read_npz,
@@ -283,5 +296,9 @@ READERS: Mapping[str, Callable[[Path, str | None], Any]] = {
     ".txt": _read_text,
     ".pt": _read_pt,
     ".parquet": _read_parquet,
+    ".safetensors": _read_array,
+    ".h5": _read_array,
+    ".hdf5": _read_array,
+    ".zarr": _read_array,
 }
 """The functions that read each kind of file, by its ending."""

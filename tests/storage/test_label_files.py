@@ -9,10 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+import zarr
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
 
 from satstore.errors import ConfigError, NotFoundError, UnknownNameError
 from satstore.storage.label_files import as_labels, number_labels, read_label_file
@@ -38,8 +42,18 @@ def write_files(folder: Path, labels: list[Any]) -> dict[str, str]:
         torch.save(
             {"x": torch.zeros(2), "label": torch.tensor(labels, dtype=torch.bfloat16)}, folder / "b.pt"
         )
-        places += ["a.pt", "b.pt:label"]
+        places += ["a.pt", "b.pt:label", *write_arrays(folder, np.array(labels))]
     return {place: str(folder / place) for place in places}
+
+
+def write_arrays(folder: Path, labels: NDArray[Any]) -> list[str]:
+    """Write labels beside features, and alone, to files of arrays; return their names."""
+    features = np.zeros((len(labels), 2))
+    save_file({"x": features, "label": labels}, folder / "a.safetensors")
+    with h5py.File(folder / "a.h5", "w") as file:
+        file["x"], file["of/label"] = features, labels
+    zarr.create_array(folder / "a.zarr", data=labels)
+    return ["a.safetensors:label", "a.h5:of/label", "a.zarr"]
 
 
 @pytest.mark.parametrize("labels", [INDICES, TEXTS], ids=["indices", "texts"])
