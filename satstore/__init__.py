@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from satstore.runs.run import Run as Run
     from satstore.stages.pipeline import apply_stages as apply_stages
     from satstore.stages.pipeline import run_experiments as run_experiments
+    from satstore.stages.record.features import record_features as record_features
     from satstore.stages.record.record import record as record
     from satstore.storage.zarr import open_latents as open_latents
 
@@ -46,6 +47,7 @@ _MODULES = {
     "read_config": "satstore.config.grid",
     "receptive_field": "satstore.analysis.receptive_field.table",
     "record": "satstore.stages.record.record",
+    "record_features": "satstore.stages.record.features",
     "run_experiments": "satstore.stages.pipeline",
 }
 

@@ -90,6 +90,12 @@ class LayerRecorder(Recorder[Layer]):
         self._mask = mask
         self._n_calls.clear()
 
+    def feed(self, layer: Layer, output: Tensor) -> None:
+        """Record an output that was computed before, as if the layer's module had been called now."""
+        if self.enabled:
+            with torch.no_grad():
+                self._record(layer, self._modules[layer], output)
+
     def _see(self, keys: list[Layer], module: nn.Module, output: Any) -> None:
         call = self._n_calls[id(module)]
         self._n_calls[id(module)] += 1

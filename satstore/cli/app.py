@@ -68,7 +68,7 @@ COMMANDS: dict[str, tuple[str, str] | App] = {
     ),
     "import": (
         "transfer:import_runs",
-        "Open a run that was packed elsewhere, or runs of phd-lab; all is checked before any appears.",
+        "Open a run that was packed elsewhere, runs of phd-lab, or features of your own.",
     ),
     "du": (
         "maintain:show_disk_usage",

@@ -178,9 +178,12 @@ def print_experiment(run: Run) -> None:
 
 def print_source(console: SafeConsole, source: SourceRecord) -> None:
     """Print where a recorded model and its data came from, and the command that recorded them."""
+    version = f" ({source.version})" if source.version else ""
+    weights = f", weights: {source.weights}" if source.weights else ""
+    recipe = f", prepared by: {source.recipe}" if source.recipe else ""
     for name, text in (
-        ("model", f"{source.source} ({source.version}), weights: {source.weights}"),
-        ("data", f"{source.data}, prepared by: {source.recipe}"),
+        ("model", f"{source.source}{version}{weights}"),
+        ("data", f"{source.data}{recipe}"),
         ("by", source.command),
     ):
         console.print(f"  {name:<5} {text}")

@@ -1,19 +1,26 @@
-"""``satstore export`` and ``import``: runs and their tables for other machines and tools."""
+"""``satstore export`` and ``import``: runs and their tables for other machines and tools, and features."""
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from satstore.cli.command_line import ARGUMENTS
 from satstore.cli.console import print_line
+from satstore.cli.interrupts import stop_on_signals
 from satstore.cli.options import LogsDir, RunName
 from satstore.cli.output import output_file, output_folder
 from satstore.cli.progress import Bar
 from satstore.errors import ConfigError, CorruptError, NotFoundError, reason_of
+from satstore.jobs.record import record_job
 from satstore.runs.logs_folder import find_logs_dir, find_runs
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
+from satstore.stages.record.feature_parameters import FeatureParameters
+
+FEATURES_ALONE = FeatureParameters()
 
 Format = Literal["csv", "parquet", "zip"]
 
@@ -88,21 +95,49 @@ def encode_parquet(run: Run, name: str) -> bytes:
     return content.getvalue()
 
 
+ImportedPaths = Annotated[
+    tuple[str, ...],
+    Parameter(
+        help="a zip file that satstore export wrote, a folder of phd-lab's logs, or files of features: .npy, "
+        ".npz, .safetensors, .pt, .parquet, .h5 or Zarr; a.npz:x is one array of a file"
+    ),
+]
+
+
 def import_runs(
-    path: Annotated[
-        Path, Parameter(help="a zip file that satstore export wrote, or a folder of phd-lab's logs")
-    ],
+    paths: ImportedPaths,
+    /,
     *,
-    run_id: Annotated[str | None, Parameter(help="by default that which it had")] = None,
+    run_id: Annotated[
+        str | None, Parameter(help="of features, it is needed; of others by default that which it had")
+    ] = None,
     latents: Annotated[
         bool,
         Parameter(
             negative="", help="of phd-lab: its latents too, from the folder or latent_datasets beside it"
         ),
     ] = False,
+    parameters: Annotated[FeatureParameters, Parameter(name="*")] = FEATURES_ALONE,
     logs_dir: LogsDir = None,
 ) -> None:
-    """Unpack a run, or import a folder of phd-lab's logs, and print the names of the runs."""
+    """Unpack a run, or import phd-lab's logs or features of your own, and print the names of the runs."""
+    from satstore.storage.feature_files import is_of_features
+
+    if any(map(is_of_features, paths)):
+        if latents:
+            raise ConfigError("--latents is for a folder of phd-lab's logs; leave it out for features")
+        import_features(paths, run_id, parameters, logs_dir)
+        return
+    if len(paths) > 1:
+        raise ConfigError(f"{len(paths)} paths are given, which are no files of features; give one")
+    if parameters != FEATURES_ALONE:
+        given = next(iter(parameters.model_dump(exclude_defaults=True)))
+        raise ConfigError(f"--{given.replace('_', '-')} is for files of features, and {paths[0]} is none")
+    import_written(Path(paths[0]), run_id, latents, logs_dir)
+
+
+def import_written(path: Path, run_id: str | None, latents: bool, logs_dir: Path | None) -> None:
+    """Import what satstore or phd-lab wrote."""
     if path.is_dir():
         import_phd_lab(path, run_id, latents, logs_dir)
     elif latents:
@@ -111,6 +146,35 @@ def import_runs(
         )
     else:
         import_archive(path, run_id, logs_dir)
+
+
+def import_features(
+    paths: Sequence[str], run_id: str | None, parameters: FeatureParameters, logs_dir: Path | None
+) -> None:
+    """Record files of features as a run, and print its name and layers."""
+    from satstore.stages.pipeline import as_satstore_error
+    from satstore.stages.record.features import record_features
+
+    if run_id is None:
+        raise ConfigError("features need a run id, the name of their run's folder: --run-id RES")
+    logs = find_logs_dir(logs_dir)
+    with stop_on_signals(), record_job(ARGUMENTS.get(), logs) as job:
+        bar = Bar()
+        bar.record = job
+
+        def begin(run: Run) -> None:
+            job.run = run.name
+
+        with bar:
+            try:
+                run = record_features(
+                    paths, run_id, logs_dir=logs, listener=bar.listen, begin=begin, **dict(parameters)
+                )
+            except Exception as error:  # of the libraries that read files
+                raise as_satstore_error(run_id, "import", error) from error
+    print_line(run.name)
+    for layer in run.manifest.layers:
+        print_line(f"  {layer.layer}: {' × '.join(map(str, layer.output_shape))} ({layer.form})")
 
 
 def import_phd_lab(path: Path, run_id: str | None, latents: bool, logs_dir: Path | None) -> None:

@@ -112,13 +112,14 @@ def _without_values(words: Sequence[str], *flags: str) -> list[str]:
 def _command_words(run: NamedRun) -> list[str]:
     """Return the words of the command that recorded a run; none if it is not known.
 
-    A manifest may come from somebody else: what is no call of ``satstore record`` alone, word by word, is
-    not for a user to run.
+    A manifest may come from somebody else: what is no call of ``satstore record`` or ``satstore import``
+    alone, word by word, is not for a user to run.
     """
     command = run.manifest.source.command if run.manifest.source else ""
     with suppress(ValueError):  # quotes that don't end
         words = shlex.split(command)
-        if words[:2] == ["satstore", "record"] and "--run-id" in words[:-1] and shlex.join(words) == command:
+        is_plain = shlex.join(words) == command and "--run-id" in words[:-1]
+        if is_plain and words[0] == "satstore" and words[1] in ("record", "import"):
             return words
     return []
 

@@ -146,9 +146,8 @@ def identify_file(path: Path) -> list[Any]:
 def _open_place(place: str, stack: ExitStack, exclude: Sequence[str]) -> Iterator[FeatureFile]:
     """Yield the layers of a file, checked."""
     path, name = split_place(place)
-    arrays = open_arrays(
-        path, stack, name, [column for file, column in map(split_place, exclude) if file == path]
-    )
+    columns = [column for file, column in map(split_place, exclude) if file == path and column is not None]
+    arrays = open_arrays(path, stack, name, columns)
     if not arrays:
         raise ConfigError(f"{path} holds no arrays; expected features (sample, feature, …)")
     if name is not None and path.suffix.lower() != ".parquet":

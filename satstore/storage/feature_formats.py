@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +75,7 @@ def open_npz(path: Path, stack: ExitStack) -> Arrays:
         for info in packed.infolist():
             check_member(info, size_bytes)
             name = info.filename.removesuffix(".npy")
-            part = stack.enter_context(packed.open(info))
+            part: Any = stack.enter_context(packed.open(info))  # an IO[bytes], by its type
             shape, is_fortran, dtype = read_npy_header(part, info.file_size)
             if is_fortran:
                 raise ConfigError(
@@ -84,15 +85,18 @@ def open_npz(path: Path, stack: ExitStack) -> Arrays:
     return found
 
 
-def _read_c_order(file: IO[bytes], shape: tuple[int, ...], dtype: "np.dtype[Any]") -> FileArray:
+def _read_c_order(file: BufferedIOBase, shape: tuple[int, ...], dtype: "np.dtype[Any]") -> FileArray:
     """Return the array whose values come next in a file, packed or not."""
     offset, row_bytes = file.tell(), math.prod(shape[1:]) * dtype.itemsize
 
     def read(start: int, stop: int) -> NDArray[Any]:
+        content = np.empty((stop - start) * row_bytes, np.uint8)
         with as_value_errors():
             file.seek(offset + start * row_bytes)
-            content = file.read((stop - start) * row_bytes)
-        return np.frombuffer(content, dtype).reshape(stop - start, *shape[1:])
+            n_read = file.readinto(content.data)
+        if n_read != len(content):
+            raise ValueError(f"it ends {len(content) - n_read} bytes before row {stop}")
+        return content.view(dtype).reshape(stop - start, *shape[1:])
 
     return FileArray(shape, dtype, read)
 

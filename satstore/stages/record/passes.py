@@ -135,7 +135,7 @@ class LatentPasses:
         reset_peak()
         with LatentRecorder.for_request(self._layers, run.config.latents_request) as recorder:
             self._pass(train.first, FIRST_BATCH, recorder)
-            latents = _by_key(recorder)
+            latents = by_key(recorder)
         self.shapes = {
             key: {layer: latent.shape[1:] for layer, latent in part.items()} for key, part in latents.items()
         }
@@ -197,7 +197,7 @@ class LatentPasses:
                 # Known batches too, where they have rows of a shard that was not committed.
                 if moments.enabled or n_done + batch.n_samples > n_stored:
                     output = self._pass(batch, batches.place, moments, latents)
-                    writer.append(_by_key(latents), n_done)
+                    writer.append(by_key(latents), n_done)
                     if moments.enabled:
                         metrics.update(output, labels)
                 n_done += batch.n_samples
@@ -247,7 +247,7 @@ class LatentPasses:
         )
 
 
-def _by_key(recorder: LatentRecorder) -> dict[LatentsKey, dict[str, NDArray[Any]]]:
+def by_key(recorder: LatentRecorder) -> dict[LatentsKey, dict[str, NDArray[Any]]]:
     """Return a batch's latents by key and layer."""
     return {
         LatentsKey(pooling): {layer: latent.numpy() for layer, latent in part.items()}

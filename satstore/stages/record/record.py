@@ -179,7 +179,7 @@ class _Place:
                 "with overwrite=True (--overwrite)"
             )
         if is_new and not self.resume:
-            undo.callback(_remove, self.folder)
+            undo.callback(remove_attempt, self.folder)
         run = make_run(self.logs, self.run_id, self.config, listener)
         for key in ("pooling", "tokens"):
             known, asked = (getattr(config, key) for config in (run.made_with, self.config))
@@ -193,7 +193,7 @@ class _Place:
         writer.plan(force=force)
         with run.lock():
             if not self.resume:
-                undo.callback(_remove, self.folder)
+                undo.callback(remove_attempt, self.folder)
             writer.write(self.origin.source)
 
 
@@ -242,7 +242,7 @@ def _evaluated(model: nn.Module, device: str | None) -> Iterator[torch.device]:
                 model.to(before)
 
 
-def _remove(folder: Path) -> None:
+def remove_attempt(folder: Path) -> None:
     """Remove an incomplete run, and the folder of its run id if that is empty then."""
     with suppress(SatstoreError):  # the error that is being handled says more
         Run(folder).writable_latents().remove()
