@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from satstore.config.experiment import ExperimentConfig
+from satstore.config.experiment import RECORDED, ExperimentConfig
 from satstore.config.latent_keys import LatentsKey, ProbeKey
 from satstore.runs.logs_folder import make_run
-from satstore.runs.manifest import RECORDED, DatasetRecord, LayerRecord, Manifest, ProbesRecord, StageRecord
+from satstore.runs.manifest import DatasetRecord, LayerRecord, Manifest, ProbesRecord, StageRecord
 from satstore.runs.run import Run
 from satstore.storage.zarr import AnalysisStore
 

@@ -81,7 +81,7 @@ def test_commands__work_without_labels(run: satstore.Run, tmp_path: Path) -> Non
         code, out, err = call(*words, "--logs-dir", logs)
         assert code == 0, err
         if words == ["show", "bare"]:
-            assert "epochs 1/1, no labels" in out
+            assert "recorded, no labels" in out
         if words[-1] == "--advice":
             said = " ".join(out.split())
             assert "run satstore probe --labels FILE, as there are no labels" in said

@@ -139,15 +139,10 @@ def describe_experiment(run: Run) -> dict[str, Any]:
 def print_experiment(run: Run) -> None:
     """Print an experiment's config, stages, layers, costs and warnings."""
     console = make_console()
-    config, manifest = run.config, run.manifest
+    manifest = run.manifest
     console.print(f"{run.name}")
-    console.print(f"  {config.title}, {config.optimizer}")
-    console.print(f"  epochs {manifest.summary.epochs_done}/{config.epoch}", end="")
-    accuracy = manifest.summary.test_accuracy
-    has_labels = manifest.dataset is None or manifest.dataset.has_labels
-    console.print(
-        f", test accuracy {accuracy:.2%}" if accuracy is not None else "" if has_labels else ", no labels"
-    )
+    console.print(f"  {run.config.title}")
+    console.print(f"  {run.progress_text}")
     statuses = run.statuses()
     console.print("  " + "  ".join(f"{MARKS[s]} {stage_name(key)}" for key, s in statuses.items()))
     console.print(f"  {run.path.absolute()}")
@@ -165,7 +160,7 @@ def print_experiment(run: Run) -> None:
     if run.has_file("receptive_field.csv"):
         found = manifest.summary.border_layer, manifest.summary.strict_border_layer
         border, strict = (layer or "none" for layer in found)
-        console.print(f"border layer at {config.resolution} px: {border} (strict: {strict})")
+        console.print(f"border layer at {run.config.resolution} px: {border} (strict: {strict})")
     if manifest.re_extractable:
         size = describe_size(sum(record.size_bytes for record in manifest.re_extractable.values()))
         again = extract_command(run, *manifest.re_extractable)

@@ -170,8 +170,9 @@ class ExperimentConfig(BaseModel):
 
     @property
     def title(self) -> str:
-        """The experiment's title for people: ``vgg16 on Cifar10 at 32 px``."""
-        return f"{self.model} on {self.dataset}{self.size_text}"
+        """The experiment's title for people: ``vgg16 on Cifar10 at 32 px``; of a recorded run, ``MyNet``."""
+        data = "" if self.dataset == RECORDED else f" on {self.dataset}"
+        return f"{self.model}{data}{self.size_text}"
 
     @property
     def size_text(self) -> str:
@@ -215,6 +216,9 @@ class ExperimentConfig(BaseModel):
         """The folder that holds the datasets."""
         return Path(self.cache_dir or os.environ.get("TORCH_DATADIR") or "tmp").expanduser()
 
+
+RECORDED = "Recorded"
+"""The dataset's name in runs of ``satstore.record``, whose model and data satstore can't build."""
 
 NOT_TRAINING = frozenset(
     {

@@ -105,16 +105,13 @@ def render_experiment(run: Run, number: int) -> Iterable[str]:
 
 def _render_progress(run: Run) -> Iterable[str]:
     """Yield the experiment's title, epochs and accuracy, the states of its stages, and their failures."""
-    config, reached = run.config, run.manifest.summary.test_accuracy
-    accuracy = "" if reached is None else f", test accuracy {reached:.2%}"
-    what = _text(f"{config.title}, {config.optimizer}")
     statuses = run.statuses()
     states = " ".join(
         f'<span class="stage">{_text(f"{MARKS[state]} {stage_name(key)}")}</span>'
         for key, state in statuses.items()
     )
-    epochs = f"epochs {run.manifest.summary.epochs_done}/{config.epoch}"
-    yield f'<p>{what}; {epochs}{accuracy}<br><span class="dim">{states}</span></p>'
+    what = _text(f"{run.config.title}; {run.progress_text}")
+    yield f'<p>{what}<br><span class="dim">{states}</span></p>'
     failures = run.failures(statuses)
     if failures:
         yield "<p>failed:</p>"

@@ -13,13 +13,13 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from pydantic import ValidationError
 
-from satstore.config.experiment import ExperimentConfig
+from satstore.config.experiment import RECORDED, ExperimentConfig
 from satstore.config.validation import describe_invalid
 from satstore.errors import ConfigError, CorruptError, NotFoundError, reason_of
 from satstore.registry import load_plugins, suggest
 from satstore.runs.events import EventLog, Listener
 from satstore.runs.lock import WriteLock
-from satstore.runs.manifest import LATENTS, RECORDED, STAGE_KEYS, StageStatus
+from satstore.runs.manifest import LATENTS, STAGE_KEYS, StageStatus
 from satstore.runs.manifest_file import read_manifest
 from satstore.runs.permissions import check_plugins, is_place_named
 from satstore.runs.repair import damage_remedy
@@ -153,6 +153,18 @@ class RunFolder:
         if "imported_from" in self.manifest.environment:  # which stays if it is trained anew here
             return bool(self.commits.read(self.analysis_path.name).under("spectra"))
         return self.manifest.summary.epochs_done > 0
+
+    @property
+    def progress_text(self) -> str:
+        """How far it is, and how good, for people: ``adam, epochs 3/30, test accuracy 97.50%``."""
+        summary, dataset = self.manifest.summary, self.manifest.dataset
+        trained = f"{self.config.optimizer}, epochs {summary.epochs_done}/{self.config.epoch}"
+        parts = ["recorded" if self.is_recorded else trained]
+        if summary.test_accuracy is not None:
+            parts.append(f"test accuracy {summary.test_accuracy:.2%}")
+        elif dataset is not None and not dataset.has_labels:
+            parts.append("no labels")
+        return ", ".join(parts)
 
     @property
     def is_recorded(self) -> bool:

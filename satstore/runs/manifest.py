@@ -144,10 +144,6 @@ class LayerRecord(_Record):
 SHORTCUT = re.compile(r"(^|\.)(downsample|shortcut|skip)")
 
 
-RECORDED = "Recorded"
-"""The dataset's name in runs of ``satstore.record``, whose model and data satstore can't build."""
-
-
 class DatasetRecord(_Record):
     """The data that an experiment was trained on.
 

@@ -10,10 +10,11 @@ from torch import nn
 from satstore.capture.layers import Layer, Layers
 from satstore.capture.outputs import OutputLayout
 from satstore.capture.recorders import LatentRecorder, LayerRecorder, MomentRecorder
+from satstore.config.experiment import RECORDED
 from satstore.config.latent_keys import SPLITS
 from satstore.planning.estimate import TYPICAL_RATIO, latent_bytes
 from satstore.runs.latents_record import describe_latents, describe_store
-from satstore.runs.manifest import RECORDED, DatasetRecord, Manifest, SourceRecord
+from satstore.runs.manifest import DatasetRecord, Manifest, SourceRecord
 from satstore.runs.run import Run
 from satstore.stages.record.feature_data import FeatureData, FeatureDigest, FeatureFiles, FeatureSplit
 from satstore.stages.record.passes import by_key

@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from satstore.config.experiment import ExperimentConfig
+from satstore.config.experiment import RECORDED, ExperimentConfig
 from satstore.config.grid import expand_grid
 from satstore.config.validation import describe_invalid
 from satstore.errors import ConfigError
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import check_run_id, find_logs_dir, make_run
-from satstore.runs.manifest import RECORDED, SourceRecord
+from satstore.runs.manifest import SourceRecord
 from satstore.runs.run import Run
 from satstore.stages.extract.stage import place as place_latents
 from satstore.stages.forms import flag_words

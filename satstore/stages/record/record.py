@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from satstore.analysis.compiled_models import uncompiled
 from satstore.analysis.modules import in_eval_mode, without_nested_tensors
 from satstore.analysis.receptive_field.table import receptive_field
-from satstore.config.experiment import Calls, ExperimentConfig
+from satstore.config.experiment import RECORDED, Calls, ExperimentConfig
 from satstore.config.grid import expand_grid
 from satstore.datasets.worker_failures import explaining_lost_workers
 from satstore.errors import ConfigError, SatstoreError
 from satstore.runs.events import Listener
 from satstore.runs.logs_folder import find_logs_dir, make_run
-from satstore.runs.manifest import CHECKPOINT, RECORDED, RECORDING
+from satstore.runs.manifest import CHECKPOINT, RECORDING
 from satstore.runs.run import Run
 from satstore.stages.parameters import DEFAULT_MEMORY_LIMIT
 from satstore.stages.pipeline import apply_stages

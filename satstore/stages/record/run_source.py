@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from satstore.config.experiment import RECORDED
 from satstore.datasets.image_data import PixelSource
 from satstore.datasets.image_folder import FileSource
 from satstore.datasets.transforms import Transform
@@ -19,7 +20,7 @@ from satstore.models.sources.images import PrepareImage, in_one_line
 from satstore.models.sources.source import Source, open_source
 from satstore.models.sources.weights import digest_weights
 from satstore.runs.logs_folder import open_run
-from satstore.runs.manifest import RECORDED, SourceRecord
+from satstore.runs.manifest import SourceRecord
 from satstore.runs.run import Run
 from satstore.training.run_model import load_model
 from satstore.training.session_data import load_data

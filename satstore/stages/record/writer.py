@@ -8,12 +8,12 @@ from torch import nn
 from satstore.analysis.moments import state_bytes
 from satstore.capture.layers import describe_layers, select_layers
 from satstore.capture.recorders import MomentRecorder
+from satstore.config.experiment import RECORDED
 from satstore.config.latent_keys import SPLITS
 from satstore.errors import ConfigError
 from satstore.runs.latents_record import describe_latents, describe_store
 from satstore.runs.manifest import (
     CHECKPOINT,
-    RECORDED,
     RECORDING,
     DatasetRecord,
     Manifest,
