@@ -352,6 +352,33 @@ def test_record__of_texts_obeys_their_masks(tmp_path: Path) -> None:
     assert run.probe_tables() == ["cls", "mean", "token1"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_record__of_texts_on_a_gpu_is_as_on_the_cpu(tmp_path: Path) -> None:
+    model, texts = TinyBert(), make_texts(9, 12, side="left")
+    runs = [
+        satstore.record(
+            model,
+            make_loader(texts),
+            device,
+            tokens=[*MODES[:4], 2],
+            device=device,
+            modules=["."],
+            logs_dir=tmp_path,
+        )
+        for device in ("cpu", "cuda:0")
+    ]
+    assert not next(model.parameters()).is_cuda, "the model is back where it was"
+    on_cpu, on_gpu = runs
+    assert on_gpu.layers == on_cpu.layers
+    for key in map(str, on_cpu.manifest.latents):
+        expected = on_cpu.latents(key, "train")
+        for layer, found in on_gpu.latents(key, "train").items():
+            np.testing.assert_allclose(found.numpy(), expected[layer].numpy(), rtol=2e-3, atol=1e-5)
+    for layer, spectrum in on_gpu.spectra("train").items():
+        np.testing.assert_allclose(spectrum, on_cpu.spectra("train")[layer], atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("tokens", "said"),
     [
