@@ -1,4 +1,4 @@
-"""satstore: layer saturation, linear probes and receptive fields of image classifiers, out of core.
+"""satstore: layer saturation, linear probes and receptive fields of neural networks, out of core.
 
 The names below are imported from their modules when they are first used: ``import satstore`` is quick.
 """
