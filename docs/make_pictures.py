@@ -7,12 +7,15 @@ keep: the terminal app's in other sizes, and kinds of figures that no page shows
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import nbformat
+from nbclient import NotebookClient
 from PIL import Image
 from textual.pilot import Pilot
 
@@ -23,6 +26,7 @@ from tui.screens.run import TABS
 
 LOGS = Path("/tmp/satstore/logs")
 IMAGES = Path(__file__).parent / "images"
+NOTEBOOK = Path(__file__).parents[1] / "notebooks/vision_transformer.ipynb"
 SIZES = {"": (120, 32), "-small": (80, 24), "-large": (200, 60)}
 
 GRID = {
@@ -68,6 +72,16 @@ def draw_figures(others: bool) -> None:
             name = "demo" if kind == "projection" else f"depths/{vgg.name}"
             draw(LOGS.parent / f"{kind}.png", "plot", name, "--kind", kind)
         draw(LOGS.parent / "cka.png", "compare", f"depths/{vgg.name}", f"depths/{resnet.name}", "--cka")
+
+
+def draw_blocks() -> None:
+    """Train and record the vision transformer of the notebook, as far as its first figure, and draw that."""
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    end = next(n for n, cell in enumerate(notebook.cells, 1) if "run.plot()" in cell.source)
+    notebook.cells = notebook.cells[:end]
+    os.environ["SATSTORE_LOGS_DIR"] = str(LOGS)
+    NotebookClient(notebook, timeout=600).execute(cwd=str(LOGS.parent))
+    draw(IMAGES / "blocks.png", "plot", "vit")
 
 
 def draw(path: Path, *words: str) -> None:
@@ -116,6 +130,7 @@ def main() -> None:
     if not (LOGS.exists() and "--keep" in sys.argv):
         make_runs()
     draw_figures(others)
+    draw_blocks()
     words = ["run", "--config", str(LOGS.parent / "long.json"), "--run-id", "long", "--stages", "train"]
     job = start_job([*words, "--logs-dir", str(LOGS)], LOGS)
     try:
