@@ -2,20 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from satstore.cli.command_line import ARGUMENTS
 from satstore.cli.console import print_line
-from satstore.cli.interrupts import stop_on_signals
 from satstore.cli.options import Detach, LogsDir
-from satstore.cli.progress import Bar
-from satstore.cli.run_stages import start_in_background
-from satstore.jobs.record import JobRecord, record_job
+from satstore.cli.run_stages import showing_recording, start_in_background
 from satstore.runs.logs_folder import check_run_id, find_logs_dir
-from satstore.runs.run import Run
 from satstore.stages.record.parameters import RecordParameters
 
 
@@ -39,28 +33,12 @@ def record_model(
         return
     with (
         explaining_stop(is_kept=parameters.resume),
-        stop_on_signals(),
-        record_job(ARGUMENTS.get(), logs) as job,
+        showing_recording(parameters.run_id, "record", logs) as hooks,
     ):
-        run = record_with_bar(source, parameters, logs_dir, job)
+        from satstore.stages.record.from_source import record_source
+
+        run = record_source(source, parameters, logs_dir=logs_dir, **hooks)
     print_line(run.name)
-
-
-def record_with_bar(source: str, parameters: RecordParameters, logs_dir: Path | None, job: JobRecord) -> Run:
-    """Record a source, and show its progress; errors that nobody foresaw become one line."""
-    from satstore.stages.pipeline import as_satstore_error
-    from satstore.stages.record.from_source import record_source
-
-    def begin(run: Run) -> None:
-        job.run = run.name
-
-    bar = Bar()
-    bar.record = job
-    with bar:
-        try:
-            return record_source(source, parameters, logs_dir=logs_dir, listener=bar.listen, begin=begin)
-        except Exception as error:  # what a model or its recipe raises
-            raise as_satstore_error(parameters.run_id, "record", error) from error
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from satstore.cli.command_line import ARGUMENTS, arguments_without
 from satstore.cli.console import make_console, make_table, print_line
@@ -18,7 +20,7 @@ from satstore.jobs.start import start_job
 from satstore.runs.logs_folder import check_run_id, find_logs_dir, find_runs
 from satstore.runs.run import Run
 from satstore.stages.parameters import StageParameters
-from satstore.stages.pipeline import Outcome, make_runs, run_stages
+from satstore.stages.pipeline import Outcome, as_satstore_error, make_runs, run_stages
 
 PlannedRuns = Sequence[tuple[Run, Mapping[str, StageParameters]]]
 """Runs, each with the parameters of the stages to run."""
@@ -102,6 +104,25 @@ def check_target(target: Target, make_tasks: MakePlan) -> Path:
         make_tasks(config)
     check_run_id(name)
     return find_logs_dir(target.logs_dir, configs[0])
+
+
+@contextmanager
+def showing_recording(run_id: str, stage: str, logs_dir: Path) -> Iterator[dict[str, Any]]:
+    """Note a recording as a job, and show its progress; errors that nobody foresaw become one line.
+
+    Yields the arguments by which what records tells of its events, and of the run once it is made.
+    """
+    bar = Bar()
+    with stop_on_signals(), record_job(ARGUMENTS.get(), logs_dir) as job, bar:
+        bar.record = job
+
+        def begin(run: Run) -> None:
+            job.run = run.name
+
+        try:
+            yield {"listener": bar.listen, "begin": begin}
+        except Exception as error:  # what a model, a recipe, or a library that reads files raises
+            raise as_satstore_error(run_id, stage, error) from error
 
 
 def start_in_background(logs_dir: Path) -> None:

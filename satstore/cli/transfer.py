@@ -7,14 +7,12 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from satstore.cli.command_line import ARGUMENTS
 from satstore.cli.console import print_line
-from satstore.cli.interrupts import stop_on_signals
 from satstore.cli.options import LogsDir, RunName
 from satstore.cli.output import output_file, output_folder
 from satstore.cli.progress import Bar
+from satstore.cli.run_stages import showing_recording
 from satstore.errors import ConfigError, CorruptError, NotFoundError, reason_of
-from satstore.jobs.record import record_job
 from satstore.runs.logs_folder import find_logs_dir, find_runs
 from satstore.runs.repair import extract_command
 from satstore.runs.run import Run
@@ -152,26 +150,13 @@ def import_features(
     paths: Sequence[str], run_id: str | None, parameters: FeatureParameters, logs_dir: Path | None
 ) -> None:
     """Record files of features as a run, and print its name and layers."""
-    from satstore.stages.pipeline import as_satstore_error
     from satstore.stages.record.features import record_features
 
     if run_id is None:
         raise ConfigError("features need a run id, the name of their run's folder: --run-id RES")
     logs = find_logs_dir(logs_dir)
-    with stop_on_signals(), record_job(ARGUMENTS.get(), logs) as job:
-        bar = Bar()
-        bar.record = job
-
-        def begin(run: Run) -> None:
-            job.run = run.name
-
-        with bar:
-            try:
-                run = record_features(
-                    paths, run_id, logs_dir=logs, listener=bar.listen, begin=begin, **dict(parameters)
-                )
-            except Exception as error:  # of the libraries that read files
-                raise as_satstore_error(run_id, "import", error) from error
+    with showing_recording(run_id, "import", logs) as hooks:
+        run = record_features(paths, run_id, logs_dir=logs, **hooks, **dict(parameters))
     print_line(run.name)
     for layer in run.manifest.layers:
         print_line(f"  {layer.layer}: {' × '.join(map(str, layer.output_shape))} ({layer.form})")

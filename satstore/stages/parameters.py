@@ -112,6 +112,10 @@ Overwrite = Annotated[
     bool, Parameter(negative=""), Field(description="do it again, in place of what is there")
 ]
 
+MaxSamples = Annotated[
+    int | None, Field(ge=2, description="samples that spectra take at most, the first ones")
+]
+
 Force = Annotated[
     bool,
     Parameter(negative=""),

@@ -43,9 +43,7 @@ class FeatureParameters(shared.StageParameters):
     seed: Annotated[int, Field(ge=0, description="of --split")] = 0
     pooling: shared.Poolings = None
     tokens: shared.Tokens = None
-    max_samples: Annotated[
-        int | None, Field(ge=2, description="samples that spectra take at most, the first ones")
-    ] = None
+    max_samples: shared.MaxSamples = None
     latents_dir: shared.LatentsDir = None
     memory_limit: shared.MemoryLimit = shared.DEFAULT_MEMORY_LIMIT
     force: shared.Force = False

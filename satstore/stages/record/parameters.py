@@ -73,9 +73,7 @@ class RecordParameters(shared.StageParameters):
     exclude: shared.Exclude = None
     pooling: shared.Poolings = None
     tokens: shared.Tokens = None
-    max_samples: Annotated[
-        int | None, Field(ge=2, description="samples that spectra take at most, the first ones")
-    ] = None
+    max_samples: shared.MaxSamples = None
     batch_size: Annotated[int, Field(ge=1, description="samples of a batch")] = 32
     workers: Annotated[
         int | None, Field(ge=0, description="loader processes; by default by the cores, for texts none")
